@@ -1,0 +1,29 @@
+"""Cohort: teach a language model by comparing its own answers with each other (GRPO, arXiv 2402.03300)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cohort.config import GRPOConfig, SFTConfig
+    from cohort.train.trainer import GRPOTrainer, SFTTrainer
+    from cohort.types import UserError
+
+__version__ = "0.1.0"
+__all__ = ["GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer", "UserError"]
+
+_HOMES = {
+    "GRPOConfig": "cohort.config",
+    "SFTConfig": "cohort.config",
+    "GRPOTrainer": "cohort.train.trainer",
+    "SFTTrainer": "cohort.train.trainer",
+    "UserError": "cohort.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the trainers need torch and transformers, the configurations do not.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'cohort' has no attribute {name!r}")

@@ -1,0 +1,248 @@
+"""One typed configuration. Keys are TRL's wherever TRL has one; defaults are DeepSeekMath's where it gives one.
+
+Nothing here imports torch or transformers, so that a mistake in a configuration is told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cohort.types import UserError
+
+DSM = "DeepSeekMath, arXiv 2402.03300, section 4.2"
+
+
+class TrainingConfig(BaseModel):
+    """What every method shares: optimiser, schedule, batches, precision, saving, evaluation."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    output_dir: str = "output"
+    seed: int = 42
+
+    learning_rate: float = Field(1e-6, ge=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_steps: int = Field(0, ge=0, description="Wins over warmup_ratio where it is not 0.")
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0 leaves gradients as they are.")
+
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = Field(-1, description="Optimiser steps; -1 takes num_train_epochs.")
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    token_budget: int = Field(
+        16384,
+        ge=1,
+        description="Tokens of one micro-batch: a matter of memory only, never of the gradient.",
+    )
+    shuffle_dataset: bool = True
+
+    bf16: bool | None = Field(None, description="None: where the hardware has fast bfloat16.")
+    use_cpu: bool = False
+    gradient_checkpointing: bool = False
+    disable_dropout: bool = True
+    model_init_kwargs: dict[str, Any] = Field(default_factory=dict)
+    trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    finetuning_type: Literal["full", "lora"] = "full"
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
+
+    max_prompt_length: int | None = Field(
+        None, ge=1, description="Longer prompts are dropped and counted. None: what the model's positions leave."
+    )
+
+    logging_steps: int = Field(1, ge=1)
+    save_steps: int = Field(0, ge=0, description="0: only the final model.")
+    save_total_limit: int | None = Field(2, ge=1)
+    resume_from_checkpoint: bool | str = False
+    eval_strategy: Literal["no", "steps"] = "no"
+    eval_steps: int = Field(50, ge=1)
+    eval_on_start: bool = False
+    per_device_eval_batch_size: int = Field(64, ge=1)
+    max_completion_length: int = Field(1024, ge=1)
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences with loss in one optimiser step, on one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on demonstrations: the row `sft` of the table of methods."""
+
+    learning_rate: float = Field(2e-5, ge=0)
+
+
+class GRPOConfig(TrainingConfig):
+    """GRPO. Batch sizes count completions, as in TRL; groups are never split."""
+
+    learning_rate: float = Field(1e-6, ge=0, description=DSM)
+    per_device_train_batch_size: int = Field(1024, ge=1, description=f"Completions. {DSM}")
+
+    num_generations: int = Field(64, ge=1, description=f"G, completions of one prompt. {DSM}")
+    max_completion_length: int = Field(1024, ge=1, description=DSM)
+    generation_batch_size: int | None = Field(None, ge=1, description="Completions sampled at a time.")
+    steps_per_generation: int | None = Field(
+        None, ge=1, description="In units of per_device_train_batch_size. None: gradient_accumulation_steps."
+    )
+    num_iterations: int = Field(1, ge=1, description=f"mu, updates on each batch. {DSM}: one")
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: all.")
+    min_p: float = Field(0.0, ge=0, le=1)
+    stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
+    max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
+
+    beta: float = Field(0.04, ge=0, description=f"Weight of the KL term. {DSM}")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="DeepSeekMath Eq. 4: k3")
+    use_bias_correction_kl: bool = Field(False, description="Weight the KL estimate by the ratio.")
+    epsilon: float = Field(0.2, ge=0, description="PPO, arXiv 1707.06347, section 6.1")
+    epsilon_high: float | None = Field(None, ge=0, description="None: epsilon.")
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field("grpo", description="DeepSeekMath Eq. 3: grpo")
+    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="DeepSeekMath, section 4.1.2")
+    reward_weights: list[float] | None = None
+    mask_truncated_completions: bool = False
+
+    num_generations_eval: int = Field(1, ge=1)
+    eval_temperature: float = Field(0.0, ge=0, description="0: greedy.")
+    log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("scale_rewards"), bool):
+            values = {**values, "scale_rewards": "group" if values["scale_rewards"] else "none"}
+        return values
+
+    @model_validator(mode="after")
+    def _possible(self) -> GRPOConfig:
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
+                "so a group needs at least 2; 8 is common"
+            )
+        if self.generation_batch_size is not None and self.steps_per_generation is not None:
+            raise ValueError("generation_batch_size and steps_per_generation say the same thing: give one of them")
+        return self
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Whole groups in one optimiser step: at least one, rounded up."""
+        return -(-self.batch_size // self.num_generations)
+
+    @property
+    def updates_per_generation(self) -> int:
+        """Optimiser steps that share one sampled batch, before it is repeated num_iterations times."""
+        if self.generation_batch_size is not None:
+            return max(1, -(-self.generation_batch_size // self.batch_size))
+        if self.steps_per_generation is not None:
+            return max(1, -(-self.steps_per_generation // self.gradient_accumulation_steps))
+        return 1
+
+
+METHOD_CONFIGS: dict[str, type[TrainingConfig]] = {"sft": SFTConfig, "grpo": GRPOConfig}
+
+
+class RunConfig(BaseModel):
+    """What a YAML file says beside the method's own settings: which model, data and rewards."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    method: Literal["sft", "grpo"] = "grpo"
+    model: str
+    dataset: str
+    dataset_split: str = "train"
+    dataset_kwargs: dict[str, Any] = Field(default_factory=dict)
+    max_samples: int | None = Field(None, ge=1)
+    eval_dataset: str | None = None
+    eval_split: str = "test"
+    eval_samples: int | None = Field(None, ge=1)
+    columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
+    system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
+    reward_funcs: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("reward_funcs"), str):
+            names = [name.strip() for name in values["reward_funcs"].split(",")]
+            values = {**values, "reward_funcs": [name for name in names if name]}
+        return values
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def build(kind: type[Config], values: dict[str, Any], where: str, known: list[str] | None = None) -> Config:
+    """`kind(**values)`, with every problem told in one UserError: the key, what was seen, what to do."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        known = known or list(kind.model_fields)
+        lines = [_explain(problem, known) for problem in error.errors()]
+        raise UserError(f"{where}: " + "\n".join(lines)) from None
+
+
+def _explain(problem: Any, known: list[str]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return unknown_key(key, known)
+    if problem["type"] == "missing":
+        return f"`{key}` is missing: add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"`{key}` is {problem['input']!r}: {message}" if key else message
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"unknown key `{key}`" + (f": did you mean `{near[0]}`?" if near else "; see docs/configuration.md")
+
+
+def read_run(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, TrainingConfig]:
+    """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a YAML configuration, such as examples/gsm8k.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{override!r} is not an override: write key=value")
+        values[key] = _override_value(key, text)
+    return split_run({str(key): value for key, value in values.items()}, str(path))
+
+
+def _override_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {key}={text}: the value is not readable as YAML: {error}") from None
+
+
+def split_run(values: dict[str, Any], where: str) -> tuple[RunConfig, TrainingConfig]:
+    """Deal one flat mapping out to the run's keys and the method's."""
+    method = values.get("method", "grpo")
+    kind = METHOD_CONFIGS.get(method, GRPOConfig)
+    known = [*RunConfig.model_fields, *kind.model_fields]
+    of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
+    of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}
+    return build(RunConfig, of_run, where, known), build(kind, of_method, where, known)

@@ -1,0 +1,107 @@
+"""The records that pass between floors, and the one legend of shapes.
+
+Shape suffixes, in `formulas` and `train`:
+
+    P  prompts in a batch            T  tokens of the packed stream (prompts once, then completions)
+    G  completions of one prompt     N  completion tokens (the tokens that carry loss)
+    B  completions, P * G            V  vocabulary        D  hidden size
+
+`rewards_PG` is a [P, G] tensor; `logprobs_N` holds one value for each completion token, groups in order,
+completions in order within a group. Log-probabilities are natural logarithms of the policy at the sampling
+temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Message = dict[str, Any]
+Text = str | list[Message]
+"""A plain string, or chat messages: `[{"role": "user", "content": "2+2=?"}]`."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: says what was seen, where, and what to do. The CLI exits with 2."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example of a dataset.
+
+    >>> Row("What is 2+2?", columns={"answer": "4"}, source="train.jsonl row 1").columns["answer"]
+    '4'
+    """
+
+    prompt: Text
+    completion: Text | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass
+class Completion:
+    """What an engine returns for one sample: token ids in, token ids and log-probabilities out.
+
+    Completion(ids=tensor([11, 4, 2]), logprobs=tensor([-0.1, -1.3, -0.2]), text="4", truncated=False)
+    """
+
+    ids: Tensor
+    """int64 [n], the end-of-sequence token included where one was sampled."""
+    logprobs: Tensor
+    """float32 [n], the sampler's own log-probabilities at the sampling temperature, before any truncation."""
+    text: str = ""
+    truncated: bool = False
+    """True where the length limit ended it."""
+
+
+@dataclass
+class Group:
+    """One prompt and the completions judged against each other.
+
+    Group(prompt_ids=tensor([5, 6, 7]), completions=[c0, c1], row=row, rewards=[1.0, 0.0],
+          components={"accuracy": [1.0, 0.0]}, advantages=[tensor([.7, .7, .7]), tensor([-.7, -.7])])
+    """
+
+    prompt_ids: Tensor
+    """int64 [p]."""
+    completions: list[Completion]
+    row: Row
+    rewards: list[float] = field(default_factory=list)
+    """[G], the aggregated reward of each completion."""
+    components: dict[str, list[float | None]] = field(default_factory=dict)
+    """Reward function name -> [G] scores; None where the function does not apply to the row."""
+    advantages: list[Tensor] = field(default_factory=list)
+    """[G] of float32 [n_i], one advantage for each token."""
+    old_logprobs: list[Tensor] | None = None
+    """[G] of float32 [n_i], under the policy that was current when the batch was first trained on."""
+    reference_logprobs: list[Tensor] | None = None
+    """[G] of float32 [n_i], under the reference model; None where beta is 0."""
+
+    @property
+    def tokens(self) -> int:
+        """Length of the group in the packed stream: the prompt once, every completion once."""
+        return len(self.prompt_ids) + sum(len(c.ids) for c in self.completions)
+
+
+@dataclass
+class TrainerState:
+    """What callbacks and reward functions may read of a run (the fields of transformers' TrainerState used here)."""
+
+    global_step: int = 0
+    max_steps: int = 0
+    epoch: float = 0.0
+    log_history: list[dict[str, Any]] = field(default_factory=list)
+    is_world_process_zero: bool = True
+
+
+@dataclass
+class TrainerControl:
+    """What callbacks may set to steer the loop (transformers' TrainerControl)."""
+
+    should_training_stop: bool = False
+    should_save: bool = False
+    should_evaluate: bool = False
