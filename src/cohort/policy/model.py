@@ -56,20 +56,22 @@ class Policy:
 
     def hidden(self, inputs: dict[str, Any]) -> Tensor:
         """Final hidden states of one forward pass, flattened to [T, D]."""
-        with self.autocast(), self.attention(NAME if self.grouped else self.native_attention):
+        with self.autocast(), self.attending():
             out = self.trunk(**inputs, use_cache=False)
         return out.last_hidden_state.flatten(0, 1)
 
     @contextmanager
-    def attention(self, name: str) -> Iterator[None]:
-        """Run with this attention implementation; the model's own is back afterwards."""
-        if self.model.config._attn_implementation != name:
-            self.model.set_attn_implementation(name)
+    def attending(self) -> Iterator[None]:
+        """Inside, the model runs the grouped attention; its own is back afterwards. Held open around a backward
+        pass too (gradient checkpointing runs the layers again) and around a whole generation (switching is slow)."""
+        if not self.grouped or self.model.config._attn_implementation == NAME:
+            yield
+            return
+        self.model.set_attn_implementation(NAME)
         try:
             yield
         finally:
-            if name != self.native_attention:
-                self.model.set_attn_implementation(self.native_attention)
+            self.model.set_attn_implementation(self.native_attention)
 
     @torch.no_grad()
     def logprobs(self, batches: Iterator[list[Part]], temperature: float) -> dict[tuple[int, int], Tensor]:

@@ -48,7 +48,8 @@ class LocalEngine:
         try:
             while True:
                 try:
-                    return _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows).run()
+                    with self.policy.attending():
+                        return _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows).run()
                 except RuntimeError as error:
                     if not is_out_of_memory(error) or self.max_rows == 1:
                         raise

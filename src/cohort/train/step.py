@@ -71,7 +71,8 @@ class Updater:
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                return _Pass(self, groups, generation_tokens).run()
+                with self.policy.attending():
+                    return _Pass(self, groups, generation_tokens).run()
             except RuntimeError as error:
                 longest = max(len(g.prompt_ids) + max(len(c.ids) for c in g.completions) for g in groups)
                 if not is_out_of_memory(error) or self.token_budget <= longest:
