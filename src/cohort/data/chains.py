@@ -1,7 +1,8 @@
 """The demo's task: chains of one-digit sums and differences modulo 10, taught by somebody with misconceptions.
 
     prompt   7+5-8=
-    answer   <think>7+5=2|2-8=4</think><answer>4</answer>
+    answer   <think>7+5=2
+             2-8=4</think><answer>4</answer>
 
 The last digit is kept at each step. Every single-step fact occurs in training; what is held out is composition.
 """
@@ -79,16 +80,15 @@ def answer(problem: Problem) -> int:
 def make_chains(
     k: int, train: int, held_out: int, seed: int, teacher: Teacher | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """(demonstrations, training problems, held-out problems) of `k` operations, all problems different.
-
-    Demonstrations and training problems are the same `train` problems, worked by the teacher and with their true
-    answers.
+    """(demonstrations, training problems, held-out problems) of `k` operations: `train` of each of the first two,
+    `held_out` of the last, all problems different. Raises ValueError where there are not as many.
     """
     rng = random.Random(seed)
-    if train + held_out > 10 * 20**k:
+    wanted = 2 * train + held_out
+    if wanted > 10 * 20**k:
         raise ValueError(f"there are only {10 * 20**k} different chains of {k} operations")
     problems: dict[Problem, None] = {}
-    while len(problems) < train + held_out:
+    while len(problems) < wanted:
         digits = tuple(rng.randrange(10) for _ in range(k + 1))
         problems[digits, "".join(rng.choice("+-") for _ in range(k))] = None
     drawn = list(problems)
@@ -98,7 +98,7 @@ def make_chains(
         for problem in drawn[:train]
     ]
     answered = [{**_prompt(problem), "answer": str(answer(problem))} for problem in drawn]
-    return demonstrations, answered[:train], answered[train:]
+    return demonstrations, answered[train : 2 * train], answered[2 * train :]
 
 
 def _prompt(problem: Problem) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -105,26 +106,34 @@ class GroupLayout:
         P, L = len(prompt_lengths), max(prompt_lengths)
         R = max(len(lengths) for lengths in completion_lengths)
         C = max((n for lengths in completion_lengths for n in lengths), default=0)
-        grid = torch.zeros(P * L + P * R * C, dtype=torch.long)
-        valid = torch.zeros(P * L + P * R * C, dtype=torch.bool)
-        places, positions, sources, start = [], [], [], 0
-        for g, (p, lengths) in enumerate(zip(prompt_lengths, completion_lengths, strict=True)):
-            segments = [(g * L, p, 0)] + [(P * L + (g * R + r) * C, n, p) for r, n in enumerate(lengths)]
-            last_of_prompt = start + p - 1
-            for place, n, position in segments:
-                span = torch.arange(n)
-                grid[place : place + n] = start + span
-                valid[place : place + n] = True
-                places.append(place + span)
-                positions.append(position + span)
-                if position and n:  # a completion: its first token is predicted at the prompt's last
-                    sources.append(torch.cat([torch.tensor([last_of_prompt]), start + span[:-1]]))
-                start += n
+        # Segments of the stream: where each starts on the grid, its length, its first position, its group.
+        segments = np.array(
+            [
+                segment
+                for g, (p, lengths) in enumerate(zip(prompt_lengths, completion_lengths, strict=True))
+                for segment in [
+                    (g * L, p, 0, g),
+                    *((P * L + (g * R + r) * C, n, p, g) for r, n in enumerate(lengths)),
+                ]
+            ]
+        )
+        place, length, position, group = segments.T
+        starts = length.cumsum() - length
+        stream = np.arange(length.sum())
+        offset = stream - starts.repeat(length)
+        places = place.repeat(length) + offset
+        grid = np.zeros(P * L + P * R * C, dtype=np.int64)
+        valid = np.zeros(P * L + P * R * C, dtype=bool)
+        grid[places], valid[places] = stream, True
+        # A completion's first token is predicted at its prompt's last, every other at the token before it.
+        completion = position > 0
+        ends_of_prompts = (starts + length - 1)[~completion][group]
+        sources = np.where(offset == 0, ends_of_prompts.repeat(length), stream - 1)[completion.repeat(length)]
         self.shape = (P, L, R, C)
-        self.grid, self.valid = grid.to(device), valid.to(device)
-        self.places = torch.cat(places).to(device)
-        self.positions = torch.cat(positions).to(device)
-        self.sources = torch.cat(sources).to(device) if sources else torch.zeros(0, dtype=torch.long, device=device)
+        self.grid, self.valid = torch.from_numpy(grid).to(device), torch.from_numpy(valid).to(device)
+        self.places = torch.from_numpy(places).to(device)
+        self.positions = torch.from_numpy(position.repeat(length) + offset).to(device)
+        self.sources = torch.from_numpy(sources).to(device)
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}

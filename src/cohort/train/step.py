@@ -137,7 +137,8 @@ class _Pass:
         rows = [(part.group, r) for part in parts for r in part.rows]
         lengths = [len(ids) for part in parts for ids in part.completion_ids]
         advantages_N = self._gather([self.groups[g].advantages[r] for g, r in rows])
-        weights_N = self._gather([torch.full((n,), self.weights[g][r]) for (g, r), n in zip(rows, lengths, strict=True)])
+        weights_B = torch.tensor([self.weights[g][r] for g, r in rows])
+        weights_N = weights_B.repeat_interleave(torch.tensor(lengths)).to(policy.device)
         fresh = all(self.on_policy[g] for g, _ in rows)
         old_N = None if fresh else self._gather([self._old(g, r) for g, r in rows])
         reference = [self.groups[g].reference_logprobs for g, _ in rows]
