@@ -106,22 +106,24 @@ def _prompt(problem: Problem) -> dict[str, Any]:
 
 
 def build_tokenizer() -> Any:
-    """One token for each character, tag and role; a chat template of one token a role."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """One token for each character, tag and role, in Qwen2's format: byte-level, without a single merge."""
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
 
-    tokens = [PAD, END, *ROLES, *TAGS, *CHARACTERS]
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("<[^<>]+>|[\\s\\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    special = [PAD, END, *ROLES]
+    # Byte-level vocabularies write a line end as U+010A.
+    tokens = [*special, *TAGS, *CHARACTERS.replace("\n", "\u010a")]
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[],
+        unk_token=PAD,
         pad_token=PAD,
         eos_token=END,
         additional_special_tokens=list(ROLES),
         chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return tokenizer
 
 
 def build_model(tokenizer: Any, seed: int, **overrides: Any) -> Any:
@@ -133,11 +135,11 @@ def build_model(tokenizer: Any, seed: int, **overrides: Any) -> Any:
         "hidden_size": 128,
         "intermediate_size": 544,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
-        "initializer_range": 0.05,
+        "initializer_range": 0.1,
     }
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     with torch.random.fork_rng(devices=[]):

@@ -78,7 +78,7 @@ def collect(
             prompt_ids=prompt.ids,
             completions=found,
             row=prompt.row,
-            rewards=rewards_PG[p].tolist(),
+            rewards=scores.totals[p * G : (p + 1) * G],
             components={name: values[p * G : (p + 1) * G] for name, values in scores.components.items()},
             advantages=[a.expand(len(c.ids)) for a, c in zip(advantages_PG[p], found, strict=True)],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -124,7 +125,9 @@ class Samples:
             prompts, self.engine, self.rewards, self.method, config, self.sampling, seed, state
         )
         if self.reference is not None:
+            started = time.perf_counter()
             attach_reference(groups, self.reference, config)
+            metrics["seconds/reference"] = time.perf_counter() - started
         return groups, metrics
 
 
