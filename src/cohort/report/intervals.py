@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from math import sqrt
 
 
-def wilson(successes: float, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95% by default: (low, high). Wilson, JASA 22 (1927).
+def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval (low, high) of successes / total; z = 1.96 gives 95%. Wilson, JASA 22, 1927.
 
-    Raises ValueError where total is not positive.
+    Raises ValueError unless 0 <= successes <= total and total > 0.
     """
-    if total <= 0:
-        raise ValueError(f"an interval needs at least one trial, got {total}")
-    share = successes / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    if total <= 0 or not 0 <= successes <= total:
+        raise ValueError(
+            f"an interval needs 0 <= successes <= total and total > 0, got {successes} of {total}"
+        )
+    share, spread = successes / total, z * z / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    # At 0 and at all successes the bounds are exact; rounding would miss them by 1e-17.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == total else centre + half)

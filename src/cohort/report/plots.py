@@ -1,150 +1,241 @@
-"""Metrics of a run folder to PNG plots."""
+"""Plots of a run folder's metrics, as PNG files beside them."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cohort.report.intervals import wilson
-from cohort.types import UserError
+from cohort.report.metrics import Rows, component_keys, read_metrics, series
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-Series = tuple[list[float], list[float]]
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, or of the one in a run folder; a half-written last line is left out.
-
-    Raises UserError where there is none.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a run folder, which has a metrics.jsonl")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(path.read_text(encoding="utf-8").splitlines()):
-                raise UserError(f"{path} line {number}: not valid JSON") from None
-    return rows
-
-
-def series(rows: list[dict[str, Any]], key: str) -> Series:
-    """(steps, values) of the rows that have the key."""
-    found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
-    return [float(step) for step, _ in found], [float(value) for _, value in found]
+# Okabe and Ito's palette: colour-blind readers can tell its colours apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MANY = 30
+"""More points than this are drawn faintly, with their running mean over them."""
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
 
 
 def plot_training(run_dir: str | Path) -> list[Path]:
-    """Write the plots that the run's metrics allow beside them: reward.png, held_out_accuracy.png, loss.png,
-    completions.png. Raises UserError where there is nothing to plot."""
-    folder = Path(run_dir)
-    rows = read_metrics(folder)
-    written = [path for path in (draw(rows, folder) for draw in (_reward, _held_out, _loss, _lengths)) if path]
-    if not written:
-        raise UserError(f"{folder}: its metrics have nothing to plot yet")
+    """Write the plots that a run's metrics allow into its folder; returns their paths, [] where none is possible
+    yet. Raises UserError where the folder has no metrics.jsonl."""
+    import matplotlib
+
+    rows = read_metrics(run_dir)
+    folder = Path(run_dir) if Path(run_dir).is_dir() else Path(run_dir).parent
+    written = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in PLOTS.items():
+            figure = draw(rows)
+            if figure is not None:
+                figure.savefig(folder / name, dpi=150)
+                written.append(folder / name)
     return written
 
 
-def _axes(title: str, ylabel: str, panels: int = 1) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure
+def running_mean(values: list[float], width: int) -> list[float]:
+    """Mean of the `width` (odd) values around each, fewer at the ends: [0, 1, 2, 9], 3 -> [.5, 1, 4, 5.5]."""
+    reach = width // 2
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
-    figure = Figure(figsize=(7.5 * panels, 4.2), layout="constrained")
-    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
-    for axis in axes:
+
+def _panels(titles: list[str]) -> tuple[Any, list[Any]]:
+    """A figure with one panel a title, side by side. No pyplot: nothing global, no display needed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(max(7.0, 5.4 * len(titles)), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
         axis.set_xlabel("step")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_title(title)
-    axes[0].set_ylabel(ylabel)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure, axes
 
 
-def _line(axis: Any, points: Series, colour: str, label: str) -> None:
-    """Raw values faint and their running mean over them, where there are many."""
-    steps, values = points
-    if len(steps) > 30:
-        axis.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
-        width = max(3, len(values) // 20)
-        smooth = [sum(values[max(0, i - width) : i + 1]) / len(values[max(0, i - width) : i + 1]) for i in range(len(values))]
-        axis.plot(steps, smooth, color=colour, linewidth=2, label=label)
-    else:
-        axis.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=3, label=label)
+def _line(axis: Any, rows: Rows, key: str, colour: str, label: str) -> tuple[list[float], list[float]]:
+    """Draw a metric; many points faintly under their running mean. Returns the steps and what stands out."""
+    steps, values = series(rows, key)
+    # matplotlib leaves labels that begin with "_" out of the legend
+    label = label.lstrip("_") or label
+    if len(steps) <= MANY:
+        axis.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
+        return steps, values
+    width = max(5, len(steps) // 12) | 1
+    means = running_mean(values, width)
+    axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+    axis.plot(steps, means, color=colour, linewidth=2.2, label=f"{label} (mean of {width} points)")
+    return steps, means
 
 
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
-    return path
+def _band(
+    axis: Any, steps: list[float], low: list[float], high: list[float], colour: str, label: str
+) -> None:
+    axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0, label=label)
 
 
-def _reward(rows: list[dict[str, Any]], folder: Path) -> Path | None:
-    if not series(rows, "reward")[0]:
-        return None
-    figure, (left, right) = _axes("Reward of the policy's samples", "reward", panels=2)
-    _line(left, series(rows, "reward"), COLOURS[0], "total")
-    names = dict.fromkeys(key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean"))
-    for name, colour in zip(names, COLOURS[1:] * len(names), strict=False):
-        _line(left, series(rows, name), colour, name.split("/")[1])
-    left.legend(frameon=False)
-    right.set_title("Spread within groups")
-    right.set_ylabel("reward_std, share of groups")
-    _line(right, series(rows, "reward_std"), COLOURS[0], "reward_std")
-    _line(right, series(rows, "frac_reward_zero_std"), COLOURS[1], "groups without spread")
-    right.set_ylim(bottom=0)
-    right.legend(frameon=False)
-    return _save(figure, folder / "reward.png")
+def _legend(axis: Any, entries: int) -> None:
+    """Under the panel, where it never covers a curve."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(entries, 3), fontsize=9)
 
 
-def _held_out(rows: list[dict[str, Any]], folder: Path) -> Path | None:
-    evaluated = [row for row in rows if "eval/samples" in row]
-    skipped = ("eval/samples", "eval/reward")
-    names = dict.fromkeys(
-        key for row in evaluated for key in row if key.startswith("eval/") and key.count("/") == 1 and key not in skipped
-    )
-    if not names:
-        return None
-    figure, (axis,) = _axes("Held-out problems, with 95% intervals", "mean score")
-    for name, colour in zip(names, COLOURS * len(names), strict=False):
-        steps, values = series(evaluated, name)
-        axis.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=4, label=name.removeprefix("eval/"))
-        if all(0 <= value <= 1 for value in values):
-            bounds = [wilson(v * row["eval/samples"], int(row["eval/samples"])) for v, row in zip(values, evaluated, strict=False)]
-            axis.fill_between(steps, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, linewidth=0)
-            axis.set_ylim(-0.02, 1.04)
-    axis.legend(frameon=False, loc="lower right")
-    return _save(figure, folder / "held_out_accuracy.png")
-
-
-def _loss(rows: list[dict[str, Any]], folder: Path) -> Path | None:
-    # Under GRPO the loss is near 0 by construction and says nothing: entropy and KL do.
-    if series(rows, "reward")[0]:
-        shown = {"entropy": "entropy", "kl": "KL to the reference"}
-    else:
-        shown = {"loss": "training loss", "eval/loss": "held-out loss", "entropy": "entropy"}
-    present = {key: label for key, label in shown.items() if series(rows, key)[0]}
-    if not present:
-        return None
-    figure, (axis,) = _axes("Policy" if "loss" not in present else "Loss", "nats per token")
-    for (key, label), colour in zip(present.items(), COLOURS, strict=False):
-        _line(axis, series(rows, key), colour, label)
-    axis.legend(frameon=False)
-    return _save(figure, folder / "loss.png")
-
-
-def _lengths(rows: list[dict[str, Any]], folder: Path) -> Path | None:
-    steps, values = series(rows, "completions/mean_length")
+def _reward(rows: Rows) -> Any | None:
+    steps, _ = series(rows, "reward")
     if not steps:
         return None
-    figure, (axis,) = _axes("Completion length", "tokens")
-    _line(axis, (steps, values), COLOURS[0], "mean")
-    low, high = series(rows, "completions/min_length")[1], series(rows, "completions/max_length")[1]
-    axis.fill_between(steps, low, high, color=COLOURS[0], alpha=0.12, linewidth=0, label="shortest to longest")
-    axis.set_ylim(bottom=0)
-    axis.legend(frameon=False)
-    return _save(figure, folder / "completions.png")
+    components = list(dict.fromkeys(key for row in rows for key in row if _is_component_mean(key)))
+    titles = ["Reward of the policy's samples"] + ["Reward functions"] * (len(components) > 1)
+    figure, axes = _panels(titles)
+    steps, shown = _line(axes[0], rows, "reward", COLOURS[0], "mean reward")
+    spread = dict(zip(*series(rows, "reward_std"), strict=True))
+    if set(steps) <= set(spread):
+        # As smooth as the line it surrounds: a ragged band around a smooth line reads as noise.
+        spreads = [spread[step] for step in steps]
+        spreads = running_mean(spreads, max(5, len(steps) // 12) | 1) if len(steps) > MANY else spreads
+        low = [mean - std for mean, std in zip(shown, spreads, strict=True)]
+        high = [mean + std for mean, std in zip(shown, spreads, strict=True)]
+        _band(axes[0], steps, low, high, COLOURS[0], "± spread within groups")
+    axes[0].set_ylabel("reward")
+    _legend(axes[0], 2)
+    if len(components) > 1:
+        for i, key in enumerate(components):
+            _line(axes[1], rows, key, COLOURS[(i + 1) % len(COLOURS)], key.split("/")[1])
+        axes[1].set_ylabel("mean score")
+        _legend(axes[1], len(components))
+    return figure
+
+
+def _is_component_mean(key: str) -> bool:
+    return key.startswith("rewards/") and key.endswith("/mean")
+
+
+def _held_out(rows: Rows) -> Any | None:
+    keys = component_keys(dict.fromkeys(key for row in rows for key in row))
+    keys = [key for key in keys if series(rows, key)[0]]
+    if not keys:
+        return None
+    figure, (axis,) = _panels(["Held-out problems"])
+    sizes = dict(zip(*series(rows, "eval/samples"), strict=True))
+    intervals = False
+    every: list[float] = []
+    for i, key in enumerate(keys):
+        steps, values = series(rows, key)
+        every += values
+        colour = COLOURS[i % len(COLOURS)]
+        name = key.removeprefix("eval/").lstrip("_")
+        axis.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=4, label=name)
+        if set(steps) <= set(sizes) and all(0 <= value <= 1 for value in values):
+            bounds = [
+                wilson(value * sizes[step], sizes[step]) for step, value in zip(steps, values, strict=True)
+            ]
+            _band(axis, steps, [b[0] for b in bounds], [b[1] for b in bounds], colour, "")
+            intervals = True
+    if intervals:
+        axis.set_title("Held-out problems, with 95% intervals")
+    if all(0 <= value <= 1 for value in every):
+        from matplotlib.ticker import PercentFormatter
+
+        axis.set_ylim(-0.03, 1.05)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ylabel("share correct" if keys == ["eval/accuracy"] else "mean score")
+    _mark_ends(axis, *series(rows, keys[0]))
+    _legend(axis, len(keys))
+    return figure
+
+
+def _mark_ends(axis: Any, steps: list[float], values: list[float]) -> None:
+    """Write the first and the last value beside their points: what a reader looks for."""
+    percent = axis.get_ylim()[1] <= 1.1
+    for i in sorted({0, len(steps) - 1}):
+        text = f"{values[i]:.1%}" if percent else f"{values[i]:.3g}"
+        below = percent and values[i] > 0.85
+        axis.annotate(
+            text,
+            (steps[i], values[i]),
+            xytext=(0, -16 if below else 9),
+            textcoords="offset points",
+            ha="center" if len(steps) == 1 else ("left", "right")[i > 0],
+            fontweight="bold",
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
+        )
+
+
+def _lengths(rows: Rows) -> Any | None:
+    if not series(rows, "completions/mean_length")[0]:
+        return None
+    clipped = any(series(rows, "completions/clipped_ratio")[1])
+    figure, axes = _panels(["Completion length"] + ["Completions cut at the limit"] * clipped)
+    low = dict(zip(*series(rows, "completions/min_length"), strict=True))
+    high = dict(zip(*series(rows, "completions/max_length"), strict=True))
+    steps, _ = _line(axes[0], rows, "completions/mean_length", COLOURS[0], "mean")
+    if set(steps) <= set(low) & set(high):
+        _band(
+            axes[0],
+            steps,
+            [low[s] for s in steps],
+            [high[s] for s in steps],
+            COLOURS[0],
+            "shortest to longest",
+        )
+    if series(rows, "eval/completions/mean_length")[0]:
+        _line(axes[0], rows, "eval/completions/mean_length", COLOURS[1], "mean, held out")
+    axes[0].set_ylabel("tokens")
+    axes[0].set_ylim(bottom=0)
+    _legend(axes[0], 3)
+    if clipped:
+        _line(axes[1], rows, "completions/clipped_ratio", COLOURS[1], "share cut")
+        axes[1].set_ylabel("share of completions")
+        axes[1].set_ylim(bottom=0)
+        _legend(axes[1], 1)
+    return figure
+
+
+def _kl_entropy(rows: Rows) -> Any | None:
+    titles = {"kl": "KL to the reference", "entropy": "Entropy of the policy"}
+    present = [key for key in titles if series(rows, key)[0]]
+    if not present:
+        return None
+    figure, axes = _panels([titles[key] for key in present])
+    for axis, key, colour in zip(axes, present, COLOURS, strict=False):
+        _line(axis, rows, key, colour, key)
+        axis.set_ylabel("nats per token")
+        if len(series(rows, key)[0]) > MANY:
+            _legend(axis, 1)
+    return figure
+
+
+def _loss(rows: Rows) -> Any | None:
+    # With rewards the loss says nothing: the advantages of a group add up to 0, and the loss stays near 0.
+    if series(rows, "reward")[0] or not series(rows, "loss")[0]:
+        return None
+    figure, (axis,) = _panels(["Loss"])
+    _line(axis, rows, "loss", COLOURS[0], "training")
+    if series(rows, "eval/loss")[0]:
+        _line(axis, rows, "eval/loss", COLOURS[1], "held out")
+    axis.set_ylabel("nats per token")
+    _legend(axis, 2)
+    return figure
+
+
+PLOTS: dict[str, Callable[[Rows], Any]] = {
+    "reward.png": _reward,
+    "held_out_accuracy.png": _held_out,
+    "lengths.png": _lengths,
+    "kl_entropy.png": _kl_entropy,
+    "loss.png": _loss,
+}
