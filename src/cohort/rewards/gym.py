@@ -1,35 +1,43 @@
-"""The verifiers of reasoning-gym's tasks as a reward."""
+"""Reasoning Gym's verifiers as a reward."""
 
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
-from cohort.rewards.answers import between, boxed, text_of
+from cohort.rewards.answers import last_boxed, last_tagged
+from cohort.rewards.text import content
+from cohort.rewards.verify import Worker
 from cohort.types import Text, UserError
 
-
-def reasoning_gym(completions: list[Text], **columns: Any) -> list[float | None]:
-    """The task's own `score_answer`, 0 to 1, for rows of a `reasoning_gym:TASK` dataset.
-
-    The answer is the last `<answer>...</answer>`, else the last boxed one, else the whole text. Raises UserError where the
-    rows are not of such a dataset.
-    """
-    if "reasoning_gym_task" not in columns or "reasoning_gym_entry" not in columns:
-        raise UserError("the reward reasoning_gym needs a dataset such as `reasoning_gym:chain_sum`")
-    scores: list[float | None] = []
-    rows = zip(completions, columns["reasoning_gym_task"], columns["reasoning_gym_entry"], strict=True)
-    for completion, task, entry in rows:
-        text = text_of(completion)
-        found = between(text, "<answer>", "</answer>")
-        found = boxed(text) if found is None else found
-        scores.append(float(_task(task).score_answer((text if found is None else found).strip(), json.loads(entry))))
-    return scores
+# Some verifiers evaluate the answer as an expression, so they run apart and with a time limit.
+_verifiers = Worker("gym")
 
 
-@lru_cache(maxsize=8)
-def _task(name: str) -> Any:
-    import reasoning_gym
+def reasoning_gym(
+    completions: Sequence[Text],
+    reasoning_gym_task: Sequence[str | None] | None = None,
+    reasoning_gym_entry: Sequence[str | None] | None = None,
+    **_: Any,
+) -> list[float | None]:
+    """The task's own `score_answer`, 0 to 1; None for rows of other data. Entries are JSON."""
+    if reasoning_gym_task is None or reasoning_gym_entry is None:
+        raise UserError(
+            "reasoning_gym needs the columns reasoning_gym_task and reasoning_gym_entry, which Reasoning Gym's "
+            "datasets have; for other data use accuracy"
+        )
+    rows = zip(completions, reasoning_gym_task, reasoning_gym_entry, strict=True)
+    return [_score(content(completion), task, entry) for completion, task, entry in rows]
 
-    return reasoning_gym.create_dataset(name, size=1)
+
+def _score(text: str, task: str | None, entry: str | None) -> float | None:
+    if task is None or entry is None:
+        return None
+    answer = last_tagged(text, "answer")
+    if answer is None:
+        answer = last_boxed(text)
+    score = _verifiers.ask([task, (text if answer is None else answer).strip(), json.loads(entry)])
+    if isinstance(score, str):
+        raise UserError(f"reasoning_gym cannot score task {task!r}: {score}. The entry: {entry[:200]}")
+    return score or 0.0

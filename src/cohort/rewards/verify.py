@@ -1,86 +1,107 @@
-"""math-verify behind a process that can be killed: its own time limit needs signals, which threads do not get, and
-9^9^9^9 takes all the time there is."""
+"""Judging untrusted answers in worker processes that can be cut off."""
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import subprocess
 import sys
 import threading
-from selectors import EVENT_READ, DefaultSelector
+import time
+from functools import lru_cache
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
 
-LIMIT_SECONDS = 2.0
-START_SECONDS = 60.0
+from cohort.types import UserError
+
+SECONDS = 2.0
+"""Time limit of one judgement."""
+START_SECONDS = 120.0
 
 
-class Verifier:
-    """One worker process, started at its first comparison and again after a kill. Safe to share between threads."""
+class Worker:
+    """One process that answers requests one by one; started at the first, restarted after it was cut off."""
 
-    def __init__(self, limit_seconds: float = LIMIT_SECONDS):
-        self.limit_seconds = limit_seconds
+    def __init__(self, kind: str, seconds: float = SECONDS) -> None:
+        self.kind = kind
+        self.seconds = seconds
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
 
-    def equal(self, candidate: str, reference: str) -> bool:
-        """Whether math-verify holds them equal; False where it does not finish in time."""
+    def ask(self, request: list[Any]) -> Any | None:
+        """The worker's reply; None where the request took longer than the limit or killed the worker."""
+        line = json.dumps(request).encode() + b"\n"
         with self._lock:
-            process = self._start()
-            assert process.stdin is not None
+            process = self._running()
             try:
-                process.stdin.write(json.dumps([candidate, reference]) + "\n")
-                process.stdin.flush()
-                answer = self._read(process, self.limit_seconds)
+                process.stdin.write(line)  # type: ignore[union-attr]
+                process.stdin.flush()  # type: ignore[union-attr]
+                reply = _read(process, self.seconds)
             except BrokenPipeError:
-                answer = ""
-            if answer not in ("true", "false"):
-                self._kill()
-            return answer == "true"
-
-    def _start(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
-            self._kill()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cohort.rewards.verify_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                encoding="utf-8",
-            )
-            if self._read(self._process, START_SECONDS) != "ready":
-                self._kill()
-                raise RuntimeError("the math-verify worker did not start: is math-verify installed?")
-        return self._process
-
-    @staticmethod
-    def _read(process: subprocess.Popen[str], seconds: float) -> str:
-        assert process.stdout is not None
-        with DefaultSelector() as selector:
-            selector.register(process.stdout, EVENT_READ)
-            return process.stdout.readline().strip() if selector.select(seconds) else ""
-
-    def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                assert pipe is not None
-                try:
-                    pipe.close()
-                except BrokenPipeError:  # what was still to be flushed to the dead
-                    pass
-            self._process = None
+                reply = None
+            if reply is None:
+                self.close()
+            return reply
 
     def close(self) -> None:
-        with self._lock:
-            self._kill()
+        """Kill the process, if this one started it. The next request starts another."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        # A write buffer that still holds a request for the dead process raises when it is closed.
+        process.stdin.detach().close()  # type: ignore[union-attr]
+        process.stdout.close()  # type: ignore[union-attr]
+        process.wait()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+            return self._process
+        self.close()
+        atexit.unregister(self.close)
+        atexit.register(self.close)
+        self._owner = os.getpid()
+        process = self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("verify_worker.py")), self.kind, str(self.seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # One thread: the memory limit is not spent on thread pools. Fixed hashes: repeatable judgements.
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+        )
+        greeting = _read(process, START_SECONDS)
+        if greeting != "ready":
+            self.close()
+            if greeting is None:
+                raise RuntimeError(
+                    f"the {self.kind} worker ended before it was ready: exit {process.returncode}"
+                )
+            raise UserError(f"judging answers needs a package that is missing: {greeting}")
+        return process
 
 
-_verifier = Verifier()
-atexit.register(_verifier.close)
+def _read(process: subprocess.Popen[bytes], seconds: float) -> Any | None:
+    """One JSON line from the process within so many seconds; None where none comes."""
+    deadline = time.monotonic() + seconds
+    received = b""
+    while not received.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not wait([process.stdout], left):  # type: ignore[list-item]
+            return None
+        piece = os.read(process.stdout.fileno(), 65536)  # type: ignore[union-attr]
+        if not piece:
+            return None
+        received += piece
+    return json.loads(received)
 
 
-def mathematically_equal(candidate: str, reference: str) -> bool:
-    """Whether math-verify holds two answers equal, each as plain text or LaTeX; False beyond LIMIT_SECONDS."""
-    return _verifier.equal(candidate, reference)
+_math = Worker("math")
+
+
+@lru_cache(maxsize=4096)
+def equal(candidate: str, reference: str) -> bool:
+    """math-verify's judgement of two LaTeX answers; False where it takes over the limit. Thread-safe."""
+    return _math.ask([candidate, reference]) is True
