@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, small_model, small_policy
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from cohort.policy.pack import Part
 from cohort.rollouts.engine import Engine, LocalEngine, RowEngine
 from cohort.rollouts.sampling import Sampling, draw, truncate
 from cohort.types import Completion
+from conftest import ARCHITECTURES, small_model, small_policy
 
 
 def prompts_of(lengths: tuple[int, ...] = (5, 9, 2, 7, 11)) -> list[Tensor]:
@@ -20,10 +20,16 @@ def prompts_of(lengths: tuple[int, ...] = (5, 9, 2, 7, 11)) -> list[Tensor]:
     return [torch.randint(2, 97, (n,), generator=generator) for n in lengths]
 
 
-def largest_difference(policy: Policy, prompts: list[Tensor], found: list[list[Completion]], temperature: float) -> float:
-    parts = [Part(i, p, range(len(row)), [c.ids for c in row]) for i, (p, row) in enumerate(zip(prompts, found, strict=True))]
+def largest_difference(
+    policy: Policy, prompts: list[Tensor], found: list[list[Completion]], temperature: float
+) -> float:
+    parts = [
+        Part(i, p, range(len(row)), [c.ids for c in row]) for i, (p, row) in enumerate(zip(prompts, found, strict=True))
+    ]
     logprobs = policy.logprobs(iter([parts]), temperature)
-    return max(float((logprobs[i, r] - c.logprobs).abs().max()) for i, row in enumerate(found) for r, c in enumerate(row))
+    return max(
+        float((logprobs[i, r] - c.logprobs).abs().max()) for i, row in enumerate(found) for r, c in enumerate(row)
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -13,9 +13,7 @@ from cohort.types import TrainerControl, TrainerState
 
 
 def console(terminal: bool, width: int = 120) -> Console:
-    return Console(
-        file=io.StringIO(), force_terminal=terminal, width=width, legacy_windows=False, _environ={}
-    )
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, legacy_windows=False, _environ={})
 
 
 def play(display: LiveDisplay, steps: int, every: int = 0, start: int = 0, **metrics: Any) -> None:
@@ -46,9 +44,7 @@ def test_without_a_terminal_every_tenth_of_the_steps_is_a_line() -> None:
         play(display, 40, every=20, reward_std=0.25, tokens_per_second=1234.4)
     lines = out.file.getvalue().splitlines()
     assert lines[0] == "GRPO [x] (2 of 2): 40 steps"
-    assert [line.split("step ")[1].split(":")[0] for line in lines[1:]] == [
-        f"{n}/40" for n in range(4, 41, 4)
-    ]
+    assert [line.split("step ")[1].split(":")[0] for line in lines[1:]] == [f"{n}/40" for n in range(4, 41, 4)]
     assert lines[1].endswith("step 4/40: reward 0.100, spread within groups 0.250, speed 1,234 tokens/s")
     assert "held-out accuracy 50.0% (first 25.0%, best 50.0%)" in lines[-1]
     assert "\x1b" not in out.file.getvalue()

@@ -33,14 +33,10 @@ def write_metrics(folder: Path, rows: list[dict[str, Any]], tail: str = "") -> P
     return folder
 
 
-@pytest.mark.parametrize(
-    ("successes", "total"), [(0, 10), (1, 10), (5, 10), (27, 100), (999, 1000), (1000, 1000)]
-)
+@pytest.mark.parametrize(("successes", "total"), [(0, 10), (1, 10), (5, 10), (27, 100), (999, 1000), (1000, 1000)])
 def test_wilson_equals_scipys(successes: int, total: int) -> None:
     oracle = binomtest(successes, total).proportion_ci(0.95, method="wilson")
-    assert wilson(successes, total, z=1.959963984540054) == pytest.approx(
-        (oracle.low, oracle.high), abs=1e-12
-    )
+    assert wilson(successes, total, z=1.959963984540054) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
 
 def test_wilson_worked_values() -> None:
@@ -57,9 +53,7 @@ def test_wilson_refuses_impossible_counts(successes: int, total: int) -> None:
 
 
 def test_metrics_of_a_killed_run_leave_out_the_half_line(tmp_path: Path) -> None:
-    folder = write_metrics(
-        tmp_path, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tail='{"step": 3, "lo'
-    )
+    folder = write_metrics(tmp_path, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tail='{"step": 3, "lo')
     assert (
         read_metrics(folder)
         == read_metrics(folder / "metrics.jsonl")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, random_groups, small_model, small_policy
 from torch import Tensor
 
 from cohort.config import GRPOConfig, SFTConfig
@@ -18,6 +17,7 @@ from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
 from cohort.train.step import Updater
 from cohort.types import Group
+from conftest import ARCHITECTURES, random_groups, small_model, small_policy
 
 SIZES = [(5, [4, 7, 1]), (9, [3, 8, 6]), (2, [11, 2, 5])]
 
@@ -336,5 +336,3 @@ def test_a_sampled_pad_token_earns_its_embedding_gradient() -> None:
     groups[0].old_logprobs = [logp.detach() for logp in padded_logprobs(policy.model, groups[0])]
     Updater(policy, METHODS["grpo"], settings(beta=0.0)).gradient(groups, 11.0)
     assert float(policy.model.get_input_embeddings().weight.grad[0].abs().sum()) > 0
-
-

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.optimization import get_scheduler
 
@@ -18,6 +17,7 @@ from cohort.config import TrainingConfig
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.train import checkpoint
 from cohort.train.schedule import derive, learning_rate, picks
+from conftest import small_model
 
 DEMONSTRATIONS, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
 
@@ -63,10 +63,14 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
 
 
-METRICS = """reward reward_std rewards/digits/mean rewards/digits/std frac_reward_zero_std kl entropy clip_ratio/low_mean
-clip_ratio/high_mean clip_ratio/region_mean ratio/min ratio/max completions/mean_length completions/min_length
-completions/max_length completions/clipped_ratio learning_rate grad_norm tokens_per_second num_tokens loss step epoch
-seconds/generate seconds/reward seconds/reference seconds/update seconds/step""".split()
+METRICS = (
+    ["step", "epoch", "loss", "reward", "reward_std", "rewards/digits/mean", "rewards/digits/std"]
+    + ["frac_reward_zero_std", "kl", "entropy", "learning_rate", "grad_norm", "tokens_per_second", "num_tokens"]
+    + [f"clip_ratio/{name}" for name in ("low_mean", "high_mean", "region_mean")]
+    + ["ratio/min", "ratio/max"]
+    + [f"completions/{name}" for name in ("mean_length", "min_length", "max_length", "clipped_ratio")]
+    + [f"seconds/{name}" for name in ("generate", "reward", "reference", "update", "step")]
+)
 
 
 def test_a_run_leaves_metrics_completions_and_a_model(tmp_path: Path) -> None:
@@ -83,14 +87,18 @@ def test_a_run_leaves_metrics_completions_and_a_model(tmp_path: Path) -> None:
     assert evaluations[0]["eval/samples"] == 8
     completions = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert len(completions) == 4 * 8
-    assert completions[0]["digits"] == completions[0]["reward"] == pytest.approx(
-        sum(c.isdigit() for c in completions[0]["completion"]) / 10
+    assert (
+        completions[0]["digits"]
+        == completions[0]["reward"]
+        == pytest.approx(sum(c.isdigit() for c in completions[0]["completion"]) / 10)
     )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.lm_head.weight, trainer.model.lm_head.weight)
 
 
-@pytest.mark.parametrize("settings", [{}, {"finetuning_type": "lora"}, {"num_iterations": 2, "steps_per_generation": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"finetuning_type": "lora"}, {"num_iterations": 2, "steps_per_generation": 2}]
+)
 def test_resume_gives_the_curve_of_an_undisturbed_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Step 3 of the last case lies inside a batch: two chunks, two iterations over each."""
     whole = grpo(tmp_path / "whole", max_steps=6, **settings)
@@ -148,7 +156,11 @@ def test_tiny_batches_run_with_whole_groups(tmp_path: Path, caplog: pytest.LogCa
     """Batch 1 x accumulation 4 with 8 generations, as tutorials print it: one whole group a step."""
     with caplog.at_level(logging.INFO, "cohort"):
         trainer = grpo(
-            tmp_path, num_generations=8, per_device_train_batch_size=1, gradient_accumulation_steps=4, max_steps=1
+            tmp_path,
+            num_generations=8,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
+            max_steps=1,
         )
     assert "each step: 1 prompts x 8 completions = 8 completions" in caplog.text
     assert "beta" not in caplog.text and "num_generations: 8 (paper: 64)" in caplog.text
@@ -208,7 +220,7 @@ def test_sft_then_evaluation_loss(tmp_path: Path) -> None:
 
 
 def test_long_prompts_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    mixed = TRAIN[:5] + [{"prompt": "1+1="}]
+    mixed = [*TRAIN[:5], {"prompt": "1+1="}]
     trainer = grpo(tmp_path, max_prompt_length=5, train_dataset=mixed)
     assert len(trainer.loop.source.prompts) == 1
     assert "5 of 6 prompts are longer than 5 tokens (max_prompt_length) and are dropped" in caplog.text
@@ -223,9 +235,9 @@ def test_bad_rewards_stop_the_run(tmp_path: Path) -> None:
     def nan(completions: list[Any], **_: Any) -> list[float]:
         return [float("nan")] * len(completions)
 
-    with pytest.raises(UserError, match="reward function short returned 1 scores for 12 completions"):
+    with pytest.raises(UserError, match=r"reward function .short. returned 1 scores for 12 completions"):
         grpo(tmp_path, reward_funcs=short).train()
-    with pytest.raises(UserError, match="reward function nan returned nan for prompt"):
+    with pytest.raises(UserError, match=r"reward function .nan. returned nan for row 0"):
         grpo(tmp_path, reward_funcs=nan).train()
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
         grpo(tmp_path, reward_funcs="acuracy")

@@ -61,12 +61,8 @@ def _console() -> Console:
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration, such as examples/gsm8k.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Over the file's.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")
-    ] = False,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Over the file's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")] = False,
 ) -> None:
     """Train a model as a configuration says."""
     from cohort.config import read_run
@@ -105,9 +101,7 @@ def _say_where(folder: Path, console: Console) -> None:
     from cohort.report.plots import plot_training
 
     plots = plot_training(folder)
-    files = [
-        name for name in ("metrics.jsonl", "completions.jsonl", "config.yaml") if (folder / name).exists()
-    ]
+    files = [name for name in ("metrics.jsonl", "completions.jsonl", "config.yaml") if (folder / name).exists()]
     console.print(f"Trained. In {folder}:", markup=False, highlight=False, soft_wrap=True)
     for line in ("the model", ", ".join(files), ", ".join(path.name for path in plots)):
         if line:
@@ -119,22 +113,16 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Name or path of a model.")],
     data: Annotated[str, typer.Option(help="A file, a folder, a hub name or reasoning_gym:TASK.")],
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
-    reward: Annotated[
-        str, typer.Option(help="Reward functions; the first says what is correct.")
-    ] = "accuracy",
+    reward: Annotated[str, typer.Option(help="Reward functions; the first says what is correct.")] = "accuracy",
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
     k: Annotated[str, typer.Option(help="For pass@k and maj@k, such as 1,4,8; at most --samples.")] = "1",
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="Default: 0 for one sample, else 1.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, else 1.")] = None,
     max_completion_length: Annotated[int, typer.Option(min=1, help="Tokens.")] = 1024,
     limit: Annotated[int | None, typer.Option(min=1, help="Problems to take.")] = None,
     columns: Annotated[str, typer.Option(help="Ours=theirs, such as prompt=question,answer=solution.")] = "",
     dataset_kwargs: Annotated[str, typer.Option(help="For the data set's loader, such as name=main.")] = "",
     system_prompt: Annotated[str | None, typer.Option(help="Makes plain prompts conversational.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write the result with every completion as JSON.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the result with every completion as JSON.")] = None,
     seed: Annotated[int, typer.Option(help="For sampling.")] = 42,
 ) -> None:
     """Measure a model on a data set: accuracy with its 95% interval, pass@k, maj@k."""

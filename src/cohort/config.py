@@ -61,7 +61,9 @@ class TrainingConfig(BaseModel):
     lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
 
     max_prompt_length: int | None = Field(
-        None, ge=1, description="Longer prompts are dropped and counted. None: what the model's positions leave."
+        None,
+        ge=1,
+        description="Longer prompts are dropped and counted. None: what the model's positions leave.",
     )
 
     logging_steps: int = Field(1, ge=1)

@@ -138,7 +138,11 @@ def _count(found: Evaluation, component: str) -> int:
 
 
 def _summary(
-    before: dict[str, Evaluation], after: dict[str, Evaluation], seed: int, seconds_sft: float, seconds_grpo: float
+    before: dict[str, Evaluation],
+    after: dict[str, Evaluation],
+    seed: int,
+    seconds_sft: float,
+    seconds_grpo: float,
 ) -> dict[str, Any]:
     problems = len(before["greedy"].prompts)
     summary: dict[str, Any] = {"seed": seed, "problems": problems}

@@ -141,7 +141,11 @@ def build_model(tokenizer: Any, seed: int, **overrides: Any) -> Any:
         "tie_word_embeddings": True,
         "initializer_range": 0.1,
     }
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ends = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **{**settings, **overrides}, **ends))

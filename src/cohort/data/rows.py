@@ -191,13 +191,15 @@ def _row(record: Any, where: str, columns: dict[str, str], system_prompt: str | 
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
     for ours, theirs in columns.items():
         if theirs not in record:
-            raise UserError(f"{where}: no column {theirs!r} (columns: {{{ours}: {theirs}}}); it has {', '.join(record)}")
+            raise UserError(
+                f"{where}: no column {theirs!r} (columns: {{{ours}: {theirs}}}); it has {', '.join(record)}"
+            )
     mapped = {**record, **{ours: record[theirs] for ours, theirs in columns.items()}}
     name = next((name for name in PROMPT_COLUMNS if mapped.get(name) is not None), None)
     if name is None:
         raise UserError(
-            f"{where}: no prompt column; it has {', '.join(map(str, record)) or 'no columns'}. Name it `prompt`, or map "
-            "it: `columns: {prompt: your_column}`"
+            f"{where}: no prompt column; it has {', '.join(map(str, record)) or 'no columns'}. Name it `prompt`, or "
+            "map it: `columns: {prompt: your_column}`"
         )
     prompt, completion = mapped[name], mapped.get("completion")
     _check_text(prompt, where, name)
@@ -230,6 +232,4 @@ def _check_text(value: Text, where: str, name: str) -> None:
         )
     for i, message in enumerate(value, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise UserError(
-                f"{where}: message {i} of `{name}` is {str(message)[:80]}; each needs `role` and `content`"
-            )
+            raise UserError(f"{where}: message {i} of `{name}` is {str(message)[:80]}; each needs `role` and `content`")

@@ -50,4 +50,3 @@ def zero_spread(rewards_PG: Tensor) -> Tensor:
 
 Scale = Callable[[Tensor], Tensor]
 SCALES: dict[str, Scale] = {"group": scale_by_group, "batch": scale_by_batch, "none": unscaled}
-

@@ -28,7 +28,13 @@ class HeadOptions:
     __slots__ = ("layer", "scaling", "sinks", "softcap", "window")
 
     def __init__(self, layer: int, scaling: float, window: int | None, softcap: float | None, sinks: Tensor | None):
-        self.layer, self.scaling, self.window, self.softcap, self.sinks = layer, scaling, window, softcap, sinks
+        self.layer, self.scaling, self.window, self.softcap, self.sinks = (
+            layer,
+            scaling,
+            window,
+            softcap,
+            sinks,
+        )
 
     def softmax(self, scores: Tensor, heads: tuple[int, ...]) -> Tensor:
         """Softmax over the last axis; a sink is one more logit per query head, shaped `heads` to broadcast."""
@@ -90,9 +96,7 @@ class _Rearrange(torch.autograd.Function):
 
 def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, the most negative number where not."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, torch.finfo(dtype).min
-    )
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 class GroupLayout:

@@ -71,7 +71,10 @@ class DecodeCache:
         for layer in self.own:
             if len(groups) < len(self.prompt_lengths):
                 keys, values = self.prompt[layer]
-                self.prompt[layer] = (keys[groups, :, :longest].contiguous(), values[groups, :, :longest].contiguous())
+                self.prompt[layer] = (
+                    keys[groups, :, :longest].contiguous(),
+                    values[groups, :, :longest].contiguous(),
+                )
             room = min(self.own[layer][0].shape[2], -(-(used + 1) // GROWTH) * GROWTH)
             keys, values = self.own[layer]
             self.own[layer] = (keys[rows, :, :room], values[rows, :, :room])
@@ -96,7 +99,7 @@ class DecodeCache:
         starts = counts.cumsum(0) - counts
         slot = self.group * R + self._rows - starts[self.group]
         self._shape = (P, R)
-        self._slot = None if P * R == len(self) else slot
+        self._slot = None if len(self) == P * R else slot
         self._grid = torch.zeros(P * R, dtype=torch.long, device=slot.device)
         self._grid[slot] = self._rows
         self._biases: dict[tuple[int | None, torch.dtype], Tensor] = {}

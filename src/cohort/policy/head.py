@@ -48,9 +48,7 @@ class Head:
     def logprobs(self, hidden_N: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
         """log softmax(logits / temperature) at the targets, float32 [N]."""
         parts = [
-            torch.log_softmax(self.logits(hidden_N[span]) / temperature, -1)
-            .gather(1, targets_N[span, None])
-            .squeeze(1)
+            torch.log_softmax(self.logits(hidden_N[span]) / temperature, -1).gather(1, targets_N[span, None]).squeeze(1)
             for span in self._spans(len(targets_N))
         ]
         return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)

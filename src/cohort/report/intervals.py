@@ -11,9 +11,7 @@ def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, floa
     Raises ValueError unless 0 <= successes <= total and total > 0.
     """
     if total <= 0 or not 0 <= successes <= total:
-        raise ValueError(
-            f"an interval needs 0 <= successes <= total and total > 0, got {successes} of {total}"
-        )
+        raise ValueError(f"an interval needs 0 <= successes <= total and total > 0, got {successes} of {total}")
     share, spread = successes / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
     half = z * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)

@@ -86,9 +86,7 @@ class LiveDisplay:
     def __enter__(self) -> LiveDisplay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -106,9 +104,7 @@ class LiveDisplay:
         else:
             self._print(f"{state.max_steps} steps")
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         self.row = dict(logs or {})
         value = self.row.get(self._main())
         if value is not None:
@@ -118,9 +114,7 @@ class LiveDisplay:
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
         metrics = metrics or {}
         keys = [*component_keys(metrics), "eval/reward", "eval/loss"]
         key = self.held_out_key or next((key for key in keys if key in metrics), "")
@@ -192,6 +186,4 @@ class LiveDisplay:
             table.add_row(Text(label), Text(value, style="bold" if i < 2 else ""), Text(bars))
         title = Text(self.title, style="bold")
         stage = Text(self.stage) if self.stage else None
-        return Panel(
-            Group(self.progress, table), title=title, subtitle=stage, title_align="left", border_style="cyan"
-        )
+        return Panel(Group(self.progress, table), title=title, subtitle=stage, title_align="left", border_style="cyan")

@@ -83,9 +83,7 @@ def _line(axis: Any, rows: Rows, key: str, colour: str, label: str) -> tuple[lis
     return steps, means
 
 
-def _band(
-    axis: Any, steps: list[float], low: list[float], high: list[float], colour: str, label: str
-) -> None:
+def _band(axis: Any, steps: list[float], low: list[float], high: list[float], colour: str, label: str) -> None:
     axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0, label=label)
 
 
@@ -140,9 +138,7 @@ def _held_out(rows: Rows) -> Any | None:
         name = key.removeprefix("eval/").lstrip("_")
         axis.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=4, label=name)
         if set(steps) <= set(sizes) and all(0 <= value <= 1 for value in values):
-            bounds = [
-                wilson(value * sizes[step], sizes[step]) for step, value in zip(steps, values, strict=True)
-            ]
+            bounds = [wilson(value * sizes[step], sizes[step]) for step, value in zip(steps, values, strict=True)]
             _band(axis, steps, [b[0] for b in bounds], [b[1] for b in bounds], colour, "")
             intervals = True
     if intervals:

@@ -23,9 +23,7 @@ def harmless(text: str) -> str:
     """The text with what could steer a terminal (escapes, bidirectional marks, lone surrogates) made visible:
     "a\\x1b[2Jb" -> "a�[2Jb". Line breaks, tabs and the joiners that scripts and emoji need stay."""
     kept = "\n\t\u200c\u200d"
-    return "".join(
-        c if c in kept or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text
-    )
+    return "".join(c if c in kept or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
 
 
 def share(successes: float, total: int) -> str:
@@ -74,9 +72,7 @@ def evaluation_table(title: str, result: dict[str, Any]) -> Table:
     table.add_column(f"{problems} problems x {samples} sample" + "s" * (samples != 1))
     table.add_column("", justify="right")
     low, high = result["interval"]
-    table.add_row(
-        "accuracy", Text(f"{result['accuracy']:.1%} [{100 * low:.1f}, {100 * high:.1f}]", style="bold")
-    )
+    table.add_row("accuracy", Text(f"{result['accuracy']:.1%} [{100 * low:.1f}, {100 * high:.1f}]", style="bold"))
     for kind in ("pass@k", "maj@k"):
         for k, value in result[kind].items():
             table.add_row(f"{kind[:-1]}{k}", f"{value:.1%}")

@@ -58,9 +58,7 @@ def accuracy(completions: Sequence[Text], **columns: Any) -> list[float | None]:
 
 def format_reward(completions: Sequence[Text], **_: Any) -> list[float]:
     """1 where both `<think>…</think>` and `<answer>…</answer>` are complete, else 0."""
-    return [
-        float(all(_complete(text, tag) for tag in ("think", "answer"))) for text in map(content, completions)
-    ]
+    return [float(all(_complete(text, tag) for tag in ("think", "answer"))) for text in map(content, completions)]
 
 
 def correctness(completions: Sequence[Text], **columns: Any) -> list[float | None]:
@@ -160,9 +158,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _with_references(
-    name: str, completions: Sequence[Text], columns: dict[str, Any]
-) -> list[tuple[str, list[str]]]:
+def _with_references(name: str, completions: Sequence[Text], columns: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Each completion's text with the answers that its row accepts, none where the row has no reference."""
     if not any(column in columns for column in REFERENCE_COLUMNS):
         present = [column for column in columns if column not in CALL_ARGUMENTS]

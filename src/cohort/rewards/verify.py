@@ -76,9 +76,7 @@ class Worker:
         if greeting != "ready":
             self.close()
             if greeting is None:
-                raise RuntimeError(
-                    f"the {self.kind} worker ended before it was ready: exit {process.returncode}"
-                )
+                raise RuntimeError(f"the {self.kind} worker ended before it was ready: exit {process.returncode}")
             raise UserError(f"judging answers needs a package that is missing: {greeting}")
         return process
 

@@ -64,7 +64,13 @@ class _Decoding:
     """One call of `generate`: what is waiting, what is alive, what is written."""
 
     def __init__(self, policy: Policy, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, max_rows: int):
-        self.policy, self.prompts, self.n, self.sampling, self.max_rows = policy, prompts, n, sampling, max_rows
+        self.policy, self.prompts, self.n, self.sampling, self.max_rows = (
+            policy,
+            prompts,
+            n,
+            sampling,
+            max_rows,
+        )
         device = policy.device
         self.generator = torch.Generator(device).manual_seed(seed)
         # (prompt, first row, rows): a group larger than max_rows comes in pieces.
@@ -118,7 +124,7 @@ class _Decoding:
         """Prefill waiting prompts, as many as fit, and draw each row's first token."""
         pieces, rows, tokens = [], len(self.cache), 0
         while self.waiting:
-            prompt, first, count = self.waiting[0]
+            prompt, _, count = self.waiting[0]
             tokens += len(self.prompts[prompt])
             if pieces and (rows + count > self.max_rows or tokens > PREFILL_TOKENS):
                 break

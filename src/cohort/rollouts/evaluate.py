@@ -48,7 +48,13 @@ class Evaluation:
 
 
 def evaluate(
-    prompts: list[Prompt], engine: Engine, rewards: Rewards, sampling: Sampling, n: int, seed: int, state: TrainerState
+    prompts: list[Prompt],
+    engine: Engine,
+    rewards: Rewards,
+    sampling: Sampling,
+    n: int,
+    seed: int,
+    state: TrainerState,
 ) -> Evaluation:
     """Sample and score n completions of each prompt; a greedy evaluation takes one."""
     started = time.perf_counter()

@@ -150,7 +150,9 @@ def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
         state.setdefault(int(index), {})[name] = value
     trained = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and len(state) != trained:
-        raise UserError(f"{path}: the optimiser has {len(state)} tensors, this run trains {trained}: not the same model")
+        raise UserError(
+            f"{path}: the optimiser has {len(state)} tensors, this run trains {trained}: not the same model"
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

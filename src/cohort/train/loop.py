@@ -125,7 +125,11 @@ class Loop:
         due = self.config.save_steps and self.progress.step % self.config.save_steps == 0
         if due or self.control.should_save:
             checkpoint.save(
-                self.output_dir, self.policy, self.updater.optimizer, self.progress, self.config.save_total_limit
+                self.output_dir,
+                self.policy,
+                self.updater.optimizer,
+                self.progress,
+                self.config.save_total_limit,
             )
             self.control.should_save = False
             self._call("on_save")

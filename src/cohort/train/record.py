@@ -64,7 +64,9 @@ class Recorder:
         leftovers = [path for path in (self.folder / METRICS, self.folder / COMPLETIONS) if path.exists()]
         leftovers += [path for path in self.folder.glob("checkpoint-*") if path.is_dir()]
         if leftovers:
-            number = 1 + max((int(p.name[8:]) for p in self.folder.glob("earlier-*") if p.name[8:].isdigit()), default=0)
+            number = 1 + max(
+                (int(p.name[8:]) for p in self.folder.glob("earlier-*") if p.name[8:].isdigit()), default=0
+            )
             aside = self.folder / f"earlier-{number}"
             aside.mkdir()
             for path in leftovers:

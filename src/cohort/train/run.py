@@ -13,8 +13,9 @@ from cohort.config import GRPOConfig, RunConfig, SFTConfig, TrainingConfig
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
 from cohort.policy.load import make_policy
-from cohort.rewards.answers import extract_answer, normalised, number
+from cohort.rewards.answers import extract_answer
 from cohort.rewards.compose import Rewards
+from cohort.rewards.quantities import quantity
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
 from cohort.rollouts.sampling import Sampling
@@ -52,7 +53,11 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
         )
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {**run.model_dump(exclude_defaults=True), "method": run.method, **config.model_dump(mode="json")}
+    settings = {
+        **run.model_dump(exclude_defaults=True),
+        "method": run.method,
+        **config.model_dump(mode="json"),
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     return trainer.train()
 
@@ -87,7 +92,12 @@ def evaluate_model(
         raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
     functions = Rewards(list(rewards))
     rows = load_rows(
-        data, split=split, columns=columns, system_prompt=system_prompt, max_samples=limit, dataset_kwargs=dataset_kwargs
+        data,
+        split=split,
+        columns=columns,
+        system_prompt=system_prompt,
+        max_samples=limit,
+        dataset_kwargs=dataset_kwargs,
     )
     config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
     torch.manual_seed(seed)
@@ -123,6 +133,5 @@ def summary(found: Evaluation, component: str, ks: Sequence[int]) -> dict[str, A
 
 def _answer_key(answer: str) -> str:
     """One key for equal answers: a number's value, else its normalised text."""
-    text = normalised(answer)
-    value = number(text)
-    return text if value is None else str(value)
+    value = quantity(answer)
+    return " ".join(answer.casefold().split()) if value is None else str(value)

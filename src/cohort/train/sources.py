@@ -60,7 +60,14 @@ def _tell_dropped(lengths: list[int], limit: int, key: str, what: str) -> None:
             "or use a model with more positions"
         )
     if dropped:
-        log.warning("%d of %d %s are longer than %d tokens (%s) and are dropped", dropped, len(lengths), what, limit, key)
+        log.warning(
+            "%d of %d %s are longer than %d tokens (%s) and are dropped",
+            dropped,
+            len(lengths),
+            what,
+            limit,
+            key,
+        )
 
 
 class Demonstrations:
@@ -71,7 +78,7 @@ class Demonstrations:
         if missing is not None:
             raise UserError(
                 f"{missing.source}: no completion; {method.name} learns from demonstrations and needs a column "
-                f"`completion` (here: {', '.join(missing.columns) or 'none'}): map it with `columns: {{completion: ...}}`"
+                f"`completion` (here: {', '.join(missing.columns) or 'none'}): map it: `columns: {{completion: ...}}`"
             )
         pairs = [encode_demonstration(policy.tokenizer, row, config.chat_template_kwargs) for row in rows]
         lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
@@ -121,9 +128,7 @@ class Samples:
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
         prompts = [self.prompts[i] for i in chosen]
         seed = derive(config.seed, index)
-        groups, metrics = collect(
-            prompts, self.engine, self.rewards, self.method, config, self.sampling, seed, state
-        )
+        groups, metrics = collect(prompts, self.engine, self.rewards, self.method, config, self.sampling, seed, state)
         if self.reference is not None:
             started = time.perf_counter()
             attach_reference(groups, self.reference, config)

@@ -157,7 +157,14 @@ class GRPOTrainer(_Trainer):
         rewards = Rewards(functions, config.reward_weights)
         self.config = config
         super().__init__(
-            model, config, train_dataset, eval_dataset, processing_class, callbacks or (), peft_config, rewards
+            model,
+            config,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            callbacks or (),
+            peft_config,
+            rewards,
         )
         G, P = config.num_generations, config.prompts_per_step
         log.info("each step: %d prompts x %d completions = %d completions", P, G, P * G)
@@ -168,9 +175,7 @@ class GRPOTrainer(_Trainer):
         assert self.rewards is not None
         reference = reference_of(self.policy) if self.config.beta > 0 else None
         prompts = encode_prompts(rows, self.policy, self.config)
-        return Samples(
-            prompts, self.policy, self.engine, reference, self.rewards, self.config, METHODS[self.method]
-        )
+        return Samples(prompts, self.policy, self.engine, reference, self.rewards, self.config, METHODS[self.method])
 
 
 class SFTTrainer(_Trainer):
@@ -194,7 +199,14 @@ class SFTTrainer(_Trainer):
         single = isinstance(reward_funcs, str) or callable(reward_funcs)
         rewards = Rewards([reward_funcs] if single else list(reward_funcs)) if reward_funcs else None
         super().__init__(
-            model, config, train_dataset, eval_dataset, processing_class, callbacks or (), peft_config, rewards
+            model,
+            config,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            callbacks or (),
+            peft_config,
+            rewards,
         )
 
     def _source(self, rows: list[Row]) -> Source:
