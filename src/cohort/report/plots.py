@@ -29,8 +29,10 @@ STYLE = {
 
 
 def plot_training(run_dir: str | Path) -> list[Path]:
-    """Write the plots that a run's metrics allow into its folder; returns their paths, [] where none is possible
-    yet. Raises UserError where the folder has no metrics.jsonl."""
+    """Write the plots that a run's metrics allow into its folder and return their paths, none at first.
+
+    Raises UserError where the folder has no metrics.jsonl.
+    """
     import matplotlib
 
     rows = read_metrics(run_dir)
