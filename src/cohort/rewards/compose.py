@@ -96,13 +96,14 @@ class Rewards:
             except UserError:
                 raise
             except Exception as error:
-                raise _failure(name, function, wanted, error) from error
+                raise _failure(name, function, wanted, offered, error) from error
         waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
         for i, outcome in zip(waiting, _await_all([results[i] for i in waiting]), strict=True):
             if isinstance(outcome, UserError):
                 raise outcome
             if isinstance(outcome, BaseException):
-                raise _failure(self.names[i], self._functions[i], calls[i], outcome) from outcome
+                failure = _failure(self.names[i], self._functions[i], calls[i], offered, outcome)
+                raise failure from outcome
             results[i] = outcome
         return results
 
@@ -218,17 +219,16 @@ def _event_loop() -> Any:
 
 
 def _failure(
-    name: str, function: Callable[..., Any], arguments: Arguments, error: BaseException
+    name: str, function: Callable[..., Any], arguments: Arguments, offered: Arguments, error: BaseException
 ) -> RewardFunctionError:
     """The error to raise, with the first row that raises the same alone."""
     message = f"reward function {name!r} raised {type(error).__name__}: {error}"
-    rows = len(arguments.get("completions", next(iter(arguments.values()), [])))
+    rows = len(offered["completions"])
     for i in range(rows):
         if not _raises_alone(function, arguments, i, rows, type(error)):
             continue
-        message += f"\n  at row {i} of {rows}"
-        for key, label in (("prompts", "prompt"), ("completions", "completion")):
-            message += f"\n  {label}: {_start(arguments[key][i])}" if key in arguments else ""
+        prompt, completion = _start(offered["prompts"][i]), _start(offered["completions"][i])
+        message += f"\n  at row {i} of {rows}\n  prompt: {prompt}\n  completion: {completion}"
         break
     return RewardFunctionError(message)
 

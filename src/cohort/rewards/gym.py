@@ -24,8 +24,8 @@ def reasoning_gym(
     """The task's own `score_answer`, 0 to 1; None for rows of other data. Entries are JSON."""
     if reasoning_gym_task is None or reasoning_gym_entry is None:
         raise UserError(
-            "reasoning_gym needs the columns reasoning_gym_task and reasoning_gym_entry, which Reasoning Gym's "
-            "datasets have; for other data use accuracy"
+            "reasoning_gym needs the columns reasoning_gym_task and reasoning_gym_entry, "
+            "which Reasoning Gym's datasets have; for other data use accuracy"
         )
     rows = zip(completions, reasoning_gym_task, reasoning_gym_entry, strict=True)
     return [_score(content(completion), task, entry) for completion, task, entry in rows]

@@ -22,7 +22,7 @@ from cohort.rewards.answers import (
 from cohort.rewards.quantities import number_word
 from cohort.types import Text, UserError
 
-RewardFunction = Callable[..., "list[float | None]"]
+RewardFunction = Callable[..., "Sequence[float | None]"]
 
 CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What reward functions are given beside the dataset's columns."""
@@ -51,7 +51,7 @@ def content(completion: Text) -> str:
 def accuracy(completions: Sequence[Text], **columns: Any) -> list[float | None]:
     """1 where the final answer equals the row's reference mathematically, else 0; None without one."""
     return [
-        _any(answers, lambda answer, text=text: equal(extract_answer(text) or "", answer))
+        max((float(equal(extract_answer(text) or "", answer)) for answer in answers), default=None)
         for text, answers in _with_references("accuracy", completions, columns)
     ]
 
@@ -78,7 +78,7 @@ def tag_presence(completions: Sequence[Text], **_: Any) -> list[float]:
 def choice_accuracy(completions: Sequence[Text], **columns: Any) -> list[float | None]:
     """2.0 where the last `<answer>` holds `\\boxed{A}` to `\\boxed{D}`, the row's letter; else 0."""
     return [
-        _any(answers, lambda letter, text=text: _chosen(text) == letter.strip(" ().").upper(), score=2.0)
+        max((2.0 * (_chosen(text) == letter.strip(" ().").upper()) for letter in answers), default=None)
         for text, answers in _with_references("choice_accuracy", completions, columns)
     ]
 
@@ -167,10 +167,6 @@ def _with_references(name: str, completions: Sequence[Text], columns: dict[str, 
             f"{', '.join(REFERENCE_COLUMNS)}; the columns are: {', '.join(present) or 'none'}"
         )
     return [(content(c), accepted(reference_from(columns, i))) for i, c in enumerate(completions)]
-
-
-def _any(answers: list[str], fits: Callable[[str], bool], score: float = 1.0) -> float | None:
-    return (score if any(map(fits, answers)) else 0.0) if answers else None
 
 
 def _complete(text: str, tag: str) -> bool:

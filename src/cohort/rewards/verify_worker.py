@@ -28,6 +28,9 @@ MALFORMED = (
 )
 """What a task's verifier raises when an answer is not in the form it expects."""
 
+GRIDS_ARE_TUPLES = ("arc_agi", "rearc")
+"""Tasks whose verifiers compare with tuples, which JSON turned into lists."""
+
 
 def math_judge() -> Callable[..., Any]:
     """Judge [candidate, reference] as whole LaTeX expressions."""
@@ -57,6 +60,7 @@ def gym_judge() -> Callable[..., Any]:
             except ValueError as error:
                 return str(error)
         score = verifiers[task]
+        entry = _tuples(entry) if task in GRIDS_ARE_TUPLES else entry
         try:
             return float(score(answer, entry))
         except MALFORMED:
@@ -67,6 +71,12 @@ def gym_judge() -> Callable[..., Any]:
             return 0.0
 
     return judge
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 JUDGES = {"math": math_judge, "gym": gym_judge}
