@@ -16,9 +16,7 @@ from cohort.types import TrainerState, UserError
 
 def run(*funcs: Any, weights: list[float] | None = None, **columns: list[Any]):
     prompts, completions = ["2+2=?", "3+3=?"], ["<answer>4</answer>", "<answer>7</answer>"]
-    return Rewards(list(funcs), weights)(
-        prompts, completions, [[1, 2], [3]], columns, TrainerState(global_step=5)
-    )
+    return Rewards(list(funcs), weights)(prompts, completions, [[1, 2], [3]], columns, TrainerState(global_step=5))
 
 
 def ones(completions, **_):
@@ -88,9 +86,7 @@ def test_a_missing_column_is_named() -> None:
     def graded(completion, **_):
         return [0, 0]
 
-    with pytest.raises(
-        UserError, match=r"'graded' asks for 'completion'.*did you mean 'completions'.*have: level,"
-    ):
+    with pytest.raises(UserError, match=r"'graded' asks for 'completion'.*did you mean 'completions'.*have: level,"):
         run(graded, level=[1, 2])
 
     def referenced(completions, references):
@@ -177,9 +173,7 @@ def test_a_row_to_which_nothing_applies() -> None:
     def never(completions, **_):
         return [0.0, None]
 
-    with pytest.raises(
-        UserError, match=r"no reward applies to the row whose prompt starts '3\+3=\?': never, also"
-    ):
+    with pytest.raises(UserError, match=r"no reward applies to the row whose prompt starts '3\+3=\?': never, also"):
         also = lambda completions: [None, None]  # noqa: E731
         also.__name__ = "also"
         run(never, also)
@@ -239,9 +233,7 @@ def test_a_users_mistake_stays_one() -> None:
 
 
 def test_weights_and_functions_are_checked() -> None:
-    with pytest.raises(
-        UserError, match="reward_weights has 1 values, and there are 2 rewards: accuracy, format"
-    ):
+    with pytest.raises(UserError, match="reward_weights has 1 values, and there are 2 rewards: accuracy, format"):
         Rewards(["accuracy", "format"], [1.0])
     with pytest.raises(UserError, match="finite"):
         Rewards(["format"], [float("nan")])
@@ -306,9 +298,7 @@ def test_resolving_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown reward 'acuracy': did you mean 'accuracy'\?.*accuracy, format"
-    ):
+    with pytest.raises(UserError, match=r"unknown reward 'acuracy': did you mean 'accuracy'\?.*accuracy, format"):
         resolve("acuracy")
     with pytest.raises(UserError, match="a reward is a function or a name, not 3"):
         resolve(3)

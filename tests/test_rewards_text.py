@@ -59,13 +59,9 @@ def test_accuracy_by_row() -> None:
 
 
 @pytest.mark.parametrize("column", ["answer", "answers", "solution", "reference", "references"])
-@pytest.mark.parametrize(
-    "value", ["1,000", 1000, 1000.0, ["x", "1000"], "Work.\n\\boxed{1000}", "a\n#### 1,000"]
-)
+@pytest.mark.parametrize("value", ["1,000", 1000, 1000.0, ["x", "1000"], "Work.\n\\boxed{1000}", "a\n#### 1,000"])
 def test_accuracy_finds_the_reference(column: str, value: object) -> None:
-    assert accuracy(
-        ["<answer>\\frac{2000}{2}</answer>", "<answer>1001</answer>"], **{column: [value] * 2}
-    ) == [1, 0]
+    assert accuracy(["<answer>\\frac{2000}{2}</answer>", "<answer>1001</answer>"], **{column: [value] * 2}) == [1, 0]
 
 
 def test_accuracy_finds_the_reference_in_every_other_column() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cohort.types import UserError
 
@@ -77,6 +77,11 @@ class TrainingConfig(BaseModel):
     eval_temperature: float = Field(0.0, ge=0, description="0: greedy, one completion a problem.")
     max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
     max_completion_length: int = Field(1024, ge=1)
+
+    @field_validator("eval_strategy", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
 
     @property
     def batch_size(self) -> int:

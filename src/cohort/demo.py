@@ -34,7 +34,7 @@ from cohort.types import TrainerState
 OPERATIONS = 3
 TRAIN, HELD_OUT = 6000, 1000
 LENGTH = 40
-SFT_STEPS, GRPO_STEPS = 300, 45
+SFT_STEPS, GRPO_STEPS = 300, 90
 REWARDS = ("accuracy", "format")
 # Where GRPO can start from: below, SFT has not learned the task and there is nothing to reward.
 LEAST_ACCURACY, LEAST_FORMAT = 0.15, 0.9
@@ -49,7 +49,7 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     demonstrations, train, held_out = make_chains(OPERATIONS, TRAIN, HELD_OUT, seed, Teacher(seed))
     output.mkdir(parents=True, exist_ok=True)
-    sft_dir, model_dir = output / "sft", output / "model"
+    sft_dir = output / "sft"
     build_model(tokenizer, seed).save_pretrained(output / "start")
     tokenizer.save_pretrained(output / "start")
 
@@ -86,13 +86,14 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
                 seed=seed,
                 learning_rate=3e-4,
                 lr_scheduler_type="constant",
-                per_device_train_batch_size=256,
+                adam_beta2=0.99,
+                per_device_train_batch_size=128,
                 num_generations=8,
                 beta=0.0,
                 max_steps=GRPO_STEPS,
                 max_completion_length=LENGTH,
                 eval_strategy="steps",
-                eval_steps=5,
+                eval_steps=10,
                 eval_on_start=True,
             ),
             train,
@@ -102,8 +103,7 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
         started = time.perf_counter()
         grpo.train()
         seconds_grpo = time.perf_counter() - started
-    grpo.save_model(str(model_dir))
-    after = _evaluations(str(model_dir), held_out, seed)
+    after = _evaluations(str(output), held_out, seed)
     summary = _summary(before, after, seed, seconds_sft, seconds_grpo)
     (output / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     shutil.rmtree(output / "start")
@@ -184,7 +184,7 @@ def _show(
     console.print(examples_panel(mended[:2]))
     console.print(
         f"SFT took {summary['seconds_sft']:.0f} s, GRPO {summary['seconds_grpo']:.0f} s. In {output}:\n"
-        f"  model/ (loads with AutoModelForCausalLM), summary.json, metrics.jsonl, completions.jsonl,\n"
+        f"  the model (loads with AutoModelForCausalLM), summary.json, metrics.jsonl, completions.jsonl,\n"
         f"  {', '.join(path.name for path in plots)}",
         highlight=False,
     )

@@ -36,6 +36,13 @@ def fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def quiet() -> None:
+    """No progress bars of transformers' own across the live display."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
 def load_model(name: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, float32 unless told otherwise. Raises UserError for a bad name."""
     from transformers import AutoModelForCausalLM
@@ -95,6 +102,7 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any
 
 def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None) -> Policy:
     """Model (name, path or object) and tokenizer to a policy on its device, checked against the plain forward."""
+    quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)
         model = load_model(model, trust_remote_code=config.trust_remote_code, **config.model_init_kwargs)
