@@ -1,7 +1,7 @@
 """Aggregation: the weight of each token of a completion, so that loss = sum_i weight_i * sum_t loss_{i,t}.
 
 Denominators are counts of the whole optimiser step, over every micro-batch and rank: how a step is cut cannot
-change its gradient. `lengths_B` counts a completion's active tokens; a masked one has 0 and gets weight 0, and
+change its gradient. `lengths_B` counts a completion's active tokens; a masked one has 0, gets weight 0, and
 still counts among the sequences. Weights take the lengths' dtype, the default one for integers.
 """
 

@@ -29,7 +29,8 @@ def clipped(
 ) -> Clipped:
     """min(ratio * A, clip(ratio, 1 - eps_low, 1 + eps_high) * A) (PPO, arXiv 1707.06347, Eq. 7).
 
-    ratio = exp(logprob - old logprob). The coefficient is ratio * A, and 0 where the clipped branch is the smaller. All [N].
+    ratio = exp(logprob - old logprob). The coefficient is ratio * A, and 0 where the clipped branch is
+    the smaller. All [N].
     """
     ratio_N = torch.exp(logprobs_N - old_logprobs_N)
     free_N = ratio_N * advantages_N

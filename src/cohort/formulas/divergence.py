@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 def k1(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Estimate:
-    """k1 = d; slope 1. Unbiased for KL(pi, ref), of either sign; as a loss its expected gradient is 0. [N]."""
+    """k1 = d; slope 1. Unbiased for KL(pi, ref), either sign; as a loss its expected gradient is 0. [N]."""
     d_N = logprobs_N - reference_logprobs_N
     return Estimate(d_N, torch.ones_like(d_N))
 
