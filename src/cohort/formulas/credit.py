@@ -24,7 +24,7 @@ def scale_by_group(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
     std with ddof 1. Equal rewards give exactly 0. Raises ValueError for groups of one.
     """
     centred_PG = unscaled(rewards_PG)
-    return centred_PG / (rewards_PG.std(dim=1, keepdim=True) + eps)
+    return _silenced(centred_PG / (rewards_PG.std(dim=1, keepdim=True) + eps), rewards_PG)
 
 
 def scale_by_batch(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
@@ -32,7 +32,8 @@ def scale_by_batch(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
 
     std with ddof 1 of the rewards, not of the centred ones (TRL's `scale_rewards="batch"`).
     """
-    return unscaled(rewards_PG) / (rewards_PG.std() + eps)
+    centred_PG = unscaled(rewards_PG)
+    return _silenced(centred_PG / (rewards_PG.std() + eps), rewards_PG)
 
 
 def unscaled(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
@@ -45,16 +46,22 @@ def unscaled(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
             f"rewards of shape {tuple(rewards_PG.shape)}: a completion is judged against its siblings, "
             "so a group needs at least 2 completions"
         )
-    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    # The mean of equal numbers is not always that number in floating point (0.1 three times): the rest that
-    # rounding leaves, divided by a standard deviation of about 0, would push the policy at random.
-    return centred_PG.masked_fill(zero_spread(rewards_PG)[:, None], 0.0)
+    return _silenced(rewards_PG - rewards_PG.mean(dim=1, keepdim=True), rewards_PG)
 
 
 def zero_spread(rewards_PG: Tensor) -> Tensor:
     """max(r) == min(r): the group says nothing about its completions. [P, G] -> bool [P]."""
     equal_P: Tensor = torch.eq(rewards_PG.amax(dim=1), rewards_PG.amin(dim=1))
     return equal_P
+
+
+def _silenced(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
+    """0 in groups of equal rewards.
+
+    The mean of equal numbers is not always that number in floating point (0.1 three times): the rest that
+    rounding leaves, divided by a standard deviation of about 0, would push the policy at random.
+    """
+    return advantages_PG.masked_fill(zero_spread(rewards_PG)[:, None], 0.0)
 
 
 SCALES: dict[str, Scale] = {"group": scale_by_group, "batch": scale_by_batch, "none": unscaled}
