@@ -1,54 +1,70 @@
-"""Aggregation: the weight of each completion's tokens in the step's loss, sum_i w_i sum_t. Denominators are global
-counts of one optimiser step, so that no way of cutting the step into micro-batches or ranks changes the loss."""
+"""Aggregation: the weight of each token of a completion, so that loss = sum_i weight_i * sum_t loss_{i,t}.
+
+Denominators are counts of the whole optimiser step, over every micro-batch and rank: how a step is cut cannot
+change its gradient. `lengths_B` counts a completion's active tokens; a masked one has 0, gets weight 0, and
+still counts among the sequences. Weights take the lengths' dtype, the default one for integers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Denominators:
-    """Denominators(sequences=256, tokens=6144, generation_tokens=6144.0, max_completion_length=32)"""
+    """The counts of one optimiser step.
+
+    Denominators(sequences=32, tokens=2048, generation_tokens=2112.5, max_completion_length=256)
+    """
 
     sequences: int
-    """Completions in the optimiser step, masked ones included."""
+    """Completions in the step, masked ones included."""
     tokens: int
-    """Completion tokens with loss in the optimiser step."""
+    """Active completion tokens in the step."""
     generation_tokens: float
-    """Completion tokens with loss in the sampled batch, divided by the optimiser steps that share it."""
+    """Active completion tokens of the generation batch, divided by the optimiser steps that share it."""
     max_completion_length: int
+    """The limit in tokens."""
 
 
 def grpo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
-    """w_i = 1 / (|o_i| sequences): each completion's mean, then the mean. DeepSeekMath Eq. 3.
+    """1 / (|o_i| * sequences), the mean of completions' means (DeepSeekMath, arXiv 2402.03300, Eq. 3).
 
-    Shapes: tokens with loss of each completion [B] -> [B]; a completion without any weighs 0.
+    [B] -> [B]. An error in a long completion weighs less than in a short one.
     """
-    return torch.where(lengths_B > 0, 1.0 / (lengths_B.clamp(min=1) * denominators.sequences), 0.0)
+    return _active(lengths_B) / (lengths_B.clamp(min=1) * denominators.sequences)
 
 
 def bnpo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
-    """w = 1 / tokens of the step. TRL's "bnpo". Shapes: [B] -> [B]."""
-    return _same(lengths_B, 1.0 / max(1, denominators.tokens))
+    """1 / tokens: a mean over the step's active tokens (TRL's `bnpo`, there per micro-batch). [B] -> [B]."""
+    return _active(lengths_B) / max(denominators.tokens, 1)
 
 
 def dr_grpo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
-    """w = 1 / (sequences max_completion_length). Dr. GRPO, arXiv 2503.20783, section 3.2. Shapes: [B] -> [B]."""
-    return _same(lengths_B, 1.0 / (denominators.sequences * denominators.max_completion_length))
+    """1 / (sequences * max_completion_length) (Dr. GRPO, arXiv 2503.20783, section 3.2). [B] -> [B].
+
+    Every token weighs the same, however long its completion.
+    """
+    return _active(lengths_B) / (denominators.sequences * denominators.max_completion_length)
 
 
 def dapo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
-    """w = 1 / tokens of the sampled batch (its share of the step). DAPO, arXiv 2503.14476, Eq. 8. [B] -> [B]."""
-    return _same(lengths_B, 1.0 / max(1.0, denominators.generation_tokens))
+    """1 / generation_tokens, a mean over tokens (DAPO, arXiv 2503.14476, section 3.3). [B] -> [B]."""
+    return _active(lengths_B) / max(denominators.generation_tokens, 1.0)
 
 
-def _same(lengths_B: Tensor, weight: float) -> Tensor:
-    return torch.where(lengths_B > 0, weight, 0.0)
+def _active(lengths_B: Tensor) -> Tensor:
+    """1 for a completion with active tokens, 0 for a masked one; dtype kept. [B] -> [B]."""
+    return lengths_B.sign()
 
 
-Aggregation = Callable[[Tensor, Denominators], Tensor]
-LOSS_TYPES: dict[str, Aggregation] = {"grpo": grpo, "bnpo": bnpo, "dr_grpo": dr_grpo, "dapo": dapo}
+LOSS_TYPES: dict[str, Callable[[Tensor, Denominators], Tensor]] = {
+    "grpo": grpo,
+    "bnpo": bnpo,
+    "dr_grpo": dr_grpo,
+    "dapo": dapo,
+}
+"""`loss_type` -> function."""

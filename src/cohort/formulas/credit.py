@@ -1,52 +1,68 @@
-"""Credit: rewards to advantages, once per batch of rollouts."""
+"""Credit: from the rewards of a group to the advantage of each of its completions, once per sampled batch.
+
+Sources: DeepSeekMath (DSM), arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783. The paper's text does not fix the
+standard deviation's normaliser nor an epsilon: ddof 1 and 1e-4 are TRL's, so that numbers compare.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
-EPS = 1e-4
-"""Added to the standard deviation, as TRL does; DeepSeekMath adds nothing."""
+
+class Scale(Protocol):
+    """rewards_PG [P, G] -> advantages_PG [P, G]."""
+
+    def __call__(self, rewards_PG: Tensor, eps: float = 1e-4) -> Tensor: ...
 
 
-def centred(rewards_PG: Tensor) -> Tensor:
-    """r_i - mean(r) over the group; exactly 0 where all rewards of a group are equal. DeepSeekMath section 4.1.2.
+def scale_by_group(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
+    """A_i = (r_i - mean(r)) / (std(r) + eps), over the group (DSM section 4.1.2). [P, G] -> [P, G].
 
-    Shapes: [P, G] -> [P, G]. Raises ValueError for G < 2: a group of one has nothing to be compared with.
+    std with ddof 1. Equal rewards give exactly 0. Raises ValueError for groups of one.
+    """
+    centred_PG = unscaled(rewards_PG)
+    return _silenced(centred_PG / (rewards_PG.std(dim=1, keepdim=True) + eps), rewards_PG)
+
+
+def scale_by_batch(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
+    """A_i = (r_i - mean_group(r)) / (std_batch(r) + eps), std over all rewards given. [P, G] -> [P, G].
+
+    std with ddof 1 of the rewards, not of the centred ones (TRL's `scale_rewards="batch"`).
+    """
+    centred_PG = unscaled(rewards_PG)
+    return _silenced(centred_PG / (rewards_PG.std() + eps), rewards_PG)
+
+
+def unscaled(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
+    """A_i = r_i - mean(r), over the group (Dr. GRPO section 3.2). [P, G] -> [P, G]; eps has no part in it.
+
+    Equal rewards give exactly 0. Raises ValueError for groups of one.
     """
     if rewards_PG.shape[1] < 2:
-        raise ValueError(f"a group needs at least 2 completions to be compared, got {rewards_PG.shape[1]}")
-    differences = rewards_PG - rewards_PG.mean(1, keepdim=True)
-    return differences.masked_fill(zero_spread(rewards_PG).unsqueeze(1), 0.0)
-
-
-def scale_by_group(rewards_PG: Tensor, eps: float = EPS) -> Tensor:
-    """A_i = (r_i - mean(r)) / (std(r) + eps) within the group, std with ddof 1. DeepSeekMath section 4.1.2.
-
-    Shapes: [P, G] -> [P, G]. Deviation: eps, and ddof 1, which the paper leaves open; both as in TRL.
-    """
-    return centred(rewards_PG) / (rewards_PG.std(1, keepdim=True) + eps)
-
-
-def scale_by_batch(rewards_PG: Tensor, eps: float = EPS) -> Tensor:
-    """A_i = (r_i - mean(r)) / (std(R) + eps): the group's mean, the whole batch's std (ddof 1). TRL's "batch".
-
-    Shapes: [P, G] -> [P, G].
-    """
-    return centred(rewards_PG) / (rewards_PG.std() + eps)
-
-
-def unscaled(rewards_PG: Tensor, eps: float = EPS) -> Tensor:
-    """A_i = r_i - mean(r). Dr. GRPO, arXiv 2503.20783, Eq. 5. Shapes: [P, G] -> [P, G]; eps is not used."""
-    return centred(rewards_PG)
+        raise ValueError(
+            f"rewards of shape {tuple(rewards_PG.shape)}: a completion is judged against its siblings, "
+            "so a group needs at least 2 completions"
+        )
+    return _silenced(rewards_PG - rewards_PG.mean(dim=1, keepdim=True), rewards_PG)
 
 
 def zero_spread(rewards_PG: Tensor) -> Tensor:
-    """Whether all rewards of a group are equal, [P, G] -> bool [P]; by value, since a std of equal floats may not
-    be 0."""
-    return rewards_PG.amax(1) == rewards_PG.amin(1)
+    """max(r) == min(r): the group says nothing about its completions. [P, G] -> bool [P]."""
+    equal_P: Tensor = torch.eq(rewards_PG.amax(dim=1), rewards_PG.amin(dim=1))
+    return equal_P
 
 
-Scale = Callable[[Tensor], Tensor]
+def _silenced(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
+    """0 in groups of equal rewards.
+
+    The mean of equal numbers is not always that number in floating point (0.1 three times): the rest that
+    rounding leaves, divided by a standard deviation of about 0, would push the policy at random.
+    """
+    return advantages_PG.masked_fill(zero_spread(rewards_PG)[:, None], 0.0)
+
+
 SCALES: dict[str, Scale] = {"group": scale_by_group, "batch": scale_by_batch, "none": unscaled}
+"""`scale_rewards` -> function."""

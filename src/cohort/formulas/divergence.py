@@ -1,8 +1,14 @@
-"""Per-token estimates of KL(policy || reference) and their derivatives by the policy's log-probability.
+"""Estimates of the divergence between policy and reference, one value for each sampled token.
 
-With d = log pi - log ref. For samples of the current policy all of k1, k2 (nearly) and k3 estimate the KL's value, but
-as a loss they have different expected gradients: k1's is zero, k2's is the reverse KL(pi || ref)'s, k3's is the forward
-KL(ref || pi)'s; k3 weighted by the ratio has the reverse KL's again.
+Schulman, "Approximating KL divergence" (2020), names them; d = logprob - reference logprob. Which estimate is
+unbiased and which divergence its *gradient* belongs to are two questions: as a loss on samples of the current
+policy, only the gradient counts, and the samples' own dependence on the policy is not differentiated.
+
+| estimate | expected value | expected gradient as a loss | with the ratio weight |
+|---|---|---|---|
+| k1 | KL(pi, ref) | 0: it does nothing | KL(pi, ref)'s |
+| k2 | second-order approximation | KL(pi, ref)'s | E[k2]'s own |
+| k3 | KL(pi, ref) | KL(ref, pi)'s, the forward one | KL(pi, ref)'s |
 """
 
 from __future__ import annotations
@@ -15,34 +21,46 @@ from torch import Tensor
 
 
 class Estimate(NamedTuple):
-    """The estimate and its derivative by the policy's log-probability, both [N]."""
+    """A divergence and its slope, for each of N tokens."""
 
     value_N: Tensor
     slope_N: Tensor
+    """d value / d logprob of the policy."""
 
 
 def k1(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Estimate:
-    """k1 = d, slope 1. Schulman, "Approximating KL divergence", 2020. Shapes: [N]."""
-    return Estimate(logprobs_N - reference_logprobs_N, torch.ones_like(logprobs_N))
+    """k1 = d; slope 1. Unbiased for KL(pi, ref), either sign; as a loss its expected gradient is 0. [N]."""
+    d_N = logprobs_N - reference_logprobs_N
+    return Estimate(d_N, torch.ones_like(d_N))
 
 
 def k2(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Estimate:
-    """k2 = d^2 / 2, slope d. Schulman, "Approximating KL divergence", 2020. Shapes: [N]."""
-    difference_N = logprobs_N - reference_logprobs_N
-    return Estimate(difference_N**2 / 2, difference_N)
+    """k2 = d^2 / 2; slope d. As a loss its expected gradient is the reverse KL(pi, ref)'s. [N]."""
+    d_N = logprobs_N - reference_logprobs_N
+    return Estimate(d_N.square() / 2, d_N)
 
 
 def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Estimate:
-    """k3 = ref/pi - log(ref/pi) - 1 >= 0, slope 1 - ref/pi. DeepSeekMath Eq. 4. Shapes: [N]."""
-    log_ratio_N = reference_logprobs_N - logprobs_N
-    # expm1: near 0 the plain form loses every digit, and may come out negative.
-    return Estimate(torch.expm1(log_ratio_N) - log_ratio_N, -torch.expm1(log_ratio_N))
+    """k3 = exp(-d) + d - 1; slope 1 - exp(-d) (DeepSeekMath, arXiv 2402.03300, Eq. 4). [N], never negative.
+
+    Unbiased for KL(pi, ref) on the policy's samples; as a loss its expected gradient is the forward
+    KL(ref, pi)'s.
+    The slope is not clamped: it holds where the policy is far below the reference.
+    """
+    d_N = logprobs_N - reference_logprobs_N
+    excess_N = torch.expm1(-d_N)
+    # expm1 is off by a unit in the last place here and there: without the bound that shows as a negative KL.
+    return Estimate((excess_N + d_N).clamp(min=0.0), -excess_N)
 
 
 def ratio_weighted(estimate: Estimate, ratio_N: Tensor) -> Estimate:
-    """ratio * k, ratio = pi/old differentiated too: slope ratio (k + k'). TRL's `use_bias_correction_kl`."""
+    """value * ratio, ratio = pi / pi_old differentiated too: slope ratio * (value + slope). All [N].
+
+    With it k1 and k3 give the reverse KL(pi, ref)'s gradient, also on samples of an older policy (TRL's
+    `use_bias_correction_kl`).
+    """
     return Estimate(ratio_N * estimate.value_N, ratio_N * (estimate.value_N + estimate.slope_N))
 
 
-Estimator = Callable[[Tensor, Tensor], Estimate]
-ESTIMATORS: dict[str, Estimator] = {"k1": k1, "k2": k2, "k3": k3}
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Estimate]] = {"k1": k1, "k2": k2, "k3": k3}
+"""`kl_estimator` -> function."""
