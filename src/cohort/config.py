@@ -22,42 +22,50 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    output_dir: str = "output"
-    seed: int = 42
+    output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
+    seed: int = Field(42, description="Order of the data, sampling, LoRA's start.")
 
-    learning_rate: float = Field(1e-6, ge=0)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    learning_rate: float = Field(1e-6, ge=0, description="The highest of the schedule.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="After the warm-up: transformers' schedule of that name."
+    )
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps.")
     warmup_steps: int = Field(0, ge=0, description="Wins over warmup_ratio where it is not 0.")
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="Not on norms and biases.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW.")
     max_grad_norm: float = Field(1.0, ge=0, description="0 leaves gradients as they are.")
 
-    num_train_epochs: float = Field(1.0, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
     max_steps: int = Field(-1, description="Optimiser steps; -1 takes num_train_epochs.")
-    per_device_train_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations (sft) or completions (grpo).")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Times per_device_train_batch_size is the batch of one optimiser step."
+    )
     token_budget: int = Field(
         16384,
         ge=1,
         description="Tokens of one micro-batch: a matter of memory only, never of the gradient.",
     )
-    shuffle_dataset: bool = True
+    shuffle_dataset: bool = Field(True, description="An order of its own in each epoch.")
 
     bf16: bool | None = Field(None, description="None: where the hardware has fast bfloat16.")
-    use_cpu: bool = False
-    gradient_checkpointing: bool = False
-    disable_dropout: bool = True
-    model_init_kwargs: dict[str, Any] = Field(default_factory=dict)
-    trust_remote_code: bool = False
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    use_cpu: bool = Field(False, description="Even where there is a GPU.")
+    gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
+    disable_dropout: bool = Field(True, description="Sets the model's dropout to 0.")
+    model_init_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}."
+    )
+    trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="For the chat template, such as {enable_thinking: false}."
+    )
 
-    finetuning_type: Literal["full", "lora"] = "full"
-    lora_rank: int = Field(8, ge=1)
+    finetuning_type: Literal["full", "lora"] = Field("full", description="All weights, or an adapter through peft.")
+    lora_rank: int = Field(8, ge=1, description="LoRA's r.")
     lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
     lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
 
     max_prompt_length: int | None = Field(
@@ -66,17 +74,19 @@ class TrainingConfig(BaseModel):
         description="Longer prompts are dropped and counted. None: what the model's positions leave.",
     )
 
-    logging_steps: int = Field(1, ge=1)
+    logging_steps: int = Field(1, ge=1, description="Steps between on_log calls; metrics.jsonl has every step.")
     save_steps: int = Field(0, ge=0, description="0: only the final model.")
-    save_total_limit: int | None = Field(2, ge=1)
-    resume_from_checkpoint: bool | str = False
-    eval_strategy: Literal["no", "steps"] = "no"
-    eval_steps: int = Field(50, ge=1)
-    eval_on_start: bool = False
+    save_total_limit: int | None = Field(2, ge=1, description="Newest checkpoints kept; null: all.")
+    resume_from_checkpoint: bool | str = Field(
+        False, description="true: the newest in output_dir (from the start where there is none); or a path."
+    )
+    eval_strategy: Literal["no", "steps"] = Field("no", description="steps: every eval_steps and at the end.")
+    eval_steps: int = Field(50, ge=1, description="Steps between evaluations.")
+    eval_on_start: bool = Field(False, description="Evaluate before the first step too.")
     num_generations_eval: int = Field(1, ge=1, description="Completions of each held-out problem.")
     eval_temperature: float = Field(0.0, ge=0, description="0: greedy, one completion a problem.")
     max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
-    max_completion_length: int = Field(1024, ge=1)
+    max_completion_length: int = Field(1024, ge=1, description="Tokens a completion may have.")
 
     @field_validator("eval_strategy", mode="before")
     @classmethod
@@ -92,7 +102,7 @@ class TrainingConfig(BaseModel):
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations: the row `sft` of the table of methods."""
 
-    learning_rate: float = Field(2e-5, ge=0)
+    learning_rate: float = Field(2e-5, ge=0, description="The highest of the schedule.")
 
 
 class GRPOConfig(TrainingConfig):
@@ -109,10 +119,10 @@ class GRPOConfig(TrainingConfig):
     )
     num_iterations: int = Field(1, ge=1, description=f"mu, updates on each batch. {DSM}: one")
 
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0, description="Of sampling, and of the log-probabilities that are trained.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the most likely tokens of this total probability.")
     top_k: int = Field(0, ge=0, description="0: all.")
-    min_p: float = Field(0.0, ge=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest.")
     stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
 
     beta: float = Field(0.04, ge=0, description=f"Weight of the KL term. {DSM}")
@@ -122,8 +132,8 @@ class GRPOConfig(TrainingConfig):
     epsilon_high: float | None = Field(None, ge=0, description="None: epsilon.")
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field("grpo", description="DeepSeekMath Eq. 3: grpo")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="DeepSeekMath, section 4.1.2")
-    reward_weights: list[float] | None = None
-    mask_truncated_completions: bool = False
+    reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
+    mask_truncated_completions: bool = Field(False, description="A completion that hit the length limit gets no loss.")
 
     log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
 
@@ -185,15 +195,18 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    method: Literal["sft", "grpo"] = "grpo"
-    model: str
-    dataset: str
-    dataset_split: str = "train"
-    dataset_kwargs: dict[str, Any] = Field(default_factory=dict)
-    max_samples: int | None = Field(None, ge=1)
-    eval_dataset: str | None = None
-    eval_split: str = "test"
-    eval_samples: int | None = Field(None, ge=1)
+    method: Literal["sft", "grpo"] = Field("grpo", description="Row of the table of methods.")
+    model: str = Field(description="Hub name or path of a causal language model.")
+    dataset: str = Field(description="File (JSON, JSONL, CSV, Parquet), directory, hub name, or reasoning_gym:TASK.")
+    dataset_split: str = Field("train", description="Split of a hub data set.")
+    dataset_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="For datasets.load_dataset or reasoning_gym.create_dataset, such as {name: main}.",
+    )
+    max_samples: int | None = Field(None, ge=1, description="Rows to take from the start.")
+    eval_dataset: str | None = Field(None, description="Held-out data, named as dataset is.")
+    eval_split: str = Field("test", description="Split of a hub data set.")
+    eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
     reward_funcs: list[str] = Field(default_factory=list, description="For sft: what evaluation scores.")
