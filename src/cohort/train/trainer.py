@@ -16,6 +16,7 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
+from cohort.rewards.text import overlong_penalty
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
@@ -154,7 +155,8 @@ class GRPOTrainer(_Trainer):
     ):
         config = args or GRPOConfig()
         functions = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
-        rewards = Rewards(functions, config.reward_weights)
+        limit = overlong_penalty(config.max_completion_length)  # by name, it means this run's limit
+        rewards = Rewards([limit if spec == "overlong" else spec for spec in functions], config.reward_weights)
         self.config = config
         super().__init__(
             model,
