@@ -61,7 +61,9 @@ class TrainingConfig(BaseModel):
     lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
 
     max_prompt_length: int | None = Field(
-        None, ge=1, description="Longer prompts are dropped and counted. None: what the model's positions leave."
+        None,
+        ge=1,
+        description="Longer prompts are dropped and counted. None: what the model's positions leave.",
     )
 
     logging_steps: int = Field(1, ge=1)
@@ -71,7 +73,9 @@ class TrainingConfig(BaseModel):
     eval_strategy: Literal["no", "steps"] = "no"
     eval_steps: int = Field(50, ge=1)
     eval_on_start: bool = False
-    per_device_eval_batch_size: int = Field(64, ge=1)
+    num_generations_eval: int = Field(1, ge=1, description="Completions of each held-out problem.")
+    eval_temperature: float = Field(0.0, ge=0, description="0: greedy, one completion a problem.")
+    max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
     max_completion_length: int = Field(1024, ge=1)
 
     @property
@@ -105,7 +109,6 @@ class GRPOConfig(TrainingConfig):
     top_k: int = Field(0, ge=0, description="0: all.")
     min_p: float = Field(0.0, ge=0, le=1)
     stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
-    max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
 
     beta: float = Field(0.04, ge=0, description=f"Weight of the KL term. {DSM}")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="DeepSeekMath Eq. 4: k3")
@@ -117,8 +120,6 @@ class GRPOConfig(TrainingConfig):
     reward_weights: list[float] | None = None
     mask_truncated_completions: bool = False
 
-    num_generations_eval: int = Field(1, ge=1)
-    eval_temperature: float = Field(0.0, ge=0, description="0: greedy.")
     log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
 
     @model_validator(mode="before")
@@ -154,6 +155,23 @@ class GRPOConfig(TrainingConfig):
         return 1
 
 
+PAPER = ("learning_rate", "num_generations", "max_completion_length", "num_iterations", "beta", "kl_estimator",
+         "use_bias_correction_kl", "loss_type", "scale_rewards")  # fmt: skip
+
+
+def differences_from_paper(config: TrainingConfig) -> list[str]:
+    """`key: value (paper: value)` for each of DeepSeekMath's GRPO settings that this run departs from."""
+    if not isinstance(config, GRPOConfig):
+        return []
+    differences = [
+        f"{key}: {getattr(config, key)} (paper: {GRPOConfig.model_fields[key].default})"
+        for key in PAPER
+        if getattr(config, key) != GRPOConfig.model_fields[key].default
+    ]
+    completions = config.prompts_per_step * config.num_generations
+    return differences + ([f"completions per step: {completions} (paper: 1024)"] if completions != 1024 else [])
+
+
 METHOD_CONFIGS: dict[str, type[TrainingConfig]] = {"sft": SFTConfig, "grpo": GRPOConfig}
 
 
@@ -173,7 +191,7 @@ class RunConfig(BaseModel):
     eval_samples: int | None = Field(None, ge=1)
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
-    reward_funcs: list[str] = Field(default_factory=list)
+    reward_funcs: list[str] = Field(default_factory=list, description="For sft: what evaluation scores.")
 
     @model_validator(mode="before")
     @classmethod

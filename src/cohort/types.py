@@ -56,6 +56,8 @@ class Completion:
     text: str = ""
     truncated: bool = False
     """True where the length limit ended it."""
+    version: int = 0
+    """The policy's count of updates when it was sampled."""
 
 
 @dataclass

@@ -1,0 +1,51 @@
+"""Reward functions with TRL's signature and their sum: `f(completions, **columns) -> list[float | None]`."""
+
+from __future__ import annotations
+
+from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
+from cohort.rewards.gym import reasoning_gym
+from cohort.rewards.text import (
+    accuracy,
+    choice_accuracy,
+    correctness,
+    format_reward,
+    keyword_reward,
+    overlong,
+    overlong_penalty,
+    reasoning_keywords,
+    reasoning_length,
+    repetition,
+    repetition_penalty,
+    soft_format,
+    strict_format,
+    tag_presence,
+    too_short,
+    too_short_penalty,
+    xml_count,
+)
+
+__all__ = [
+    "BUILTIN",
+    "RewardFunctionError",
+    "Rewards",
+    "Scores",
+    "accuracy",
+    "choice_accuracy",
+    "correctness",
+    "format_reward",
+    "keyword_reward",
+    "overlong",
+    "overlong_penalty",
+    "reasoning_gym",
+    "reasoning_keywords",
+    "reasoning_length",
+    "repetition",
+    "repetition_penalty",
+    "resolve",
+    "soft_format",
+    "strict_format",
+    "tag_presence",
+    "too_short",
+    "too_short_penalty",
+    "xml_count",
+]

@@ -1,0 +1,240 @@
+"""The command line: parses, calls, prints, exits. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cohort.types import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cohort.config import TrainingConfig
+
+
+class _Group(TyperGroup):
+    """Tells a user's mistake in one message, without a traceback; anything else stays loud."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("\nstopped", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="cohort",
+    cls=_Group,
+    help="Teach a language model by comparing its own answers with each other (GRPO).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _console() -> Console:
+    """Standard output; what cohort logs goes there too, above a live display."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console()
+    log = logging.getLogger("cohort")
+    log.handlers = [RichHandler(console=console, show_path=False, show_time=False, show_level=False)]
+    log.setLevel(logging.INFO)
+    return console
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration, such as examples/gsm8k.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Over the file's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")] = False,
+) -> None:
+    """Train a model as a configuration says."""
+    from cohort.config import read_run
+
+    changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
+    run, settings = read_run(config, changes)
+    console = _console()
+
+    from cohort.report.live import LiveDisplay
+    from cohort.train.run import train_from_config
+
+    command = ["cohort", "train", str(config), *(overrides or []), "--resume"]
+    with _resumable(settings, command), LiveDisplay(f"{run.method}: {run.model}", console) as display:
+        train_from_config(run, settings, callbacks=[display])
+    _say_where(Path(settings.output_dir), console)
+
+
+@contextmanager
+def _resumable(settings: TrainingConfig, command: list[str]) -> Iterator[None]:
+    """On Ctrl-C, say how the training can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder = Path(settings.output_dir)
+        if any(folder.glob("checkpoint-*")):
+            typer.echo(f"\nstopped. To go on from the newest checkpoint: {shlex.join(command)}", err=True)
+        else:
+            typer.echo(
+                f"\nstopped. {folder} has no checkpoint to go on from: save_steps=50 would save some",
+                err=True,
+            )
+        raise typer.Exit(130) from None
+
+
+def _say_where(folder: Path, console: Console) -> None:
+    from cohort.report.plots import plot_training
+
+    plots = plot_training(folder)
+    files = [name for name in ("metrics.jsonl", "completions.jsonl", "config.yaml") if (folder / name).exists()]
+    console.print(f"Trained. In {folder}:", markup=False, highlight=False, soft_wrap=True)
+    for line in ("the model", ", ".join(files), ", ".join(path.name for path in plots)):
+        if line:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Name or path of a model.")],
+    data: Annotated[str, typer.Option(help="A file, a folder, a hub name or reasoning_gym:TASK.")],
+    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
+    reward: Annotated[str, typer.Option(help="Reward functions; the first says what is correct.")] = "accuracy",
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
+    k: Annotated[str, typer.Option(help="For pass@k and maj@k, such as 1,4,8; at most --samples.")] = "1",
+    temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, else 1.")] = None,
+    max_completion_length: Annotated[int, typer.Option(min=1, help="Tokens.")] = 1024,
+    limit: Annotated[int | None, typer.Option(min=1, help="Problems to take.")] = None,
+    columns: Annotated[str, typer.Option(help="Ours=theirs, such as prompt=question,answer=solution.")] = "",
+    dataset_kwargs: Annotated[str, typer.Option(help="For the data set's loader, such as name=main.")] = "",
+    system_prompt: Annotated[str | None, typer.Option(help="Makes plain prompts conversational.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the result with every completion as JSON.")] = None,
+    seed: Annotated[int, typer.Option(help="For sampling.")] = 42,
+) -> None:
+    """Measure a model on a data set: accuracy with its 95% interval, pass@k, maj@k."""
+    settings: dict[str, Any] = {
+        "split": split,
+        "rewards": _names(reward, "--reward"),
+        "samples": samples,
+        "ks": _numbers(k, samples),
+        "temperature": temperature,
+        "max_completion_length": max_completion_length,
+        "limit": limit,
+        "columns": _pairs(columns, "--columns", "prompt=question"),
+        "dataset_kwargs": _pairs(dataset_kwargs, "--dataset-kwargs", "name=main"),
+        "system_prompt": system_prompt,
+        "seed": seed,
+    }
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    console = _console()
+
+    from cohort.report.intervals import wilson
+    from cohort.report.tables import evaluation_table
+    from cohort.train.run import evaluate_model
+
+    result = evaluate_model(model, data, **settings)
+    # Samples of one problem are not independent of each other: the interval counts problems.
+    result["interval"] = wilson(result["accuracy"] * result["problems"], result["problems"])
+    console.print(evaluation_table(f"{model} on {data}", result))
+    if output is not None:
+        output.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+        console.print(f"written to {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(text: str, option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"{option} {text!r}: give at least one name, such as accuracy")
+    return names
+
+
+def _numbers(text: str, samples: int) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise UserError(f"--k {text!r}: give whole numbers of at least 1, such as 1,4,8")
+    ks = sorted({int(part) for part in parts})
+    if ks[-1] > samples:
+        raise UserError(f"--k {text} needs {ks[-1]} completions of each problem: add --samples {ks[-1]}")
+    return ks
+
+
+def _pairs(text: str, option: str, example: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(key.strip() and value.strip() for key, _, value in pairs):
+        raise UserError(f"{option} {text!r}: write name=value, such as {example}, commas between several")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Another task, teacher and model.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output/grpo_metrics"),
+) -> None:
+    """Watch a small model learn arithmetic: SFT on a flawed teacher, then GRPO on its own answers."""
+    console = _console()
+
+    from cohort.demo import run_demo
+
+    run_demo(seed=seed, output=output, console=console)
+
+
+@app.command()
+def plot(run: Annotated[Path, typer.Argument(help="A run's output_dir.")]) -> None:
+    """Draw the plots of a run again, during it or after it."""
+    from cohort.report.plots import plot_training
+
+    written = plot_training(run)
+    if not written:
+        raise UserError(f"{run}: its metrics.jsonl has nothing to plot yet")
+    for path in written:
+        typer.echo(str(path))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, device, threads, precision."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from cohort.policy.load import fast_bf16, find_device
+
+    typer.echo(f"{'python':<16}{platform.python_version()}")
+    for name in ("cohort", "torch", "transformers", "peft", "datasets", "math-verify", "reasoning-gym"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "not installed"
+        typer.echo(f"{name:<16}{found}")
+    device = find_device()
+    typer.echo(f"{'device':<16}{torch.cuda.get_device_name() if device.type == 'cuda' else device.type}")
+    typer.echo(f"{'threads':<16}{torch.get_num_threads()}")
+    typer.echo(f"{'fast bfloat16':<16}{'yes' if fast_bf16(device) else 'no: float32 is used'}")
+
+
+def main() -> None:
+    """The entry point: exits with 0, with 2 for a user's mistake, with 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # A completion may hold characters that this terminal's encoding lacks.
+        stream.reconfigure(errors="replace")
+    app()
+
+
+if __name__ == "__main__":
+    main()

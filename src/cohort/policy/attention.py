@@ -1,0 +1,201 @@
+"""Attention over packed groups: a prompt stands once in the stream and all its completions attend to it.
+
+Registered with transformers' `AttentionInterface`, so every causal model that goes through it gets shared-prefix
+training and decoding without model code of its own. The model passes the layout down as the keyword `grouped`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "cohort_grouped"
+
+
+class Layout(Protocol):
+    """Who attends to whom. `attend` takes q [T, H, D] and k, v [T, Hkv, D] and returns [T, H, D]."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor: ...
+
+
+class HeadOptions:
+    """What a layer asks of its attention beside q, k, v: scaling, sliding window, logit softcap, sinks."""
+
+    __slots__ = ("layer", "scaling", "sinks", "softcap", "window")
+
+    def __init__(self, layer: int, scaling: float, window: int | None, softcap: float | None, sinks: Tensor | None):
+        self.layer, self.scaling, self.window, self.softcap, self.sinks = (
+            layer,
+            scaling,
+            window,
+            softcap,
+            sinks,
+        )
+
+    def softmax(self, scores: Tensor, heads: tuple[int, ...]) -> Tensor:
+        """Softmax over the last axis; a sink is one more logit per query head, shaped `heads` to broadcast."""
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sink = self.sinks.to(scores.dtype).view(*heads, 1).expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+
+    def cap(self, scores: Tensor) -> Tensor:
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+def grouped_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    grouped: Layout | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls in each layer: q [1, H, T, D], k and v [1, Hkv, T, D] after RoPE."""
+    assert grouped is not None, "the grouped attention was called without a layout: use Policy, not model(...)"
+    options = HeadOptions(
+        layer=getattr(module, "layer_idx", None) or 0,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    out = grouped.attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), options)
+    return out.unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, grouped_attention)
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+class _Rearrange(torch.autograd.Function):
+    """rows -> rows[index]. Its gradient gathers through the inverse: each row has one place, pads have none."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, valid: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inverse, valid)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse, valid = ctx.saved_tensors
+        grad = grad.index_select(0, inverse)
+        if valid is not None:
+            grad = grad * valid.view(-1, *[1] * (grad.dim() - 1))
+        return grad, None, None, None
+
+
+def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, the most negative number where not."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+class GroupLayout:
+    """The flat stream of P groups: prompt, then its completions, group after group, no padding.
+
+    Inside attention the stream is laid out on a grid: prompts [P, L], completions [P, R, C], L the longest prompt,
+    R the largest group, C the longest completion. Completions see their own prompt and themselves, causally.
+    """
+
+    def __init__(self, prompt_lengths: list[int], completion_lengths: list[list[int]], device: torch.device):
+        P, L = len(prompt_lengths), max(prompt_lengths)
+        R = max(len(lengths) for lengths in completion_lengths)
+        C = max((n for lengths in completion_lengths for n in lengths), default=0)
+        # Segments of the stream: where each starts on the grid, its length, its first position, its group.
+        segments = np.array(
+            [
+                segment
+                for g, (p, lengths) in enumerate(zip(prompt_lengths, completion_lengths, strict=True))
+                for segment in [
+                    (g * L, p, 0, g),
+                    *((P * L + (g * R + r) * C, n, p, g) for r, n in enumerate(lengths)),
+                ]
+            ]
+        )
+        place, length, position, group = segments.T
+        starts = length.cumsum() - length
+        stream = np.arange(length.sum())
+        offset = stream - starts.repeat(length)
+        places = place.repeat(length) + offset
+        grid = np.zeros(P * L + P * R * C, dtype=np.int64)
+        valid = np.zeros(P * L + P * R * C, dtype=bool)
+        grid[places], valid[places] = stream, True
+        # A completion's first token is predicted at its prompt's last, every other at the token before it.
+        completion = position > 0
+        ends_of_prompts = (starts + length - 1)[~completion][group]
+        sources = np.where(offset == 0, ends_of_prompts.repeat(length), stream - 1)[completion.repeat(length)]
+        self.shape = (P, L, R, C)
+        self.grid, self.valid = torch.from_numpy(grid).to(device), torch.from_numpy(valid).to(device)
+        self.places = torch.from_numpy(places).to(device)
+        self.positions = torch.from_numpy(position.repeat(length) + offset).to(device)
+        self.sources = torch.from_numpy(sources).to(device)
+        self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
+        self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
+        self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+        P, L, R, C = self.shape
+        H, D = q.shape[1:]
+        K, Dv = k.shape[1], v.shape[-1]
+        rep = H // K
+        q, k, v = (_Rearrange.apply(x, self.grid, self.places, None) for x in (q * head.scaling, k, v))
+        prompt_bias, completion_bias = self._bias_for(head.window, q.dtype)
+        k_prompt = k[: P * L].view(P, L, K, D).transpose(1, 2).contiguous()
+        v_prompt = v[: P * L].view(P, L, K, Dv).transpose(1, 2).contiguous()
+        if self.captured is not None:
+            self.captured[head.layer] = (k_prompt, v_prompt)
+        q_prompt = q[: P * L].view(P, L, K, rep, D).permute(0, 2, 3, 1, 4).reshape(P * K, rep * L, D)
+        k_flat, v_flat = k_prompt.view(P * K, L, D), v_prompt.view(P * K, L, Dv)
+        scores = head.cap(q_prompt @ k_flat.transpose(1, 2)).view(P, K, rep, L, L) + prompt_bias
+        weights = head.softmax(scores, (1, K, rep, 1))
+        out = (weights.view(P * K, rep * L, L) @ v_flat).view(P, K, rep, L, Dv)
+        out = out.permute(0, 3, 1, 2, 4).reshape(P * L, H, Dv)
+        if C:
+            assert completion_bias is not None
+            q_own = q[P * L :].view(P, R, C, K, rep, D).permute(0, 3, 1, 4, 2, 5).contiguous()
+            k_own = k[P * L :].view(P, R, C, K, D).permute(0, 3, 1, 2, 4).reshape(P * K * R, C, D)
+            v_own = v[P * L :].view(P, R, C, K, Dv).permute(0, 3, 1, 2, 4).reshape(P * K * R, C, Dv)
+            # The prompt's keys are read once for all R completions: their queries are one matrix.
+            shared = q_own.view(P * K, R * rep * C, D) @ k_flat.transpose(1, 2)
+            own = q_own.view(P * K * R, rep * C, D) @ k_own.transpose(1, 2)
+            scores = torch.cat([shared.view(P, K, R, rep, C, L), own.view(P, K, R, rep, C, C)], -1)
+            weights = head.softmax(head.cap(scores) + completion_bias, (1, K, 1, rep, 1))
+            shared = weights[..., :L].reshape(P * K, R * rep * C, L) @ v_flat
+            own = weights[..., L:].reshape(P * K * R, rep * C, C) @ v_own
+            completions = shared.view(P, K, R, rep, C, Dv) + own.view(P, K, R, rep, C, Dv)
+            out = torch.cat([out, completions.permute(0, 2, 4, 1, 3, 5).reshape(P * R * C, H, Dv)])
+        return _Rearrange.apply(out, self.places, self.grid, self.valid)
+
+    def _bias_for(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Additive masks: prompts [L, L]; completions [P, 1, 1, 1, C, L + C] over prompt keys, then own keys."""
+        if (window, dtype) not in self._biases:
+            P, L, _, C = self.shape
+            device = self.grid.device
+            prompt = _bias(_causal(L, window, device), dtype)
+            if C:
+                columns = torch.arange(L, device=device)
+                lengths = self.prompt_lengths.view(P, 1, 1)
+                seen = (columns < lengths).expand(P, C, L)
+                if window is not None:
+                    distance = lengths + torch.arange(C, device=device).view(1, C, 1) - columns
+                    seen = seen & (distance < window)
+                both = torch.cat([seen, _causal(C, window, device).expand(P, C, C)], -1)
+                self._biases[window, dtype] = (prompt, _bias(both, dtype).view(P, 1, 1, 1, C, L + C))
+            else:
+                self._biases[window, dtype] = (prompt, None)
+        return self._biases[window, dtype]
+
+
+def _causal(n: int, window: int | None, device: torch.device) -> Tensor:
+    steps = torch.arange(n, device=device)
+    distance = steps.view(n, 1) - steps
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)

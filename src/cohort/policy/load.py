@@ -1,0 +1,206 @@
+"""Models and tokenizers: loading, LoRA, device and precision, and the parity check of the packed path."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cohort.config import TrainingConfig
+from cohort.policy.cache import DecodeCache
+from cohort.policy.model import Policy
+from cohort.policy.pack import Part
+from cohort.types import UserError
+
+log = logging.getLogger("cohort")
+
+PARITY = 2e-3
+"""Largest difference of log-probabilities that counts as equal, float32; packed models show 1e-6, wrong ones 1e-1."""
+PARITY_BF16 = 0.15
+
+
+def find_device(use_cpu: bool = False) -> torch.device:
+    if use_cpu:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def load_model(name: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
+    """`AutoModelForCausalLM.from_pretrained`, float32 unless told otherwise. Raises UserError for a bad name."""
+    from transformers import AutoModelForCausalLM
+
+    _must_be_model(name)
+    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **kwargs}
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}") from error
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    from transformers import AutoTokenizer
+
+    _must_be_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}") from error
+
+
+def _must_be_model(name: str) -> None:
+    path = Path(name)
+    looks_local = name.startswith((".", "/", "~")) or path.exists()
+    if looks_local and not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
+        what = "has no config.json" if path.is_dir() else "does not exist"
+        raise UserError(f"model {name!r}: the directory {what}; give a transformers model directory or a hub name")
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
+    """Inject LoRA through peft. Returns the PeftModel. Raises UserError where no module matches."""
+    from peft import LoraConfig, get_peft_model
+
+    if peft_config is None:
+        targets = config.lora_target
+        if isinstance(targets, str):
+            names = [name.strip() for name in targets.split(",")]
+            targets = "all-linear" if names == ["all"] else names
+        peft_config = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+            lora_dropout=config.lora_dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise UserError(f"LoRA: {_first_lines(error)}; linear layers of this model: {', '.join(linear)}") from error
+
+
+def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None) -> Policy:
+    """Model (name, path or object) and tokenizer to a policy on its device, checked against the plain forward."""
+    if isinstance(model, str):
+        tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)
+        model = load_model(model, trust_remote_code=config.trust_remote_code, **config.model_init_kwargs)
+    if tokenizer is None:
+        name = getattr(model.config, "name_or_path", None) or model.config._name_or_path
+        if not name:
+            raise UserError("the model object names no directory to load a tokenizer from: pass processing_class=")
+        tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
+    device = find_device(config.use_cpu)
+    peft = None
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        peft = model
+    elif peft_config is not None or config.finetuning_type == "lora":
+        peft = add_lora(model, config, peft_config)
+    model = (peft.get_base_model() if peft is not None else model).to(device)
+    if config.disable_dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        _zero_attention_dropout(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if peft is not None:
+            model.enable_input_require_grads()
+    bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
+    policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
+    choose_path(policy)
+    return policy
+
+
+def _zero_attention_dropout(model: Any) -> None:
+    for module in model.modules():
+        for name in ("attention_dropout", "attn_dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def choose_path(policy: Policy) -> None:
+    """Keep the packed path where it equals the model's own forward on a small batch; else take rows, and say so.
+
+    Raises UserError where the head itself does not give the model's logits.
+    """
+    was_training = policy.model.training
+    policy.model.eval()
+    try:
+        difference, why = _parity(policy)
+        if difference is None or difference > (PARITY_BF16 if policy.bf16 else PARITY):
+            why = why or f"packed log-probabilities differ from its own by {difference:.1e}"
+            policy.grouped = False
+            difference, _ = _parity(policy)
+            if difference is None or difference > (PARITY_BF16 if policy.bf16 else PARITY):
+                raise UserError(
+                    f"{type(policy.model).__name__}: this model's logits are not its output layer's applied to its "
+                    "last hidden states, so it cannot be trained here"
+                )
+            log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, why)
+    finally:
+        policy.model.train(was_training)
+
+
+@torch.no_grad()
+def _parity(policy: Policy) -> tuple[float | None, str]:
+    """Largest |log-probability difference| to the model's plain forward, over two small groups of unequal lengths,
+    training layout and decoding both."""
+    vocabulary = policy.head.output.weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(5, [4, 2]), (9, [3, 6])]
+    parts = []
+    for g, (p, lengths) in enumerate(sizes):
+        prompt, *rows = (torch.randint(vocabulary, (n,), generator=generator) for n in (p, *lengths))
+        parts.append(Part(g, prompt, range(len(rows)), rows))
+    plain = []
+    for part in parts:
+        for ids in part.completion_ids:
+            row = torch.cat([part.prompt_ids, ids]).unsqueeze(0).to(policy.device)
+            with policy.autocast():
+                logits = policy.model(input_ids=row, use_cache=False).logits[0].float()
+            logp = torch.log_softmax(logits[len(part.prompt_ids) - 1 : -1], -1)
+            plain.append(logp.gather(1, ids.to(policy.device)[:, None]).squeeze(1).cpu())
+    try:
+        found = policy.logprobs(iter([parts]), 1.0)
+        packed = [found[g, r] for g, part in enumerate(parts) for r in part.rows]
+        if policy.grouped:
+            packed += _decode(policy, parts)
+            plain += plain
+    except (TypeError, AssertionError, KeyError, IndexError, RuntimeError) as error:
+        if not policy.grouped:
+            raise
+        return None, f"it does not run the grouped attention ({type(error).__name__}: {_first_lines(error)})"
+    return max(float((a - b).abs().max()) for a, b in zip(packed, plain, strict=True)), ""
+
+
+def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
+    """Log-probabilities of the given completions, one token at a time through the decoding cache."""
+    prompts = policy.pack([Part(part.group, part.prompt_ids, [], []) for part in parts])
+    layout = prompts.inputs["grouped"]
+    layout.captured = {}
+    hidden = policy.hidden(prompts.inputs)
+    cache = DecodeCache()
+    cache.extend(layout, [len(part.rows) for part in parts])
+    rows = [ids for part in parts for ids in part.completion_ids]
+    last = hidden[layout.prompt_lengths.cumsum(0) - 1][cache.group]
+    found = []
+    for t in range(max(len(ids) for ids in rows)):
+        tokens = torch.tensor([int(ids[min(t, len(ids) - 1)]) for ids in rows], device=policy.device)
+        found.append(policy.head.logprobs(last, tokens).cpu())
+        cache.advance()
+        last = policy.hidden({"input_ids": tokens[None], "position_ids": cache.positions[None], "grouped": cache})
+    return [torch.stack(found, 1)[i, : len(ids)] for i, ids in enumerate(rows)]

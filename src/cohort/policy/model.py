@@ -1,0 +1,103 @@
+"""The policy: a causal language model of transformers, packed forward passes, its head and its reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cohort.policy.attention import NAME
+from cohort.policy.head import Head
+from cohort.policy.pack import Pack, Part, pack_groups, pack_rows
+
+
+class Policy:
+    """Wraps `model` (a transformers causal LM, LoRA layers injected or not); `peft` is its PeftModel or None."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, peft: Any = None, bf16: bool = False):
+        self.model, self.tokenizer, self.peft, self.bf16 = model, tokenizer, peft, bf16
+        self.device: torch.device = next(model.parameters()).device
+        self.head = Head(model)
+        self.trunk = model.base_model
+        self.grouped = True
+        """False: the model has an attention of its own and takes padded rows."""
+        self.native_attention: str = model.config._attn_implementation
+        self.version = 0
+        """Counts updates, so that a completion can say which weights made it."""
+        embeddings = model.get_input_embeddings()
+        if isinstance(embeddings, nn.Embedding):
+            embeddings.padding_idx = None  # a sampled pad token is a token like any other and earns its gradient
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def context_length(self) -> int:
+        """Positions the model was made for; a large number where its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end a completion: the generation configuration's and the tokenizer's."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = configured if isinstance(configured, list) else [configured]
+        return sorted({int(i) for i in (*listed, self.tokenizer.eos_token_id) if i is not None})
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def pack(self, parts: list[Part]) -> Pack:
+        return (pack_groups if self.grouped else pack_rows)(parts, self.device)
+
+    def hidden(self, inputs: dict[str, Any]) -> Tensor:
+        """Final hidden states of one forward pass, flattened to [T, D]."""
+        with self.autocast(), self.attending():
+            out = self.trunk(**inputs, use_cache=False)
+        return out.last_hidden_state.flatten(0, 1)
+
+    @contextmanager
+    def attending(self) -> Iterator[None]:
+        """Inside, the model runs the grouped attention; its own is back afterwards. Held open around a backward
+        pass too (gradient checkpointing runs the layers again) and around a whole generation (switching is slow)."""
+        if not self.grouped or self.model.config._attn_implementation == NAME:
+            yield
+            return
+        self.model.set_attn_implementation(NAME)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(self.native_attention)
+
+    @torch.no_grad()
+    def logprobs(self, batches: Iterator[list[Part]], temperature: float) -> dict[tuple[int, int], Tensor]:
+        """(group, row) -> float32 [n] log-probabilities of each completion, on the CPU."""
+        found: dict[tuple[int, int], Tensor] = {}
+        for parts in batches:
+            pack = self.pack(parts)
+            hidden = self.hidden(pack.inputs)
+            logprobs = self.head.logprobs(hidden[pack.sources_N], pack.targets_N, temperature).cpu()
+            keys = [(part.group, row) for part in parts for row in part.rows]
+            lengths = [len(ids) for part in parts for ids in part.completion_ids]
+            found.update(zip(keys, logprobs.split(lengths), strict=True))
+        return found
+
+
+def reference_of(policy: Policy) -> Callable[[], AbstractContextManager[Policy]]:
+    """The reference model as it is now, as a context that lends it: with LoRA the same model with its adapter off
+    (bit for bit the base model), else a frozen copy."""
+    if policy.peft is not None:
+
+        @contextmanager
+        def without_adapter() -> Iterator[Policy]:
+            with policy.peft.disable_adapter():
+                yield policy
+
+        return without_adapter
+    frozen = Policy(copy.deepcopy(policy.model).requires_grad_(False).eval(), policy.tokenizer, bf16=policy.bf16)
+    frozen.grouped = policy.grouped
+    return lambda: nullcontext(frozen)

@@ -1,0 +1,103 @@
+"""Groups to the tensors of one forward pass, and batches to micro-batches that fit a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cohort.policy.attention import GroupLayout
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some completions of one prompt; a group larger than the token budget is several parts.
+
+    Part(group=0, prompt_ids=tensor([5, 6]), rows=range(0, 4), completion_ids=[tensor([7, 2]), ...])
+    """
+
+    group: int
+    prompt_ids: Tensor
+    rows: Sequence[int]
+    completion_ids: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One forward pass: `model(**inputs)` gives hidden states; `sources_N` are the rows of the flattened hidden
+    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion."""
+
+    parts: list[Part]
+    inputs: dict[str, Any]
+    sources_N: Tensor
+    targets_N: Tensor
+
+
+def pack_groups(parts: list[Part], device: torch.device) -> Pack:
+    """The flat stream without padding, each prompt once, for models that run the grouped attention."""
+    layout = GroupLayout(
+        [len(part.prompt_ids) for part in parts],
+        [[len(ids) for ids in part.completion_ids] for part in parts],
+        device,
+    )
+    stream = torch.cat([ids for part in parts for ids in (part.prompt_ids, *part.completion_ids)])
+    inputs = {
+        "input_ids": stream.to(device).unsqueeze(0),
+        "position_ids": layout.positions.unsqueeze(0),
+        "grouped": layout,
+    }
+    return Pack(parts, inputs, layout.sources, _targets(parts, device))
+
+
+def pack_rows(parts: list[Part], device: torch.device) -> Pack:
+    """One padded row for each completion, prompt repeated: for models with an attention of their own."""
+    rows = [torch.cat([part.prompt_ids, ids]) for part in parts for ids in part.completion_ids]
+    prompts = [len(part.prompt_ids) for part in parts for _ in part.completion_ids]
+    longest = max(len(row) for row in rows)
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    sources = []
+    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        input_ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+        sources.append(i * longest + torch.arange(prompt - 1, len(row) - 1))
+    inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+    return Pack(parts, inputs, torch.cat(sources).to(device), _targets(parts, device))
+
+
+def _targets(parts: list[Part], device: torch.device) -> Tensor:
+    ids = [ids for part in parts for ids in part.completion_ids]
+    return torch.cat(ids).to(device) if ids else torch.zeros(0, dtype=torch.long, device=device)
+
+
+def micro_batches(parts: list[Part], token_budget: int) -> Iterator[list[Part]]:
+    """Deal parts out to micro-batches of at most `token_budget` tokens, longest first, splitting groups that
+    are larger; a single completion is never split, whatever its length."""
+    small = [piece for part in parts for piece in _split(part, token_budget)]
+    # Neighbours of like length waste least padding inside attention.
+    small.sort(key=lambda part: -max(len(ids) for ids in part.completion_ids))
+    batch: list[Part] = []
+    tokens = 0
+    for part in small:
+        size = len(part.prompt_ids) + sum(len(ids) for ids in part.completion_ids)
+        if batch and tokens + size > token_budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(part)
+        tokens += size
+    if batch:
+        yield batch
+
+
+def _split(part: Part, token_budget: int) -> Iterator[Part]:
+    start, tokens = 0, len(part.prompt_ids)
+    for i, ids in enumerate(part.completion_ids):
+        if i > start and tokens + len(ids) > token_budget:
+            yield Part(part.group, part.prompt_ids, part.rows[start:i], part.completion_ids[start:i])
+            start, tokens = i, len(part.prompt_ids)
+        tokens += len(ids)
+    if start < len(part.completion_ids):
+        yield Part(part.group, part.prompt_ids, part.rows[start:], part.completion_ids[start:])

@@ -1,0 +1,189 @@
+"""A training callback that shows what the run is doing: a panel on a terminal, some lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from cohort.report.metrics import component_keys
+
+BARS = "▁▂▃▄▅▆▇█"
+LINES = 10
+"""Lines that a run prints where there is no terminal."""
+
+NUMBERS = {
+    "reward_std": ("spread within groups", "{:.3f}"),
+    "frac_reward_zero_std": ("groups without spread", "{:.0%}"),
+    "kl": ("KL to the reference", "{:.4f}"),
+    "completions/mean_length": ("completion length", "{:.1f} tokens"),
+    "tokens_per_second": ("speed", "{:,.0f} tokens/s"),
+    "learning_rate": ("learning rate", "{:.2e}"),
+}
+"""Metric -> label and format, in the order shown."""
+IN_LINES = ("reward_std", "completions/mean_length", "tokens_per_second")
+"""Those of them that a line has room for."""
+
+
+def sparkline(values: list[float], width: int = 32) -> str:
+    """Values as bars between their least and greatest, neighbours averaged where they are more than `width`:
+    [0, 1, 2] -> "▁▄█"."""
+    values = [value for value in values if math.isfinite(value)]
+    count = min(width, len(values))
+    edges = [i * len(values) // count for i in range(count + 1)] if count else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, span = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+    # Values that do not differ stand in the middle: neither low nor high.
+    return "".join(BARS[min(7, int(8 * (mean - low) / span)) if span else 3] for mean in means)
+
+
+class LiveDisplay:
+    """`with LiveDisplay("GRPO") as display: Trainer(..., callbacks=[display]).train()`, one for each run.
+
+    Leaving the `with` block gives the terminal back, whatever ended the training.
+    """
+
+    def __init__(self, title: str, console: Console | None = None, stage: str = ""):
+        self.title, self.stage, self.console = title, stage, console or Console()
+        self.row: dict[str, Any] = {}
+        self.series: list[float] = []
+        self.held_out: list[float] = []
+        self.held_out_key = ""
+        self.printed = 0
+        self.pending = False
+        self.live: Live | None = None
+        # Time left from the whole run: steps of minutes would not fit rich's window of 30 seconds.
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TimeElapsedColumn(),
+            TextColumn("elapsed"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            speed_estimate_period=math.inf,
+            expand=True,
+        )
+        self.task = self.progress.add_task("", start=False, total=None)
+
+    def __enter__(self) -> LiveDisplay:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back. May be called more than once."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.start_task(self.task)
+        self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
+        if self.console.is_terminal:
+            self.live = Live(self._panel(), console=self.console, refresh_per_second=4)
+            self.live.start()
+        else:
+            self._print(f"{state.max_steps} steps")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        self.row = dict(logs or {})
+        value = self.row.get(self._main())
+        if value is not None:
+            self.series.append(value)
+        self._show(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
+        metrics = metrics or {}
+        keys = [*component_keys(metrics), "eval/reward", "eval/loss"]
+        key = self.held_out_key or next((key for key in keys if key in metrics), "")
+        if key in metrics:
+            self.held_out_key = key
+            self.held_out.append(metrics[key])
+        self._show(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.pending and not self.console.is_terminal:
+            self._print_numbers(state)
+        self.close()
+
+    def _main(self) -> str:
+        return "reward" if "reward" in self.row else "loss"
+
+    def _show(self, state: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+        self.pending = True
+        if self.live is not None:
+            self.live.update(self._panel())
+        elif not self.console.is_terminal and self.row:
+            share = state.global_step * LINES // max(1, state.max_steps)
+            # The last line waits for the evaluation that may follow the last step.
+            if self.printed < share < LINES:
+                self.printed = share
+                self._print_numbers(state)
+
+    def _print_numbers(self, state: Any) -> None:
+        self.pending = False
+        numbers = [f"{label} {value}" for label, value, _ in self._lines(IN_LINES)]
+        self._print(f"step {state.global_step}/{state.max_steps}: " + ", ".join(numbers))
+
+    def _print(self, text: str) -> None:
+        head = f"{self.title} ({self.stage})" if self.stage else self.title
+        self.console.print(Text(f"{head}: {text}"), soft_wrap=True)
+
+    def _lines(self, keys: Iterable[str]) -> list[tuple[str, str, str]]:
+        """(label, value, sparkline) of what is known: reward or loss, held-out score, the given metrics."""
+        lines = []
+        if self.series:
+            form = "{:.3f}" if self._main() == "reward" else "{:.4f}"
+            lines.append((self._main(), form.format(self.series[-1]), self._sparkline(self.series)))
+        if self.held_out:
+            lines.append((*self._held_out(), self._sparkline(self.held_out)))
+        for key in keys:
+            if key in self.row:
+                label, form = NUMBERS[key]
+                lines.append((label, form.format(self.row[key]), ""))
+        return lines
+
+    def _held_out(self) -> tuple[str, str]:
+        name = self.held_out_key.removeprefix("eval/")
+        best = min(self.held_out) if name == "loss" else max(self.held_out)
+        form = "{:.1%}" if name == "accuracy" else "{:.3f}"
+        last, first, best_text = (form.format(value) for value in (self.held_out[-1], self.held_out[0], best))
+        more = f" (first {first}, best {best_text})" if len(self.held_out) > 1 else ""
+        return f"held-out {name}", last + more
+
+    def _sparkline(self, values: list[float]) -> str:
+        narrow = self.console.options.ascii_only or self.console.width < 80
+        return "" if narrow else sparkline(values, min(32, self.console.width - 70))
+
+    def _panel(self) -> RenderableType:
+        table = Table.grid(padding=(0, 3))
+        for column in ("label", "value", "bars"):
+            table.add_column(style={"label": "dim", "value": "", "bars": "cyan"}[column], no_wrap=True)
+        for i, (label, value, bars) in enumerate(self._lines(NUMBERS)):
+            table.add_row(Text(label), Text(value, style="bold" if i < 2 else ""), Text(bars))
+        title = Text(self.title, style="bold")
+        stage = Text(self.stage) if self.stage else None
+        return Panel(Group(self.progress, table), title=title, subtitle=stage, title_align="left", border_style="cyan")

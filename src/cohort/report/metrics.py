@@ -1,0 +1,58 @@
+"""What a run folder's metrics.jsonl holds: rows, series of one metric, names of what was held out."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from cohort.types import UserError
+
+Rows = list[dict[str, Any]]
+NO_SCORES = ("eval/reward", "eval/samples", "eval/loss")
+"""Evaluation metrics of one-word names that are not the scores of one reward function."""
+
+
+def read_metrics(path: str | Path) -> Rows:
+    """Rows of a metrics.jsonl, given itself or its folder. A half-written last line is left out.
+
+    Raises UserError where the file is missing or another line is no JSON object.
+    """
+    path = Path(path)
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a run's output_dir, where training writes metrics.jsonl")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = _parsed(line)
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"{path} line {number}: not a JSON object with a `step`: {line[:80]!r}")
+    return rows
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def series(rows: Rows, key: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of a metric, by step: finite values only, the last where a step has several."""
+    found = {row["step"]: row[key] for row in rows if _finite(row.get(key))}
+    steps = sorted(found)
+    return [float(step) for step in steps], [float(found[step]) for step in steps]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def component_keys(row: dict[str, Any]) -> list[str]:
+    """The held-out scores of single reward functions, accuracy first: ["eval/accuracy", "eval/format"]."""
+    keys = [key for key in row if key.startswith("eval/") and key.count("/") == 1 and key not in NO_SCORES]
+    return sorted(keys, key=lambda key: key != "eval/accuracy")

@@ -1,0 +1,113 @@
+"""docs/configuration.md, written from the configuration's own fields: `python -m cohort.report.reference`."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cohort.config import GRPOConfig, RunConfig, SFTConfig, TrainingConfig
+
+HEAD = """# Configuration
+
+A run is one YAML file of `key: value` lines, flat: the keys below, in any order.
+
+    cohort train examples/gsm8k.yaml
+
+Any key can be given on the command line, where it wins over the file; values are read as YAML:
+
+    cohort train examples/gsm8k.yaml max_steps=100 columns='{prompt: question}' eval_dataset=null
+
+In Python the method's keys are arguments of `cohort.GRPOConfig` and `cohort.SFTConfig`. An unknown key is
+refused, with the nearest known one named. Keys are those of TRL's `GRPOConfig` where it has them; defaults
+are the paper's where it gives one, as the last column says.
+"""
+
+SECTIONS: tuple[tuple[type[BaseModel], str], ...] = (
+    (RunConfig, "What is trained, on what: a YAML file's keys beside the method's own."),
+    (TrainingConfig, "What every method has: optimiser, schedule, batches, precision, saving, evaluation."),
+    (
+        SFTConfig,
+        "`method: sft`, supervised fine-tuning on demonstrations: all of the above, and where it differs:",
+    ),
+    (GRPOConfig, "`method: grpo`, the default: all of the above, and what it adds or where it differs:"),
+)
+SOURCE = re.compile(r"DeepSeekMath|PPO, arXiv|\w+, arXiv")
+BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
+
+
+def configuration_markdown() -> str:
+    """docs/configuration.md: every key with its values, default, meaning and source."""
+    return HEAD + "".join(_section(kind, text) for kind, text in SECTIONS)
+
+
+def _section(kind: type[BaseModel], text: str) -> str:
+    lines = ["", f"## {kind.__name__}", "", text, ""]
+    lines += ["| key | values | default | meaning | source |", "|---|---|---|---|---|"]
+    lines += [_line(name, field) for name, field in kind.model_fields.items() if _is_own(kind, name, field)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_own(kind: type[BaseModel], name: str, field: FieldInfo) -> bool:
+    """Whether the kind adds the key to TrainingConfig's, or says something else of it."""
+    return kind is TrainingConfig or repr(TrainingConfig.model_fields.get(name)) != repr(field)
+
+
+def _line(name: str, field: FieldInfo) -> str:
+    text = field.description or ""
+    found = SOURCE.search(text)
+    meaning, source = (text[: found.start()], text[found.start() :]) if found else (text, "")
+    # YAML's word for Python's None
+    meaning = meaning.strip().replace("None:", "`null`:")
+    cells = (f"`{name}`", _values(field), _default(field), meaning, source.strip())
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _values(field: FieldInfo) -> str:
+    """The type and its bounds in words: "number >= 0", "`linear`, `cosine`", "whole number or `null`"."""
+    bounds = [
+        f"{sign} {getattr(bound, attribute):g}"
+        for kind, (sign, attribute) in BOUNDS.items()
+        for bound in field.metadata
+        if isinstance(bound, kind)
+    ]
+    first, *others = _words(field.annotation)
+    return " or ".join([" ".join([first, " and ".join(bounds)]).strip(), *others])
+
+
+def _words(annotation: Any) -> list[str]:
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return [word for part in get_args(annotation) for word in _words(part)]
+    if origin is Literal:
+        return [", ".join(f"`{value}`" for value in get_args(annotation))]
+    if origin is list:
+        return [f"list of {PLURALS[get_args(annotation)[0]]}"]
+    return [NAMES[origin or annotation]]
+
+
+NAMES = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "`true`, `false`",
+    dict: "mapping",
+    type(None): "`null`",
+}
+PLURALS = {str: "texts", float: "numbers", int: "whole numbers"}
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    print(configuration_markdown(), end="")

@@ -1,0 +1,86 @@
+"""Results as tables for the terminal. Completions are untrusted text: shown, never interpreted."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from cohort.report.intervals import wilson
+from cohort.report.metrics import component_keys
+
+LONGEST = 1200
+"""Characters of a completion that a panel shows."""
+
+
+def harmless(text: str) -> str:
+    """The text with what could steer a terminal (escapes, bidirectional marks, lone surrogates) made visible:
+    "a\\x1b[2Jb" -> "a�[2Jb". Line breaks, tabs and the joiners that scripts and emoji need stay."""
+    kept = "\n\t\u200c\u200d"
+    return "".join(c if c in kept or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
+
+
+def share(successes: float, total: int) -> str:
+    """A share with its 95% interval: share(27, 100) -> "27.0% [19.3, 36.4]"."""
+    low, high = wilson(successes, total)
+    return f"{successes / total:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def before_after_table(title: str, rows: Sequence[tuple[str, str, str]]) -> Table:
+    """(what, before, after) rows; `share` writes cells: ("accuracy", share(24, 100), share(97, 100))."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right", style="bold")
+    for row in rows:
+        table.add_row(*(Text(harmless(cell)) for cell in row))
+    return table
+
+
+def examples_panel(examples: Sequence[tuple[str, str, str]], title: str = "") -> RenderableType:
+    """(problem, completion before, completion after): each a panel with the two completions side by side."""
+    panels: list[RenderableType] = [Text(title, style="bold")] if title else []
+    for problem, before, after in examples:
+        grid = Table(box=None, expand=True, padding=(0, 2), pad_edge=False, show_header=True)
+        grid.add_column("before", ratio=1, header_style="dim", overflow="fold")
+        grid.add_column("after", ratio=1, header_style="dim", overflow="fold")
+        grid.add_row(_excerpt(before), _excerpt(after))
+        body = Group(_excerpt(problem, style="cyan"), Text(), grid)
+        panels.append(Panel(body, box=box.ROUNDED, border_style="dim"))
+    return Group(*panels)
+
+
+def _excerpt(text: str, style: str = "") -> Text:
+    """At most LONGEST characters; a longer text keeps its end, where the answer stands."""
+    text = text.strip()
+    if len(text) > LONGEST:
+        half = LONGEST // 2
+        text = f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+    return Text(harmless(text), style=style)
+
+
+def evaluation_table(title: str, result: dict[str, Any]) -> Table:
+    """What `cohort eval` prints, of `problems, samples, accuracy, interval, pass@k, maj@k, metrics`."""
+    problems, samples = result["problems"], result["samples"]
+    table = Table(title=Text(harmless(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column(f"{problems} problems x {samples} sample" + "s" * (samples != 1))
+    table.add_column("", justify="right")
+    low, high = result["interval"]
+    table.add_row("accuracy", Text(f"{result['accuracy']:.1%} [{100 * low:.1f}, {100 * high:.1f}]", style="bold"))
+    for kind in ("pass@k", "maj@k"):
+        for k, value in result[kind].items():
+            table.add_row(f"{kind[:-1]}{k}", f"{value:.1%}")
+    metrics = result["metrics"]
+    for key in component_keys(metrics):
+        table.add_row(Text(f"mean score: {key.removeprefix('eval/')}"), f"{metrics[key]:.3f}")
+    if "eval/completions/mean_length" in metrics:
+        table.add_row("mean length", f"{metrics['eval/completions/mean_length']:.1f} tokens")
+    if metrics.get("eval/completions/clipped_ratio"):
+        table.add_row("cut at the length limit", f"{metrics['eval/completions/clipped_ratio']:.1%}")
+    return table

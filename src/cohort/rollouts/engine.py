@@ -1,0 +1,254 @@
+"""Engines: token ids in; token ids, log-probabilities and a weight version out. They hold no trainer object."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cohort.policy.cache import DecodeCache
+from cohort.policy.memory import free_cached_memory, is_out_of_memory
+from cohort.policy.model import Policy
+from cohort.policy.pack import Part
+from cohort.rollouts.sampling import Sampling, draw
+from cohort.types import Completion
+
+log = logging.getLogger("cohort")
+
+PREFILL_TOKENS = 8192
+"""Prompt tokens of one prefill pass."""
+
+
+class Engine(Protocol):
+    """Samples `n` completions of each prompt (int64 [p] on the CPU). The same seed gives the same completions."""
+
+    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]: ...
+
+
+def local_engine(policy: Policy, max_rows: int) -> Engine:
+    """The engine for the policy in this process."""
+    return LocalEngine(policy, max_rows) if policy.grouped else RowEngine(policy, max_rows)
+
+
+class LocalEngine:
+    """Prefills a prompt once per group, decodes up to `max_rows` rows side by side against the shared cache;
+    finished rows leave, waiting prompts take their place."""
+
+    def __init__(self, policy: Policy, max_rows: int = 256):
+        self.policy, self.max_rows = policy, max_rows
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        model, was_training = self.policy.model, self.policy.model.training
+        model.eval()
+        try:
+            while True:
+                try:
+                    with self.policy.attending():
+                        return _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows).run()
+                except RuntimeError as error:
+                    if not is_out_of_memory(error) or self.max_rows == 1:
+                        raise
+                self.max_rows = max(1, self.max_rows // 2)
+                free_cached_memory()
+                log.warning("out of memory while decoding: going on with max_rows=%d", self.max_rows)
+        finally:
+            model.train(was_training)
+
+
+class _Decoding:
+    """One call of `generate`: what is waiting, what is alive, what is written."""
+
+    def __init__(self, policy: Policy, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, max_rows: int):
+        self.policy, self.prompts, self.n, self.sampling, self.max_rows = (
+            policy,
+            prompts,
+            n,
+            sampling,
+            max_rows,
+        )
+        device = policy.device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        # (prompt, first row, rows): a group larger than max_rows comes in pieces.
+        self.waiting = deque(
+            (i, first, min(max_rows, n - first)) for i in range(len(prompts)) for first in range(0, n, max_rows)
+        )
+        total = len(prompts) * n
+        room = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
+        self.limits = torch.tensor(room, device=device).repeat_interleave(n)
+        self.ids = torch.zeros(total, max(room, default=0), dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(total, max(room, default=0), device=device)
+        self.counts = torch.zeros(total, dtype=torch.long, device=device)
+        self.ended = torch.zeros(total, dtype=torch.bool, device=device)
+        self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
+        self.cache = DecodeCache()
+        self.row = torch.zeros(0, dtype=torch.long, device=device)
+        """[N], which of the `total` rows each cached row is."""
+        self.alive = torch.zeros(0, dtype=torch.bool, device=device)
+        self.tokens = torch.zeros(0, dtype=torch.long, device=device)
+        """[N], the last token of each cached row."""
+
+    def run(self) -> list[list[Completion]]:
+        while self.waiting or bool(self.alive.any()):
+            self._make_room()
+            if self.waiting and len(self.cache) + self.waiting[0][2] <= self.max_rows:
+                self._admit()
+                continue  # rows that ended at their first token leave before the next pass
+            self.cache.advance()
+            hidden = self.policy.hidden(
+                {
+                    "input_ids": self.tokens[None],
+                    "position_ids": self.cache.positions[None],
+                    "grouped": self.cache,
+                }
+            )
+            self.tokens = self._sample(hidden, self.row, self.alive)
+        return self._completions()
+
+    def _make_room(self) -> None:
+        """Drop ended rows once an eighth of the batch has ended, or where somebody waits for the place."""
+        dead = int((~self.alive).sum())
+        if dead and (self.waiting or 8 * dead >= len(self.alive)):
+            kept = self.alive.nonzero().squeeze(1)
+            if len(kept):
+                self.cache.keep(kept)
+            else:
+                self.cache = DecodeCache()
+            self.row, self.tokens, self.alive = self.row[kept], self.tokens[kept], self.alive[kept]
+
+    def _admit(self) -> None:
+        """Prefill waiting prompts, as many as fit, and draw each row's first token."""
+        pieces, rows, tokens = [], len(self.cache), 0
+        while self.waiting:
+            prompt, _, count = self.waiting[0]
+            tokens += len(self.prompts[prompt])
+            if pieces and (rows + count > self.max_rows or tokens > PREFILL_TOKENS):
+                break
+            pieces.append(self.waiting.popleft())
+            rows += count
+        pack = self.policy.pack([Part(i, self.prompts[prompt], [], []) for i, (prompt, _, _) in enumerate(pieces)])
+        layout = pack.inputs["grouped"]
+        layout.captured = {}
+        hidden = self.policy.hidden(pack.inputs)
+        counts = [count for _, _, count in pieces]
+        self.cache.extend(layout, counts)
+        new = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
+        new = new.to(self.row.device)
+        last = hidden[layout.prompt_lengths.cumsum(0) - 1]
+        alive = torch.ones(len(new), dtype=torch.bool, device=new.device)
+        first_tokens = self._sample(last.repeat_interleave(torch.tensor(counts, device=new.device), 0), new, alive)
+        self.row = torch.cat([self.row, new])
+        self.tokens = torch.cat([self.tokens, first_tokens])
+        self.alive = torch.cat([self.alive, ~self.ended[new]])
+
+    def _sample(self, hidden: Tensor, row: Tensor, alive: Tensor) -> Tensor:
+        """Draw the next token of each row; write the living ones' down and end those that are done."""
+        with self.policy.autocast():
+            logits = self.policy.head.logits(hidden)
+        tokens, logprobs = draw(logits, self.sampling, self.generator)
+        living, drawn = row[alive], tokens[alive]
+        at = self.counts[living]
+        self.ids[living, at] = drawn
+        self.logprobs[living, at] = logprobs[alive]
+        self.counts[living] = at + 1
+        done = torch.isin(drawn, self.eos)
+        if self.sampling.stop:
+            done |= torch.tensor([self._stopped(int(r)) for r in living], device=done.device)
+        self.ended[living] = done
+        alive[alive.clone()] = ~(done | (at + 1 >= self.limits[living]))
+        return tokens
+
+    def _stopped(self, row: int) -> bool:
+        """Whether the row's text now holds a stop string; a tail as long in tokens as it is in characters does."""
+        longest = max(len(text) for text in self.sampling.stop)
+        end = int(self.counts[row])
+        tail = self.policy.tokenizer.decode(self.ids[row, max(0, end - longest - 8) : end].tolist())
+        return any(text in tail for text in self.sampling.stop)
+
+    def _completions(self) -> list[list[Completion]]:
+        ids, logprobs = self.ids.cpu(), self.logprobs.cpu()
+        counts, ended = self.counts.tolist(), self.ended.tolist()
+        flat = [
+            Completion(
+                ids[i, : counts[i]].clone(),
+                logprobs[i, : counts[i]].clone(),
+                truncated=not ended[i],
+                version=self.policy.version,
+            )
+            for i in range(len(counts))
+        ]
+        texts = self.policy.tokenizer.batch_decode([c.ids.tolist() for c in flat], skip_special_tokens=True)
+        flat = [replace(c, text=text) for c, text in zip(flat, texts, strict=True)]
+        return [flat[i * self.n : (i + 1) * self.n] for i in range(len(self.prompts))]
+
+
+class RowEngine:
+    """For models with an attention or a state of their own: transformers' `generate`, then one scoring pass."""
+
+    def __init__(self, policy: Policy, max_rows: int = 256):
+        self.policy, self.max_rows = policy, max_rows
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        model, was_training = self.policy.model, self.policy.model.training
+        model.eval()
+        try:
+            # Rows of one length need no padding, which models with a state do not all ignore.
+            with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                return [self._group(prompt, n, sampling) for prompt in prompts]
+        finally:
+            model.train(was_training)
+
+    def _group(self, prompt: Tensor, n: int, sampling: Sampling) -> list[Completion]:
+        found: list[Completion] = []
+        while len(found) < n:
+            found += self._rows(prompt, min(self.max_rows, n - len(found)), sampling)
+        return found
+
+    def _rows(self, prompt: Tensor, count: int, sampling: Sampling) -> list[Completion]:
+        options: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            options = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "min_p": sampling.min_p or None,
+            }
+        if sampling.stop:
+            options |= {"stop_strings": sampling.stop, "tokenizer": self.policy.tokenizer}
+        batch = prompt.to(self.policy.device).expand(count, -1)
+        limit = min(sampling.max_tokens, self.policy.context_length - len(prompt))
+        with self.policy.autocast():
+            out = self.policy.model.generate(
+                batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=limit,
+                eos_token_id=sampling.eos_ids or None,
+                pad_token_id=0,
+                **options,
+            )
+        rows = [self._cut(row[len(prompt) :].cpu(), sampling) for row in out]
+        part = Part(0, prompt, range(count), [ids for ids, _ in rows])
+        logprobs = self.policy.logprobs(iter([[part]]), sampling.temperature or 1.0)
+        texts = self.policy.tokenizer.batch_decode([ids.tolist() for ids, _ in rows], skip_special_tokens=True)
+        return [
+            Completion(ids, logprobs[0, i], texts[i], truncated=not ended, version=self.policy.version)
+            for i, (ids, ended) in enumerate(rows)
+        ]
+
+    def _cut(self, ids: Tensor, sampling: Sampling) -> tuple[Tensor, bool]:
+        """The row up to its end, without the padding behind it, and whether it ended by itself."""
+        ends = torch.isin(ids, torch.tensor(sampling.eos_ids, dtype=torch.long)).nonzero()
+        if len(ends):
+            return ids[: int(ends[0]) + 1], True
+        for end in range(1, len(ids) + 1) if sampling.stop else ():
+            text = self.policy.tokenizer.decode(ids[:end].tolist())
+            if any(stop in text for stop in sampling.stop):
+                return ids[:end], True
+        return ids, False

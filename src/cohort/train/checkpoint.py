@@ -1,0 +1,209 @@
+"""Checkpoints: written whole or not at all, and everything a step depends on is in them. No pickle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cohort.policy.model import Policy
+from cohort.types import Completion, Group, Row, UserError
+
+log = logging.getLogger("cohort")
+
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class Progress:
+    """Where the run is: Progress(step=40, num_tokens=123456, batch=[...groups in use], metrics of that batch)."""
+
+    step: int = 0
+    num_tokens: int = 0
+    token_budget: int = 0
+    batch: list[Group] | None = None
+    """The sampled batch that further updates will use; None between batches."""
+    batch_metrics: dict[str, float] | None = None
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """An ordinary transformers directory (or peft adapter) with its tokenizer."""
+    model = policy.peft if policy.peft is not None else policy.model
+    model.save_pretrained(folder, safe_serialization=True)
+    if hasattr(policy.tokenizer, "save_pretrained"):
+        policy.tokenizer.save_pretrained(folder)
+
+
+def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress, keep: int | None) -> Path:
+    """Write `checkpoint-{step}` beside its final name, then rename; delete the oldest beyond `keep`."""
+    target = folder / f"checkpoint-{progress.step}"
+    partial = folder / f"partial-{progress.step}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_policy(policy, partial)
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+        for index, values in state["state"].items()
+        for name, value in values.items()
+    }
+    tensors["rng.torch"] = torch.get_rng_state()
+    if policy.device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(policy.device)
+    save_file(tensors, partial / "optimizer.safetensors")
+    if progress.batch is not None:
+        save_file(_tensors_of(progress.batch), partial / "batch.safetensors")
+    record = {
+        "step": progress.step,
+        "num_tokens": progress.num_tokens,
+        "token_budget": progress.token_budget,
+        "version": policy.version,
+        "batch": None if progress.batch is None else [_plain(group) for group in progress.batch],
+        "batch_metrics": progress.batch_metrics,
+        "rng_python": random.getstate(),
+        "rng_numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
+    }
+    (partial / "state.json").write_text(json.dumps(record), encoding="utf-8")
+    for path in partial.iterdir():
+        _sync(path)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    _sync(folder)
+    if keep is not None:
+        for path in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-keep]:
+            shutil.rmtree(path)
+    return target
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _step_of(path: Path) -> int:
+    found = NAME.fullmatch(path.name)
+    return int(found[1]) if found else -1
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the highest step; half-written ones never have the name."""
+    found = [path for path in folder.glob("checkpoint-*") if _step_of(path) >= 0]
+    return max(found, key=_step_of, default=None)
+
+
+def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put the policy, the optimiser and the random states where they were. Raises UserError for a folder that is
+    no checkpoint of this run."""
+    if not (path / "state.json").is_file():
+        raise UserError(f"{path} is no checkpoint: it has no state.json; give a folder named checkpoint-N")
+    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    _load_weights(path, policy)
+    policy.version = record["version"]
+    tensors = load_file(path / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("rng.torch"))
+    if "rng.cuda" in tensors:
+        state = tensors.pop("rng.cuda")
+        if policy.device.type == "cuda":
+            torch.cuda.set_rng_state(state, policy.device)
+    _load_optimizer(tensors, optimizer, path)
+    version, internal, gauss = record["rng_python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = record["rng_numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    batch = record["batch"]
+    if batch is not None:
+        batch = _groups(batch, load_file(path / "batch.safetensors"))
+    return Progress(record["step"], record["num_tokens"], record["token_budget"], batch, record["batch_metrics"])
+
+
+def _load_weights(path: Path, policy: Policy) -> None:
+    if policy.peft is not None:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        if not (path / "adapter_config.json").is_file():
+            raise UserError(f"{path} holds a full model, but this run trains an adapter: resume with the same settings")
+        set_peft_model_state_dict(policy.peft, load_peft_weights(str(path), device=str(policy.device)))
+        return
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"{path} holds an adapter, but this run trains all weights: resume with the same settings")
+    saved = type(policy.model).from_pretrained(path, dtype=next(policy.model.parameters()).dtype)
+    policy.model.load_state_dict(saved.state_dict())
+
+
+def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, path: Path) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    trained = sum(len(group["params"]) for group in optimizer.param_groups)
+    if state and len(state) != trained:
+        raise UserError(
+            f"{path}: the optimiser has {len(state)} tensors, this run trains {trained}: not the same model"
+        )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _plain(group: Group) -> dict[str, Any]:
+    """The group without its tensors, ready for JSON."""
+    return {
+        "row": asdict(group.row),
+        "rewards": group.rewards,
+        "components": group.components,
+        "completions": [{"text": c.text, "truncated": c.truncated, "version": c.version} for c in group.completions],
+    }
+
+
+def _tensors_of(groups: list[Group]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for g, group in enumerate(groups):
+        tensors[f"{g}.prompt"] = group.prompt_ids
+        for r, completion in enumerate(group.completions):
+            tensors[f"{g}.{r}.ids"] = completion.ids
+            tensors[f"{g}.{r}.logprobs"] = completion.logprobs
+            tensors[f"{g}.{r}.advantages"] = group.advantages[r].contiguous()
+            if group.old_logprobs is not None:
+                tensors[f"{g}.{r}.old"] = group.old_logprobs[r]
+            if group.reference_logprobs is not None:
+                tensors[f"{g}.{r}.reference"] = group.reference_logprobs[r]
+    # safetensors refuses tensors that share memory; slices of one buffer do.
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _groups(plain: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Group]:
+    groups = []
+    for g, record in enumerate(plain):
+        rows = range(len(record["completions"]))
+
+        def column(name: str, g: int = g, rows: range = rows) -> list[Tensor] | None:
+            return [tensors[f"{g}.{r}.{name}"] for r in rows] if f"{g}.0.{name}" in tensors else None
+
+        completions = [
+            Completion(tensors[f"{g}.{r}.ids"], tensors[f"{g}.{r}.logprobs"], **c)
+            for r, c in enumerate(record["completions"])
+        ]
+        groups.append(
+            Group(
+                tensors[f"{g}.prompt"],
+                completions,
+                Row(**record["row"]),
+                record["rewards"],
+                record["components"],
+                column("advantages") or [],
+                column("old"),
+                column("reference"),
+            )
+        )
+    return groups

@@ -1,0 +1,141 @@
+"""The training loop: one for every method."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cohort.config import GRPOConfig, TrainingConfig
+from cohort.policy.model import Policy
+from cohort.train import checkpoint
+from cohort.train.checkpoint import Progress
+from cohort.train.record import Recorder, rounded
+from cohort.train.schedule import learning_rate
+from cohort.train.sources import Source
+from cohort.train.step import Updater, active_lengths
+from cohort.types import Group, TrainerControl, TrainerState
+
+log = logging.getLogger("cohort")
+
+
+class Loop:
+    """Draws batches from a source and updates the policy: the step's number says everything about where it is."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        updater: Updater,
+        source: Source,
+        evaluator: Callable[[TrainerState], dict[str, float]] | None,
+        config: TrainingConfig,
+        callbacks: list[Any],
+        state: TrainerState,
+    ):
+        self.policy, self.updater, self.source, self.evaluator = policy, updater, source, evaluator
+        self.config, self.callbacks, self.state, self.control = config, callbacks, state, TrainerControl()
+        grpo = config if isinstance(config, GRPOConfig) else None
+        self.chunks = grpo.updates_per_generation if grpo else 1
+        self.updates_per_batch = self.chunks * (grpo.num_iterations if grpo else 1)
+        self.log_completions = grpo.log_completions if grpo else 0
+        batches = math.ceil(config.num_train_epochs * source.size / source.per_batch)
+        self.total = config.max_steps if config.max_steps > 0 else batches * self.updates_per_batch
+        self.progress = Progress(token_budget=config.token_budget)
+        self.output_dir = Path(config.output_dir)
+
+    def resume(self, path: Path) -> None:
+        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer)
+        self.updater.token_budget = self.progress.token_budget
+        log.info("resumed from %s at step %d", path, self.progress.step)
+
+    def run(self) -> None:
+        """Train to the last step, evaluating, recording and saving on the way."""
+        self.recorder = Recorder(self.output_dir, self.progress.step)
+        self.state.max_steps, self.state.global_step = self.total, self.progress.step
+        self.policy.model.train()
+        self._call("on_train_begin")
+        if self.config.eval_on_start and self.progress.step == 0:
+            self._evaluate()
+        while self.progress.step < self.total and not self.control.should_training_stop:
+            metrics = self._step()
+            self._log(metrics)
+            self._call("on_step_end")
+            self._evaluate_if_due()
+            self._save_if_due()
+        self._call("on_train_end")
+
+    def _step(self) -> dict[str, float]:
+        """One optimiser step on the current batch, a new one drawn where the last is used up."""
+        started = time.perf_counter()
+        progress = self.progress
+        index, use = divmod(progress.step, self.updates_per_batch)
+        if progress.batch is None:
+            progress.batch, progress.batch_metrics = self.source.batch(index, self.state)
+            progress.num_tokens += sum(group.tokens for group in progress.batch)
+            self.recorder.completions(progress.step + 1, progress.batch, self.log_completions)
+        groups = self._chunk(progress.batch, use % self.chunks)
+        generation_tokens = float(active_lengths(progress.batch, self.config).sum()) / self.chunks
+        rate = learning_rate(progress.step, self.total, self.config)
+        before_update = time.perf_counter()
+        update = self.updater.step(groups, generation_tokens, rate)
+        ended = time.perf_counter()
+        metrics = {**(progress.batch_metrics or {}), **update, "learning_rate": rate}
+        metrics["seconds/update"] = ended - before_update
+        metrics["seconds/step"] = ended - started
+        metrics["num_tokens"] = progress.num_tokens
+        metrics["tokens_per_second"] = sum(group.tokens for group in groups) / (ended - started)
+        progress.step += 1
+        progress.token_budget = self.updater.token_budget
+        if progress.step % self.updates_per_batch == 0:
+            progress.batch = progress.batch_metrics = None
+        self.state.global_step = progress.step
+        self.state.epoch = progress.step / self.updates_per_batch * self.source.per_batch / self.source.size
+        return metrics
+
+    def _chunk(self, batch: list[Group], index: int) -> list[Group]:
+        size = math.ceil(len(batch) / self.chunks)
+        return batch[index * size : (index + 1) * size]
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **metrics})
+        self.recorder.metrics(row)
+        self.state.log_history.append(row)
+        if self.progress.step % self.config.logging_steps == 0 or self.progress.step == self.total:
+            self._call("on_log", logs=row)
+
+    def _evaluate_if_due(self) -> None:
+        due = self.config.eval_strategy == "steps" and self.progress.step % self.config.eval_steps == 0
+        last = self.config.eval_strategy == "steps" and self.progress.step == self.total
+        if due or last or self.control.should_evaluate:
+            self._evaluate()
+            self.control.should_evaluate = False
+
+    def _evaluate(self) -> None:
+        if self.evaluator is None:
+            return
+        row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **self.evaluator(self.state)})
+        self.recorder.metrics(row)
+        self.state.log_history.append(row)
+        self._call("on_evaluate", metrics=row)
+
+    def _save_if_due(self) -> None:
+        due = self.config.save_steps and self.progress.step % self.config.save_steps == 0
+        if due or self.control.should_save:
+            checkpoint.save(
+                self.output_dir,
+                self.policy,
+                self.updater.optimizer,
+                self.progress,
+                self.config.save_total_limit,
+            )
+            self.control.should_save = False
+            self._call("on_save")
+
+    def _call(self, event: str, **details: Any) -> None:
+        for callback in self.callbacks:
+            method = getattr(callback, event, None)
+            if method is not None:
+                method(self.config, self.state, self.control, model=self.policy.model, **details)

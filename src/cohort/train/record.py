@@ -1,0 +1,95 @@
+"""What a run leaves behind: metrics.jsonl, completions.jsonl, and the folder they stand in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from cohort.types import Group, UserError
+
+log = logging.getLogger("cohort")
+
+METRICS = "metrics.jsonl"
+COMPLETIONS = "completions.jsonl"
+
+
+class Recorder:
+    """Appends rows to the run's files; each row is on disk when the call returns."""
+
+    def __init__(self, output_dir: str | Path, step: int):
+        """`step`: the step the run goes on from; 0 moves what an earlier run left aside, later ones cut the rows
+        that the run will write again."""
+        self.folder = Path(output_dir)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(f"output_dir {str(output_dir)!r} cannot be made: {error.strerror}") from None
+        if step == 0:
+            self._move_aside()
+        else:
+            for name in (METRICS, COMPLETIONS):
+                self._cut(self.folder / name, step)
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        self._append(METRICS, row)
+
+    def completions(self, step: int, groups: list[Group], count: int) -> None:
+        """The first `count` completions of the batch, whole groups' order, with score and advantage."""
+        rows = [(group, i) for group in groups for i in range(len(group.completions))][:count]
+        for group, i in rows:
+            completion = group.completions[i]
+            scores = {name: values[i] for name, values in group.components.items()}
+            self._append(
+                COMPLETIONS,
+                {
+                    "step": step,
+                    "prompt": group.row.prompt,
+                    "completion": completion.text,
+                    "tokens": len(completion.ids),
+                    "truncated": completion.truncated,
+                    "reward": group.rewards[i],
+                    "advantage": float(group.advantages[i][0]) if len(group.advantages[i]) else 0.0,
+                    **scores,
+                },
+            )
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+    def _move_aside(self) -> None:
+        leftovers = [path for path in (self.folder / METRICS, self.folder / COMPLETIONS) if path.exists()]
+        leftovers += [path for path in self.folder.glob("checkpoint-*") if path.is_dir()]
+        if leftovers:
+            number = 1 + max(
+                (int(p.name[8:]) for p in self.folder.glob("earlier-*") if p.name[8:].isdigit()), default=0
+            )
+            aside = self.folder / f"earlier-{number}"
+            aside.mkdir()
+            for path in leftovers:
+                path.rename(aside / path.name)
+            log.warning("%s holds an earlier run: its records and checkpoints are now in %s", self.folder, aside)
+
+    def _cut(self, path: Path, step: int) -> None:
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # a kill in mid-write leaves half a line, always after the checkpoint
+                break
+            # Evaluations before the first step are rows of step 0 and stay.
+            if row["step"] <= step:
+                kept.append(line)
+        whole = path.with_suffix(".partial")
+        whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        whole.replace(path)
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    """Eight significant digits: enough to compare runs, short enough to read."""
+    return {k: v if not isinstance(v, float) or not math.isfinite(v) else float(f"{v:.8g}") for k, v in values.items()}

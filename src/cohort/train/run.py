@@ -1,0 +1,137 @@
+"""Runs from a configuration file, and evaluation of a model by name: what the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cohort.config import GRPOConfig, RunConfig, SFTConfig, TrainingConfig
+from cohort.data.rows import load_rows
+from cohort.data.templates import prompt_text
+from cohort.policy.load import make_policy
+from cohort.rewards.answers import extract_answer
+from cohort.rewards.compose import Rewards
+from cohort.rewards.quantities import quantity
+from cohort.rollouts.engine import local_engine
+from cohort.rollouts.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
+from cohort.rollouts.sampling import Sampling
+from cohort.train.sources import encode_prompts
+from cohort.train.trainer import GRPOTrainer, SFTTrainer
+from cohort.types import TrainerState, UserError
+
+
+def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
+    """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
+    shared = {"columns": run.columns, "system_prompt": run.system_prompt}
+    rows = load_rows(
+        run.dataset,
+        split=run.dataset_split,
+        max_samples=run.max_samples,
+        dataset_kwargs=run.dataset_kwargs,
+        **shared,
+    )
+    eval_rows = None
+    if run.eval_dataset is not None:
+        eval_rows = load_rows(
+            run.eval_dataset,
+            split=run.eval_split,
+            max_samples=run.eval_samples,
+            dataset_kwargs=run.dataset_kwargs,
+            **shared,
+        )
+    if isinstance(config, GRPOConfig):
+        functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
+        trainer: Any = GRPOTrainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks)
+    else:
+        assert isinstance(config, SFTConfig)
+        trainer = SFTTrainer(
+            run.model, config, rows, eval_rows, callbacks=callbacks, reward_funcs=run.reward_funcs or None
+        )
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        **run.model_dump(exclude_defaults=True),
+        "method": run.method,
+        **config.model_dump(mode="json"),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return trainer.train()
+
+
+def evaluate_model(
+    model: str,
+    data: str,
+    *,
+    split: str = "test",
+    rewards: Sequence[str] = ("accuracy",),
+    samples: int = 1,
+    ks: Sequence[int] = (1,),
+    temperature: float | None = None,
+    max_completion_length: int = 1024,
+    limit: int | None = None,
+    columns: dict[str, str] | None = None,
+    system_prompt: str | None = None,
+    dataset_kwargs: dict[str, Any] | None = None,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Accuracy (the first reward above 0), pass@k and maj@k of a model on a data set.
+
+    Greedy with one sample a problem, temperature 1 with several, unless told. Raises UserError where k exceeds the
+    samples.
+    """
+    too_many = [k for k in ks if k > samples]
+    if too_many:
+        raise UserError(f"pass@{too_many[0]} needs at least {too_many[0]} samples of each problem, not {samples}")
+    if temperature is None:
+        temperature = 0.0 if samples == 1 else 1.0
+    if temperature == 0 and samples > 1:
+        raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
+    functions = Rewards(list(rewards))
+    rows = load_rows(
+        data,
+        split=split,
+        columns=columns,
+        system_prompt=system_prompt,
+        max_samples=limit,
+        dataset_kwargs=dataset_kwargs,
+    )
+    config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
+    torch.manual_seed(seed)
+    policy = make_policy(model, None, config)
+    sampling = Sampling(temperature=temperature, max_tokens=max_completion_length, eos_ids=policy.eos_ids)
+    engine = local_engine(policy, config.max_rows)
+    found = evaluate(encode_prompts(rows, policy, config), engine, functions, sampling, samples, seed, TrainerState())
+    return summary(found, functions.names[0], ks)
+
+
+def summary(found: Evaluation, component: str, ks: Sequence[int]) -> dict[str, Any]:
+    """The evaluation as plain numbers and texts, ready for a table or JSON."""
+    correct = found.correct(component)
+    answers = [[extract_answer(c.text) for c in row] for row in found.sampled]
+    return {
+        "problems": len(correct),
+        "samples": found.n,
+        "accuracy": sum(sum(row) for row in correct) / (len(correct) * found.n),
+        "correct": sum(sum(row) for row in correct),
+        "pass@k": {k: pass_at_k(correct, k) for k in ks},
+        "maj@k": {k: maj_at_k(answers, correct, k, _answer_key) for k in ks},
+        "metrics": found.metrics(),
+        "completions": [
+            {
+                "prompt": prompt_text(prompt.row.prompt),
+                "completions": [c.text for c in row],
+                "correct": verdicts,
+            }
+            for prompt, row, verdicts in zip(found.prompts, found.sampled, correct, strict=True)
+        ],
+    }
+
+
+def _answer_key(answer: str) -> str:
+    """One key for equal answers: a number's value, else its normalised text."""
+    value = quantity(answer)
+    return " ".join(answer.casefold().split()) if value is None else str(value)
