@@ -1,0 +1,302 @@
+"""One batch, two libraries: the loss and the gradient of every parameter in TRL's GRPOTrainer and here.
+
+    python bench/trl_parity.py
+
+builds `.venv-trl` beside the project (TRL at the version below and this project) and compares in it, on a small
+random Qwen2 in float32: same prompts, completions of unequal length, rewards, old and reference log-probabilities.
+TRL pads, repeats the prompt and differentiates; the step here packs the group, splits it into micro-batches and
+forms the gradient in closed form. A line for each setting gives relative differences; the script ends with 1 where one
+is above 1e-4.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv-trl"
+TRL = "trl==1.16.0"
+TOLERANCE = 1e-4
+
+LENGTHS = [[3, 17, 9, 24], [12, 1, 24, 6], [8, 20, 5, 14]]
+"""Tokens of each completion, by prompt; 24 is the limit, and the completions there are truncated."""
+PROMPTS = [11, 5, 19]
+MAX_COMPLETION_LENGTH = 24
+SAME = {"temperature": 0.9, "epsilon": 0.2, "epsilon_high": 0.28, "max_completion_length": MAX_COMPLETION_LENGTH}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One line of the table; field names are those of both libraries' GRPOConfig, but for `off_policy`."""
+
+    loss_type: str
+    beta: float = 0.0
+    use_bias_correction_kl: bool = False
+    scale_rewards: str = "group"
+    mask_truncated_completions: bool = False
+    steps_per_generation: int = 1
+    """Above 1, the step compared is the first one of the sampled batch."""
+    off_policy: bool = False
+
+    @property
+    def prompts(self) -> int:
+        """Prompts in the step."""
+        return len(PROMPTS) // self.steps_per_generation
+
+    def shared(self) -> dict[str, Any]:
+        values = {key: value for key, value in vars(self).items() if key != "off_policy"}
+        generations = len(LENGTHS[0])
+        size = self.prompts * generations
+        return {**SAME, **values, "per_device_train_batch_size": size, "num_generations": generations}
+
+    def __str__(self) -> str:
+        parts = [f"{self.loss_type:7}", "off-policy" if self.off_policy else "on-policy "]
+        parts.append(f"beta {self.beta:g}{' ratio-weighted' if self.use_bias_correction_kl else ''}")
+        if self.scale_rewards != "group":
+            parts.append(f"scale {self.scale_rewards}")
+        if self.mask_truncated_completions:
+            parts.append("masked")
+        if self.steps_per_generation > 1:
+            parts.append(f"1 of {self.steps_per_generation} steps")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompt after prompt, completion after completion; logprobs are the model's own with noise."""
+
+    prompts: list[Tensor]
+    completions: list[list[Tensor]]
+    rewards_PG: Tensor
+    old: list[list[Tensor]]
+    reference: list[list[Tensor]]
+    model_path: str
+
+
+@dataclass(frozen=True)
+class Result:
+    loss: float
+    grads: dict[str, Tensor]
+    advantages: Tensor
+
+
+def grid() -> list[Settings]:
+    """Loss types by KL term and policy; then reward scales, masked completions, and batches of several steps."""
+    loss_types = ["grpo", "bnpo", "dr_grpo", "dapo"]
+    kl = [(0.0, False), (0.04, False), (0.04, True)]
+    found = [
+        Settings(loss_type, beta, weighted, off_policy=off)
+        for loss_type in loss_types
+        for beta, weighted in kl
+        for off in (False, True)
+    ]
+    found += [Settings("grpo", 0.04, scale_rewards=scale, off_policy=True) for scale in ("batch", "none")]
+    found += [Settings(name, 0.04, mask_truncated_completions=True, off_policy=True) for name in loss_types]
+    found += [Settings(name, 0.04, steps_per_generation=3, off_policy=True) for name in loss_types]
+    return found
+
+
+def make_batch(folder: str) -> Batch:
+    """A random model, saved in `folder`, and a batch for it whose old log-probabilities reach beyond both clips."""
+    import torch
+
+    from cohort.data.chains import build_model, build_tokenizer
+
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(1)
+    # No pad token among the samples: transformers' embedding drops its gradient in TRL's model, and not here.
+    special = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    usable = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
+
+    def tokens(n: int) -> Tensor:
+        return usable[torch.randint(len(usable), (n,), generator=generator)]
+
+    prompts = [tokens(n) for n in PROMPTS]
+    completions = [[tokens(n) for n in lengths] for lengths in LENGTHS]
+    for ids in (ids for group in completions for ids in group if len(ids) < MAX_COMPLETION_LENGTH):
+        ids[-1] = tokenizer.eos_token_id
+
+    def noisy(scale: float) -> list[list[Tensor]]:
+        return [
+            [own + scale * torch.randn(own.shape, generator=generator) for own in logprobs(model, prompt, group)]
+            for prompt, group in zip(prompts, completions, strict=True)
+        ]
+
+    rewards_PG = torch.tensor([[1.0, 0.0, 0.5, 0.0], [0.1, 0.1, 2.0, 0.0], [1.0, 0.9, 0.0, 0.3]])
+    return Batch(prompts, completions, rewards_PG, noisy(0.5), noisy(0.4), folder)
+
+
+def logprobs(model: Any, prompt: Tensor, completions: list[Tensor]) -> list[Tensor]:
+    """Of each completion, by the model's own forward, one row at a time."""
+    import torch
+
+    found = []
+    for ids in completions:
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
+        found.append((logits / SAME["temperature"]).log_softmax(-1).gather(1, ids[:, None])[:, 0])
+    return found
+
+
+def trls(batch: Batch, settings: Settings) -> Result:
+    """TRL's trainer, given the completions and rewards; its own credit, padding, loss and autograd."""
+    import torch
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        return batch.rewards_PG.flatten().tolist()
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        pairs = [(p, ids) for p, group in zip(batch.prompts, batch.completions, strict=True) for ids in group]
+        return {
+            "prompt_ids": [prompt.tolist() for prompt, _ in pairs],
+            "completion_ids": [ids.tolist() for _, ids in pairs],
+            "logprobs": [[0.0] * len(ids) for _, ids in pairs],
+        }
+
+    args = GRPOConfig(
+        output_dir=batch.model_path,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        gradient_checkpointing=False,
+        gradient_accumulation_steps=1,
+        **settings.shared(),
+    )
+    examples = [{"prompt": str(p)} for p, group in enumerate(batch.completions) for _ in group]
+    trainer = GRPOTrainer(
+        batch.model_path, reward, args=args, train_dataset=Dataset.from_list(examples), rollout_func=rollout
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = trainer._generate_and_score_completions(examples)
+    for key, wanted, values in (
+        ("old_per_token_logps", settings.off_policy, batch.old),
+        ("ref_per_token_logps", settings.beta > 0, batch.reference),
+    ):
+        inputs.pop(key, None)
+        if wanted:
+            flat = [logp for group in values for logp in group]
+            inputs[key] = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True)
+    rows = len(inputs["advantages"]) // settings.steps_per_generation
+    step = {key: value[:rows] if torch.is_tensor(value) and value.dim() else value for key, value in inputs.items()}
+    loss = trainer._compute_loss(trainer.model, step)
+    loss.backward()
+    return Result(float(loss.detach()), gradients(trainer.model), inputs["advantages"])
+
+
+def ours(batch: Batch, settings: Settings) -> Result:
+    """The step's own gradient, in micro-batches of at most 64 tokens."""
+    from cohort.config import GRPOConfig
+    from cohort.methods import METHODS
+    from cohort.policy.load import make_policy
+    from cohort.train.step import Updater, active_lengths
+    from cohort.types import Completion, Group, Row
+
+    config = GRPOConfig(use_cpu=True, bf16=False, token_budget=64, **settings.shared())
+    policy = make_policy(batch.model_path, None, config)
+    policy.model.train()
+    method = METHODS["grpo"]
+    advantages_PG = method.credit(batch.rewards_PG, config)
+    groups = []
+    for p, (prompt, sampled) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
+        completions = [
+            Completion(ids, old, truncated=len(ids) == MAX_COMPLETION_LENGTH, version=policy.version)
+            for ids, old in zip(sampled, batch.old[p], strict=True)
+        ]
+        groups.append(
+            Group(
+                prompt,
+                completions,
+                Row(""),
+                advantages=[a.expand(len(ids)) for a, ids in zip(advantages_PG[p], sampled, strict=True)],
+                old_logprobs=batch.old[p] if settings.off_policy else None,
+                reference_logprobs=batch.reference[p] if settings.beta else None,
+            )
+        )
+    updater = Updater(policy, method, config)
+    generation_tokens = float(active_lengths(groups, config).sum()) / settings.steps_per_generation
+    metrics = updater.gradient(groups[: settings.prompts], generation_tokens)
+    if settings.off_policy and settings.prompts > 1:
+        assert metrics["clip_ratio/low_mean"] > 0 and metrics["clip_ratio/high_mean"] > 0
+    return Result(metrics["loss"], gradients(policy.model), advantages_PG.flatten())
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def differences(mine: Result, theirs: Result) -> tuple[float, float, float]:
+    """Relative differences of advantages, loss and the worst parameter's gradient.
+
+    On-policy losses cancel to about 0 and a few gradients nearly vanish: there the difference is taken relative to
+    0.01 and to a thousandth of the whole gradient's norm.
+    """
+    assert mine.grads.keys() == theirs.grads.keys()
+    whole = float(sum(grad.norm() ** 2 for grad in theirs.grads.values())) ** 0.5
+    worst = max(
+        float((mine.grads[name] - grad).norm()) / max(float(grad.norm()), 1e-3 * whole)
+        for name, grad in theirs.grads.items()
+    )
+    advantages = float((mine.advantages - theirs.advantages).norm() / theirs.advantages.norm())
+    return advantages, abs(mine.loss - theirs.loss) / max(abs(theirs.loss), 0.01), worst
+
+
+def compare() -> int:
+    worst = 0.0
+    print("relative differences to TRL's")
+    print(f"{'':48} {'loss':>10} {'advantages':>12} {'loss':>9} {'worst gradient':>16}")
+    with tempfile.TemporaryDirectory() as folder:
+        batch = make_batch(folder)
+        for settings in grid():
+            theirs = trls(batch, settings)
+            found = differences(ours(batch, settings), theirs)
+            worst = max(worst, *found)
+            print(f"{settings!s:48} {theirs.loss:10.6f} {found[0]:12.1e} {found[1]:9.1e} {found[2]:16.1e}", flush=True)
+    print(f"largest difference {worst:.1e}, bound {TOLERANCE:.0e}: {'equal' if worst <= TOLERANCE else 'DIFFERENT'}")
+    return int(not worst <= TOLERANCE)
+
+
+def prepare() -> Path:
+    """`.venv-trl` with TRL and this project. Returns its Python."""
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    ready = VENV / ".ready"
+    wanted = TRL + "\n" + (ROOT / "constraints.txt").read_text()
+    if not ready.is_file() or ready.read_text() != wanted:
+        print(f"installing {TRL} in {VENV.name}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "-c", "constraints.txt", TRL, "-e", "."]
+        subprocess.run(install, check=True, cwd=ROOT)
+        ready.write_text(wanted)
+    return python
+
+
+def main() -> int:
+    if Path(sys.prefix).resolve() != VENV.resolve():
+        return subprocess.call([str(prepare()), str(Path(__file__).resolve())], cwd=ROOT)
+    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
+    # transformers deprecates names that TRL still uses.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return compare()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
