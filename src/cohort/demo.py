@@ -33,7 +33,7 @@ from cohort.types import TrainerState
 
 OPERATIONS = 3
 TRAIN, HELD_OUT = 6000, 1000
-LENGTH = 40
+LENGTH = 26
 SFT_STEPS, GRPO_STEPS = 300, 90
 REWARDS = ("accuracy", "format")
 # Where GRPO can start from: below, SFT has not learned the task and there is nothing to reward.
