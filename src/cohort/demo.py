@@ -33,7 +33,7 @@ from cohort.types import TrainerState
 
 OPERATIONS = 3
 TRAIN, HELD_OUT = 6000, 1000
-LENGTH = 26
+LENGTH = 32
 SFT_STEPS, GRPO_STEPS = 300, 90
 REWARDS = ("accuracy", "format")
 # Where GRPO can start from: below, SFT has not learned the task and there is nothing to reward.
@@ -80,7 +80,7 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
     with LiveDisplay("2. GRPO on its own answers", console) as display:
         grpo = GRPOTrainer(
             str(sft_dir),
-            list(REWARDS),
+            [*REWARDS, "overlong"],  # nothing else says that an answer should end
             GRPOConfig(
                 output_dir=str(output),
                 seed=seed,
