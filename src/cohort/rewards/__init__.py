@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cohort.rewards.code import unit_tests, unit_tests_reward
 from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
 from cohort.rewards.gym import reasoning_gym
 from cohort.rewards.text import (
@@ -47,5 +48,7 @@ __all__ = [
     "tag_presence",
     "too_short",
     "too_short_penalty",
+    "unit_tests",
+    "unit_tests_reward",
     "xml_count",
 ]

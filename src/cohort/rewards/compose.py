@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cohort.rewards.answers import REFERENCE_COLUMNS, reference_from
+from cohort.rewards.code import UnitTests
 from cohort.rewards.resolve import BUILTIN, did_you_mean, resolve
 from cohort.rewards.text import content
 from cohort.types import Text, TrainerState, UserError
@@ -59,6 +60,9 @@ class Rewards:
             )
         if not all(map(math.isfinite, self.weights)):
             raise UserError(f"reward_weights must be finite numbers: {self.weights}")
+        for function in self._functions:
+            if isinstance(function, UnitTests):
+                function.start()
 
     def __call__(
         self,

@@ -9,7 +9,6 @@ import ctypes
 import os
 import resource
 import struct
-from contextlib import suppress
 
 from .syscalls import architecture, seccomp_filter
 
@@ -78,10 +77,11 @@ def _own_user() -> bool:
     """Root takes a real user of its own: the limit on processes binds real users other than root only."""
     if os.geteuid() != 0:
         return False
-    with suppress(OSError):
+    try:
         os.setresuid(0x70000000 + os.getpid(), 0, 0)
-        return True
-    return False
+    except OSError:
+        return False
+    return True
 
 
 def _drop_capabilities() -> None:

@@ -56,7 +56,10 @@ class Layers:
     @property
     def safe(self) -> bool:
         """Whether what is there keeps a program from the network, the host's files and other processes."""
-        return self.bubblewrap is None or (self.landlock is None and self.seccomp is None)
+        if self.seccomp is None:
+            return self.bubblewrap is None or self.landlock is None
+        # Without seccomp only the limit on processes stops a fork bomb, and it does not bind root.
+        return self.bubblewrap is None and os.geteuid() != 0
 
     def described(self) -> list[tuple[str, str]]:
         """(layer, "yes" or why not) of each."""
@@ -91,7 +94,8 @@ def _probe(layers: Layers, check: str) -> str | None:
         "    try:\n        action()\n    except OSError:\n        return\n"
         "    raise SystemExit('it is there and does not hold')\n" + check
     )
-    command = python(layers, f"from sandbox.kernel import confine; confine(**{confinement(layers, Limits())!r})\n{code}")
+    confined = confinement(layers, Limits())
+    command = python(layers, f"from sandbox.kernel import confine; confine(**{confined!r})\n{code}")
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env={}, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -139,12 +143,13 @@ def python(layers: Layers, code: str, folder: str = "", paths: tuple[str, ...] =
 def _bubblewrap(folder: str, paths: tuple[str, ...]) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
     command += ["--cap-drop", "ALL", "--dev", "/dev", "--remount-ro", "/dev"]
+    # Before the others: Python or this package may lie under /tmp.
+    command += ["--size", str(TMP_SIZE), "--tmpfs", "/tmp"]
     for path in (*SYSTEM, sys.base_prefix, str(FOLDER), *paths):
         if os.path.islink(path) and not path.startswith("/etc"):
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
             command += ["--ro-bind", path, path]
-    command += ["--size", str(TMP_SIZE), "--tmpfs", "/tmp"]
     if folder:
         command += ["--bind", folder, folder]
     return [*command, "--remount-ro", "/", "--chdir", folder or "/tmp", "--"]

@@ -10,13 +10,15 @@ import builtins
 import operator
 import os
 import sys
-import types
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
 from .kernel import confine
-from .wire import READY, Channel, WireError, decode, encode
+from .wire import READY, Channel, Gone, WireError, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Any
 
 NAME = "program"
 """Of the code's module: what stands under `if __name__ == "__main__":` does not run."""
@@ -53,32 +55,27 @@ class Program:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.module = types.ModuleType(NAME)
+        self.module = type(sys)(NAME)
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}
 
     def serve(self) -> None:
         """Answer until the tester is gone."""
         while True:
-            self.reply(self.channel.receive())
+            self.channel.send(self.answer(self.channel.receive()))
 
-    def reply(self, message: bytes) -> None:
+    def answer(self, message: bytes) -> bytes:
         try:
             operation, *arguments = decode(message, self.resolve)
             if operation == "load":
-                answer = encode(("ok", self.load(*arguments), []), self.refer)
-            elif operation == "get":
-                answer = encode(("ok", getattr(self.module, arguments[0]), []), self.refer)
-            elif operation == "plain":
-                answer = encode(("ok", plain(arguments[0]), []), self.refer)
-            else:
-                answer = self.perform(operation, arguments)
-            self.channel.send(answer)
-        except (EOFError, OSError):
-            raise
-        # Whatever untrusted code raises, SystemExit included, is an answer.
-        except BaseException as error:
-            self.channel.send(encode(("raised", type(error).__name__, _message(error))))
+                return encode(("ok", self.load(*arguments), []), self.refer)
+            if operation == "get":
+                return encode(("ok", getattr(self.module, arguments[0]), []), self.refer)
+            if operation == "plain":
+                return encode(("ok", plain(arguments[0]), []), self.refer)
+            return self.perform(operation, arguments)
+        except BaseException as error:  # noqa: BLE001 - whatever untrusted code raises, SystemExit too, is an answer
+            return encode(("raised", type(error).__name__, _message(error)))
 
     def perform(self, operation: str, arguments: list[Any]) -> bytes:
         """The result, with what became of the arguments that were changed in place."""
@@ -136,7 +133,7 @@ class Callback:
                 return rest[0]
             if kind == "raised":
                 raise getattr(builtins, rest[0], RuntimeError)(rest[1])
-            self.program.reply(message)
+            channel.send(self.program.answer(message))
 
 
 def plain(value: Any) -> Any:
@@ -147,9 +144,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _code(sources: list[str], entry_point: str) -> types.CodeType:
+def _code(sources: list[str], entry_point: str) -> CodeType:
     """The first source that compiles and defines the entry point; else the first that compiles."""
-    compiled: list[types.CodeType] = []
+    compiled: list[CodeType] = []
     failure: Exception = ValueError("there is no code")
     for source in reversed(sources):
         try:
@@ -167,7 +164,7 @@ def _code(sources: list[str], entry_point: str) -> types.CodeType:
 def _message(error: BaseException) -> str:
     try:
         return str(error)[:500]
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - an exception of the program's own may do anything here
         return ""
 
 
@@ -179,5 +176,7 @@ def main(fd: int, confinement: dict[str, Any]) -> None:
     os.dup2(null, 2)
     channel = Channel(fd)
     channel.send(READY)
-    with suppress(EOFError, OSError):
+    try:
         Program(channel).serve()
+    except Gone:
+        os._exit(0)

@@ -7,13 +7,21 @@ object of the program's own is equal to nothing but itself and the plain data th
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
 
 from .program import BINARY, MUTABLE
 from .wire import Channel, WireError, decode, encode
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class _Sample:
+    def method(self) -> None: ...
+
+
+FUNCTIONS = (type(lambda: None), type(len), type(_Sample().method))
 # These steer the tester's own loops and interpreter when they pass through it.
 _STEERING = (StopIteration, StopAsyncIteration, GeneratorExit)
 
@@ -59,7 +67,7 @@ class Client:
             return b"O", b"%d" % value._number
         if getattr(builtins, getattr(value, "__name__", ""), None) is value:
             return b"U", value.__name__.encode()
-        if isinstance(value, FunctionType | BuiltinFunctionType | MethodType):
+        if type(value) in FUNCTIONS:
             self._callbacks.append(value)
             return b"C", b"%d" % (len(self._callbacks) - 1)
         raise WireError(f"a test hands over a {type(value).__name__}, which cannot leave the tester")

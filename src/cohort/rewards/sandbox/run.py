@@ -5,44 +5,26 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from cohort.rewards.sandbox.layers import Layers, Limits, confinement, python
+from cohort.rewards.sandbox.plan import Plan
+from cohort.rewards.sandbox.tester import STARTED
 from cohort.rewards.sandbox.wire import WireError, decode, encode
 from cohort.types import UserError
 
 PYTHON_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
+ENDED = "the program ended"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A program and its tests.
-
-    Job(sources=["def add(a, b): return a + b"], statements=["assert add(1, 2) == 3"])
-    """
-
-    sources: Sequence[str]
-    """Readings of the completion, best first; the first that compiles and defines the entry point runs."""
-    statements: Sequence[str] = ()
-    """Each a test of its own."""
-    script: str = ""
-    """Instead of statements: code that may define `check(candidate)`."""
-    setup: str = ""
-    """Runs beside the tests, before them; its classes and imports are the program's too."""
-    helpers: str = ""
-    """Definitions that tests and program each have their own copy of."""
-    entry_point: str = ""
-    share: bool = False
-    """Go on after the first failure."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +42,19 @@ class Verdict:
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], processes: int | None) -> list[Result]:
     """Results in order; at most so many at a time, one for each usable processor by default."""
-    with ThreadPoolExecutor(processes or len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1) as pool:
+    available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    with ThreadPoolExecutor(processes or available) as pool:
         return list(pool.map(function, items))
 
 
-def run_tests(job: Job, limits: Limits, layers: Layers) -> Verdict:
-    """Judge one Python program. Raises UserError for tests that do not parse, RuntimeError where nothing starts."""
+def run_tests(sources: Sequence[str], plan: Plan, share: bool, limits: Limits, layers: Layers) -> Verdict:
+    """Judge one Python program. Raises RuntimeError where the sandbox does not start.
+
+    sources: readings of the completion, best first; the first that compiles and defines the entry point runs.
+    share: go on after the first failure.
+    """
+    job = encode((asdict(plan), list(sources), share))
+    total = len(plan.statements) or plan.assertions or 1
     ours, theirs = socket.socketpair()
     with ours, theirs:
         program = _start("program", layers, theirs.fileno(), confinement(layers, limits))
@@ -76,19 +65,32 @@ def run_tests(job: Job, limits: Limits, layers: Layers) -> Verdict:
             tester = _start("tester", outer, ours.fileno(), confinement(outer, limits))
             try:
                 ours.close()
-                answer = _verdict(tester, job, limits)
+                answer = _verdict(tester, job, total, limits)
             finally:
                 _stop(tester)
             if answer[:1] == ("unstarted",):
-                _stop(program, keep=True)
-                assert program.stderr is not None
-                said = program.stderr.read().decode(errors="replace").strip()
-                raise RuntimeError(f"the sandbox did not start; see `cohort doctor`. It said: {said[-1000:] or 'nothing'}")
+                program.kill()
+                said = program.communicate()[1].decode(errors="replace").strip()
+                raise RuntimeError(f"the program's process did not start; see `cohort doctor`. It said: {said[-1000:]}")
+            passed, total, reason = answer
+            if reason.endswith(ENDED):
+                reason += _how(program, limits)
         finally:
             _stop(program)
-    if answer[:1] == ("broken",):
-        raise UserError(f"a row's tests are not Python: {answer[1]}")
-    return Verdict(*answer)
+    return Verdict(passed, total, reason)
+
+
+def _how(program: subprocess.Popen[bytes], limits: Limits) -> str:
+    """How a program ended that has ended."""
+    try:
+        status = program.wait(1)
+    except subprocess.TimeoutExpired:
+        return ""
+    # A command's exit by a signal is 128 and the signal's number behind bubblewrap.
+    number = -status if status < 0 else status - 128
+    if number in (signal.SIGKILL, signal.SIGXCPU):
+        return f": over {limits.cpu_seconds:g} seconds of processor time"
+    return f": {signal.strsignal(number)}" if number > 0 else f": exit {status}"
 
 
 def _start(role: str, layers: Layers, fd: int, confined: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -106,28 +108,27 @@ def _start(role: str, layers: Layers, fd: int, confined: dict[str, Any]) -> subp
     )
 
 
-def _verdict(tester: subprocess.Popen[bytes], job: Job, limits: Limits) -> tuple[Any, ...]:
-    total = len(job.statements) or 1
-    request = (job.setup, job.helpers, list(job.statements), job.script, job.entry_point, list(job.sources), job.share)
+def _verdict(tester: subprocess.Popen[bytes], job: bytes, total: int, limits: Limits) -> tuple[Any, ...]:
     try:
-        written, errors = tester.communicate(encode(request), limits.wall_seconds)
+        written, errors = tester.communicate(job, limits.wall_seconds)
     except subprocess.TimeoutExpired:
         return 0, total, f"still running after {limits.wall_seconds:g} seconds"
+    said = errors.decode(errors="replace").strip()[-1000:]
+    if written[:1] != STARTED:
+        raise RuntimeError(f"the tests' process did not start; see `cohort doctor`. It said: {said}")
     try:
-        answer = decode(written)
+        answer = decode(written[1:])
     except (WireError, ValueError):
-        said = errors.decode(errors="replace").strip()[-500:]
         return 0, total, f"the tests ended with exit {tester.returncode}: {said}"
-    assert type(answer) is tuple and len(answer) in (2, 3), answer
+    assert type(answer) is tuple and len(answer) in (1, 3), answer
     return answer
 
 
-def _stop(process: subprocess.Popen[bytes], keep: bool = False) -> None:
-    """Kill and reap. keep: its pipes stay open."""
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None and not keep:
+        if pipe is not None:
             pipe.close()
 
 
@@ -166,15 +167,16 @@ def run_command(
 
 def _output(argv: list[str], given: str, folder: str, limits: Limits, layers: Layers) -> tuple[str, str]:
     """(standard output, why there is none)."""
-    home = (os.path.dirname(os.path.dirname(argv[0])),)
-    confined = confinement(layers, limits, folder, home, execute=True)
+    # An interpreter outside the system's folders: it, and the libraries beside its `bin`.
+    needed = (argv[0], os.path.join(os.path.dirname(os.path.dirname(argv[0])), "lib"))
+    confined = confinement(layers, limits, folder, needed, execute=True)
     code = f"from sandbox.kernel import confine; import os; confine(**{confined!r}); os.execv({argv[0]!r}, {argv!r})"
     # Files, not pipes: the limit on a file's size binds what is written to them.
     with tempfile.TemporaryFile() as read, tempfile.TemporaryFile() as written:
         read.write(given.encode("utf-8", "surrogateescape"))
         read.seek(0)
         process = subprocess.Popen(
-            python(layers, code, folder, home),
+            python(layers, code, folder, needed),
             stdin=read,
             stdout=written,
             stderr=subprocess.DEVNULL,

@@ -201,7 +201,10 @@ def seccomp_filter(execute: bool, machine: tuple[int, int]) -> bytes:
     for name, numbers in DENIED.items():
         if numbers[column] is not None:
             # glibc makes threads by clone where clone3 does not exist; its flags lie where a filter cannot read.
-            program += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERRNO | (_ENOSYS if name == "clone3" else _EPERM))]
+            program += [
+                (_EQUAL, 0, 1, numbers[column]),
+                (_RETURN, 0, 0, _ERRNO | (_ENOSYS if name == "clone3" else _EPERM)),
+            ]
     if not execute:
         program += [(_EQUAL, 0, 1, EXECVE[column]), (_RETURN, 0, 0, _ERRNO | _EPERM)]
     program += _argument_rule(CLONE[column], 0, [(_ANY_BIT, 1, 0, CLONE_THREAD)])

@@ -7,8 +7,15 @@ data and the few standard value types of `VALUES`; everything else is a referenc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+
+# Importing typing and collections takes longer than a program may run: see `TYPE_CHECKING` in mypy's manual.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Refer = Callable[[Any], tuple[bytes, bytes]]
+    Resolve = Callable[[bytes, str], Any]
 
 LARGEST = 16 << 20
 """Bytes of one message."""
@@ -20,6 +27,10 @@ READY = b"s5:ready"
 
 class WireError(Exception):
     """What came over the wire, or was to go over it, is no value: too large, too deep, malformed."""
+
+
+class Gone(WireError):
+    """The other process has ended."""
 
 
 def _date(value: Any) -> tuple[Any, ...]:
@@ -52,9 +63,6 @@ _CONSTANTS = {None: b"N", True: b"T", False: b"F", ...: b"E"}
 _OF_CONSTANT = {tag: value for value, tag in _CONSTANTS.items()}
 _CONTAINERS: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"e", frozenset: b"z"}
 _OF_CONTAINER = {tag: kind for kind, tag in _CONTAINERS.items()}
-
-Refer = Callable[[Any], "tuple[bytes, bytes]"]
-Resolve = Callable[[bytes, str], Any]
 
 
 def no_reference(value: Any) -> tuple[bytes, bytes]:
@@ -181,15 +189,18 @@ class Channel:
         self._fd = fd
 
     def send(self, message: bytes) -> None:
-        """Raises WireError where the message is too large, OSError where the other side is gone."""
+        """Raises WireError where the message is too large, Gone where nobody reads it."""
         if len(message) > LARGEST:
             raise WireError(f"{len(message)} bytes; a message may have {LARGEST}")
         left = memoryview(len(message).to_bytes(4, "big") + message)
         while left:
-            left = left[os.write(self._fd, left) :]
+            try:
+                left = left[os.write(self._fd, left) :]
+            except OSError as error:
+                raise Gone(str(error)) from None
 
     def receive(self) -> bytes:
-        """Raises EOFError where the other side is gone, WireError where it announces too much."""
+        """Raises Gone where nobody writes any more, WireError for a size beyond LARGEST."""
         size = int.from_bytes(self._exactly(4), "big")
         if size > LARGEST:
             raise WireError(f"{size} bytes; a message may have {LARGEST}")
@@ -198,9 +209,12 @@ class Channel:
     def _exactly(self, size: int) -> bytes:
         pieces, left = [], size
         while left:
-            piece = os.read(self._fd, min(left, 1 << 20))
+            try:
+                piece = os.read(self._fd, min(left, 1 << 20))
+            except OSError as error:
+                raise Gone(str(error)) from None
             if not piece:
-                raise EOFError("the other process is gone")
+                raise Gone("the other process has ended")
             pieces.append(piece)
             left -= len(piece)
         return b"".join(pieces)

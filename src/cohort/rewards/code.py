@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cohort.rewards.sandbox.layers import Limits, find_layers, require
-from cohort.rewards.sandbox.run import Job, Verdict, run_command, run_tests, side_by_side
+from cohort.rewards.sandbox.plan import plan
+from cohort.rewards.sandbox.run import Verdict, run_command, run_tests, side_by_side
 from cohort.rewards.text import content
 from cohort.types import Text, UserError
 
@@ -22,30 +23,23 @@ COMMAND_COLUMNS = ("test_inputs", "test_outputs")
 class UnitTests:
     """+1 where all of the row's tests pass, -1 otherwise; with `share` the share that passes. None without tests.
 
-    timeout: seconds of processor time for a program; on the clock twice as many and one. memory_mb: MiB of address
-    space. processes: programs side by side, by default one for each processor. command: a template such as
-    `perl {file}.pl` for other languages, judged by what they print. allow_unsandboxed: run with resource limits alone
-    where this machine has no sandbox.
+    Called with completions [B] and the columns test_list (and test_setup_code), or test and entry_point; with a
+    command test_inputs and test_outputs. `log_extra` gets why programs failed.
     """
 
     __name__ = "unit_tests"
 
     def __init__(
         self,
-        *,
+        limits: Limits,
         share: bool = False,
-        timeout: float = 4.0,
-        memory_mb: int = 512,
-        processes: int | None = None,
+        workers: int | None = None,
         command: str | None = None,
         allow_unsandboxed: bool = False,
     ) -> None:
-        for name, value in (("timeout", timeout), ("memory_mb", memory_mb), ("processes", processes or 1)):
-            if not value > 0:
-                raise UserError(f"unit_tests: {name} is {value}; it must be above 0")
+        self.limits = limits
         self.share = share
-        self.limits = Limits(float(timeout), memory_mb << 20)
-        self.processes = processes
+        self.workers = workers
         self.command = command
         self.allow_unsandboxed = allow_unsandboxed
 
@@ -60,8 +54,6 @@ class UnitTests:
     def __call__(
         self, completions: Sequence[Text], prompts: Sequence[Text] | None = None, log_extra: Any = None, **columns: Any
     ) -> list[float | None]:
-        """[B] scores. Columns: test_list (and test_setup_code), or test and entry_point; test_inputs and test_outputs
-        with a command. log_extra gets why programs failed."""
         require(find_layers(), self.allow_unsandboxed)
         needed = COMMAND_COLUMNS if self.command else PYTHON_COLUMNS
         if not any(name in columns for name in needed):
@@ -71,7 +63,7 @@ class UnitTests:
             | {"completion": content(completion), "prompt": _last(prompts[i]) if prompts is not None else ""}
             for i, completion in enumerate(completions)
         ]
-        verdicts = side_by_side(self.verdict, rows, self.processes)
+        verdicts = side_by_side(self.verdict, rows, self.workers)
         if log_extra is not None:
             log_extra("unit_tests", ["" if verdict is None else verdict.reason for verdict in verdicts])
         return [None if verdict is None else self._score(verdict) for verdict in verdicts]
@@ -91,26 +83,44 @@ class UnitTests:
             return None
         if isinstance(statements, str) or not isinstance(script, str):
             raise UserError(f"unit_tests: test_list is a list of texts and test a text, not {(statements or script)!r}")
-        return run_tests(self._job(code, row, list(statements), script), self.limits, find_layers())
-
-    def _job(self, code: str, row: Row, statements: list[str], script: str) -> Job:
-        signature, functions = _signature(row["prompt"])
-        entry = row.get("entry_point") or (functions[-1] if functions else "")
-        return Job(
-            sources=[code, *_bodies(signature, code)] if signature else [code],
-            statements=statements,
-            script="" if statements else script,
-            setup=row.get("test_setup_code") or "",
-            helpers=_without(signature, entry),
-            entry_point=entry,
-            share=self.share,
-        )
+        signature, body = _signature(row["prompt"])
+        functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+        entry = row.get("entry_point") or (functions[-1].name if functions else "")
+        # The prompt's imports and helper functions; the function that is asked for is the program's.
+        kept = [node for node in body if node not in functions or node.name != entry]  # type: ignore[attr-defined]
+        helpers = ast.unparse(ast.Module(kept, []))
+        setup = row.get("test_setup_code") or ""
+        planned = plan(tuple(statements), "" if statements else script, setup, helpers, entry, self.share)
+        sources = [code, *_bodies(signature, code)] if signature else [code]
+        return run_tests(sources, planned, self.share, self.limits, find_layers())
 
     def _score(self, verdict: Verdict) -> float:
         return verdict.passed / verdict.total if self.share else 1.0 if verdict.ok else -1.0
 
 
-unit_tests = UnitTests()
+def unit_tests_reward(
+    *,
+    share: bool = False,
+    seconds: float = 4.0,
+    memory_mb: int = 512,
+    workers: int | None = None,
+    command: str | None = None,
+    allow_unsandboxed: bool = False,
+) -> UnitTests:
+    """`unit_tests` with options.
+
+    share: score the share of tests that pass. seconds: processor time of one program; on the clock it has twice as
+    much and a second. memory_mb: its address space in MiB. workers: programs side by side, by default one for each
+    processor. command: a template such as `perl {file}.pl` for other languages, judged by what they print.
+    allow_unsandboxed: where this machine has no sandbox, run programs with resource limits alone.
+    """
+    for name, value in (("seconds", seconds), ("memory_mb", memory_mb), ("workers", 1 if workers is None else workers)):
+        if not value > 0:
+            raise UserError(f"unit_tests: {name} is {value}; it must be above 0")
+    return UnitTests(Limits(float(seconds), memory_mb << 20), share, workers, command, allow_unsandboxed)
+
+
+unit_tests = unit_tests_reward()
 
 
 def last_block(text: str) -> str:
@@ -135,15 +145,17 @@ def _last(prompt: Text) -> str:
     return prompt if isinstance(prompt, str) else content(prompt[-1:])
 
 
-def _signature(prompt: str) -> tuple[str, list[str]]:
-    """(the prompt's Python, the functions that it defines); nothing where the prompt is no Python."""
+def _signature(prompt: str) -> tuple[str, list[ast.stmt]]:
+    """(the prompt's Python, its statements); nothing where the prompt is no Python that defines a function."""
     code = last_block(prompt)
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return "", []
-    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
-    return (code, functions) if functions else ("", [])
+    # A signature may stand there without so much as a docstring.
+    for source in (code, code.rstrip() + "\n    pass"):
+        try:
+            body = ast.parse(source).body
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            continue
+        return (code, body) if any(isinstance(node, ast.FunctionDef) for node in body) else ("", [])
+    return "", []
 
 
 def _bodies(signature: str, code: str) -> list[str]:
@@ -151,10 +163,3 @@ def _bodies(signature: str, code: str) -> list[str]:
     head = signature.rstrip() + "\n"
     indented = "\n".join("    " + line for line in code.split("\n"))
     return [head + code, head + "    " + code.lstrip(), head + indented]
-
-
-def _without(signature: str, entry_point: str) -> str:
-    """The prompt's imports and helper functions."""
-    body = ast.parse(signature).body
-    kept = [node for node in body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
-    return ast.unparse(ast.Module(kept, []))
