@@ -18,6 +18,7 @@ from cohort.rewards.sandbox.plan import plan
 from cohort.rewards.sandbox.run import run_tests
 from cohort.types import UserError
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "rewards" / "code.py"
 MBPP = Path(__file__).parents[1].parent / "shared" / "data" / "mbpp" / "mbpp.jsonl"
 
 pytestmark = pytest.mark.skipif(not find_layers().safe, reason="no sandbox on this machine")
@@ -234,6 +235,12 @@ def test_other_languages() -> None:
     perl = unit_tests_reward(command="perl {file}.pl", share=True)
     columns: dict[str, Any] = {"test_inputs": [["3", "4"], None], "test_outputs": [["6", "9"], None]}
     assert perl(["```perl\nprint 2 * <STDIN>;\n```", "x"], **columns) == [0.5, None]
+
+
+def test_the_example() -> None:
+    rewards = Rewards([f"{EXAMPLE}:tests", f"{EXAMPLE}:imports"])
+    scores = rewards(["?"] * 2, [ADD, "import os\n" + SUBTRACT], [[1], [2]], {"test_list": [ADDS, ADDS]})
+    assert scores.totals == pytest.approx([1.0, 1 / 3 - 0.1])
 
 
 def mbpp_rows() -> list[dict[str, Any]]:

@@ -110,8 +110,8 @@ def unit_tests_reward(
     """`unit_tests` with options.
 
     share: score the share of tests that pass. seconds: processor time of one program; on the clock it has twice as
-    much and a second. memory_mb: its address space in MiB. workers: programs side by side, by default one for each
-    processor. command: a template such as `perl {file}.pl` for other languages, judged by what they print.
+    much and a second. memory_mb: its address space in MiB. workers: programs side by side, by default two for
+    each processor. command: a template such as `perl {file}.pl` for other languages, judged by what they print.
     allow_unsandboxed: where this machine has no sandbox, run programs with resource limits alone.
     """
     for name, value in (("seconds", seconds), ("memory_mb", memory_mb), ("workers", 1 if workers is None else workers)):

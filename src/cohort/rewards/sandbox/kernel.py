@@ -9,6 +9,7 @@ import ctypes
 import os
 import resource
 import struct
+import sys
 
 from .syscalls import architecture, seccomp_filter
 
@@ -44,20 +45,16 @@ def confine(
     "seccomp", those to use. readable and writable: paths. execute: other programs may be started in place of this one.
     Raises OSError where a layer that was asked for does not hold.
     """
-    limits = {
-        resource.RLIMIT_CPU: cpu_seconds,
-        resource.RLIMIT_AS: memory,
-        resource.RLIMIT_FSIZE: file_size,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_NPROC: THREADS if _own_user() else tasks + THREADS,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
-    }
-    for limit, value in limits.items():
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+    _limit("CPU", cpu_seconds)
+    _limit("AS", memory)
+    _limit("FSIZE", file_size)
+    _limit("CORE", 0)
+    _limit("NOFILE", 64)
+    _limit("NPROC", THREADS if _own_user() else tasks + THREADS)
+    _limit("MEMLOCK", 0)
+    if sys.platform != "linux":
+        return
+    _limit("MSGQUEUE", 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if "landlock" in layers:
         _landlock(readable, writable, execute)
@@ -68,6 +65,13 @@ def confine(
         _seccomp(execute)
 
 
+def _limit(name: str, value: int) -> None:
+    limit = getattr(resource, f"RLIMIT_{name}")
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
+
+
 def landlock_version() -> int:
     """The kernel's Landlock version; 0 without one."""
     return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
@@ -75,7 +79,7 @@ def landlock_version() -> int:
 
 def _own_user() -> bool:
     """Root takes a real user of its own: the limit on processes binds real users other than root only."""
-    if os.geteuid() != 0:
+    if sys.platform != "linux" or os.geteuid() != 0:
         return False
     try:
         os.setresuid(0x70000000 + os.getpid(), 0, 0)

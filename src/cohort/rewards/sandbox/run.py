@@ -41,9 +41,10 @@ class Verdict:
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], processes: int | None) -> list[Result]:
-    """Results in order; at most so many at a time, one for each usable processor by default."""
+    """Results in order; at most so many at a time, two for each usable processor by default: a program's two
+    processes wait for each other half of the time."""
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    with ThreadPoolExecutor(processes or available) as pool:
+    with ThreadPoolExecutor(processes or 2 * (available or 1)) as pool:
         return list(pool.map(function, items))
 
 
