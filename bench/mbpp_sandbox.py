@@ -2,7 +2,7 @@
 
     python bench/mbpp_sandbox.py path/to/mbpp.jsonl [rows] [seconds of processor time for a program]
 
-prints, for each, how many programs score what, the exceptions with why, and programs per second. Mind the machine's load.
+prints, for each, how many programs score what, the exceptions with why, and programs per second.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class UnitTests:
         functions = [node for node in body if isinstance(node, ast.FunctionDef)]
         entry = row.get("entry_point") or (functions[-1].name if functions else "")
         # The prompt's imports and helper functions; the function that is asked for is the program's.
-        kept = [node for node in body if node not in functions or node.name != entry]  # type: ignore[attr-defined]
+        kept = [node for node in body if node not in functions or node.name != entry]
         helpers = ast.unparse(ast.Module(kept, []))
         setup = row.get("test_setup_code") or ""
         planned = plan(tuple(statements), "" if statements else script, setup, helpers, entry, self.share)

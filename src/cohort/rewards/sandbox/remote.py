@@ -142,7 +142,7 @@ def _exception(name: str, message: str) -> Exception:
     kind = getattr(builtins, name, None)
     usable = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _STEERING)
     try:
-        return kind(message) if usable else ProgramError(name, message)  # type: ignore[operator,misc]
+        return kind(message) if usable else ProgramError(name, message)
     except TypeError:  # UnicodeDecodeError and its like take more than a message
         return ProgramError(name, message)
 
