@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from cohort.types import Row, TrainerState
 
 log = logging.getLogger("cohort")
 
-RewardSpec = str | Callable[..., Any]
+RewardSpec = str | Callable[..., Any] | Mapping[str, Any]
 
 
 class _Trainer:
@@ -132,6 +132,21 @@ def _rows(dataset: Any) -> list[Row]:
     return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)
 
 
+def _several(reward_funcs: RewardSpec | Sequence[RewardSpec]) -> list[Any]:
+    one = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
+    return [reward_funcs] if one else list(reward_funcs)  # type: ignore[arg-type]
+
+
+def _with_limit(specs: list[Any], limit: int) -> list[Any]:
+    """By name, `overlong` means this run's limit."""
+    overlong = overlong_penalty(limit)
+    specs = [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
+    return [
+        {**spec, "name": overlong} if isinstance(spec, Mapping) and spec.get("name") == "overlong" else spec
+        for spec in specs
+    ]
+
+
 class GRPOTrainer(_Trainer):
     """Group relative policy optimisation (DeepSeekMath, arXiv 2402.03300), with TRL's arguments.
 
@@ -154,9 +169,8 @@ class GRPOTrainer(_Trainer):
         peft_config: Any = None,
     ):
         config = args or GRPOConfig()
-        functions = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
-        limit = overlong_penalty(config.max_completion_length)  # by name, it means this run's limit
-        rewards = Rewards([limit if spec == "overlong" else spec for spec in functions], config.reward_weights)
+        functions = _with_limit(_several(reward_funcs), config.max_completion_length)
+        rewards = Rewards(functions, config.reward_weights, config.reward_clip)
         self.config = config
         super().__init__(
             model,
@@ -198,8 +212,7 @@ class SFTTrainer(_Trainer):
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
     ):
         config = args or SFTConfig()
-        single = isinstance(reward_funcs, str) or callable(reward_funcs)
-        rewards = Rewards([reward_funcs] if single else list(reward_funcs)) if reward_funcs else None
+        rewards = Rewards(_several(reward_funcs)) if reward_funcs else None
         super().__init__(
             model,
             config,
