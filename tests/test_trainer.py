@@ -22,6 +22,9 @@ from conftest import small_model
 DEMONSTRATIONS, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
 
 
+NO_PREFLIGHT = {"reward_preflight": False}
+
+
 def digits(completions: list[Any], **_: Any) -> list[float]:
     """A reward that random text can earn."""
     return [sum(c.isdigit() for c in completion[0]["content"]) / 10 for completion in completions]
@@ -192,7 +195,7 @@ def test_a_model_by_path_and_plain_prompts(tmp_path: Path) -> None:
         seen.extend(zip(prompts, completions, answer, strict=True))
         return [float(len(c)) for c in completions]
 
-    grpo(tmp_path / "run", str(tmp_path / "m"), train_dataset=plain, reward_funcs=[reward], max_steps=1).train()
+    grpo(tmp_path / "run", str(tmp_path / "m"), train_dataset=plain, reward_funcs=[reward], max_steps=1, **NO_PREFLIGHT).train()
     assert len(seen) == 12 and len({prompt for prompt, _, _ in seen}) == 3
     known = {row["prompt"]: row["answer"] for row in plain}
     assert all(isinstance(c, str) and known[p] == a for p, c, a in seen)
@@ -236,9 +239,9 @@ def test_bad_rewards_stop_the_run(tmp_path: Path) -> None:
         return [float("nan")] * len(completions)
 
     with pytest.raises(UserError, match=r"reward function .short. returned 1 scores for 12 completions"):
-        grpo(tmp_path, reward_funcs=short).train()
+        grpo(tmp_path, reward_funcs=short, **NO_PREFLIGHT).train()
     with pytest.raises(UserError, match=r"reward function .nan. returned nan for row 0"):
-        grpo(tmp_path, reward_funcs=nan).train()
+        grpo(tmp_path, reward_funcs=nan, **NO_PREFLIGHT).train()
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
         grpo(tmp_path, reward_funcs="acuracy")
 

@@ -97,7 +97,6 @@ def _is_config(text: str) -> bool:
 def _read(path: Path, overrides: list[str]) -> tuple[RunConfig, TrainingConfig]:
     from cohort.config import read_run
 
-    # Neither model nor output matters here: a file that says only rewards and data is enough.
     run, settings = read_run(path, overrides)
     if not run.reward_funcs and run.dataset.startswith("reasoning_gym:"):
         run.reward_funcs = ["reasoning_gym"]

@@ -76,9 +76,9 @@ def audit_table(title: str, records: Records) -> Table:
     """One line for each attack: its mean reward beside the honest wrong answer's, holes first."""
     table = _table(title)
     table.add_column("")
-    table.add_column("attack")
+    table.add_column("attack", no_wrap=True)
     table.add_column("reward", justify="right")
-    table.add_column("honest wrong answer", justify="right")
+    table.add_column("wrong answer", justify="right")
     table.add_column("gets more on", justify="right")
     table.add_column("paid by")
     for record in records:
