@@ -17,8 +17,8 @@ from cohort.cli import app
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
-    {"prompt": "2+2", "completion": "<think>a</think><answer>4</answer>", "answer": "#### 4"},
-    {"prompt": "3+3", "completion": "[bold]=7[/bold]\x1b[2J", "answer": "6"},
+    {"prompt": "two and two", "completion": "<think>a</think><answer>4</answer>", "answer": "#### 4"},
+    {"prompt": "three and three", "completion": "[bold]=7[/bold]\x1b[J", "answer": "6"},
 ]
 
 
@@ -68,7 +68,7 @@ def test_audit_exits_with_1_where_there_is_a_hole(data: str, tmp_path: Path) -> 
     assert "honest answers (think and answer tags): right 2, wrong 1" in clean.stdout
     path = configuration(tmp_path, "accuracy,reasoning_length")
     holes = run("reward", "audit", path, "reward_weights=[1,2]")
-    assert holes.exit_code == 1 and "reasoning_length +1" in holes.stdout
+    assert holes.exit_code == 1 and "2 of 15 attacks" in holes.stdout and " +1 " in holes.stdout
     assert "warning: shaping adds up to 1.5 (reasoning_length 1.5), correctness to 1" in holes.stdout
     found = json.loads(run("reward", "audit", path, "--output-format", "json").stdout)
     assert {f["attack"] for f in found["findings"] if f["hole"]} == {"very long", "form only"}
@@ -93,8 +93,8 @@ def test_mistakes_are_told(data: str, tmp_path: Path) -> None:
 def test_neither_torch_nor_transformers_is_imported(data: str, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom cohort.cli import app\n"
-        f"for arguments in (['reward', 'try', 'accuracy', '--data', {data!r}],"
-        f" ['reward', 'audit', {configuration(tmp_path, 'accuracy')!r}]):\n"
+        f"for arguments in (['reward', 'try', 'format', '--data', {data!r}],"
+        f" ['reward', 'audit', {configuration(tmp_path, 'format')!r}]):\n"
         "    assert CliRunner().invoke(app, arguments).exit_code == 0\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )

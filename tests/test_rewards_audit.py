@@ -54,6 +54,16 @@ def contains(completions: list[str], answer: list[str], **_: Any) -> list[float]
     return [float(a in c) for c, a in zip(completions, answer, strict=True)]
 
 
+def silence(completions: list[str]) -> list[float]:
+    return [2.0 * (not completion) for completion in completions]
+
+
+def test_a_reward_that_takes_an_echoed_sum_for_its_value_is_found() -> None:
+    found = audit(Rewards(["accuracy"]), [Row(f"{a}+{b}", columns={"answer": str(a + b)}) for a, b in ((3, 4), (9, 8))])
+    (hole,) = found.holes
+    assert (hole.attack, hole.more, hole.paid) == ("prompt echoed", 2, {"accuracy": 1.0})
+
+
 def test_a_reward_that_searches_the_text_pays_for_every_answer_listed() -> None:
     found = audit(Rewards([contains]), NUMBERS)
     assert {"every answer listed", "every answer tagged"} <= {hole.attack for hole in found.holes}
@@ -99,8 +109,8 @@ def test_preflight_shows_what_each_function_gave() -> None:
     [
         (["accuracy"], [0.0], "give a wrong answer as much as the right answer on each of 2 rows"),
         (["accuracy"], [-1.0], "a wrong answer as much"),
-        (["accuracy", {"name": "correctness"}], [1.0, -0.5], "accuracy and correctness should tell them apart"),
-        (["accuracy", "too_short"], [1.0, -10.0], "give nothing as much as the right answer"),
+        (["accuracy", "correctness"], [0.0, 0.0], "though accuracy and correctness should tell them apart"),
+        (["accuracy", silence], [1.0, 1.0], "give nothing as much as the right answer"),
     ],
 )
 def test_preflight_finds_a_set_that_cannot_tell(funcs: list[Any], weights: list[float], message: str) -> None:
@@ -136,7 +146,7 @@ def test_preflight_counts_references_that_do_not_score() -> None:
 
 def test_each_reward_says_what_it_matched() -> None:
     def polite(completions: list[str], **_: Any) -> list[float | None]:
-        return [None if "?" in c else 1.0 for c in completions]
+        return [None if "?" in str(c) else 1.0 for c in completions]
 
     polite.explain = lambda text, row: Matched(text[-6:], row["level"])  # type: ignore[attr-defined]
     rows = [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cohort.rewards import BUILTIN, RewardFunctionError, Rewards, accuracy, resolve
+from cohort.rewards import BUILTIN, RewardFunctionError, Rewards, accuracy, calls, resolve
 from cohort.types import TrainerState, UserError
 
 
@@ -148,7 +149,10 @@ def test_numbers_of_every_kind(returned: Any) -> None:
         (None, r"'bad' returned 'None' \(NoneType\)"),
         ({"a": 1}, "return a list with one number for each completion"),
         ([1.0, "2"], r"""'bad' returned "'2'" \(str\) for row 1"""),
-        (torch.ones(2, 1), r"\(list\) for row 0, whose completion starts '<answer>4</answer>': a score is a number or None"),
+        (
+            torch.ones(2, 1),
+            r"\(list\) for row 0, whose completion starts '<answer>4</answer>': a score is a number or None",
+        ),
         ([1.0, float("nan")], "'bad' returned nan for row 1, whose completion starts '<answer>7</answer>'"),
         ([float("-inf"), 0], "'bad' returned -inf for row 0"),
         ([10**400, 0], "'bad' returned inf for row 0"),
@@ -373,6 +377,18 @@ def test_the_total_is_clipped_and_counted() -> None:
 def test_a_mistake_in_a_composition_is_told(specs: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Rewards(specs)
+
+
+def test_a_call_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(calls, "SLOW_SECONDS", 0.01)
+
+    def slow(completions):
+        time.sleep(0.2)
+        return [0, 0]
+
+    run(slow)
+    (record,) = caplog.records
+    assert "'slow' has been running for 0.01 s on 2 completions" in record.message and "timeout" in record.message
 
 
 def test_weights_are_given_once() -> None:

@@ -14,7 +14,7 @@ import pytest
 from cohort.rewards import RewardFunctionError, Rewards, Scores
 from cohort.types import TrainerState, UserError
 
-FILE = '''
+FILE = """
 import asyncio, os, re, time
 import numpy as np
 
@@ -51,7 +51,7 @@ def words(completions):
 
 def prompts_only(prompts):
     return [float(len(p)) for p in prompts]
-'''
+"""
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -24,12 +25,11 @@ def test_the_most_rewarded_and_the_strangest_are_kept_with_the_first() -> None:
     plain = [f"the answer to this is {i} because it is" for i in range(10, 22)]
     one = group({"a": [0.0] * 6}, plain[:6])
     two = group({"a": [0, 0, 3, 0, 1, 0]}, [*plain[6:10], plain[10], "}}}{{{$$$" * 40])
+    four = [((0, 0), "sample"), ((0, 1), "sample"), ((1, 2), "most rewarded"), ((1, 5), "strangest")]
+    assert notable([one, two], 4) == four
     kept = dict(notable([one, two], 8))
-    assert kept == {
-        **{(0, i): "sample" for i in range(4)},
-        (1, 2): "most rewarded", (1, 4): "most rewarded", (1, 5): "strangest",
-        next(place for place, why in kept.items() if why == "strangest" and place != (1, 5)): "strangest",
-    }  # fmt: skip
+    assert Counter(kept.values()) == {"most rewarded": 2, "strangest": 2, "sample": 4}
+    assert kept[1, 2] == kept[1, 4] == "most rewarded" and list(kept) == sorted(kept)
     assert [why for _, why in notable([one, two], 3)] == ["sample", "most rewarded", "strangest"]
     assert notable([one, two], 2) == [((0, 0), "sample"), ((0, 1), "sample")]
     assert notable([one, two], 0) == [] and len(notable([one, two], 99)) == 12

@@ -56,7 +56,9 @@ def try_(
             told = f"mean {sum(v or 0 for v in values) / len(values):.3f} of {len(values)} rows" if values else "no row"
             typer.echo(f"{name}: {told}")
     else:
-        typer.echo(as_json(records) if output_format is Output.json else as_csv(records), nl=output_format is Output.json)
+        typer.echo(
+            as_json(records) if output_format is Output.json else as_csv(records), nl=output_format is Output.json
+        )
 
 
 @app.command()

@@ -219,7 +219,7 @@ class RunConfig(BaseModel):
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
     reward_funcs: list[str | dict[str, Any]] = Field(
         default_factory=list,
-        description="Names, or {name: …, weight: …, gate: …, clip: …}: docs/rewards.md. For sft: what evaluation scores.",
+        description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). For sft: what evaluation scores.",
     )
 
     @model_validator(mode="before")

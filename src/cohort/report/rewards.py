@@ -44,8 +44,10 @@ def _cell(value: Any) -> Any:
 def trial_table(title: str, records: Records) -> Table:
     """One line for each function of each row: score, what it matched, what that was compared with."""
     table = _table(title)
-    for name, justify in (("row", "right"), ("reward", "left"), ("score", "right"), ("found", "left")):
-        table.add_column(name, justify=justify)
+    table.add_column("row", justify="right")
+    table.add_column("reward")
+    table.add_column("score", justify="right")
+    table.add_column("found")
     table.add_column("reference")
     table.add_column("total", justify="right", style="bold")
     previous = None
@@ -80,7 +82,7 @@ def audit_table(title: str, records: Records) -> Table:
     table.add_column("reward", justify="right")
     table.add_column("wrong answer", justify="right")
     table.add_column("gets more on", justify="right")
-    table.add_column("paid by")
+    table.add_column("paid by", overflow="fold")
     for record in records:
         paid = ", ".join(f"{name} +{gain:.3g}" for name, gain in record["paid"].items()) if record["hole"] else ""
         table.add_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
+from cohort.rewards.explain import Matched
 from cohort.rewards.gym import reasoning_gym
 from cohort.rewards.text import (
     accuracy,
@@ -26,6 +27,7 @@ from cohort.rewards.text import (
 
 __all__ = [
     "BUILTIN",
+    "Matched",
     "RewardFunctionError",
     "Rewards",
     "Scores",

@@ -189,9 +189,7 @@ def _counted(part: Component, given: dict[str, list[float | None]], metrics: dic
     gates = list(zip(*(given[gate] for gate in part.settings.gate), strict=True))
     opened = [all(score is not None and score > 0 for score in row) for row in gates]
     metrics[f"rewards/{part.name}/gated_ratio"] = 1 - sum(opened) / max(1, len(opened))
-    return [
-        score if score is None or is_open else 0.0 for score, is_open in zip(kept, opened, strict=True)
-    ]
+    return [score if score is None or is_open else 0.0 for score, is_open in zip(kept, opened, strict=True)]
 
 
 def _share_changed(before: Sequence[float | None], after: Sequence[float | None]) -> float:

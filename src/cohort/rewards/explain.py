@@ -1,6 +1,6 @@
 """What a reward matched in a completion, for people who debug a reward set.
 
-A function of one's own explains itself by an attribute: `my_reward.explain = lambda text, row: Matched(found, reference)`,
+A function of one's own explains itself by an attribute: `mine.explain = lambda text, row: Matched(found, reference)`,
 where `text` is the completion's text and `row` the columns of its row.
 """
 

@@ -143,7 +143,7 @@ class _Worker:
         limit = math.inf if self.timeout is None else self.timeout + GRACE_SECONDS
         try:
             _send(process, line)
-            reply = read_reply(process, limit)
+            reply: dict[str, Any] | None = read_reply(process, limit)
         except BrokenPipeError:
             reply = None
         if reply is None:
@@ -166,7 +166,7 @@ class _Worker:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        self._where = tempfile.TemporaryFile()
+        self._where = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
         process = self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("pool_worker.py"))],
             stdin=subprocess.PIPE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cohort.rewards.compose import Rewards
 from cohort.rewards.component import Component
+from cohort.rewards.compose import Rewards
 from cohort.rewards.probes import REASONING, STYLES, Case, Encode, cases, score
 from cohort.types import Row, TrainerState
 

@@ -157,5 +157,3 @@ def _as_completion(prompt: Text, text: str) -> Text:
 
 def _prompt_text(prompt: Text) -> str:
     return prompt if isinstance(prompt, str) else content(prompt[-1:])
-
-
