@@ -57,9 +57,9 @@ class Component:
 
 
 def checked_bounds(bounds: Bounds | None) -> Bounds | None:
-    """The bounds; ValueError where they are no interval."""
+    """The bounds; UserError where they are no interval."""
     if bounds is not None and not bounds[0] < bounds[1]:
-        raise ValueError(f"[{bounds[0]:g}, {bounds[1]:g}] is no interval: give [lowest, highest]")
+        raise UserError(f"[{bounds[0]:g}, {bounds[1]:g}] is no interval: give [lowest, highest]")
     return bounds
 
 
