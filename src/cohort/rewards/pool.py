@@ -87,28 +87,36 @@ class Pool:
 
     def _first_row(self, arguments: Arguments, wanted: list[str], rows: range, kind: Any) -> int | None:
         """The first row that fails in the same way alone; None where none does within twice the time limit."""
-        deadline = math.inf if self.timeout is None else time.monotonic() + 2 * self.timeout
-        for j, row in enumerate(rows):
-            if time.monotonic() > deadline:
-                return None
-            try:
-                reply = self._ask(rows_of(arguments, j, j + 1, len(rows)), wanted)
-            except (Hung, Died) as error:
-                if type(error) is kind:
-                    return row
-                continue
-            if reply.get("kind") == kind:
-                return row
-        return None
-
-    def _ask(self, arguments: Arguments, wanted: list[str]) -> dict[str, Any]:
+        worker = self._idle.get()
         try:
-            line = json.dumps({"arguments": arguments, "logs": wanted}, default=_plain)
+            worker.start()  # the time that it takes is not the function's
+            deadline = math.inf if self.timeout is None else time.monotonic() + 2 * self.timeout
+            for j, row in enumerate(rows):
+                if time.monotonic() > deadline:
+                    return None
+                try:
+                    reply = worker.ask(self._line(rows_of(arguments, j, j + 1, len(rows)), wanted))
+                except (Hung, Died) as error:
+                    if type(error) is kind:
+                        return row
+                    continue
+                if reply.get("kind") == kind:
+                    return row
+            return None
+        finally:
+            self._idle.put(worker)
+
+    def _line(self, arguments: Arguments, wanted: list[str]) -> str:
+        try:
+            return json.dumps({"arguments": arguments, "logs": wanted}, default=_plain)
         except TypeError as error:
             raise UserError(
                 f"reward {self.name!r} runs in a worker process, which is sent JSON: {error}. "
                 "Leave the column out, or take timeout and processes away"
             ) from None
+
+    def _ask(self, arguments: Arguments, wanted: list[str]) -> dict[str, Any]:
+        line = self._line(arguments, wanted)
         worker = self._idle.get()
         try:
             return worker.ask(line)
@@ -139,7 +147,7 @@ class _Worker:
         self._end: Any = None
 
     def ask(self, line: str) -> dict[str, Any]:
-        process = self._running()
+        process = self.start()
         limit = math.inf if self.timeout is None else self.timeout + GRACE_SECONDS
         try:
             _send(process, line)
@@ -163,7 +171,8 @@ class _Worker:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return Died(f"lost its worker process, which {how}")
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process, started where none runs."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._where = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
