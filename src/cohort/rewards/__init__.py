@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cohort.rewards.code import unit_tests, unit_tests_reward
 from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
+from cohort.rewards.explain import Matched
 from cohort.rewards.gym import reasoning_gym
 from cohort.rewards.text import (
     accuracy,
@@ -27,6 +28,7 @@ from cohort.rewards.text import (
 
 __all__ = [
     "BUILTIN",
+    "Matched",
     "RewardFunctionError",
     "Rewards",
     "Scores",
