@@ -209,7 +209,10 @@ class RunConfig(BaseModel):
     eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
-    reward_funcs: list[str] = Field(default_factory=list, description="For sft: what evaluation scores.")
+    reward_funcs: list[str | dict[str, Any]] = Field(
+        default_factory=list,
+        description="Names, or {name: choice, labels: ABCDE}: docs/rewards.md. For sft: what evaluation scores.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -217,6 +220,8 @@ class RunConfig(BaseModel):
         if isinstance(values, dict) and isinstance(values.get("reward_funcs"), str):
             names = [name.strip() for name in values["reward_funcs"].split(",")]
             values = {**values, "reward_funcs": [name for name in names if name]}
+        elif isinstance(values, dict) and isinstance(values.get("reward_funcs"), dict):
+            values = {**values, "reward_funcs": [values["reward_funcs"]]}
         return values
 
 

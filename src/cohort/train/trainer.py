@@ -16,7 +16,7 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
-from cohort.rewards.text import overlong_penalty
+from cohort.rewards.resolve import listed
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
@@ -29,7 +29,7 @@ from cohort.types import Row, TrainerState
 
 log = logging.getLogger("cohort")
 
-RewardSpec = str | Callable[..., Any]
+RewardSpec = str | dict[str, Any] | Callable[..., Any]
 
 
 class _Trainer:
@@ -154,9 +154,7 @@ class GRPOTrainer(_Trainer):
         peft_config: Any = None,
     ):
         config = args or GRPOConfig()
-        functions = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
-        limit = overlong_penalty(config.max_completion_length)  # by name, it means this run's limit
-        rewards = Rewards([limit if spec == "overlong" else spec for spec in functions], config.reward_weights)
+        rewards = Rewards(listed(reward_funcs, config.max_completion_length), config.reward_weights)
         self.config = config
         super().__init__(
             model,
@@ -198,8 +196,7 @@ class SFTTrainer(_Trainer):
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
     ):
         config = args or SFTConfig()
-        single = isinstance(reward_funcs, str) or callable(reward_funcs)
-        rewards = Rewards([reward_funcs] if single else list(reward_funcs)) if reward_funcs else None
+        rewards = Rewards(listed(reward_funcs, config.max_completion_length)) if reward_funcs else None
         super().__init__(
             model,
             config,
