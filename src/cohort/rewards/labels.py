@@ -86,12 +86,14 @@ def _several(reference: Any) -> list[Any]:
 
 def _target(reference: Any, choices: Choices) -> str:
     """The label that a reference means."""
-    text = str(reference)
-    if text.strip() in choices:
-        return text.strip()
-    if text.strip().isdecimal() and int(text) < len(choices):
+    text = str(reference).strip()
+    if text in choices:
+        return text
+    # A column of numbers counts the choices; a column of texts may hold a choice that is itself a number.
+    target = None if isinstance(reference, int) else _named(text, choices)
+    if target is None and text.isascii() and text.isdecimal() and int(text) < len(choices):
         return list(choices)[int(text)]
-    target = _named(text, choices) or _chosen(text, choices)
+    target = target or _chosen(text, choices)
     if target is None:
         raise UserError(
             f"choice: the reference {text[:200]!r} is none of the labels {', '.join(choices)}: "
