@@ -59,7 +59,9 @@ def test_strict_choice_is_a_marked_label_alone() -> None:
     assert reward("choice")([tagged("A dog")], answer=["A"]) == [1] and strict([tagged("A dog")], answer=["A"]) == [0]
 
 
-@pytest.mark.parametrize("choices", [CAPITALS, {"A": "Paris", "B": "Rome"}, {"label": ["A", "B"], "text": ["x", "Rome"]}])
+@pytest.mark.parametrize(
+    "choices", [CAPITALS, {"A": "Paris", "B": "Rome"}, {"label": ["A", "B"], "text": ["x", "Rome"]}]
+)
 @pytest.mark.parametrize("reference", ["B", " B ", "(B)", 1, "1", "Rome", "rome.", "\\boxed{B}", ["B", None]])
 def test_references_of_a_choice(choices: Any, reference: Any) -> None:
     assert choice([tagged("B"), tagged("A")], target=[reference] * 2, options=[choices] * 2) == [1, 0]
@@ -169,7 +171,11 @@ def test_facts(reference: Any, text: Any, score: float) -> None:
 
 
 def test_aliases_beside_the_reference() -> None:
-    columns = {"answer": ["NYC", None], "possible_answers": ['["Big Apple", "Gotham"]', None], "aliases": [["N.Y.C."], None]}
+    columns = {
+        "answer": ["NYC", None],
+        "possible_answers": ['["Big Apple", "Gotham"]', None],
+        "aliases": [["N.Y.C."], None],
+    }
     assert facts([tagged("the big apple")] * 2, **columns) == [1, None]
     assert facts([tagged("nyc")] * 2, **columns) == [1, None]
     assert facts([tagged("[1, 2)")], answer=["[1, 2)"]) == [1]

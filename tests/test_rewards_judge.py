@@ -96,7 +96,9 @@ def test_what_the_judge_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch
         "seed": 3,
     }
     system, user = (message["content"] for message in body["messages"])
-    assert "Is it {true}?" in system and "from 0 (worst) to 10 (best)" in system and "and the reference answer" in system
+    assert (
+        "Is it {true}?" in system and "from 0 (worst) to 10 (best)" in system and "and the reference answer" in system
+    )
     tag = "<(question|reference|answer)-[0-9a-f]{12}>\n"
     assert re.split(tag, user)[1::2] == ["question", "reference", "answer"]
     assert "system: Be brief.\n\nuser: 2+2=?\n</question-" in user and "\n4\n</reference-" in user
@@ -284,7 +286,7 @@ def test_mistakes_in_a_judge(options: dict[str, Any], message: str) -> None:
 def test_a_judge_needs_its_options() -> None:
     with pytest.raises(UserError, match="the option 'url' is missing; the option 'model' is missing"):
         resolve({"judge": {"rubric": "r"}})
-    with pytest.raises(UserError, match="unknown reward 'judge'. It needs options"):
+    with pytest.raises(UserError, match=r"unknown reward 'judge'\. It needs options"):
         resolve("judge")
     with pytest.raises(UserError, match="not one with the keys judge, rubric"):
         resolve({"judge": {"url": "u"}, "rubric": "r"})

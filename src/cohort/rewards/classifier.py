@@ -178,7 +178,11 @@ def _tokenizer(name: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the tokenizer of the reward model {name!r} could not be loaded: {reason}") from error
+    # Where the files are missing, some classes of transformers come without a vocabulary.
+    if tokenizer("yes")["input_ids"] == tokenizer("no")["input_ids"]:
+        raise UserError(f"the tokenizer of the reward model {name!r} has no vocabulary: do its files exist?")
+    return tokenizer

@@ -115,6 +115,8 @@ def _chosen(text: str, choices: Choices) -> str | None:
         answer = text.rstrip()[-LONGEST:].rpartition("\n")[2]
     if len(answer) > LONGEST:
         return None
+    if answer.count("\\boxed") > 1:
+        return _only_label(answer, choices)
     return _named(answer, choices) or _only_label(plain(answer), choices)
 
 

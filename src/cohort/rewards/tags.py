@@ -13,6 +13,7 @@ WORD_LETTER = "[a-zA-Z0-9\u00c0-\u024f]"
 """What makes a letter beside it part of a word; Chinese characters do not."""
 
 _ONE_LETTER = re.compile(f"(?<!{WORD_LETTER})[{LETTERS}](?!{WORD_LETTER})")
+_BOXED = re.compile(r"\\boxed\s?\{(.*)\}\.?", re.DOTALL)
 _STRICT_ENDS = tuple(f"\n</reasoning>\n<answer>\n\\boxed{{{letter}}}\n</answer>" for letter in LETTERS)
 _TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 _LINES = ("<reasoning>\n", "\n</reasoning>\n", "\n</answer>")
@@ -59,8 +60,10 @@ def sections(text: str, tags: Sequence[str]) -> list[str] | None:
 
 
 def letter_alone(text: str) -> str:
-    """The text without a box, brackets and a period: `B` for `\\boxed{B}`, `(B)`, `B.`."""
-    return plain(text).strip("()[]. ")
+    """The text without a box around it, brackets and a period: `B` for `\\boxed{B}`, `(B)`, `B.`."""
+    boxed = _BOXED.fullmatch(text.strip())
+    inside = boxed[1] if boxed else text
+    return "" if "\\boxed" in inside else plain(inside).strip("()[]. ")
 
 
 def _format(text: str) -> float:
