@@ -92,7 +92,8 @@ def test_a_configuration_names_rewards_with_options(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         "model: m\ndataset: d\nreward_funcs:\n  - accuracy\n  - {name: choice, labels: ABCDE, strict: true}\n"
-        "  - judge: {url: http://localhost:1/v1, model: j, rubric: 'Is it kind?'}\n  - {model: owner/rm, batch_size: 4}\n"
+        "  - judge: {url: http://localhost:1/v1, model: j, rubric: 'Is it kind?'}\n"
+        "  - {model: owner/rm, batch_size: 4}\n"
     )
     run, _ = read_run(path)
     assert run.reward_funcs == [

@@ -57,7 +57,7 @@ def make_classifier(
             log_metric(f"{score.__name__}/truncated", truncated)
         return scores
 
-    score.__name__ = score.__qualname__ = Path(name).resolve().name
+    score.__name__ = Path(name).resolve().name
     return score
 
 

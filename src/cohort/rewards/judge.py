@@ -106,7 +106,7 @@ def make_judge(
             log_metric(f"{name}/unreadable", sum(score is None for score in scores) / max(1, len(scores)))
         return [0.0 if score is None else score for score in scores]
 
-    judge.__name__ = judge.__qualname__ = name
+    judge.__name__ = name
     return judge
 
 

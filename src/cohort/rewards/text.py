@@ -68,7 +68,7 @@ def of_answer(name: str, score: Callable[[str, str], float]) -> RewardFunction:
 
 
 def _named(name: str, doc: str | None, function: RewardFunction) -> RewardFunction:
-    function.__name__ = function.__qualname__ = name
+    function.__name__ = name
     function.__doc__ = doc
     return function
 
