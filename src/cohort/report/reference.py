@@ -87,7 +87,9 @@ def _words(annotation: Any) -> list[str]:
     if origin is Literal:
         return [", ".join(f"`{value}`" for value in get_args(annotation))]
     if origin is list:
-        return [f"list of {PLURALS[get_args(annotation)[0]]}"]
+        (item,) = get_args(annotation)
+        items = get_args(item) if get_origin(item) in (Union, types.UnionType) else (item,)
+        return [f"list of {' and '.join(PLURALS[get_origin(kind) or kind] for kind in items)}"]
     return [NAMES[origin or annotation]]
 
 
@@ -99,7 +101,7 @@ NAMES = {
     dict: "mapping",
     type(None): "`null`",
 }
-PLURALS = {str: "texts", float: "numbers", int: "whole numbers"}
+PLURALS = {str: "texts", float: "numbers", int: "whole numbers", dict: "mappings"}
 
 
 def _default(field: FieldInfo) -> str:
