@@ -304,7 +304,7 @@ def test_resolving_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"unknown reward 'acuracy': did you mean 'accuracy'\?.*accuracy, format"):
         resolve("acuracy")
-    with pytest.raises(UserError, match="a reward is a function or a name, not 3"):
+    with pytest.raises(UserError, match="a reward is a function, a name or a mapping, not 3"):
         resolve(3)
 
 

@@ -17,12 +17,14 @@ from typing import Any
 from cohort.types import UserError
 
 SECONDS = 2.0
-"""Time limit of one judgement."""
+"""Time limit of one judgement, which the worker keeps to itself."""
+GRACE_SECONDS = 5.0
+"""This long beyond the limit, a worker that says nothing is killed."""
 START_SECONDS = 120.0
 
 
 class Worker:
-    """One process that answers requests one by one; started at the first, restarted after it was cut off."""
+    """One process that answers requests one by one; started at the first, restarted where it died."""
 
     def __init__(self, kind: str, seconds: float = SECONDS) -> None:
         self.kind = kind
@@ -39,12 +41,13 @@ class Worker:
             try:
                 process.stdin.write(line)  # type: ignore[union-attr]
                 process.stdin.flush()  # type: ignore[union-attr]
-                reply = read_reply(process, self.seconds)
+                reply = read_reply(process, self.seconds + GRACE_SECONDS)
             except BrokenPipeError:
                 reply = None
             if reply is None:
                 self.close()
-            return reply
+                return None
+            return reply[0] if reply else None
 
     def close(self) -> None:
         """Kill the process, if this one started it. The next request starts another."""

@@ -17,7 +17,7 @@ from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
 from cohort.rewards.preflight import preflight
-from cohort.rewards.text import overlong_penalty
+from cohort.rewards.resolve import listed
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
@@ -150,21 +150,6 @@ def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: Trai
         raise UserError(found.problem)
 
 
-def _several(reward_funcs: RewardSpec | Sequence[RewardSpec]) -> list[Any]:
-    one = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
-    return [reward_funcs] if one else list(reward_funcs)  # type: ignore[arg-type]
-
-
-def _with_limit(specs: list[Any], limit: int) -> list[Any]:
-    """By name, `overlong` means this run's limit."""
-    overlong = overlong_penalty(limit)
-    specs = [{"name": spec} if isinstance(spec, str) else spec for spec in specs]
-    return [
-        {**spec, "name": overlong} if isinstance(spec, Mapping) and spec.get("name") == "overlong" else spec
-        for spec in specs
-    ]
-
-
 class GRPOTrainer(_Trainer):
     """Group relative policy optimisation (DeepSeekMath, arXiv 2402.03300), with TRL's arguments.
 
@@ -187,8 +172,7 @@ class GRPOTrainer(_Trainer):
         peft_config: Any = None,
     ):
         config = args or GRPOConfig()
-        functions = _with_limit(_several(reward_funcs), config.max_completion_length)
-        rewards = Rewards(functions, config.reward_weights, config.reward_clip)
+        rewards = Rewards(listed(reward_funcs, config.max_completion_length), config.reward_weights, config.reward_clip)
         self.config = config
         super().__init__(
             model,
@@ -236,7 +220,7 @@ class SFTTrainer(_Trainer):
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
     ):
         config = args or SFTConfig()
-        rewards = Rewards(_several(reward_funcs)) if reward_funcs else None
+        rewards = Rewards(listed(reward_funcs, config.max_completion_length)) if reward_funcs else None
         super().__init__(
             model,
             config,
