@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from cohort.rewards import steps
 from cohort.rewards.answers import REFERENCE_COLUMNS, reference_from
 from cohort.rewards.resolve import BUILTIN, did_you_mean, resolve
 from cohort.rewards.text import content
@@ -40,12 +41,22 @@ class Scores:
     """What functions gave to log_metric, the mean where a name came more than once."""
     extra: dict[str, list[Any]] = field(default_factory=dict)
     """Column -> [B] values that functions gave to log_extra."""
+    step_rewards: list[list[float]] = field(default_factory=list)
+    """[B] lists, the weighted sum of the step rewards of each step; empty where steps are not scored."""
+    step_ends: list[list[int]] = field(default_factory=list)
+    """[B] lists, where each step ends in the completion's text, in characters, exclusive."""
 
 
 class Rewards:
-    """Calls every function on a batch and sums the scores by weight (1 each by default)."""
+    """Calls every function on a batch and sums the scores by weight (1 each by default).
 
-    def __init__(self, funcs: Sequence[Any], weights: Sequence[float] | None = None) -> None:
+    With `split`, functions that take `steps` score the steps of each completion; the others' sum is the total as ever
+    (the mean over steps where there are no others).
+    """
+
+    def __init__(
+        self, funcs: Sequence[Any], weights: Sequence[float] | None = None, split: steps.Split | None = None
+    ) -> None:
         if not funcs:
             raise UserError("reward_funcs is empty: name at least one reward, for example accuracy")
         named = [resolve(spec) for spec in funcs]
@@ -59,6 +70,13 @@ class Rewards:
             )
         if not all(map(math.isfinite, self.weights)):
             raise UserError(f"reward_weights must be finite numbers: {self.weights}")
+        self.split = split
+        self.of_steps = [split is not None and steps.takes_steps(function) for function in self._functions]
+        if split is not None and not any(self.of_steps):
+            raise UserError(
+                f"none of the rewards {', '.join(self.names)} scores steps: add one that takes `steps` and returns a "
+                "list of scores for each completion, such as chain_steps"
+            )
 
     def __call__(
         self,
@@ -77,14 +95,34 @@ class Rewards:
             "completion_ids": list(completion_ids),
             "trainer_state": trainer_state,
         }
+        cuts = [] if self.split is None else [steps.cut(content(text), self.split) for text in completions]
+        if cuts:
+            if "steps" in columns:
+                raise UserError("the dataset has a column `steps`, which is what step rewards call a completion's steps")
+            offered["steps"] = [found.texts for found in cuts]
         results = self._results(offered, logs)
+        scored = {
+            name: steps.checked(name, result, offered["steps"])
+            for name, result, of_steps in zip(self.names, results, self.of_steps, strict=True)
+            if of_steps
+        }
         components = {
-            name: _checked(name, result, offered["completions"])
+            name: [math.fsum(row) / len(row) for row in scored[name]]
+            if name in scored
+            else _checked(name, result, offered["completions"])
             for name, result in zip(self.names, results, strict=True)
         }
         rows = zip(*components.values(), strict=True)
         totals = [self._total(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
-        return Scores(totals, components, logs.metrics(), logs.extra)
+        step_rewards = self._step_totals(scored) if cuts else []
+        return Scores(totals, components, logs.metrics(), logs.extra, step_rewards, [found.ends for found in cuts])
+
+    def _step_totals(self, scored: dict[str, list[list[float]]]) -> list[list[float]]:
+        weights = [weight for weight, of_steps in zip(self.weights, self.of_steps, strict=True) if of_steps]
+        return [
+            [math.fsum(w * score for w, score in zip(weights, of_step, strict=True)) for of_step in zip(*of_completion)]
+            for of_completion in zip(*scored.values(), strict=True)
+        ]
 
     def _results(self, offered: Arguments, logs: _Logs) -> list[Any]:
         """What each function returns, async ones awaited together."""
@@ -108,7 +146,10 @@ class Rewards:
         return results
 
     def _total(self, row: tuple[float | None, ...], prompt: Text) -> float:
-        pairs = [(w, s) for w, s in zip(self.weights, row, strict=True) if s is not None]
+        counted = [not of_steps for of_steps in self.of_steps] if not all(self.of_steps) else [True] * len(row)
+        pairs = [
+            (w, s) for w, s, counts in zip(self.weights, row, counted, strict=True) if counts and s is not None
+        ]
         if not pairs:
             raise UserError(
                 f"no reward applies to the row whose prompt starts {_start(prompt)}: {', '.join(self.names)} "
@@ -180,9 +221,10 @@ def _arguments(name: str, function: Callable[..., Any], offered: Arguments) -> A
             arguments[parameter.name] = [reference_from(offered, i) for i in rows]
             continue
         given = [column for column in offered if column != "trainer_state"]
+        process = ". Step rewards are for method: grpo_process" if parameter.name == "steps" else ""
         raise UserError(
             f"reward function {name!r} asks for {parameter.name!r}, and the rows have no such column"
-            f"{did_you_mean(parameter.name, given)}. They have: {', '.join(given)}"
+            f"{did_you_mean(parameter.name, given)}. They have: {', '.join(given)}{process}"
         )
     return arguments
 

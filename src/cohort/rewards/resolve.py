@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cohort.rewards import gym, text
+from cohort.rewards import gym, text, working
 from cohort.types import UserError
 
 BUILTIN: dict[str, Callable[..., Any]] = {
@@ -30,6 +30,8 @@ BUILTIN: dict[str, Callable[..., Any]] = {
     "repetition": text.repetition,
     "overlong": text.overlong,
     "reasoning_gym": gym.reasoning_gym,
+    "chain_steps": working.chain_steps,
+    "column_steps": working.column_steps,
 }
 
 
