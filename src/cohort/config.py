@@ -6,6 +6,7 @@ Nothing here imports torch or transformers, so that a mistake in a configuration
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -39,7 +40,7 @@ class TrainingConfig(BaseModel):
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
     max_steps: int = Field(-1, description="Optimiser steps; -1 takes num_train_epochs.")
-    per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations (sft) or completions (grpo).")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations.")
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="Times per_device_train_batch_size is the batch of one optimiser step."
     )
@@ -98,6 +99,16 @@ class TrainingConfig(BaseModel):
         """Sequences with loss in one optimiser step, on one process."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def batch_uses(self) -> tuple[int, int]:
+        """(optimiser steps that share a batch of the source, times each of those parts is used)."""
+        return 1, 1
+
+    @property
+    def training_temperature(self) -> float:
+        """Of the log-probabilities that are trained: an online method trains the distribution it samples."""
+        return 1.0
+
 
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations: the row `sft` of the table of methods."""
@@ -105,25 +116,114 @@ class SFTConfig(TrainingConfig):
     learning_rate: float = Field(2e-5, ge=0, description="The highest of the schedule.")
 
 
-class GRPOConfig(TrainingConfig):
-    """GRPO. Batch sizes count completions, as in TRL; groups are never split."""
-
-    learning_rate: float = Field(1e-6, ge=0, description=DSM)
-    per_device_train_batch_size: int = Field(1024, ge=1, description=f"Completions. {DSM}")
+class SampledConfig(TrainingConfig):
+    """What every method has that learns from sampled completions."""
 
     num_generations: int = Field(64, ge=1, description=f"G, completions of one prompt. {DSM}")
     max_completion_length: int = Field(1024, ge=1, description=DSM)
+    temperature: float = Field(
+        1.0, gt=0, description="Of sampling, and of the log-probabilities an online method trains."
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the most likely tokens of this total probability.")
+    top_k: int = Field(0, ge=0, description="0: all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
+    reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
+
+
+class OnlineConfig(SampledConfig):
+    """What every method has that samples the current policy. Batch sizes count completions, as in TRL; groups are
+    never split."""
+
+    learning_rate: float = Field(1e-6, ge=0, description=DSM)
+    per_device_train_batch_size: int = Field(1024, ge=1, description=f"Completions. {DSM}")
+    mask_truncated_completions: bool = Field(False, description="A completion that hit the length limit gets no loss.")
+    log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
+
+    @property
+    def training_temperature(self) -> float:
+        return self.temperature
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference's log-probabilities enter reward or loss."""
+        return False
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Whole groups in one optimiser step: at least one, rounded up."""
+        return -(-self.batch_size // self.num_generations)
+
+
+class RFTConfig(SampledConfig):
+    """Rejection sampling fine-tuning: the starting model is sampled once, its correct completions are imitated."""
+
+    learning_rate: float = Field(2e-5, ge=0, description="The highest of the schedule.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Kept completions.")
+    reward_threshold: float = Field(1.0, description="A completion is correct where its reward is at least this.")
+    mask_truncated_completions: bool = Field(False, description="Keep no completion that hit the length limit.")
+
+
+class OnlineRFTConfig(OnlineConfig):
+    """Online RFT: the current policy's correct completions are imitated."""
+
+    reward_threshold: float = Field(1.0, description="A completion is correct where its reward is at least this.")
+
+
+class DPOConfig(SampledConfig):
+    """Direct preference optimisation, on preference rows or on pairs made from the starting model's samples."""
+
+    learning_rate: float = Field(1e-6, ge=0, description="The highest of the schedule.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Pairs.")
+    beta: float = Field(
+        0.1, gt=0, description="Strength of the pull to the reference. DPO, arXiv 2305.18290, section 6"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of pairs taken to be the wrong way round.")
+    dpo_pairs: Literal["best-worst", "random"] | None = Field(
+        None, description="Make a pair of each prompt's rewarded samples. None: pairs are in the data."
+    )
+
+
+class PPOConfig(OnlineConfig):
+    """PPO with a critic. Keys are those of TRL's PPOConfig."""
+
+    num_generations: int = Field(1, ge=1, description="Completions of one prompt; PPO compares none with another.")
+    num_ppo_epochs: int = Field(4, ge=1, description="Passes over each sampled batch.")
+    num_mini_batches: int = Field(1, ge=1, description="Optimiser steps of one pass over a sampled batch.")
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL in the reward.")
+    cliprange: float = Field(0.2, ge=0, description="PPO, arXiv 1707.06347, section 6.1")
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount.")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda. GAE, arXiv 1506.02438, Eq. 16")
+    vf_coef: float = Field(
+        0.1, ge=0, description="Weight of the critic's loss; with a trunk of its own a matter of clipping."
+    )
+    cliprange_value: float = Field(
+        0.2, gt=0, description="How far a value may move from its old one before it is clipped."
+    )
+    critic: Literal["own", "shared"] = Field(
+        "own", description="The critic's trunk: a copy of the model, or the policy's."
+    )
+    critic_learning_rate: float | None = Field(
+        None, ge=0, description="The highest of the schedule. None: learning_rate."
+    )
+
+    @property
+    def batch_uses(self) -> tuple[int, int]:
+        return self.num_mini_batches, self.num_ppo_epochs
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+
+class GRPOConfig(OnlineConfig):
+    """GRPO. Groups are never split."""
+
     generation_batch_size: int | None = Field(None, ge=1, description="Completions sampled at a time.")
     steps_per_generation: int | None = Field(
         None, ge=1, description="In units of per_device_train_batch_size. None: gradient_accumulation_steps."
     )
     num_iterations: int = Field(1, ge=1, description=f"mu, updates on each batch. {DSM}: one")
-
-    temperature: float = Field(1.0, gt=0, description="Of sampling, and of the log-probabilities that are trained.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the most likely tokens of this total probability.")
-    top_k: int = Field(0, ge=0, description="0: all.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest.")
-    stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
 
     beta: float = Field(0.04, ge=0, description=f"Weight of the KL term. {DSM}")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="DeepSeekMath Eq. 4: k3")
@@ -132,10 +232,6 @@ class GRPOConfig(TrainingConfig):
     epsilon_high: float | None = Field(None, ge=0, description="None: epsilon.")
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field("grpo", description="DeepSeekMath Eq. 3: grpo")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="DeepSeekMath, section 4.1.2")
-    reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
-    mask_truncated_completions: bool = Field(False, description="A completion that hit the length limit gets no loss.")
-
-    log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
 
     @model_validator(mode="before")
     @classmethod
@@ -156,9 +252,12 @@ class GRPOConfig(TrainingConfig):
         return self
 
     @property
-    def prompts_per_step(self) -> int:
-        """Whole groups in one optimiser step: at least one, rounded up."""
-        return -(-self.batch_size // self.num_generations)
+    def batch_uses(self) -> tuple[int, int]:
+        return self.updates_per_generation, self.num_iterations
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0
 
     @property
     def updates_per_generation(self) -> int:
@@ -187,7 +286,14 @@ def differences_from_paper(config: TrainingConfig) -> list[str]:
     return differences + ([f"completions per step: {completions} (paper: 1024)"] if completions != 1024 else [])
 
 
-METHOD_CONFIGS: dict[str, type[TrainingConfig]] = {"sft": SFTConfig, "grpo": GRPOConfig}
+METHOD_CONFIGS: dict[str, type[TrainingConfig]] = {
+    "sft": SFTConfig,
+    "rft": RFTConfig,
+    "online_rft": OnlineRFTConfig,
+    "dpo": DPOConfig,
+    "ppo": PPOConfig,
+    "grpo": GRPOConfig,
+}
 
 
 class RunConfig(BaseModel):
@@ -195,7 +301,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    method: Literal["sft", "grpo"] = Field("grpo", description="Row of the table of methods.")
+    method: Literal["sft", "rft", "online_rft", "dpo", "ppo", "grpo"] = Field(
+        "grpo", description="Row of the table of methods."
+    )
     model: str = Field(description="Hub name or path of a causal language model.")
     dataset: str = Field(description="File (JSON, JSONL, CSV, Parquet), directory, hub name, or reasoning_gym:TASK.")
     dataset_split: str = Field("train", description="Split of a hub data set.")
@@ -209,7 +317,9 @@ class RunConfig(BaseModel):
     eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
-    reward_funcs: list[str] = Field(default_factory=list, description="For sft: what evaluation scores.")
+    reward_funcs: list[str] = Field(
+        default_factory=list, description="For sft and dpo on preference rows: what evaluation scores."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -241,6 +351,12 @@ def _explain(problem: Any, known: list[str]) -> str:
         return f"`{key}` is missing: add it"
     message = problem["msg"].removeprefix("Value error, ")
     return f"`{key}` is {problem['input']!r}: {message}" if key else message
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is not one of `known`."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
 
 
 def unknown_key(key: str, known: list[str]) -> str:

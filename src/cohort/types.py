@@ -82,6 +82,8 @@ class Group:
     """[G] of float32 [n_i], under the policy that was current when the batch was first trained on."""
     reference_logprobs: list[Tensor] | None = None
     """[G] of float32 [n_i], under the reference model; None where beta is 0."""
+    values: list[Tensor] | None = None
+    """[G] of float32 [n_i], the critic's when the batch was sampled: of what follows before each token is drawn."""
 
     @property
     def tokens(self) -> int:

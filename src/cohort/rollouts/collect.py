@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cohort.config import GRPOConfig
+from cohort.config import SampledConfig
 from cohort.data.templates import as_completion
 from cohort.formulas.credit import zero_spread
-from cohort.methods import Method
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
@@ -27,7 +26,7 @@ class Prompt:
     ids: Tensor
 
 
-def training_sampling(config: GRPOConfig, eos_ids: list[int]) -> Sampling:
+def training_sampling(config: SampledConfig, eos_ids: list[int]) -> Sampling:
     return Sampling(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -58,21 +57,18 @@ def collect(
     prompts: list[Prompt],
     engine: Engine,
     rewards: Rewards,
-    method: Method,
-    config: GRPOConfig,
+    config: SampledConfig,
     sampling: Sampling,
     seed: int,
     state: TrainerState,
 ) -> tuple[list[Group], dict[str, float]]:
-    """One batch of groups with advantages, and what to log of it."""
+    """One batch of rewarded groups, and what to log of it."""
     G = config.num_generations
     started = time.perf_counter()
     sampled = engine.generate([prompt.ids for prompt in prompts], G, sampling, seed)
     generated = time.perf_counter()
     scores = score(prompts, sampled, rewards, state)
     rewarded = time.perf_counter()
-    rewards_PG = torch.tensor(scores.totals).view(len(prompts), G)
-    advantages_PG = method.credit(rewards_PG, config)
     groups = [
         Group(
             prompt_ids=prompt.ids,
@@ -80,20 +76,26 @@ def collect(
             row=prompt.row,
             rewards=scores.totals[p * G : (p + 1) * G],
             components={name: values[p * G : (p + 1) * G] for name, values in scores.components.items()},
-            advantages=[a.expand(len(c.ids)) for a, c in zip(advantages_PG[p], found, strict=True)],
         )
         for p, (prompt, found) in enumerate(zip(prompts, sampled, strict=True))
     ]
     metrics = {
-        "reward": float(rewards_PG.mean()),
-        "reward_std": float(rewards_PG.std(1).mean()),
-        "frac_reward_zero_std": float(zero_spread(rewards_PG).float().mean()),
+        **reward_statistics(torch.tensor(scores.totals).view(len(prompts), G)),
         **component_statistics(scores),
         **length_statistics([completion for found in sampled for completion in found]),
         "seconds/generate": generated - started,
         "seconds/reward": rewarded - generated,
     }
     return groups, metrics
+
+
+def reward_statistics(rewards_PG: Tensor) -> dict[str, float]:
+    """The mean, and the spread within groups where a group has several completions."""
+    found = {"reward": float(rewards_PG.mean())}
+    if rewards_PG.shape[1] > 1:
+        found["reward_std"] = float(rewards_PG.std(1).mean())
+        found["frac_reward_zero_std"] = float(zero_spread(rewards_PG).float().mean())
+    return found
 
 
 def component_statistics(scores: Scores) -> dict[str, float]:
