@@ -51,7 +51,9 @@ def test_pass_at_k_is_the_mean_over_all_draws(right: int, k: int) -> None:
     rewards = torch.tensor([float(any(correct[i] for i in draw)) for draw in draws], dtype=F64)
     z = (rewards - rewards.mean()) / rewards.std(correction=0)
     expected = [
-        float(torch.stack([z[d] for d, draw in enumerate(draws) if i in draw]).mean()) if len(rewards.unique()) > 1 else 0
+        float(torch.stack([z[d] for d, draw in enumerate(draws) if i in draw]).mean())
+        if len(rewards.unique()) > 1
+        else 0
         for i in range(6)
     ]
     close(credit.pass_at_k(torch.tensor([correct]), k)[0], expected)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 Average = Callable[[Tensor], Tensor]
 """[N] -> [N]: the level at which ratios are taken. It is linear and symmetric, so that it is its own adjoint."""
 
@@ -35,6 +34,18 @@ def each_completion(lengths: list[int]) -> Average:
         return (sums_B / counts_B.clamp(min=1))[owner_N]
 
     return average
+
+
+def _of_completions(lengths: list[int] | None) -> Average:
+    assert lengths is not None, "whole completions are needed"
+    return each_completion(lengths)
+
+
+LEVELS: dict[str, Callable[[list[int] | None], Average]] = {
+    "token": lambda lengths: each_token,
+    "sequence": _of_completions,
+}
+"""`importance_sampling_level` -> function of the completions' lengths."""
 
 
 class Clipped(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import operator
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -98,7 +99,7 @@ class Rewards:
         cuts = [] if self.split is None else [steps.cut(content(text), self.split) for text in completions]
         if cuts:
             if "steps" in columns:
-                raise UserError("the dataset has a column `steps`, which is what step rewards call a completion's steps")
+                raise UserError("the dataset has a column `steps`, the name of a completion's steps: rename it")
             offered["steps"] = [found.texts for found in cuts]
         results = self._results(offered, logs)
         scored = {
@@ -120,7 +121,7 @@ class Rewards:
     def _step_totals(self, scored: dict[str, list[list[float]]]) -> list[list[float]]:
         weights = [weight for weight, of_steps in zip(self.weights, self.of_steps, strict=True) if of_steps]
         return [
-            [math.fsum(w * score for w, score in zip(weights, of_step, strict=True)) for of_step in zip(*of_completion)]
+            [math.fsum(map(operator.mul, weights, of_step)) for of_step in zip(*of_completion, strict=True)]
             for of_completion in zip(*scored.values(), strict=True)
         ]
 
@@ -147,9 +148,7 @@ class Rewards:
 
     def _total(self, row: tuple[float | None, ...], prompt: Text) -> float:
         counted = [not of_steps for of_steps in self.of_steps] if not all(self.of_steps) else [True] * len(row)
-        pairs = [
-            (w, s) for w, s, counts in zip(self.weights, row, counted, strict=True) if counts and s is not None
-        ]
+        pairs = [(w, s) for w, s, counts in zip(self.weights, row, counted, strict=True) if counts and s is not None]
         if not pairs:
             raise UserError(
                 f"no reward applies to the row whose prompt starts {_start(prompt)}: {', '.join(self.names)} "

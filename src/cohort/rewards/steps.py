@@ -11,6 +11,7 @@ A process reward model is such a callable.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ def by_pattern(pattern: str) -> Split:
     def split(text: str) -> list[str]:
         ends = [match.end() for match in compiled.finditer(text) if match.end() > match.start()]
         bounds = [0, *ends, len(text)]
-        return [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [text[a:b] for a, b in itertools.pairwise(bounds)]
 
     return split
 

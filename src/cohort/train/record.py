@@ -53,6 +53,7 @@ class Recorder:
                     "reward": group.rewards[i],
                     "advantage": float(group.advantages[i][0]) if len(group.advantages[i]) else 0.0,
                     **scores,
+                    **({} if group.steps is None else {"step_rewards": group.steps[i].rewards}),
                 },
             )
 

@@ -13,6 +13,7 @@ import torch
 from cohort.config import (
     METHOD_CONFIGS,
     DPOConfig,
+    GRPOProcessConfig,
     OnlineConfig,
     PPOConfig,
     SampledConfig,
@@ -27,6 +28,7 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
+from cohort.rewards.steps import make_split
 from cohort.rewards.text import overlong_penalty
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
@@ -37,7 +39,15 @@ from cohort.train.critic import CriticUpdater
 from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
-from cohort.train.sources import Attachment, Demonstrations, Samples, Source, attach_reference, encode_prompts
+from cohort.train.sources import (
+    Attachment,
+    Demonstrations,
+    Samples,
+    Source,
+    attach_reference,
+    attach_step_ends,
+    encode_prompts,
+)
 from cohort.train.step import Updater
 from cohort.types import Row, TrainerState, UserError
 
@@ -205,7 +215,10 @@ def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: Traini
         return None
     limit = overlong_penalty(config.max_completion_length)  # by name, it means this run's limit
     weights = getattr(config, "reward_weights", None)
-    return Rewards([limit if spec == "overlong" else spec for spec in listed], weights)
+    split = None
+    if isinstance(config, GRPOProcessConfig):
+        split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
+    return Rewards([limit if spec == "overlong" else spec for spec in listed], weights, split)
 
 
 def _rows(dataset: Any) -> list[Row]:
@@ -223,6 +236,8 @@ def _samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -
     if config.needs_reference:
         reference = partial(attach_reference, reference=reference_of(trainer.policy), config=config)
         attachments = [reference, *attachments]
+    if isinstance(config, GRPOProcessConfig):
+        attachments = [partial(attach_step_ends, tokenizer=trainer.policy.tokenizer), *attachments]
     return Samples(prompts, trainer.policy, trainer.engine, attachments, trainer.rewards, config, trainer.method)
 
 
