@@ -22,7 +22,7 @@ def with_prompt(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_pair(row: Row) -> bool:
-    return bool(row.columns.get("chosen")) and bool(row.columns.get("rejected"))
+    return row.columns.get("chosen") is not None and row.columns.get("rejected") is not None
 
 
 def require_pairs(rows: list[Row], method: str) -> None:
@@ -57,5 +57,8 @@ def _completed(row: Row, column: str) -> Row:
     if isinstance(row.prompt, list) and isinstance(value, str):
         completion = [{"role": "assistant", "content": value}]
     if isinstance(row.prompt, str) and isinstance(value, list):
-        raise UserError(f"{row.source}: `{column}` is chat messages and the prompt is plain text: give both alike")
+        raise UserError(
+            f"{row.source}: `{column}` is chat messages and the prompt is plain text: `system_prompt: ''` makes the "
+            "prompt a chat message too"
+        )
     return Row(row.prompt, completion, row.columns, row.source)

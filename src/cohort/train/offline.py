@@ -71,7 +71,7 @@ class StartingSamples:
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8").split("\n"):
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:  # a kill in mid-write leaves half a line, always the last

@@ -78,7 +78,7 @@ class Recorder:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # a kill in mid-write leaves half a line, always after the checkpoint
