@@ -248,23 +248,29 @@ class Method:
     sees: Callable[[TrainingConfig], Unit] = each_token
     """What the coefficient must see at once: single tokens in any cut; or, with every log-probability of a
     micro-batch before it answers, whole completions, or whole groups."""
+    reward: str = "outcome"
+    """What is rewarded, in words, for the table that people read."""
     critic: bool = False
     """Whether a critic learns beside the policy and gives `credit` its values."""
 
 
+WITH_KL = "outcome, token KL"
+
 METHODS = {
     row.name: row
     for row in (
-        Method("sft", "demonstrations", ones, imitate, sequence_mean),
-        Method("rft", "start", is_correct, imitate, sequence_mean),
-        Method("online_rft", "policy", is_correct, imitate, sequence_mean),
-        Method("dpo", "preferences", chosen_rejected, prefer, pair_mean, sees=whole_groups),
-        Method("ppo", "policy", gae_whitened, clip, sequence_mean, critic=True),
+        Method("sft", "demonstrations", ones, imitate, sequence_mean, reward="none"),
+        Method("rft", "start", is_correct, imitate, sequence_mean, reward="rule"),
+        Method("online_rft", "policy", is_correct, imitate, sequence_mean, reward="rule"),
+        Method("dpo", "preferences", chosen_rejected, prefer, pair_mean, sees=whole_groups, reward="preference"),
+        Method("ppo", "policy", gae_whitened, clip, sequence_mean, reward=WITH_KL, critic=True),
         Method("grpo", "policy", group_outcome, clip_with_kl, chosen_loss_type, sees=by_ratio),
-        Method("grpo_process", "policy", group_process, clip_with_kl, chosen_loss_type, sees=by_ratio),
+        Method(
+            "grpo_process", "policy", group_process, clip_with_kl, chosen_loss_type, sees=by_ratio, reward="each step"
+        ),
         Method("rloo", "policy", leave_one_out, clip_with_kl, chosen_loss_type, sees=by_ratio),
         Method("opo", "policy", length_weighted, clip_with_kl, chosen_loss_type, sees=by_ratio),
         Method("pass_at_k", "policy", passing_draws, clip_with_kl, chosen_loss_type, sees=by_ratio),
-        Method("reinforce++", "policy", batch_return, clip_only, chosen_loss_type, sees=by_ratio),
+        Method("reinforce++", "policy", batch_return, clip_only, chosen_loss_type, sees=by_ratio, reward=WITH_KL),
     )
 }

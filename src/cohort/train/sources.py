@@ -168,16 +168,17 @@ class Samples:
         than the step's number.
         """
         assert isinstance(self.config, GRPOConfig)
-        others = [i for i in picks(self.size, 0, self.size, seed, True) if i not in set(chosen)]
         kept = [group for group in rounds[0].groups if not says_nothing(group)]
         dropped = [group for group in rounds[0].groups if says_nothing(group)]
+        used = set(chosen)
+        others = [i for i in picks(self.size, 0, self.size, seed, True) if i not in used] if dropped else []
         while len(kept) < len(chosen) and others and len(rounds) < self.config.max_sampling_rounds:
             missing = len(chosen) - len(kept)
             drawn, others = others[:missing], others[missing:]
             rounds.append(self._collect(drawn, derive(seed, len(rounds)), state))
             kept += [group for group in rounds[-1].groups if not says_nothing(group)]
         rounds[0].logged["sampling/rounds"] = float(len(rounds))
-        rounds[0].logged["sampling/kept_groups"] = len(kept) / len(chosen)
+        rounds[0].logged["sampling/frac_kept_groups"] = len(kept) / len(chosen)
         return kept + dropped[: len(chosen) - len(kept)]
 
 
