@@ -22,7 +22,7 @@ def each_token(values_N: Tensor) -> Tensor:
 
 
 def each_completion(lengths: list[int]) -> Average:
-    """Ratios of whole completions: each value becomes the mean over its completion (GSPO, arXiv 2507.18071, Eq. 7).
+    """Ratios of whole completions: each value becomes the mean over its completion (GSPO, arXiv 2507.18071).
 
     `lengths`: tokens of the completions, in the order of the values.
     """
@@ -73,7 +73,7 @@ def clipped(
 
     ratio = exp(logprob - old logprob), averaged over completions before exp in GSPO. The coefficient is ratio * A,
     0 where the clipped branch is the smaller. `delta` bounds the unclipped ratio above, which acts where A < 0 (dual
-    clip, arXiv 1912.09729, Eq. 5): there the objective is delta * A and the coefficient 0.
+    clip, arXiv 1912.09729): there the objective is delta * A and the coefficient 0.
     """
     ratio_N = torch.exp(average(logprobs_N - old_logprobs_N))
     free_N = ratio_N * advantages_N
@@ -102,7 +102,7 @@ def capped(
     delta: float | None = None,
     average: Average = each_token,
 ) -> Clipped:
-    """sg(min(ratio, 1 + eps_high)) * A * logprob, sg: not differentiated (CISPO, arXiv 2506.13585, Eq. 4-5). All [N].
+    """sg(min(ratio, 1 + eps_high)) * A * logprob, sg: not differentiated (CISPO, arXiv 2506.13585). All [N].
 
     The coefficient is min(ratio, 1 + eps_high) * A: no token loses its gradient. There is no lower bound and no
     delta; they are arguments only so that surrogates are called alike.
@@ -120,7 +120,7 @@ def capped(
 
 def truncated_weights(logprobs_N: Tensor, sampler_logprobs_N: Tensor, cap: float) -> Tensor:
     """min(pi / pi_sampler, C), never differentiated: what makes up for a sampler with other numbers or older weights
-    (truncated importance sampling, IMPALA, arXiv 1802.01561, section 4.1). `logprobs_N`: the policy's before it is
+    (truncated importance sampling, IMPALA, arXiv 1802.01561). `logprobs_N`: the policy's before it is
     updated on the batch. All [N].
     """
     return torch.exp(logprobs_N - sampler_logprobs_N).clamp(max=cap)

@@ -68,7 +68,7 @@ def _silenced(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
 
 
 def leave_one_out(rewards_PG: Tensor) -> Tensor:
-    """A_i = r_i - mean of the others' r (RLOO section 2.2, Eq. 8). [P, G] -> [P, G].
+    """A_i = r_i - mean of the others' r (RLOO). [P, G] -> [P, G].
 
     Equal rewards give exactly 0. Raises ValueError for groups of one.
     """
@@ -78,7 +78,7 @@ def leave_one_out(rewards_PG: Tensor) -> Tensor:
 
 def optimal_baseline(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
     """A_i = r_i - sum(l r) / sum(l), the baseline of least variance where a gradient's square grows with the
-    completion's length (OPO section 3.2, Eq. 8). [P, G], lengths in tokens -> [P, G].
+    completion's length (OPO). [P, G], lengths in tokens -> [P, G].
 
     Equal rewards give exactly 0.
     """
@@ -87,7 +87,7 @@ def optimal_baseline(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
 
 
 def pass_at_k(correct_PG: Tensor, k: int) -> Tensor:
-    """Advantages of the reward "one of k drawn from the group is correct" (Pass@k training section 2.4, Eq. 10-15).
+    """Advantages of the reward "one of k drawn from the group is correct" (Pass@k training, its analytical form).
 
     With m = 1 - C(wrong, k) / C(G, k) and s = sqrt(m (1 - m)): a correct completion has (1 - m) / s, a wrong one
     (1 - m - C(wrong - 1, k - 1) / C(G - 1, k - 1)) / s; they sum to 0. bool [P, G] -> float32 [P, G].
@@ -108,8 +108,8 @@ def pass_at_k(correct_PG: Tensor, k: int) -> Tensor:
 
 
 def decoupled(scores_KPG: Tensor, weights_K: Tensor, eps: float = 1e-4) -> Tensor:
-    """Each reward's z-score in its group, their weighted sum, and its z-score in the batch (GDPO section 3.1,
-    Eq. 4-6). K rewards, [K, P, G] -> [P, G]; NaN where a reward does not apply: it is left out of mean and std.
+    """Each reward's z-score in its group, their weighted sum, and its z-score in the batch (GDPO).
+    K rewards, [K, P, G] -> [P, G]; NaN where a reward does not apply: it is left out of mean and std.
 
     ddof 1 and eps in both. A group in which no reward varies has exactly 0. Raises ValueError for groups of one.
     """
