@@ -90,23 +90,30 @@ class Trainer:
         self.state = TrainerState()
         self.eval_prompts: list[Prompt] = []
         self._metrics = self._evaluator(eval_rows)
-        critic = CriticUpdater(self.policy, self.method, config) if isinstance(config, PPOConfig) else None
-        shared = critic if critic is not None and not critic.critic.own_trunk else None
+        critics = self._critics()
+        shared = next((critic for critic in critics if not critic.critic.own_trunk), None)
         self.loop = Loop(
             self.policy,
             Updater(self.policy, self.method, config, shared),
-            SOURCES[self.method.source](self, rows, [critic.attach] if critic is not None else []),
+            SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
             self._evaluate if eval_rows else None,
             config,
             list(callbacks or ()),
             self.state,
-            [critic] if critic is not None else [],
+            critics,
         )
         if isinstance(config, OnlineConfig):
             G, P = config.num_generations, config.prompts_per_step
             log.info("each step: %d prompts x %d completions = %d completions", P, G, P * G)
         for difference in differences_from_paper(config):
             log.info("differs from the paper: %s", difference)
+
+    def _critics(self) -> list[CriticUpdater]:
+        """The row's critic, or none."""
+        if not self.method.critic:
+            return []
+        assert isinstance(self.args, PPOConfig)
+        return [CriticUpdater(self.policy, self.method, self.args)]
 
     def _check(self, rows: list[Row], eval_rows: list[Row]) -> None:
         """Raise UserError where the method cannot use the data, with what to do about it."""
