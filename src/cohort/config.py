@@ -253,7 +253,7 @@ class GRPOConfig(OnlineConfig):
         1.0,
         gt=0,
         le=1,
-        description="Share of the step's tokens, those of highest entropy, that learn. 80/20, arXiv 2506.01939",
+        description="Share of the tokens, those of highest entropy, that learn. Beyond the 80/20 rule, arXiv 2506.01939",
     )
     vllm_importance_sampling_correction: bool = Field(
         False, description="Weight tokens by min(policy / sampler, C): for another engine's or older weights' samples."
@@ -352,7 +352,7 @@ class BaselineConfig(GRPOConfig):
 class PassAtKConfig(BaselineConfig):
     """GRPO's loss with advantages for "one of k is correct"."""
 
-    pass_k: int = Field(4, ge=1, description="k. Pass@k training, arXiv 2508.10751")
+    pass_k: int = Field(4, ge=1, description="Draws of which one is to be correct. Pass@k training, arXiv 2508.10751")
     reward_threshold: float = Field(1.0, description="A completion is correct where its reward is at least this.")
 
     @model_validator(mode="after")
