@@ -10,7 +10,7 @@ EQUATION = re.compile(rf"{NUMBER} {{0,3}}([-+*/x×÷]) {{0,3}}{NUMBER} {{0,3}}= 
 
 
 def equations(steps, **_):
-    """1 where a line's equations, such as `12 / 3 = 4`, are all true, 0 where one is false, 0.5 where there are none."""
+    """1 where a line's equations, such as `12 / 3 = 4`, are true, 0 where one is false, 0.5 where there are none."""
     return [[_score(text) for text in texts] for texts in steps]
 
 

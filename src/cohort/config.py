@@ -253,7 +253,7 @@ class GRPOConfig(OnlineConfig):
         1.0,
         gt=0,
         le=1,
-        description="Share of the tokens, those of highest entropy, that learn. Beyond the 80/20 rule, arXiv 2506.01939",
+        description="Share of tokens, those of highest entropy, that learn. Beyond the 80/20 rule, arXiv 2506.01939",
     )
     vllm_importance_sampling_correction: bool = Field(
         False, description="Weight tokens by min(policy / sampler, C): for another engine's or older weights' samples."
