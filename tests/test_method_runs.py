@@ -237,6 +237,23 @@ def test_data_that_a_method_cannot_use_is_refused_with_the_remedy(
         run(tmp_path, method, **values).train()
 
 
+def test_keys_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="temperature is 0.7 and would do nothing"):
+        DPOConfig(temperature=0.7)
+    with pytest.raises(ValueError, match="num_generations is 1: a pair takes at least 2"):
+        DPOConfig(dpo_pairs="random", num_generations=1)
+    assert DPOConfig(dpo_pairs="random", temperature=0.7).temperature == 0.7
+
+
+def test_rft_can_leave_out_what_was_cut_off(tmp_path: Path) -> None:
+    """Some of a random model's completions end within 30 tokens, most are cut off."""
+    for masked in (False, True):
+        trainer = run(tmp_path, "rft", reward_threshold=0, mask_truncated_completions=masked, max_completion_length=30)
+        trainer.loop.source.prepare(tmp_path, reuse=masked)
+        kept = [group.completions[0].truncated for group in trainer.loop.source.kept]
+        assert kept and any(kept) != masked
+
+
 def test_methods_and_their_configurations_must_agree(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="method 'pp' is not in the table: did you mean 'ppo'"):
         Trainer("model", digits, method="pp")

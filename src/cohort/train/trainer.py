@@ -135,6 +135,8 @@ class Trainer:
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(self.args.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
+        if path is not None:
+            checkpoint.require(path)  # before anything is sampled for it
         if not resume:
             move_aside(folder, (METRICS, COMPLETIONS, SAMPLES))
         if not self.prepared:
