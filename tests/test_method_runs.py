@@ -15,7 +15,7 @@ from cohort import DPOConfig, DPOTrainer, GRPOConfig, PPOConfig, PPOTrainer, RFT
 from cohort.config import METHOD_CONFIGS, read_run
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.train import checkpoint
-from cohort.train.offline import SAMPLES
+from cohort.train.record import SAMPLES, Recorder
 from cohort.train.run import train_from_config
 from conftest import small_model
 from test_trainer import StopAfter, digits, numbers, rows_of
@@ -114,6 +114,31 @@ def test_rft_keeps_distinct_correct_samples_and_reuses_them(tmp_path: Path, capl
         run(tmp_path, "rft", **{**settings, "temperature": 0.5}).train(resume_from_checkpoint=True)
 
 
+def test_a_new_run_samples_anew_and_moves_the_earlier_samples_aside(tmp_path: Path) -> None:
+    settings = {**SAMPLED, "reward_threshold": 0.2, "max_steps": 1}
+    run(tmp_path, "rft", **settings).train()
+    before = (tmp_path / SAMPLES).read_text()
+    run(tmp_path, "rft", seed=7, **settings).train()
+    assert (tmp_path / "earlier-1" / SAMPLES).read_text() == before != (tmp_path / SAMPLES).read_text()
+
+
+def test_line_separators_in_completions_do_not_cut_records(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0)
+    for step in (1, 2, 3):
+        recorder._append("completions.jsonl", {"step": step, "completion": "a\u2028b\x85c"})
+    Recorder(tmp_path, 2)
+    kept = (tmp_path / "completions.jsonl").read_text().rstrip("\n").split("\n")
+    assert [json.loads(line)["step"] for line in kept] == [1, 2]
+
+
+def test_a_second_call_of_train_keeps_the_reference(tmp_path: Path) -> None:
+    trainer = run(tmp_path, "dpo", save_steps=3, callbacks=[StopAfter(4)])
+    trainer.train()
+    reference = trainer.loop.source.pairs[0].reference_logprobs
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.loop.source.pairs[0].reference_logprobs is reference
+
+
 def test_sampling_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cohort.train import offline
 
@@ -210,6 +235,23 @@ def test_data_that_a_method_cannot_use_is_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(tmp_path, method, **values).train()
+
+
+def test_keys_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="temperature is 0.7 and would do nothing"):
+        DPOConfig(temperature=0.7)
+    with pytest.raises(ValueError, match="num_generations is 1: a pair takes at least 2"):
+        DPOConfig(dpo_pairs="random", num_generations=1)
+    assert DPOConfig(dpo_pairs="random", temperature=0.7).temperature == 0.7
+
+
+def test_rft_can_leave_out_what_was_cut_off(tmp_path: Path) -> None:
+    """Some of a random model's completions end within 30 tokens, most are cut off."""
+    for masked in (False, True):
+        trainer = run(tmp_path, "rft", reward_threshold=0, mask_truncated_completions=masked, max_completion_length=30)
+        trainer.loop.source.prepare(tmp_path, reuse=masked)
+        kept = [group.completions[0].truncated for group in trainer.loop.source.kept]
+        assert kept and any(kept) != masked
 
 
 def test_methods_and_their_configurations_must_agree(tmp_path: Path) -> None:

@@ -186,6 +186,19 @@ class DPOConfig(SampledConfig):
         None, description="Make a pair of each prompt's rewarded samples. None: pairs are in the data."
     )
 
+    @model_validator(mode="after")
+    def _possible(self) -> DPOConfig:
+        if self.dpo_pairs is not None and self.num_generations < 2:
+            raise ValueError(f"num_generations is {self.num_generations}: a pair takes at least 2; 8 is common")
+        sampling = ("num_generations", "temperature", "top_p", "top_k", "min_p") if self.dpo_pairs is None else ()
+        for key in sampling:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)!r} and would do nothing: nothing is sampled where pairs are in the "
+                    "data. Leave it out, or set dpo_pairs"
+                )
+        return self
+
 
 class PPOConfig(OnlineConfig):
     """PPO with a critic. Keys are those of TRL's PPOConfig."""

@@ -134,13 +134,18 @@ def newest(folder: Path) -> Path | None:
     return max(found, key=_step_of, default=None)
 
 
+def require(path: Path) -> None:
+    """Raise UserError for a folder that is no checkpoint."""
+    if not (path / "state.json").is_file():
+        raise UserError(f"{path} is no checkpoint: it has no state.json; give a folder named checkpoint-N")
+
+
 def load(
     path: Path, policy: Policy, optimizer: torch.optim.Optimizer, companions: Sequence[Companion] = ()
 ) -> Progress:
     """Put the policy, the optimiser and the random states where they were. Raises UserError for a folder that is
     no checkpoint of this run."""
-    if not (path / "state.json").is_file():
-        raise UserError(f"{path} is no checkpoint: it has no state.json; give a folder named checkpoint-N")
+    require(path)
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     _load_weights(path, policy)
     policy.version = record["version"]

@@ -44,12 +44,15 @@ class CriticUpdater:
         """Fill in the `values` of every completion; returns what to log of the batch."""
         started = time.perf_counter()
         model = self.critic.model
+        training = model.model.training
+        model.model.eval()
         found: dict[tuple[int, int], Tensor] = {}
         with model.attending():
             for micro in micro_batches(_parts(groups, None), self.token_budget):
                 pack = model.pack(micro)
                 values_N = self.critic.values(model.hidden(pack.inputs)[pack.sources_N]).cpu()
                 found.update(zip(_rows(micro), values_N.split(_lengths(micro)), strict=True))
+        model.model.train(training)
         for g, group in enumerate(groups):
             group.values = [found[g, r] for r in range(len(group.completions))]
         metrics = {"seconds/values": time.perf_counter() - started}
@@ -92,6 +95,7 @@ class CriticUpdater:
 
     def _gradient(self, groups: list[Group], weights: list[list[float]]) -> None:
         """Leave the gradient in the critic's parameters; halve the token budget when memory runs out."""
+        self.critic.model.model.train()  # gradient checkpointing acts in training mode only
         while True:
             self.zero_grad()
             try:

@@ -18,12 +18,12 @@ from cohort.policy.model import Policy
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import Prompt, collect, training_sampling
 from cohort.rollouts.engine import Engine
+from cohort.train.record import SAMPLES
 from cohort.train.schedule import derive, picks
 from cohort.types import Completion, Group, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
-SAMPLES = "samples.jsonl"
 AT_A_TIME = 1024
 """Completions sampled between two writes to the file."""
 

@@ -39,6 +39,7 @@ from cohort.train.critic import CriticUpdater
 from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
+from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
 from cohort.train.sources import (
     Attachment,
     Demonstrations,
@@ -88,6 +89,7 @@ class Trainer:
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         self.engine = local_engine(self.policy, config.max_rows)
         self.state = TrainerState()
+        self.prepared = False
         self.eval_prompts: list[Prompt] = []
         self._metrics = self._evaluator(eval_rows)
         critics = self._critics()
@@ -143,7 +145,13 @@ class Trainer:
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(self.args.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
-        self.loop.source.prepare(folder, reuse=bool(resume))
+        if path is not None:
+            checkpoint.require(path)  # before anything is sampled for it
+        if not resume:
+            move_aside(folder, (METRICS, COMPLETIONS, SAMPLES))
+        if not self.prepared:
+            self.loop.source.prepare(folder, reuse=bool(resume))
+            self.prepared = True
         if path is not None:
             self.loop.resume(path)
         elif resume:
