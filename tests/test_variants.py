@@ -308,3 +308,21 @@ def test_normalised_before_their_sum_a_large_reward_does_not_drown_a_small_one()
     second = [[float(a[0]) for a in row] for row in METHODS["grpo"].credit(groups, apart)]
     assert first[1] == pytest.approx([-0.7071, 0.7071], abs=1e-3)
     assert second[1] == pytest.approx([0.0, 0.0], abs=1e-3) and second[0][1] > 1
+
+
+@pytest.mark.parametrize("row", ["online_rft", "ppo"])
+def test_other_online_rows_have_the_entropy_bonus(row: str) -> None:
+    found = []
+    for coefficient in (0.0, 0.3):
+        policy = small_policy()
+        config = METHOD_CONFIGS[row](entropy_coef=coefficient, max_completion_length=12, bf16=False, use_cpu=True)
+        groups = batch(policy, settings())
+        Updater(policy, METHODS[row], config).gradient(groups, 1.0)
+        found.append(gradients(policy.model))
+    policy.model.zero_grad()
+    entropies = [
+        -(x.softmax(-1) * x.log_softmax(-1)).sum(-1) for group in groups for x in logits_of(policy.model, group, config)
+    ]
+    (-0.3 * torch.cat(entropies).mean()).backward()
+    bonus = gradients(policy.model)
+    assert_close({name: found[1][name] - found[0][name] for name in bonus}, bonus, 1e-4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-import operator
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -96,10 +95,8 @@ class Rewards:
             "completion_ids": list(completion_ids),
             "trainer_state": trainer_state,
         }
-        cuts = [] if self.split is None else [steps.cut(content(text), self.split) for text in completions]
+        cuts = [] if self.split is None else steps.cut_all(list(map(content, completions)), self.split, columns)
         if cuts:
-            if "steps" in columns:
-                raise UserError("the dataset has a column `steps`, the name of a completion's steps: rename it")
             offered["steps"] = [found.texts for found in cuts]
         results = self._results(offered, logs)
         scored = {
@@ -115,15 +112,9 @@ class Rewards:
         }
         rows = zip(*components.values(), strict=True)
         totals = [self._total(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
-        step_rewards = self._step_totals(scored) if cuts else []
-        return Scores(totals, components, logs.metrics(), logs.extra, step_rewards, [found.ends for found in cuts])
-
-    def _step_totals(self, scored: dict[str, list[list[float]]]) -> list[list[float]]:
         weights = [weight for weight, of_steps in zip(self.weights, self.of_steps, strict=True) if of_steps]
-        return [
-            [math.fsum(map(operator.mul, weights, of_step)) for of_step in zip(*of_completion, strict=True)]
-            for of_completion in zip(*scored.values(), strict=True)
-        ]
+        step_rewards = steps.summed(list(scored.values()), weights) if cuts else []
+        return Scores(totals, components, logs.metrics(), logs.extra, step_rewards, [found.ends for found in cuts])
 
     def _results(self, offered: Arguments, logs: _Logs) -> list[Any]:
         """What each function returns, async ones awaited together."""

@@ -14,6 +14,7 @@ import inspect
 import itertools
 import math
 import numbers
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,21 @@ def cut(text: str, split: Split) -> Cut:
         at += len(piece)
         ends.append(at)
     return Cut([piece.strip() for piece in joined] or [""], ends or [0])
+
+
+def cut_all(texts: Sequence[str], split: Split, columns: dict[str, list[Any]]) -> list[Cut]:
+    """The steps of every completion. Raises UserError where the data has a column `steps` too."""
+    if "steps" in columns:
+        raise UserError("the dataset has a column `steps`, the name of a completion's steps: rename it")
+    return [cut(text, split) for text in texts]
+
+
+def summed(scores: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
+    """The weighted sum over functions of the scores of each step of each completion."""
+    return [
+        [math.fsum(map(operator.mul, weights, of_step)) for of_step in zip(*of_completion, strict=True)]
+        for of_completion in zip(*scores, strict=True)
+    ]
 
 
 def checked(name: str, result: Any, steps: Sequence[Sequence[str]]) -> list[list[float]]:
