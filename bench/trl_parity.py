@@ -201,6 +201,8 @@ def trls(batch: Batch, settings: Settings) -> Result:
 
 def ours(batch: Batch, settings: Settings) -> Result:
     """The step's own gradient, in micro-batches of at most 64 tokens."""
+    import torch
+
     from cohort.config import GRPOConfig
     from cohort.methods import METHODS
     from cohort.policy.load import make_policy
@@ -211,7 +213,6 @@ def ours(batch: Batch, settings: Settings) -> Result:
     policy = make_policy(batch.model_path, None, config)
     policy.model.train()
     method = METHODS["grpo"]
-    advantages_PG = method.credit(batch.rewards_PG, config)
     groups = []
     for p, (prompt, sampled) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
         completions = [
@@ -223,17 +224,20 @@ def ours(batch: Batch, settings: Settings) -> Result:
                 prompt,
                 completions,
                 Row(""),
-                advantages=[a.expand(len(ids)) for a, ids in zip(advantages_PG[p], sampled, strict=True)],
+                rewards=batch.rewards_PG[p].tolist(),
                 old_logprobs=batch.old[p] if settings.off_policy else None,
                 reference_logprobs=batch.reference[p] if settings.beta else None,
             )
         )
+    for group, advantages in zip(groups, method.credit(groups, config), strict=True):
+        group.advantages = advantages
     updater = Updater(policy, method, config)
     generation_tokens = float(active_lengths(groups, config).sum()) / settings.steps_per_generation
     metrics = updater.gradient(groups[: settings.prompts], generation_tokens)
     if settings.off_policy and settings.prompts > 1:
         assert metrics["clip_ratio/low_mean"] > 0 and metrics["clip_ratio/high_mean"] > 0
-    return Result(metrics["loss"], gradients(policy.model), advantages_PG.flatten())
+    flat = torch.stack([advantages[0] for group in groups for advantages in group.advantages])
+    return Result(metrics["loss"], gradients(policy.model), flat)
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
