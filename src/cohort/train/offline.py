@@ -48,7 +48,7 @@ class StartingSamples:
         kept = self._read(path) if reuse and path.is_file() else []
         kept = kept[: len(kept) // step * step] if len(kept) < len(self.prompts) else kept
         whole = path.with_suffix(".partial")
-        whole.write_text("".join(f"{json.dumps(line)}\n" for line in [self._made_with(), *kept]), encoding="utf-8")
+        whole.write_text("".join(map(_text, [self._made_with(), *kept])), encoding="utf-8")
         whole.replace(path)
         groups = [_group(prompt, line) for prompt, line in zip(self.prompts, kept, strict=False)]
         sampling = training_sampling(self.config, self.policy.eos_ids)
@@ -58,7 +58,7 @@ class StartingSamples:
                 chunk, seed = self.prompts[first : first + step], derive(self.config.seed, first)
                 found = collect(chunk, self.engine, self.rewards, self.config, sampling, seed, TrainerState()).groups
                 groups += found
-                file.writelines(f"{json.dumps(_line(group), ensure_ascii=False)}\n" for group in found)
+                file.writelines(_text(_line(group)) for group in found)
                 file.flush()
                 os.fsync(file.fileno())
         return groups
@@ -87,12 +87,16 @@ class StartingSamples:
         return lines[1:]
 
 
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
 def _line(group: Group) -> dict[str, Any]:
     completions = [
         {
             "text": c.text,
             "reward": reward,
-            **{name: values[i] for name, values in group.components.items()},
+            "components": {name: values[i] for name, values in group.components.items()},
             "truncated": c.truncated,
             "ids": c.ids.tolist(),
         }
@@ -103,7 +107,7 @@ def _line(group: Group) -> dict[str, Any]:
 
 def _group(prompt: Prompt, line: dict[str, Any]) -> Group:
     completions = [
-        Completion(torch.tensor(c["ids"]), torch.zeros(len(c["ids"])), c["text"], c["truncated"])
+        Completion(torch.tensor(c["ids"], dtype=torch.long), torch.zeros(len(c["ids"])), c["text"], c["truncated"])
         for c in line["completions"]
     ]
     return Group(prompt.ids, completions, prompt.row, [c["reward"] for c in line["completions"]])
