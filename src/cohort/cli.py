@@ -89,6 +89,8 @@ def _resumable(settings: TrainingConfig, command: list[str]) -> Iterator[None]:
         folder = Path(settings.output_dir)
         if any(folder.glob("checkpoint-*")):
             typer.echo(f"\nstopped. To go on from the newest checkpoint: {shlex.join(command)}", err=True)
+        elif (folder / "samples.jsonl").exists():
+            typer.echo(f"\nstopped. To go on with the samples there are: {shlex.join(command)}", err=True)
         else:
             typer.echo(
                 f"\nstopped. {folder} has no checkpoint to go on from: save_steps=50 would save some",
