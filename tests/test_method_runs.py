@@ -238,7 +238,7 @@ def test_data_that_a_method_cannot_use_is_refused_with_the_remedy(
 
 
 def test_keys_that_would_do_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="temperature is 0.7 and would do nothing"):
+    with pytest.raises(ValueError, match=r"temperature is 0\.7 and would do nothing"):
         DPOConfig(temperature=0.7)
     with pytest.raises(ValueError, match="num_generations is 1: a pair takes at least 2"):
         DPOConfig(dpo_pairs="random", num_generations=1)
