@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cohort.config import GRPOConfig, TrainingConfig
+from cohort.config import TrainingConfig
 from cohort.policy.model import Policy
 from cohort.train import checkpoint
-from cohort.train.checkpoint import Progress
+from cohort.train.checkpoint import Companion, Progress
 from cohort.train.record import Recorder, rounded
-from cohort.train.schedule import learning_rate
+from cohort.train.schedule import share
 from cohort.train.sources import Source
 from cohort.train.step import Updater, active_lengths
 from cohort.types import Group, TrainerControl, TrainerState
@@ -34,20 +34,25 @@ class Loop:
         config: TrainingConfig,
         callbacks: list[Any],
         state: TrainerState,
+        companions: Sequence[Companion] = (),
     ):
         self.policy, self.updater, self.source, self.evaluator = policy, updater, source, evaluator
         self.config, self.callbacks, self.state, self.control = config, callbacks, state, TrainerControl()
-        grpo = config if isinstance(config, GRPOConfig) else None
-        self.chunks = grpo.updates_per_generation if grpo else 1
-        self.updates_per_batch = self.chunks * (grpo.num_iterations if grpo else 1)
-        self.log_completions = grpo.log_completions if grpo else 0
-        batches = math.ceil(config.num_train_epochs * source.size / source.per_batch)
-        self.total = config.max_steps if config.max_steps > 0 else batches * self.updates_per_batch
+        self.companions = companions
+        self.chunks, iterations = config.batch_uses
+        self.updates_per_batch = self.chunks * iterations
+        self.log_completions: int = getattr(config, "log_completions", 0)
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)
 
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the run; known once the source is prepared."""
+        batches = math.ceil(self.config.num_train_epochs * self.source.size / self.source.per_batch)
+        return self.config.max_steps if self.config.max_steps > 0 else batches * self.updates_per_batch
+
     def resume(self, path: Path) -> None:
-        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer)
+        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer, self.companions)
         self.updater.token_budget = self.progress.token_budget
         log.info("resumed from %s at step %d", path, self.progress.step)
 
@@ -78,9 +83,12 @@ class Loop:
             self.recorder.completions(progress.step + 1, progress.batch, self.log_completions)
         groups = self._chunk(progress.batch, use % self.chunks)
         generation_tokens = float(active_lengths(progress.batch, self.config).sum()) / self.chunks
-        rate = learning_rate(progress.step, self.total, self.config)
+        of_highest = share(progress.step, self.total, self.config)
+        rate = of_highest * self.config.learning_rate
         before_update = time.perf_counter()
         update = self.updater.step(groups, generation_tokens, rate)
+        for companion in self.companions:
+            update |= companion.step(groups, generation_tokens, of_highest)
         ended = time.perf_counter()
         metrics = {**(progress.batch_metrics or {}), **update, "learning_rate": rate}
         metrics["seconds/update"] = ended - before_update
@@ -130,6 +138,7 @@ class Loop:
                 self.updater.optimizer,
                 self.progress,
                 self.config.save_total_limit,
+                self.companions,
             )
             self.control.should_save = False
             self._call("on_save")

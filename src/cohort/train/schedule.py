@@ -9,13 +9,19 @@ import torch
 from cohort.config import TrainingConfig
 
 
-def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
-    """Rate of the 0-based `step` of `total`: linear warm-up, then transformers' schedule of that name."""
+def share(step: int, total: int, config: TrainingConfig) -> float:
+    """Share of the highest learning rate at the 0-based `step` of `total`: linear warm-up, then transformers'
+    schedule of that name."""
     warmup = config.warmup_steps or math.ceil(total * config.warmup_ratio)
     if config.lr_scheduler_type != "constant" and step < warmup:
-        return config.learning_rate * step / warmup
+        return step / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return config.learning_rate * DECAYS[config.lr_scheduler_type](progress)
+    return DECAYS[config.lr_scheduler_type](progress)
+
+
+def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
+    """Rate of the 0-based `step` of `total`."""
+    return config.learning_rate * share(step, total, config)
 
 
 DECAYS = {
