@@ -159,7 +159,7 @@ def test_hostile_lines_are_judged_in_no_time() -> None:
 
 
 def scores_of(funcs: list[Any], texts: list[str], weights: list[float] | None = None, **columns: Any) -> Any:
-    rewards = Rewards(funcs, weights, LINES)
+    rewards = Rewards(funcs, weights, split=LINES)
     return rewards([CHAIN] * len(texts), texts, [[0]] * len(texts), {k: [v] * len(texts) for k, v in columns.items()})
 
 

@@ -153,7 +153,7 @@ def digits(steps: list[list[str]], **_: Any) -> list[list[float]]:
 
 
 def length(completions: list[Any], **_: Any) -> list[float]:
-    return [float(len(completion[0]["content"])) for completion in completions]
+    return [len(completion[0]["content"]) / 10 for completion in completions]
 
 
 def test_a_process_run_credits_steps_and_logs_outcomes_beside(tmp_path: Path) -> None:
