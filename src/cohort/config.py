@@ -129,6 +129,12 @@ class SampledConfig(TrainingConfig):
     min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest.")
     stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
     reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
+    reward_clip: tuple[float, float] | None = Field(
+        (-5.0, 5.0), description="[lowest, highest] total of a completion; what is clipped is counted. null: none."
+    )
+    reward_preflight: bool = Field(
+        True, description="Try the rewards on right, wrong, empty and truncated answers before training."
+    )
 
 
 class OnlineConfig(SampledConfig):
@@ -260,6 +266,8 @@ class GRPOConfig(OnlineConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
+        if self.reward_clip is not None and not self.reward_clip[0] < self.reward_clip[1]:
+            raise ValueError(f"reward_clip is {list(self.reward_clip)}: give [lowest, highest], or null")
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             raise ValueError("generation_batch_size and steps_per_generation say the same thing: give one of them")
         return self
@@ -330,8 +338,10 @@ class RunConfig(BaseModel):
     eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
-    reward_funcs: list[str] = Field(
-        default_factory=list, description="For sft and dpo on preference rows: what evaluation scores."
+    reward_funcs: list[str | dict[str, Any]] = Field(
+        default_factory=list,
+        description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). "
+        "For sft, and dpo on preference rows: what evaluation scores.",
     )
 
     @model_validator(mode="before")
@@ -340,6 +350,8 @@ class RunConfig(BaseModel):
         if isinstance(values, dict) and isinstance(values.get("reward_funcs"), str):
             names = [name.strip() for name in values["reward_funcs"].split(",")]
             values = {**values, "reward_funcs": [name for name in names if name]}
+        elif isinstance(values, dict) and isinstance(values.get("reward_funcs"), dict):
+            values = {**values, "reward_funcs": [values["reward_funcs"]]}
         return values
 
 

@@ -75,7 +75,7 @@ def collect(
             completions=found,
             row=prompt.row,
             rewards=scores.totals[p * G : (p + 1) * G],
-            components={name: values[p * G : (p + 1) * G] for name, values in scores.components.items()},
+            components={name: values[p * G : (p + 1) * G] for name, values in scores.counted.items()},
         )
         for p, (prompt, found) in enumerate(zip(prompts, sampled, strict=True))
     ]
@@ -85,6 +85,7 @@ def collect(
         **length_statistics([completion for found in sampled for completion in found]),
         "seconds/generate": generated - started,
         "seconds/reward": rewarded - generated,
+        **{f"seconds/reward/{name}": seconds for name, seconds in scores.seconds.items()},
     }
     return groups, metrics
 

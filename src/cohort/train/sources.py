@@ -21,6 +21,7 @@ from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import Prompt, collect, training_sampling
 from cohort.rollouts.engine import Engine
 from cohort.train.schedule import derive, picks
+from cohort.train.watch import RewardWatch
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -138,6 +139,7 @@ class Samples:
         self.rewards, self.config, self.method = rewards, config, method
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
+        self.watch = RewardWatch(rewards.names, rewards.weights)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing is made ahead of the steps."""
@@ -148,6 +150,7 @@ class Samples:
         prompts = [self.prompts[i] for i in chosen]
         seed = derive(config.seed, index)
         groups, metrics = collect(prompts, self.engine, self.rewards, config, self.sampling, seed, state)
+        self.watch.see(groups)
         for attach in self.attachments:
             metrics |= attach(groups)
         for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):

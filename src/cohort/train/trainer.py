@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
-from cohort.rewards.text import overlong_penalty
+from cohort.rewards.preflight import preflight
+from cohort.rewards.resolve import listed
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
@@ -44,7 +45,7 @@ from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
-RewardSpec = str | Callable[..., Any]
+RewardSpec = str | Callable[..., Any] | Mapping[str, Any]
 
 
 class Trainer:
@@ -72,7 +73,7 @@ class Trainer:
         self.args = config = _configuration(self.method, args)
         self.rewards = _rewards(reward_funcs, config)
         # Data first: its mistakes are told before a model is loaded.
-        rows = _rows(train_dataset)
+        rows = self.rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
         torch.manual_seed(config.seed)
@@ -132,6 +133,7 @@ class Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        self._before_training()
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(self.args.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
@@ -149,6 +151,12 @@ class Trainer:
         self.loop.run()
         self.save_model()
         return self.state
+
+    def _before_training(self) -> None:
+        """Look at the rewards before anything costs time. Raises UserError where training would be in vain."""
+        config, given = self.args, isinstance(self.args, DPOConfig) and self.args.dpo_pairs is None
+        if isinstance(config, SampledConfig) and config.reward_preflight and self.rewards is not None and not given:
+            check_rewards(self.rewards, self.rows, self.policy.tokenizer, self.state)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the evaluation data under the policy as it is now."""
@@ -213,18 +221,29 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
 
 
 def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
-    if functions is None:
+    if not functions:
         return None
-    listed = [functions] if isinstance(functions, str) or callable(functions) else list(functions)
-    if not listed:
-        return None
-    limit = overlong_penalty(config.max_completion_length)  # by name, it means this run's limit
-    weights = getattr(config, "reward_weights", None)
-    return Rewards([limit if spec == "overlong" else spec for spec in listed], weights)
+    specs = listed(functions, config.max_completion_length)
+    if not isinstance(config, SampledConfig):
+        return Rewards(specs)
+    return Rewards(specs, config.reward_weights, config.reward_clip)
 
 
 def _rows(dataset: Any) -> list[Row]:
     return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)
+
+
+def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: TrainerState) -> None:
+    """Try the rewards on a few made-up answers and say what they gave. Raises UserError where they cannot tell right
+    from wrong."""
+    log.info("trying the rewards on made-up answers (reward_preflight: false leaves this out)")
+    found = preflight(rewards, rows, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], state)
+    for line in found.lines():
+        log.info("  %s", line)
+    for warning in found.warnings:
+        log.warning("rewards: %s", warning)
+    if found.problem is not None:
+        raise UserError(found.problem)
 
 
 def _demonstrations(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
