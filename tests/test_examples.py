@@ -54,6 +54,7 @@ def test_the_example_of_each_method_runs(name: str, model: str, tmp_path: Path) 
     """On a random model: rewards are of a kind that it can earn, everything else is the example's own."""
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def length(completions, **_):\n    return [len(c[0]['content']) % 3 for c in completions]\n")
+    of_steps = [f"{ROOT}/{name}" for name in (["examples/steps.py:equations"] if name == "grpo_process.yaml" else [])]
     run, config = read_run(
         ROOT / "examples" / name,
         [
@@ -68,7 +69,7 @@ def test_the_example_of_each_method_runs(name: str, model: str, tmp_path: Path) 
         ],
     )
     if run.reward_funcs:
-        run.reward_funcs = [f"{rewards}:length"]
+        run.reward_funcs = [f"{rewards}:length", *of_steps]
         config.max_completion_length = 8
     train_from_config(run, config)
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -41,9 +41,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "num_ppo_epochs": 1,
         "kl_coef": 0.0,
     },
-    "grpo": {**ONLINE, "learning_rate": 1e-3, "beta": 0.0},
+    **{
+        row: {**ONLINE, "learning_rate": 1e-3, "beta": 0.0}
+        for row in ("grpo", "grpo_process", "rloo", "opo", "pass_at_k", "reinforce++")
+    },
 }
-SLOW = {"online_rft", "ppo", "grpo"}
+RECIPES["pass_at_k"]["pass_k"] = 2
+REWARDS = {"grpo_process": ["chain_steps", "accuracy"]}
+SLOW = {"online_rft", "ppo", "grpo", "grpo_process", "rloo", "opo", "pass_at_k", "reinforce++"}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_the_method_mends_what_the_teacher_got_wrong(method: str, start: str, tmp_path: Path) -> None:
     config = METHOD_CONFIGS[method](output_dir=str(tmp_path), **QUICK, **RECIPES[method])
-    trainer = Trainer(start, "accuracy", config, ROWS, ROWS, method=method)
+    trainer = Trainer(start, REWARDS.get(method, "accuracy"), config, ROWS, ROWS, method=method)
     before = trainer.evaluate()["eval/accuracy"]
     trainer.train()
     after = trainer.evaluate()["eval/accuracy"]

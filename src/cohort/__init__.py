@@ -6,22 +6,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cohort.config import DPOConfig, GRPOConfig, OnlineRFTConfig, PPOConfig, RFTConfig, SFTConfig
+    from cohort.config import (
+        BaselineConfig,
+        DPOConfig,
+        GRPOConfig,
+        GRPOProcessConfig,
+        OnlineRFTConfig,
+        PassAtKConfig,
+        PPOConfig,
+        ReinforceConfig,
+        RFTConfig,
+        SFTConfig,
+    )
     from cohort.train.trainer import Trainer
     from cohort.train.trainers import DPOTrainer, GRPOTrainer, PPOTrainer, RFTTrainer, SFTTrainer
     from cohort.types import UserError
 
 __version__ = "0.1.0"
 __all__ = [
+    "BaselineConfig",
     "DPOConfig",
     "DPOTrainer",
     "GRPOConfig",
+    "GRPOProcessConfig",
     "GRPOTrainer",
     "OnlineRFTConfig",
     "PPOConfig",
     "PPOTrainer",
+    "PassAtKConfig",
     "RFTConfig",
     "RFTTrainer",
+    "ReinforceConfig",
     "SFTConfig",
     "SFTTrainer",
     "Trainer",

@@ -210,6 +210,17 @@ def plot(run: Annotated[Path, typer.Argument(help="A run's output_dir.")]) -> No
 
 
 @app.command()
+def methods() -> None:
+    """Print the table of methods: where completions come from, and how rewards become gradients."""
+    from cohort.methods import METHODS
+    from cohort.report.methods import methods_tables
+
+    console = _console()
+    for table in methods_tables(list(METHODS.values())):
+        console.print(table)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has: versions, device, threads, precision, layers of the sandbox."""
     import platform

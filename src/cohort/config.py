@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -136,6 +136,13 @@ class SampledConfig(TrainingConfig):
         True, description="Try the rewards on right, wrong, empty and truncated answers before training."
     )
 
+    @field_validator("reward_clip")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"{list(value)} is no interval: give [lowest, highest], or null")
+        return value
+
 
 class OnlineConfig(SampledConfig):
     """What every method has that samples the current policy. Batch sizes count completions, as in TRL; groups are
@@ -144,6 +151,9 @@ class OnlineConfig(SampledConfig):
     learning_rate: float = Field(1e-6, ge=0, description=DSM)
     per_device_train_batch_size: int = Field(1024, ge=1, description=f"Completions. {DSM}")
     mask_truncated_completions: bool = Field(False, description="A completion that hit the length limit gets no loss.")
+    entropy_coef: float = Field(
+        0.0, ge=0, description="Weight of the bonus for the policy's entropy, its mean over the step's tokens."
+    )
     log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
 
     @property
@@ -249,8 +259,42 @@ class GRPOConfig(OnlineConfig):
     use_bias_correction_kl: bool = Field(False, description="Weight the KL estimate by the ratio.")
     epsilon: float = Field(0.2, ge=0, description="PPO, arXiv 1707.06347, section 6.1")
     epsilon_high: float | None = Field(None, ge=0, description="None: epsilon.")
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field("grpo", description="DeepSeekMath Eq. 3: grpo")
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = Field(
+        "grpo", description="DeepSeekMath Eq. 3: grpo"
+    )
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="DeepSeekMath, section 4.1.2")
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
+        "sum_then_normalize",
+        description="normalize_then_sum: each reward by its group, their sum by the batch. GDPO, arXiv 2601.05242",
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="sequence: one ratio for a completion, epsilon about 3e-4. GSPO, arXiv 2507.18071"
+    )
+    delta: float | None = Field(
+        None,
+        gt=1,
+        description="Upper bound of the ratio where the advantage is negative. Dual clip, arXiv 1912.09729",
+    )
+    top_entropy_quantile: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of tokens, those of highest entropy, that learn. Beyond the 80/20 rule, arXiv 2506.01939",
+    )
+    vllm_importance_sampling_correction: bool = Field(
+        False, description="Weight tokens by min(policy / sampler, C): for another engine's or older weights' samples."
+    )
+    vllm_importance_sampling_clip_max: float = Field(2.0, gt=0, description="C of that weight.")
+    dynamic_sampling: bool = Field(
+        False, description="Replace groups whose rewards are all equal by other prompts'. DAPO, arXiv 2503.14476"
+    )
+    max_sampling_rounds: int = Field(
+        10, ge=1, description="Rounds of sampling for one batch; then it keeps such groups. For dynamic_sampling."
+    )
+
+    least_generations: ClassVar[int] = 2
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Keys that have no part in the row."""
 
     @model_validator(mode="before")
     @classmethod
@@ -261,13 +305,12 @@ class GRPOConfig(OnlineConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> GRPOConfig:
-        if self.num_generations < 2:
+        if self.num_generations < self.least_generations:
             raise ValueError(
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
-        if self.reward_clip is not None and not self.reward_clip[0] < self.reward_clip[1]:
-            raise ValueError(f"reward_clip is {list(self.reward_clip)}: give [lowest, highest], or null")
+        _without_effect(self)
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             raise ValueError("generation_batch_size and steps_per_generation say the same thing: give one of them")
         return self
@@ -290,8 +333,74 @@ class GRPOConfig(OnlineConfig):
         return 1
 
 
+def _without_effect(config: GRPOConfig) -> None:
+    """Raise ValueError where a key is set that another one, or the row, takes no notice of."""
+    useless = {
+        "scale_rewards": config.multi_objective_aggregation == "normalize_then_sum",
+        "delta": config.loss_type == "cispo",
+        "max_sampling_rounds": not config.dynamic_sampling,
+        "vllm_importance_sampling_clip_max": not config.vllm_importance_sampling_correction,
+        **dict.fromkeys(config.unused, True),
+    }
+    why = {
+        "scale_rewards": "multi_objective_aggregation: normalize_then_sum has a scale of its own",
+        "delta": "loss_type: cispo has one bound, epsilon_high",
+        "max_sampling_rounds": "dynamic_sampling is off",
+        "vllm_importance_sampling_clip_max": "vllm_importance_sampling_correction is off",
+    } | dict.fromkeys(config.unused, "this method's credit has no use for it")
+    for key, vain in useless.items():
+        if vain and getattr(config, key) != type(config).model_fields[key].default:
+            raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {why[key]}. Leave it out")
+    if config.delta is not None and config.delta <= 1 + (config.epsilon_high or config.epsilon):
+        raise ValueError(f"delta is {config.delta}: it must lie above the clip, 1 + epsilon_high")
+
+
+class GRPOProcessConfig(GRPOConfig):
+    """GRPO with a reward for each step of reasoning."""
+
+    step_separator: str = Field("\n", min_length=1, description="What ends a step.")
+    step_pattern: str | None = Field(
+        None, description="Regular expression (RE2) of what ends a step. None: step_separator."
+    )
+    step_splitter: str | None = Field(
+        None, description="path/to/file.py:function from a text to its steps. None: step_pattern."
+    )
+
+    unused: ClassVar[tuple[str, ...]] = ("multi_objective_aggregation",)
+
+
+class BaselineConfig(GRPOConfig):
+    """GRPO's loss with another baseline and no scale: rloo and opo."""
+
+    unused: ClassVar[tuple[str, ...]] = ("scale_rewards", "multi_objective_aggregation")
+
+
+class PassAtKConfig(BaselineConfig):
+    """GRPO's loss with advantages for "one of k is correct"."""
+
+    pass_k: int = Field(4, ge=1, description="Draws of which one is to be correct. Pass@k training, arXiv 2508.10751")
+    reward_threshold: float = Field(1.0, description="A completion is correct where its reward is at least this.")
+
+    @model_validator(mode="after")
+    def _enough(self) -> PassAtKConfig:
+        if self.pass_k > self.num_generations:
+            raise ValueError(f"pass_k is {self.pass_k}, more than num_generations, {self.num_generations}")
+        return self
+
+
+class ReinforceConfig(BaselineConfig):
+    """REINFORCE++: GRPO's clipped loss, the KL in the reward, normalisation over the batch."""
+
+    num_generations: int = Field(1, ge=1, description="Completions of one prompt; they are not compared.")
+
+    least_generations: ClassVar[int] = 1
+    unused: ClassVar[tuple[str, ...]] = (*BaselineConfig.unused, "kl_estimator", "use_bias_correction_kl")
+
+
 PAPER = ("learning_rate", "num_generations", "max_completion_length", "num_iterations", "beta", "kl_estimator",
-         "use_bias_correction_kl", "loss_type", "scale_rewards")  # fmt: skip
+         "use_bias_correction_kl", "loss_type", "scale_rewards", "multi_objective_aggregation",
+         "importance_sampling_level", "delta", "top_entropy_quantile", "vllm_importance_sampling_correction",
+         "dynamic_sampling", "entropy_coef", "mask_truncated_completions")  # fmt: skip
 
 
 def differences_from_paper(config: TrainingConfig) -> list[str]:
@@ -314,6 +423,11 @@ METHOD_CONFIGS: dict[str, type[TrainingConfig]] = {
     "dpo": DPOConfig,
     "ppo": PPOConfig,
     "grpo": GRPOConfig,
+    "grpo_process": GRPOProcessConfig,
+    "rloo": BaselineConfig,
+    "opo": BaselineConfig,
+    "pass_at_k": PassAtKConfig,
+    "reinforce++": ReinforceConfig,
 }
 
 
@@ -322,9 +436,19 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    method: Literal["sft", "rft", "online_rft", "dpo", "ppo", "grpo"] = Field(
-        "grpo", description="Row of the table of methods."
-    )
+    method: Literal[
+        "sft",
+        "rft",
+        "online_rft",
+        "dpo",
+        "ppo",
+        "grpo",
+        "grpo_process",
+        "rloo",
+        "opo",
+        "pass_at_k",
+        "reinforce++",
+    ] = Field("grpo", description="Row of the table of methods.")
     model: str = Field(description="Hub name or path of a causal language model.")
     dataset: str = Field(description="File (JSON, JSONL, CSV, Parquet), directory, hub name, or reasoning_gym:TASK.")
     dataset_split: str = Field("train", description="Split of a hub data set.")
@@ -340,8 +464,8 @@ class RunConfig(BaseModel):
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
     reward_funcs: list[str | dict[str, Any]] = Field(
         default_factory=list,
-        description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). "
-        "For sft, and dpo on preference rows: what evaluation scores.",
+        description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). For sft, and dpo on preference rows: "
+        "what evaluation scores.",
     )
 
     @model_validator(mode="before")

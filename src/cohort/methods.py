@@ -16,28 +16,44 @@ import torch
 from torch import Tensor
 
 from cohort.config import DPOConfig, GRPOConfig, OnlineRFTConfig, PPOConfig, RFTConfig, TrainingConfig
+from cohort.credits import (
+    Advantages,
+    batch_return,
+    group_outcome,
+    group_process,
+    leave_one_out,
+    length_weighted,
+    passing_draws,
+    whitened,
+)
 from cohort.formulas.aggregation import LOSS_TYPES, Denominators
-from cohort.formulas.coefficient import Clipped, clipped, constant
-from cohort.formulas.credit import SCALES
+from cohort.formulas.coefficient import (
+    LEVELS,
+    SURROGATES,
+    Clipped,
+    clipped,
+    constant,
+    truncated_weights,
+)
 from cohort.formulas.divergence import ESTIMATORS, ratio_weighted
-from cohort.formulas.gae import gae, shaped_rewards, whiten
+from cohort.formulas.gae import gae, shaped_rewards
 from cohort.formulas.preference import preference
 from cohort.types import Completion, Group
 
 Unit = Literal["token", "completion", "group"]
-Advantages = list[list[Tensor]]
-"""By group and completion, float32 [n_i], one for each token."""
 
 
 class Tokens(NamedTuple):
     """Some completion tokens at one gradient step, each tensor [n]. `old_logprobs` None: the policy has not changed
-    since it sampled them; `reference_logprobs` None: no KL term. `lengths` cuts them into completions, groups in
-    order; None in a row that looks at single tokens, which come in any cut."""
+    since it sampled them; `reference_logprobs` None: no KL term; `sampler_logprobs` None: they need no correction.
+    `lengths` cuts them into completions, groups in order; None in a row that looks at single tokens, which come in
+    any cut."""
 
     logprobs: Tensor
     advantages: Tensor
     old_logprobs: Tensor | None
     reference_logprobs: Tensor | None
+    sampler_logprobs: Tensor | None = None
     lengths: list[int] | None = None
 
 
@@ -57,23 +73,42 @@ def imitate(tokens: Tokens, config: TrainingConfig) -> Terms:
 
 
 def clip_with_kl(tokens: Tokens, config: TrainingConfig) -> Terms:
-    """J = min(ratio A, clip(ratio) A) - beta KL: DeepSeekMath Eq. 3, with its KL estimator Eq. 4 in the loss."""
+    """J = min(ratio A, clip(ratio) A) - beta KL: DeepSeekMath Eq. 3, with its KL estimator Eq. 4 in the loss.
+
+    `loss_type` and `importance_sampling_level` put another surrogate, and the ratio of whole completions, in its place.
+    """
+    assert isinstance(config, GRPOConfig)
+    terms = clip_only(tokens, config)
+    if tokens.reference_logprobs is None:
+        return terms
+    estimate = ESTIMATORS[config.kl_estimator](tokens.logprobs, tokens.reference_logprobs)
+    terms.logged["kl"] = estimate.value_N
+    if config.use_bias_correction_kl:
+        average = LEVELS[config.importance_sampling_level](tokens.lengths)
+        estimate = ratio_weighted(estimate, terms.logged["ratio"], average)
+    return terms._replace(
+        objective=terms.objective - config.beta * estimate.value_N,
+        coefficient=terms.coefficient - config.beta * estimate.slope_N,
+    )
+
+
+def clip_only(tokens: Tokens, config: TrainingConfig) -> Terms:
+    """J = min(ratio A, clip(ratio) A), for rows whose KL is in the reward.
+
+    A sampler's other numbers weigh the advantage: surrogates are proportional to it.
+    """
     assert isinstance(config, GRPOConfig)
     old = tokens.logprobs if tokens.old_logprobs is None else tokens.old_logprobs
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
-    surrogate = clipped(tokens.logprobs, old, tokens.advantages, config.epsilon, high)
-    logged = _ratio_log(surrogate)
-    if tokens.reference_logprobs is None:
-        return Terms(surrogate.objective_N, surrogate.coefficient_N, logged)
-    estimate = ESTIMATORS[config.kl_estimator](tokens.logprobs, tokens.reference_logprobs)
-    logged["kl"] = estimate.value_N
-    if config.use_bias_correction_kl:
-        estimate = ratio_weighted(estimate, surrogate.ratio_N)
-    return Terms(
-        surrogate.objective_N - config.beta * estimate.value_N,
-        surrogate.coefficient_N - config.beta * estimate.slope_N,
-        logged,
+    average = LEVELS[config.importance_sampling_level](tokens.lengths)
+    advantages, corrected = tokens.advantages, {}
+    if tokens.sampler_logprobs is not None:
+        weights = truncated_weights(old, tokens.sampler_logprobs, config.vllm_importance_sampling_clip_max)
+        advantages, corrected = advantages * weights, {"sampling/importance_sampling_ratio/mean": weights}
+    surrogate = SURROGATES[config.loss_type](
+        tokens.logprobs, old, advantages, config.epsilon, high, config.delta, average
     )
+    return Terms(surrogate.objective_N, surrogate.coefficient_N, {**_ratio_log(surrogate), **corrected})
 
 
 def _ratio_log(surrogate: Clipped) -> dict[str, Tensor]:
@@ -122,14 +157,15 @@ def each_token(config: TrainingConfig) -> Unit:
     return "token"
 
 
+def by_ratio(config: TrainingConfig) -> Unit:
+    """Whole completions where the ratio is theirs, else single tokens."""
+    assert isinstance(config, GRPOConfig)
+    units: dict[str, Unit] = {"token": "token", "sequence": "completion"}
+    return units[config.importance_sampling_level]
+
+
 def whole_groups(config: TrainingConfig) -> Unit:
     return "group"
-
-
-def group_outcome(groups: list[Group], config: TrainingConfig) -> Advantages:
-    """A_i = (r_i - mean r) / (std r + eps), the same for every token: DeepSeekMath section 4.1.2."""
-    assert isinstance(config, GRPOConfig)
-    return _spread(SCALES[config.scale_rewards](torch.tensor([group.rewards for group in groups])), groups)
 
 
 def ones(groups: list[Group], config: TrainingConfig) -> Advantages:
@@ -172,24 +208,11 @@ def estimated(groups: list[Group], config: TrainingConfig) -> Advantages:
 def gae_whitened(groups: list[Group], config: TrainingConfig) -> Advantages:
     """GAE on the critic's values, whitened over the tokens of the batch that carry loss."""
     assert isinstance(config, PPOConfig)
-    advantages = [a for row in estimated(groups, config) for a in row]
-    masked = [config.mask_truncated_completions and c.truncated for group in groups for c in group.completions]
-    active = [a for a, out in zip(advantages, masked, strict=True) if not out]
-    white = iter(whiten(torch.cat(active)).split_with_sizes([len(a) for a in active]) if active else ())
-    flat = iter([torch.zeros_like(a) if out else next(white) for a, out in zip(advantages, masked, strict=True)])
-    return [[next(flat) for _ in group.completions] for group in groups]
+    return whitened(estimated(groups, config), groups, config.mask_truncated_completions)
 
 
 def _rewarded(group: Group) -> list[tuple[float, Completion]]:
     return list(zip(group.rewards, group.completions, strict=True))
-
-
-def _spread(advantages_PG: Tensor, groups: list[Group]) -> Advantages:
-    """One advantage for each completion to the same one for each of its tokens."""
-    return [
-        [a.expand(len(c.ids)) for a, c in zip(row, group.completions, strict=True)]
-        for row, group in zip(advantages_PG, groups, strict=True)
-    ]
 
 
 def chosen_loss_type(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:
@@ -225,18 +248,29 @@ class Method:
     sees: Callable[[TrainingConfig], Unit] = each_token
     """What the coefficient must see at once: single tokens in any cut; or, with every log-probability of a
     micro-batch before it answers, whole completions, or whole groups."""
+    reward: str = "outcome"
+    """What is rewarded, in words, for the table that people read."""
     critic: bool = False
     """Whether a critic learns beside the policy and gives `credit` its values."""
 
 
+WITH_KL = "outcome, token KL"
+
 METHODS = {
     row.name: row
     for row in (
-        Method("sft", "demonstrations", ones, imitate, sequence_mean),
-        Method("rft", "start", is_correct, imitate, sequence_mean),
-        Method("online_rft", "policy", is_correct, imitate, sequence_mean),
-        Method("dpo", "preferences", chosen_rejected, prefer, pair_mean, sees=whole_groups),
-        Method("ppo", "policy", gae_whitened, clip, sequence_mean, critic=True),
-        Method("grpo", "policy", group_outcome, clip_with_kl, chosen_loss_type),
+        Method("sft", "demonstrations", ones, imitate, sequence_mean, reward="none"),
+        Method("rft", "start", is_correct, imitate, sequence_mean, reward="rule"),
+        Method("online_rft", "policy", is_correct, imitate, sequence_mean, reward="rule"),
+        Method("dpo", "preferences", chosen_rejected, prefer, pair_mean, sees=whole_groups, reward="preference"),
+        Method("ppo", "policy", gae_whitened, clip, sequence_mean, reward=WITH_KL, critic=True),
+        Method("grpo", "policy", group_outcome, clip_with_kl, chosen_loss_type, sees=by_ratio),
+        Method(
+            "grpo_process", "policy", group_process, clip_with_kl, chosen_loss_type, sees=by_ratio, reward="each step"
+        ),
+        Method("rloo", "policy", leave_one_out, clip_with_kl, chosen_loss_type, sees=by_ratio),
+        Method("opo", "policy", length_weighted, clip_with_kl, chosen_loss_type, sees=by_ratio),
+        Method("pass_at_k", "policy", passing_draws, clip_with_kl, chosen_loss_type, sees=by_ratio),
+        Method("reinforce++", "policy", batch_return, clip_only, chosen_loss_type, sees=by_ratio, reward=WITH_KL),
     )
 }

@@ -34,7 +34,7 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (SampledConfig, "What methods that learn from sampled completions have beside TrainingConfig's keys."),
     (OnlineConfig, "What methods that sample the current policy have beside SampledConfig's keys."),
 )
-SOURCE = re.compile(r"DeepSeekMath|PPO, arXiv|\w+, arXiv")
+SOURCE = re.compile(r"DeepSeekMath|(?:^|(?<=\. ))[^.]+, arXiv")
 BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
@@ -51,9 +51,9 @@ def _of_method(kind: type[TrainingConfig]) -> str:
 
 
 def _section(kind: type[BaseModel], text: str) -> str:
+    own = [_line(name, field) for name, field in kind.model_fields.items() if _is_own(kind, name, field)]
     lines = ["", f"## {kind.__name__}", "", text, ""]
-    lines += ["| key | values | default | meaning | source |", "|---|---|---|---|---|"]
-    lines += [_line(name, field) for name, field in kind.model_fields.items() if _is_own(kind, name, field)]
+    lines += ["| key | values | default | meaning | source |", "|---|---|---|---|---|", *own] if own else ["Nothing."]
     return "\n".join(lines) + "\n"
 
 
@@ -114,7 +114,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return f"`{value if isinstance(value, str) and value.isprintable() else json.dumps(value)}`"
 
 
 if __name__ == "__main__":

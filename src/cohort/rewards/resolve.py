@@ -15,7 +15,7 @@ from typing import Any
 
 import pydantic
 
-from cohort.rewards import aliases, classifier, code, gym, judge, labels, tags, text
+from cohort.rewards import aliases, classifier, code, gym, judge, labels, tags, text, working
 from cohort.types import UserError
 
 BUILTIN: dict[str, Callable[..., Any]] = {
@@ -36,6 +36,8 @@ BUILTIN: dict[str, Callable[..., Any]] = {
     "overlong": text.overlong,
     "reasoning_gym": gym.reasoning_gym,
     "unit_tests": code.unit_tests,
+    "chain_steps": working.chain_steps,
+    "column_steps": working.column_steps,
 }
 
 WITH_OPTIONS: dict[str, Callable[..., Callable[..., Any]]] = {

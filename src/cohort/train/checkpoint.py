@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cohort.policy.model import Policy
-from cohort.types import Completion, Group, Row, UserError
+from cohort.types import Completion, Group, Row, Steps, UserError
 
 log = logging.getLogger("cohort")
 
@@ -211,6 +211,7 @@ def _plain(group: Group) -> dict[str, Any]:
         "row": asdict(group.row),
         "rewards": group.rewards,
         "components": group.components,
+        "steps": None if group.steps is None else [asdict(steps) for steps in group.steps],
         "completions": [{"text": c.text, "truncated": c.truncated, "version": c.version} for c in group.completions],
     }
 
@@ -252,6 +253,7 @@ def _groups(plain: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Gro
                 Row(**record["row"]),
                 record["rewards"],
                 record["components"],
+                None if record["steps"] is None else [Steps(**steps) for steps in record["steps"]],
                 column("advantages") or [],
                 column("old"),
                 column("reference"),

@@ -56,7 +56,7 @@ class StartingSamples:
             for first in range(len(groups), len(self.prompts), step):
                 log.info("sampling the starting model: %d of %d prompts done", first, len(self.prompts))
                 chunk, seed = self.prompts[first : first + step], derive(self.config.seed, first)
-                found, _ = collect(chunk, self.engine, self.rewards, self.config, sampling, seed, TrainerState())
+                found = collect(chunk, self.engine, self.rewards, self.config, sampling, seed, TrainerState()).groups
                 groups += found
                 file.writelines(_text(_line(group)) for group in found)
                 file.flush()

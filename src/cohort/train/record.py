@@ -59,6 +59,7 @@ class Recorder:
                     "advantage": float(group.advantages[i][0]) if len(group.advantages[i]) else 0.0,
                     **scores,
                     "columns": group.row.columns,
+                    **({} if group.steps is None else {"step_rewards": group.steps[i].rewards}),
                 },
             )
 

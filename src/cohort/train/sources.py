@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cohort.config import OnlineConfig, SampledConfig, TrainingConfig
+from cohort.config import GRPOConfig, OnlineConfig, SampledConfig, TrainingConfig
 from cohort.data.templates import encode_demonstration, encode_prompt
 from cohort.methods import Method
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
-from cohort.rollouts.collect import Prompt, collect, training_sampling
+from cohort.rollouts.collect import Prompt, Round, collect, says_nothing, statistics, training_sampling
 from cohort.rollouts.engine import Engine
 from cohort.train.schedule import derive, picks
 from cohort.train.watch import RewardWatch
@@ -147,15 +147,42 @@ class Samples:
     def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
         config = self.config
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
-        prompts = [self.prompts[i] for i in chosen]
-        seed = derive(config.seed, index)
-        groups, metrics = collect(prompts, self.engine, self.rewards, config, self.sampling, seed, state)
+        rounds = [self._collect(chosen, derive(config.seed, index), state)]
+        groups = rounds[0].groups
+        if getattr(config, "dynamic_sampling", False):
+            groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
         self.watch.see(groups)
+        metrics = statistics(rounds)
         for attach in self.attachments:
             metrics |= attach(groups)
         for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
             group.advantages = advantages
         return groups, metrics
+
+    def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
+        prompts = [self.prompts[i] for i in chosen]
+        return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state)
+
+    def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
+        """The batch with groups that say nothing replaced by other prompts', as long as there are rounds and prompts
+        left; adds to `rounds`.
+
+        The prompts are drawn apart from the epochs' order, by a seed of the batch's own: a resumed run needs no more
+        than the step's number.
+        """
+        assert isinstance(self.config, GRPOConfig)
+        kept = [group for group in rounds[0].groups if not says_nothing(group)]
+        dropped = [group for group in rounds[0].groups if says_nothing(group)]
+        used = set(chosen)
+        others = [i for i in picks(self.size, 0, self.size, seed, True) if i not in used] if dropped else []
+        while len(kept) < len(chosen) and others and len(rounds) < self.config.max_sampling_rounds:
+            missing = len(chosen) - len(kept)
+            drawn, others = others[:missing], others[missing:]
+            rounds.append(self._collect(drawn, derive(seed, len(rounds)), state))
+            kept += [group for group in rounds[-1].groups if not says_nothing(group)]
+        rounds[0].logged["sampling/rounds"] = float(len(rounds))
+        rounds[0].logged["sampling/frac_kept_groups"] = len(kept) / len(chosen)
+        return kept + dropped[: len(chosen) - len(kept)]
 
 
 def attach_reference(groups: list[Group], reference: Reference, config: SampledConfig) -> dict[str, float]:
@@ -170,3 +197,32 @@ def attach_reference(groups: list[Group], reference: Reference, config: SampledC
     for g, group in enumerate(groups):
         group.reference_logprobs = [found[g, r] for r in range(len(group.completions))]
     return {"seconds/reference": time.perf_counter() - started}
+
+
+def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:
+    """Find the last token of every step of every completion."""
+    for group in groups:
+        for steps, completion in zip(group.steps or (), group.completions, strict=True):
+            steps.ends = token_ends(completion.ids.tolist(), completion.text, steps.text_ends, tokenizer)
+    return {}
+
+
+def token_ends(ids: list[int], text: str, text_ends: list[int], tokenizer: Any) -> list[int]:
+    """Index of the token that completes each of the first `text_ends` characters of the text; the last step ends with
+    the last token, whether it has text (an end-of-sequence token has none) or not.
+
+    Decoding decides, so that tokens with several characters, characters with several tokens and tokens without any
+    are all right: a prefix of tokens is long enough when its text starts with the step's end.
+    """
+    found, first = [], 0
+    for end in text_ends[:-1]:
+        low, high = first, len(ids) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if tokenizer.decode(ids[: middle + 1], skip_special_tokens=True).startswith(text[:end]):
+                high = middle
+            else:
+                low = middle + 1
+        found.append(low)
+        first = low
+    return [*found, len(ids) - 1]

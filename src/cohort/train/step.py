@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from typing import Protocol
 
@@ -136,16 +137,29 @@ class _Pass:
         self.unit = self.method.sees(self.config)
         self.weights = token_weights(groups, generation_tokens, self.method, self.config)
         self.shared_critic = updater.shared_critic
-        # The policy that samples and the one that is trained are the same until the first update on the batch.
+        self.entropy_coef: float = getattr(self.config, "entropy_coef", 0.0)
+        self.corrects_sampler: bool = getattr(self.config, "vllm_importance_sampling_correction", False)
+        # The policy that samples and the one that is trained are the same until the first update on the batch. Where
+        # the sampler's difference is corrected for, the old policy is the one that first trains on the batch.
         self.on_policy = [
-            g.old_logprobs is None and all(c.version == self.policy.version for c in g.completions) for g in groups
+            g.old_logprobs is None
+            and (self.corrects_sampler or all(c.version == self.policy.version for c in g.completions))
+            for g in groups
         ]
+        self.kept: dict[tuple[int, int], Tensor] | None = None
+        """Where only the most uncertain tokens learn: 1 for them and 0 for the others, [n] by (group, row)."""
+        self.learning = float(active_lengths(groups, self.config).sum())
+        """Tokens of the step that learn."""
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         self.objective = 0.0
         self.ratio = (1.0, 1.0)
 
     def run(self) -> dict[str, float]:
+        share: float = getattr(self.config, "top_entropy_quantile", 1.0)
+        if share < 1:
+            self.kept = self._most_uncertain(share)
+            self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
         recorded: dict[tuple[int, int], Tensor] = {}
         for micro in micro_batches(parts, self.token_budget, whole=self.unit == "group"):
@@ -158,13 +172,24 @@ class _Pass:
             means |= {"ratio/min": self.ratio[0], "ratio/max": self.ratio[1]}
         return {"loss": -self.objective, **means}
 
-    def _part(self, g: int) -> Part:
-        """The group's completions that have a gradient: a zero advantage without a KL term has none."""
+    def _most_uncertain(self, share: float) -> dict[tuple[int, int], Tensor]:
+        """The tokens at or above the (1 - share) quantile of the entropies of all of the step's active tokens."""
+        parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
+        found = self.policy.entropies(micro_batches(parts, self.token_budget), self.temperature)
+        ordered = torch.cat([torch.zeros(0), *found.values()]).sort().values
+        # the smallest value at or above torch.quantile's, which takes no more than 16 million
+        first = math.ceil((len(ordered) - 1) * (1 - share) - 1e-9)
+        return {key: (entropies >= ordered[first]).float() for key, entropies in found.items()}
+
+    def _part(self, g: int, every: bool = False) -> Part:
+        """The group's completions that have a gradient, or every one that carries loss: a zero advantage without a KL
+        term or an entropy bonus has none."""
         group = self.groups[g]
+        always = every or group.reference_logprobs is not None or self.entropy_coef > 0
         rows = [
             r
             for r in range(len(group.completions))
-            if self.weights[g][r] and (group.reference_logprobs is not None or bool(group.advantages[r].any()))
+            if self.weights[g][r] and (always or bool(group.advantages[r].any()))
         ]
         return Part(g, group.prompt_ids, rows, [group.completions[r].ids for r in rows])
 
@@ -179,6 +204,7 @@ class _Pass:
         hidden = policy.hidden(pack.inputs)
         hidden_N = hidden.detach()[pack.sources_N]
         tokens = self._tokens(rows, lengths)
+        bonus_N = self._entropy_weights(rows, lengths)
         seen: Terms | None = None
         if self.unit != "token":
             with policy.autocast():
@@ -187,14 +213,16 @@ class _Pass:
 
         def coefficient(span: slice, logprobs: Tensor, entropies: Tensor) -> Tensor:
             self._log({"entropy": entropies})
+            if bonus_N is not None:
+                self.objective += float((entropies * bonus_N[span]).sum())
             if seen is not None:
                 return seen.coefficient[span] * weights_N[span]
             tokens.logprobs[span] = logprobs
-            cut = Tokens(*(None if field is None else field[span] for field in tokens[:4]))
+            cut = Tokens(*(None if field is None else field[span] for field in tokens[:5]))
             return self._terms(cut, weights_N[span]).coefficient * weights_N[span]
 
         with policy.autocast():
-            grad_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient)
+            grad_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
         if self.shared_critic is not None:
             grad_N += self.shared_critic.backward(hidden_N, self.groups, rows, weights_N)
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
@@ -207,11 +235,25 @@ class _Pass:
         known = [found[r] for found, (_, r) in zip(reference, rows, strict=True) if found is not None]
         return Tokens(
             logprobs=torch.empty(sum(lengths), device=self.policy.device),
-            advantages=self._gather([self.groups[g].advantages[r] for g, r in rows]),
+            advantages=self._gather([self._advantages(g, r) for g, r in rows]),
             old_logprobs=None if fresh else self._gather([self._old(g, r) for g, r in rows]),
             reference_logprobs=self._gather(known) if len(known) == len(rows) else None,
+            sampler_logprobs=self._gather([self.groups[g].completions[r].logprobs for g, r in rows])
+            if self.corrects_sampler
+            else None,
             lengths=lengths if self.unit != "token" else None,
         )
+
+    def _advantages(self, g: int, r: int) -> Tensor:
+        advantages = self.groups[g].advantages[r]
+        return advantages if self.kept is None else advantages * self.kept[g, r]
+
+    def _entropy_weights(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tensor | None:
+        """The bonus is entropy_coef times the mean entropy of the step's tokens that learn, whatever the loss type."""
+        if not self.entropy_coef:
+            return None
+        kept = [torch.ones(n) if self.kept is None else self.kept[row] for row, n in zip(rows, lengths, strict=True)]
+        return self._gather(kept) * (self.entropy_coef / max(self.learning, 1.0))
 
     def _terms(self, tokens: Tokens, weights: Tensor) -> Terms:
         terms = self.method.coefficient(tokens, self.config)

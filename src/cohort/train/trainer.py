@@ -13,6 +13,7 @@ import torch
 from cohort.config import (
     METHOD_CONFIGS,
     DPOConfig,
+    GRPOProcessConfig,
     OnlineConfig,
     PPOConfig,
     SampledConfig,
@@ -29,6 +30,7 @@ from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
 from cohort.rewards.preflight import preflight
 from cohort.rewards.resolve import listed
+from cohort.rewards.steps import make_split
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
@@ -39,7 +41,15 @@ from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
-from cohort.train.sources import Attachment, Demonstrations, Samples, Source, attach_reference, encode_prompts
+from cohort.train.sources import (
+    Attachment,
+    Demonstrations,
+    Samples,
+    Source,
+    attach_reference,
+    attach_step_ends,
+    encode_prompts,
+)
 from cohort.train.step import Updater
 from cohort.types import Row, TrainerState, UserError
 
@@ -76,6 +86,7 @@ class Trainer:
         rows = self.rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
+        self.rows = rows
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         self.engine = local_engine(self.policy, config.max_rows)
@@ -133,7 +144,7 @@ class Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
-        self._before_training()
+        self._try_rewards()
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(self.args.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
@@ -152,10 +163,12 @@ class Trainer:
         self.save_model()
         return self.state
 
-    def _before_training(self) -> None:
-        """Look at the rewards before anything costs time. Raises UserError where training would be in vain."""
-        config, given = self.args, isinstance(self.args, DPOConfig) and self.args.dpo_pairs is None
-        if isinstance(config, SampledConfig) and config.reward_preflight and self.rewards is not None and not given:
+    def _try_rewards(self) -> None:
+        """Before anything costs time, where the method learns from rewards."""
+        config = self.args
+        given = isinstance(config, DPOConfig) and config.dpo_pairs is None
+        if isinstance(config, SampledConfig) and config.reward_preflight and not given:
+            assert self.rewards is not None
             check_rewards(self.rewards, self.rows, self.policy.tokenizer, self.state)
 
     def evaluate(self) -> dict[str, float]:
@@ -224,9 +237,12 @@ def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: Traini
     if not functions:
         return None
     specs = listed(functions, config.max_completion_length)
-    if not isinstance(config, SampledConfig):
-        return Rewards(specs)
-    return Rewards(specs, config.reward_weights, config.reward_clip)
+    if not specs:
+        return None
+    split = None
+    if isinstance(config, GRPOProcessConfig):
+        split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
+    return Rewards(specs, getattr(config, "reward_weights", None), getattr(config, "reward_clip", None), split)
 
 
 def _rows(dataset: Any) -> list[Row]:
@@ -257,6 +273,8 @@ def _samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -
     if config.needs_reference:
         reference = partial(attach_reference, reference=reference_of(trainer.policy), config=config)
         attachments = [reference, *attachments]
+    if isinstance(config, GRPOProcessConfig):
+        attachments = [partial(attach_step_ends, tokenizer=trainer.policy.tokenizer), *attachments]
     return Samples(prompts, trainer.policy, trainer.engine, attachments, trainer.rewards, config, trainer.method)
 
 
