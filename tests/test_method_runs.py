@@ -93,7 +93,7 @@ class Counted:
 
 
 def test_rft_keeps_distinct_correct_samples_and_reuses_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings = {**SAMPLED, "reward_threshold": 0.2, "temperature": 0.3, "save_steps": 3}
+    settings = {**SAMPLED, "reward_threshold": 0.2, "temperature": 0.3, "save_steps": 3, "reward_preflight": False}
     caplog.set_level(logging.INFO, "cohort")
     first = Counted()
     trainer = run(tmp_path, "rft", first, max_steps=3, **settings)
@@ -143,7 +143,7 @@ def test_sampling_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pyte
     from cohort.train import offline
 
     monkeypatch.setattr(offline, "AT_A_TIME", 40)
-    settings = {**SAMPLED, "reward_threshold": 0.2, "max_steps": 1}
+    settings = {**SAMPLED, "reward_threshold": 0.2, "max_steps": 1, "reward_preflight": False}
     run(tmp_path, "rft", **settings).train()
     whole = (tmp_path / SAMPLES).read_text()
     lines = whole.splitlines(keepends=True)

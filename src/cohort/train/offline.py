@@ -29,7 +29,7 @@ AT_A_TIME = 1024
 
 
 MADE_WITH = ("seed", "max_completion_length", "num_generations", "temperature", "top_p", "top_k", "min_p", "stop",
-             "reward_weights")  # fmt: skip
+             "reward_weights", "reward_clip")  # fmt: skip
 """What samples depend on, beside model, prompts and rewards."""
 
 
