@@ -83,7 +83,7 @@ class Trainer:
         self.args = config = _configuration(self.method, args)
         self.rewards = _rewards(reward_funcs, config)
         # Data first: its mistakes are told before a model is loaded.
-        rows = self.rows = _rows(train_dataset)
+        rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
         self.rows = rows
@@ -234,7 +234,7 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
 
 
 def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
-    if not functions:
+    if functions is None:
         return None
     specs = listed(functions, config.max_completion_length)
     if not specs:
