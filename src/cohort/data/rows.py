@@ -33,7 +33,7 @@ def load_rows(
     conversational ("" adds no system turn). Raises UserError naming file and row for what cannot be used.
     """
     rows = []
-    for where, record in _records(spec, split, dataset_kwargs or {}):
+    for where, record in read_records(spec, split, dataset_kwargs or {}):
         rows.append(_row(record, where, columns or {}, system_prompt))
         if max_samples is not None and len(rows) == max_samples:
             break
@@ -46,7 +46,9 @@ def _name(spec: Any) -> str:
     return repr(spec) if isinstance(spec, str | Path) else f"of type {type(spec).__name__}"
 
 
-def _records(spec: Any, split: str, kwargs: dict[str, Any]) -> Records:
+def read_records(spec: Any, split: str = "train", kwargs: dict[str, Any] | None = None) -> Records:
+    """What a path, a hub name, a task or an object holds, before it is made into rows."""
+    kwargs = kwargs or {}
     if isinstance(spec, Path):
         spec = str(spec)
     if not isinstance(spec, str):

@@ -81,10 +81,15 @@ def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, progres
         shutil.rmtree(target)
     partial.rename(target)
     _sync(folder)
+    prune(folder, keep)
+    return target
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Delete the oldest checkpoints beyond `keep`."""
     if keep is not None:
         for path in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-keep]:
             shutil.rmtree(path)
-    return target
 
 
 def _sync(path: Path) -> None:

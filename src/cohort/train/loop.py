@@ -14,7 +14,7 @@ from cohort.policy.model import Policy
 from cohort.train import checkpoint
 from cohort.train.checkpoint import Progress
 from cohort.train.record import Recorder, rounded
-from cohort.train.schedule import learning_rate
+from cohort.train.schedule import interval, learning_rate
 from cohort.train.sources import Source
 from cohort.train.step import Updater, active_lengths
 from cohort.types import Group, TrainerControl, TrainerState
@@ -43,6 +43,10 @@ class Loop:
         self.log_completions = grpo.log_completions if grpo else 0
         batches = math.ceil(config.num_train_epochs * source.size / source.per_batch)
         self.total = config.max_steps if config.max_steps > 0 else batches * self.updates_per_batch
+        learning_rate(0, self.total, config)  # settings that the schedule refuses are told before the first step
+        self.log_every, self.save_every, self.eval_every = (
+            interval(every, self.total) for every in (config.logging_steps, config.save_steps, config.eval_steps)
+        )
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)
 
@@ -103,12 +107,12 @@ class Loop:
         row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **metrics})
         self.recorder.metrics(row)
         self.state.log_history.append(row)
-        if self.progress.step % self.config.logging_steps == 0 or self.progress.step == self.total:
+        if self.progress.step % self.log_every == 0 or self.progress.step == self.total:
             self._call("on_log", logs=row)
 
     def _evaluate_if_due(self) -> None:
-        due = self.config.eval_strategy == "steps" and self.progress.step % self.config.eval_steps == 0
-        last = self.config.eval_strategy == "steps" and self.progress.step == self.total
+        due = self._due(self.config.eval_strategy, self.eval_every)
+        last = self.config.eval_strategy != "no" and self.progress.step == self.total
         if due or last or self.control.should_evaluate:
             self._evaluate()
             self.control.should_evaluate = False
@@ -122,17 +126,29 @@ class Loop:
         self._call("on_evaluate", metrics=row)
 
     def _save_if_due(self) -> None:
-        due = self.config.save_steps and self.progress.step % self.config.save_steps == 0
-        if due or self.control.should_save:
-            checkpoint.save(
-                self.output_dir,
-                self.policy,
-                self.updater.optimizer,
-                self.progress,
-                self.config.save_total_limit,
-            )
+        if self._due(self.config.save_strategy, self.save_every) or self.control.should_save:
+            self._save()
             self.control.should_save = False
             self._call("on_save")
+
+    def _save(self) -> None:
+        if self.config.save_only_model:
+            checkpoint.save_policy(self.policy, self.output_dir / f"checkpoint-{self.progress.step}")
+            checkpoint.prune(self.output_dir, self.config.save_total_limit)
+            return
+        checkpoint.save(
+            self.output_dir, self.policy, self.updater.optimizer, self.progress, self.config.save_total_limit
+        )
+
+    def _due(self, strategy: str, every: int) -> bool:
+        """Whether this step is one of every so many, or the last of a pass over the data."""
+        step = self.progress.step
+        if strategy == "epoch":
+            return self._passes(step) > self._passes(step - 1)
+        return strategy == "steps" and every > 0 and step % every == 0
+
+    def _passes(self, step: int) -> int:
+        return step // self.updates_per_batch * self.source.per_batch // self.source.size
 
     def _call(self, event: str, **details: Any) -> None:
         for callback in self.callbacks:

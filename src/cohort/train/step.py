@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,17 +27,42 @@ def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
     return torch.tensor([0 if masked and c.truncated else len(c.ids) for group in groups for c in group.completions])
 
 
-def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW; biases and norms (one-dimensional parameters) are not decayed, as in transformers."""
     matrices = [p for p in policy.parameters if p.dim() >= 2]
     vectors = [p for p in policy.parameters if p.dim() < 2]
-    return torch.optim.AdamW(
+    kind = adamw_of(config.optim, policy.device)
+    return kind(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
-        fused=policy.device.type in ("cpu", "cuda"),
     )
+
+
+def adamw_of(optim: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
+    """bitsandbytes' AdamW of that name on CUDA where it is installed; else torch's, with a notice."""
+    fused = partial(torch.optim.AdamW, fused=device.type in ("cpu", "cuda"))
+    if optim not in BITSANDBYTES:
+        return fused
+    if device.type != "cuda":
+        log.warning("optim=%s needs CUDA: torch's AdamW takes its place", optim)
+        return fused
+    try:
+        import bitsandbytes
+    except ImportError:
+        log.warning("optim=%s needs bitsandbytes (pip install bitsandbytes): torch's AdamW takes its place", optim)
+        return fused
+    return getattr(bitsandbytes.optim, BITSANDBYTES[optim])
+
+
+BITSANDBYTES = {
+    "adamw_bnb_8bit": "AdamW8bit",
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW",
+}
+"""transformers' name -> bitsandbytes' class."""
 
 
 class Updater:

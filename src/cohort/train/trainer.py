@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cohort.config import GRPOConfig, SFTConfig, TrainingConfig, differences_from_paper
+from cohort.data.chat_templates import use_template
 from cohort.data.rows import load_rows
 from cohort.methods import METHODS
 from cohort.policy.load import make_policy
@@ -22,9 +23,11 @@ from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
 from cohort.train import checkpoint
+from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
 from cohort.train.sources import Demonstrations, Samples, Source, encode_prompts
 from cohort.train.step import Updater
+from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState
 
 log = logging.getLogger("cohort")
@@ -55,6 +58,7 @@ class _Trainer:
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
+        use_template(self.policy.tokenizer, config.template)
         self.engine = local_engine(self.policy, config.max_rows)
         self.eval_prompts: list[Prompt] = []
         self.eval_demonstrations: Demonstrations | None = None
@@ -66,7 +70,8 @@ class _Trainer:
         source = self._source(rows)
         evaluator = self._evaluate if eval_rows else None
         updater = Updater(self.policy, METHODS[self.method], config)
-        self.loop = Loop(self.policy, updater, source, evaluator, config, list(callbacks), self.state)
+        callbacks = [*made(callbacks), *trackers(config)]
+        self.loop = Loop(self.policy, updater, source, evaluator, config, callbacks, self.state)
 
     def _source(self, rows: list[Row]) -> Source:
         raise AssertionError("each trainer has a source of its own")
@@ -97,6 +102,10 @@ class _Trainer:
     def evaluate(self) -> dict[str, float]:
         """Metrics of the evaluation data under the policy as it is now."""
         return self._evaluate(self.state)
+
+    def add_callback(self, callback: Any) -> None:
+        """A callback, or its class, with transformers' on_* methods."""
+        self.loop.callbacks += made([callback])
 
     def save_model(self, output_dir: str | None = None) -> None:
         """An ordinary transformers directory, or peft adapter, with its tokenizer."""
@@ -136,8 +145,8 @@ class GRPOTrainer(_Trainer):
     """Group relative policy optimisation (DeepSeekMath, arXiv 2402.03300), with TRL's arguments.
 
     `model`: name, path, or a transformers model; `reward_funcs`: one or several functions or names; datasets: a
-    datasets.Dataset, a list of dicts, a path or hub name, with a `prompt` column. Raises UserError for what it
-    cannot use.
+    datasets.Dataset, a list of dicts, a path or hub name, with a `prompt` column. TRL's other arguments are taken too:
+    docs/coming-from-trl.md. Raises UserError for what it cannot use.
     """
 
     method = "grpo"
@@ -152,8 +161,9 @@ class GRPOTrainer(_Trainer):
         processing_class: Any = None,
         callbacks: Sequence[Any] = (),
         peft_config: Any = None,
+        **familiar: Any,
     ):
-        config = args or GRPOConfig()
+        config, processing_class = settle(args, GRPOConfig, model, processing_class, familiar)
         functions = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         limit = overlong_penalty(config.max_completion_length)  # by name, it means this run's limit
         rewards = Rewards([limit if spec == "overlong" else spec for spec in functions], config.reward_weights)
@@ -196,8 +206,9 @@ class SFTTrainer(_Trainer):
         callbacks: Sequence[Any] = (),
         peft_config: Any = None,
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
+        **familiar: Any,
     ):
-        config = args or SFTConfig()
+        config, processing_class = settle(args, SFTConfig, model, processing_class, familiar)
         single = isinstance(reward_funcs, str) or callable(reward_funcs)
         rewards = Rewards([reward_funcs] if single else list(reward_funcs)) if reward_funcs else None
         super().__init__(
