@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cohort import cli_data
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ def train(
 ) -> None:
     """Train a model as a configuration says."""
     from cohort.config import read_run
+    from cohort.data.configured import check_names
 
     changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
     run, settings = read_run(config, changes)
+    check_names(run, settings)
     console = _console()
 
     from cohort.report.live import LiveDisplay
@@ -226,6 +229,9 @@ def doctor() -> None:
     typer.echo(f"{'device':<16}{torch.cuda.get_device_name() if device.type == 'cuda' else device.type}")
     typer.echo(f"{'threads':<16}{torch.get_num_threads()}")
     typer.echo(f"{'fast bfloat16':<16}{'yes' if fast_bf16(device) else 'no: float32 is used'}")
+
+
+app.add_typer(cli_data.app, name="data")
 
 
 def main() -> None:

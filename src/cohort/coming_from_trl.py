@@ -51,6 +51,22 @@ _EVAL_BATCH = "max_rows says how many completions are decoded side by side, toke
 _LOGS = "Python's logging, logger `cohort`"
 _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups share their prompt"
 
+SUPPORTED: dict[str, str] = {
+    "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights use_bias_correction_kl "
+    "mask_truncated_completions disable_dropout",
+    "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p top_k "
+    "min_p chat_template_kwargs max_prompt_length",
+    "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
+    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
+    "gradient_accumulation_steps",
+    "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
+    "Logging and evaluation": "logging_steps report_to logging_dir log_completions eval_strategy eval_steps eval_on_start "
+    "num_generations_eval",
+    "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint",
+    "Data and randomness": "seed shuffle_dataset",
+}
+"""Keys that GRPOConfig has under the same name, by group."""
+
 GROUPS: dict[str, dict[str, Key]] = {
     "Objective": {
         "delta": Key("epsilon and epsilon_high bound the ratio", refused=True),
@@ -80,6 +96,9 @@ GROUPS: dict[str, dict[str, Key]] = {
         "neftune_noise_alpha": Key("embeddings get no noise", refused=True),
     },
     "Sampling": {
+        "generation_kwargs": Key(
+            "temperature, top_p, top_k, min_p, stop and max_new_tokens of it are set; the rest is told"
+        ),
         "repetition_penalty": Key(
             "samples stay the policy's own: the reward `repetition` penalises repeats", off=(1.0,)
         ),

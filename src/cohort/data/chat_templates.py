@@ -51,6 +51,8 @@ class Template:
         end = "eos_token|default('', true)" if self.end is None else "''"
         unwanted = "enable_thinking is defined and enable_thinking is false"
         thought = f"{{% if {unwanted} %}}{{{{ '<think>\\n\\n</think>\\n\\n' }}}}{{% endif %}}"
+        # An answer that is trained on stands behind the same empty thought as one that is asked for.
+        last_thought = thought.replace("{% if", "{% if loop.last and", 1)
         return "".join(
             [
                 system.replace("SYSTEM", repr(self.default_system)),
@@ -59,7 +61,8 @@ class Template:
                 "{% for turn in turns %}{% if turn['role'] == 'user' %}",
                 f"{{{{ {self.user[0]!r} + {lead} + turn['content'] + {self.user[1]!r} }}}}",
                 "{% elif turn['role'] == 'assistant' %}",
-                f"{{{{ {self.assistant[0] + ' ' * self.space!r} + turn['content'] + {end} + {self.assistant[1]!r} }}}}",
+                f"{{{{ {self.assistant[0] + ' ' * self.space!r} }}}}" + (last_thought if self.thinking else ""),
+                f"{{{{ turn['content'] + {end} + {self.assistant[1]!r} }}}}",
                 "{% else %}{{ raise_exception('this template has no role ' + turn['role']) }}",
                 "{% endif %}{% endfor %}{% if add_generation_prompt %}",
                 f"{{{{ {self.assistant[0]!r} }}}}" + (thought if self.thinking else ""),

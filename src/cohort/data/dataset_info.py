@@ -148,10 +148,7 @@ def entry_rows(entry: Entry, *, max_samples: int | None, system_prompt: str | No
     """Conversational rows of one entry. Raises UserError naming file and row for a record that does not fit."""
     rows, several = [], 0
     for where, record in read_records(entry.source, entry.split, entry.kwargs):
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
-        formatting = entry.formatting or _looks_like(record)
-        row = _alpaca(record, entry, where) if formatting == "alpaca" else _sharegpt(record, entry, where, formatting)
+        row = entry_row(record, entry, where)
         several += any(message["role"] == "assistant" for message in row.prompt)
         rows.append(_with_system(row, system_prompt))
         if max_samples is not None and len(rows) == max_samples and entry.num_samples is None:
@@ -166,6 +163,14 @@ def entry_rows(entry: Entry, *, max_samples: int | None, system_prompt: str | No
         times, rest = divmod(entry.num_samples, len(rows))
         rows = rows * times + random.Random(seed).sample(rows, rest)
     return rows[:max_samples]
+
+
+def entry_row(record: Any, entry: Entry, where: str) -> Row:
+    """Raises UserError for a record that does not fit the entry."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
+    formatting = entry.formatting or _looks_like(record)
+    return _alpaca(record, entry, where) if formatting == "alpaca" else _sharegpt(record, entry, where, formatting)
 
 
 def _looks_like(record: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ def load_rows(
     """
     rows = []
     for where, record in read_records(spec, split, dataset_kwargs or {}):
-        rows.append(_row(record, where, columns or {}, system_prompt))
+        rows.append(make_row(record, where, columns or {}, system_prompt))
         if max_samples is not None and len(rows) == max_samples:
             break
     if not rows:
@@ -188,7 +188,8 @@ def _from_reasoning_gym(task: str, kwargs: dict[str, Any]) -> Records:
         yield f"reasoning_gym:{task} row {i}", record
 
 
-def _row(record: Any, where: str, columns: dict[str, str], system_prompt: str | None) -> Row:
+def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: str | None) -> Row:
+    """Raises UserError for a record that is no row."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
     for ours, theirs in columns.items():

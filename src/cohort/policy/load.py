@@ -66,6 +66,17 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}") from error
 
 
+def context_length(name: str, *, trust_remote_code: bool = False) -> int:
+    """Positions the named model was made for, from its configuration alone; a large number where it does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the configuration of {name!r} could not be read: {_first_lines(error)}") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
 def _must_be_model(name: str) -> None:
     path = Path(name)
     looks_local = name.startswith((".", "/", "~")) or path.exists()
