@@ -52,16 +52,16 @@ _LOGS = "Python's logging, logger `cohort`"
 _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups share their prompt"
 
 SUPPORTED: dict[str, str] = {
-    "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights use_bias_correction_kl "
-    "mask_truncated_completions disable_dropout",
-    "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p top_k "
-    "min_p chat_template_kwargs max_prompt_length",
+    "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights "
+    "use_bias_correction_kl mask_truncated_completions disable_dropout",
+    "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
+    "top_k min_p chat_template_kwargs max_prompt_length",
     "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
     "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps",
     "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
-    "Logging and evaluation": "logging_steps report_to logging_dir log_completions eval_strategy eval_steps eval_on_start "
-    "num_generations_eval",
+    "Logging and evaluation": "logging_steps report_to logging_dir log_completions eval_strategy eval_steps "
+    "eval_on_start num_generations_eval",
     "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint",
     "Data and randomness": "seed shuffle_dataset",
 }
@@ -231,7 +231,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "deepspeed": Key(_PLACES),
         "local_rank": Key(_PLACES, off=(-1, 0)),
         "debug": Key("Python's debugger", off=("", [])),
-        "do_train": Key("`cohort train` and train() train", off=(True,)),
+        "do_train": Key("`cohort train` and train() train", off=(True, False)),
         "do_eval": Key("eval_strategy says when to evaluate; `cohort eval` does it alone"),
         "do_predict": Key("`cohort eval --output FILE` writes every completion"),
     },

@@ -125,9 +125,7 @@ class TrainingConfig(BaseModel):
     logging_steps: float = Field(
         1, gt=0, description="Steps between on_log calls, or a share of all; metrics.jsonl has every step."
     )
-    report_to: list[Literal["tensorboard"]] = Field(
-        default_factory=list, description="Trackers beside metrics.jsonl and the plots."
-    )
+    report_to: list[str] = Field(default_factory=list, description="Beside metrics.jsonl and the plots: tensorboard.")
     logging_dir: str | None = Field(None, description="Of the trackers. None: runs/ in output_dir.")
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="Checkpoints during the run.")
     save_steps: float = Field(0, ge=0, description="Steps between checkpoints, or a share of all. 0: none.")

@@ -179,7 +179,9 @@ class GRPOTrainer(_Trainer):
             rewards,
         )
         G, P = config.num_generations, config.prompts_per_step
-        log.info("each step: %d prompts x %d completions = %d completions", P, G, P * G)
+        # A batch that is no whole number of groups is told even where nobody listens to more than warnings.
+        level = logging.INFO if config.batch_size == P * G else logging.WARNING
+        log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
         for difference in differences_from_paper(config):
             log.info("differs from the paper: %s", difference)
 
