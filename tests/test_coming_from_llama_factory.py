@@ -86,9 +86,9 @@ def test_reward_models_quantisation_and_revisions_join_other_keys() -> None:
     assert found["model_init_kwargs"]["revision"] == "v2"
     assert found["model_init_kwargs"]["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
     with pytest.raises(UserError, match="needs finetuning_type: lora"):
-        translate({"stage": "sft", "quantization_bit": 8}, "f")
-    with pytest.raises(UserError, match="`quantization_bit` is 3: 4 or 8"):
-        translate({**values, "quantization_bit": 3}, "f")
+        translate({"stage": "sft", "quantization_bit": 4}, "f")
+    with pytest.raises(UserError, match="`quantization_bit` is 8: 4 is supported"):
+        translate({**values, "quantization_bit": 8}, "f")
 
 
 @pytest.mark.parametrize("stage", ["dpo", "ppo", "rm"])

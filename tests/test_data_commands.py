@@ -48,10 +48,8 @@ def test_show_prints_what_is_trained_on(folder: Path) -> None:
     assert "prompt, 5 tokens, no loss\n<|user|>|1|=|<|im_end|>|<|assistant|>|\n" in done.output
     assert "completion, 2 tokens, trained on\n7|<|im_end|>|\n" in done.output
     assert "column level: '0'" in done.output
-    assert (
-        "2 of 5 rows dropped: over 12 tokens (the model's positions): rows.jsonl row 4 (13), rows.jsonl row 5 (19)"
-        in done.output
-    )
+    places = "rows.jsonl row 4 (13), rows.jsonl row 5 (19)"
+    assert f"2 of 5 rows dropped: over 12 tokens (the model's positions): {places}\n" in done.output
     assert "0 of 5 rows cut" in done.output
     assert "5 rows to train on, 0 held out; method sft" in done.output
 

@@ -47,7 +47,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "model_name_or_path": Key("a name or a path", ours="model"),
         "adapter_name_or_path": Key("merge the adapter into its model first, and name the result", refused=True),
         "model_revision": Key("of model_init_kwargs", ours="revision"),
-        "quantization_bit": Key("4 or 8, by bitsandbytes: a quantization_config in model_init_kwargs"),
+        "quantization_bit": Key("4, by bitsandbytes, with LoRA: a quantization_config in model_init_kwargs"),
         "quantization_method": Key("bitsandbytes", off=("bitsandbytes", "bnb")),
         "quantization_type": Key("nf4", off=("nf4",)),
         "double_quantization": Key("4-bit weights are doubly quantised", off=(True,)),
@@ -233,22 +233,23 @@ def _revision(value: Any, found: dict[str, Any], where: str) -> None:
 
 
 def _quantization(bits: Any, found: dict[str, Any], where: str) -> None:
-    if bits not in QUANTIZED:
-        raise UserError(f"{where}: `quantization_bit` is {bits!r}: 4 or 8, by bitsandbytes")
+    if bits != 4:
+        raise UserError(
+            f"{where}: `quantization_bit` is {bits!r}: 4 is supported. 8-bit products round activations by what else is "
+            "in the batch, so that the sampler's log-probabilities would not be the policy's"
+        )
     if found.get("finetuning_type") != "lora":
         raise UserError(f"{where}: `quantization_bit` needs finetuning_type: lora; quantised weights are not trained")
     kwargs = found.get("model_init_kwargs") or {}
-    found["model_init_kwargs"] = {**kwargs, "quantization_config": {"quant_method": "bitsandbytes", **QUANTIZED[bits]}}
+    found["model_init_kwargs"] = {**kwargs, "quantization_config": dict(QUANTIZED)}
 
 
-QUANTIZED: dict[int, dict[str, Any]] = {
-    4: {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": "bfloat16",
-    },
-    8: {"load_in_8bit": True},
+QUANTIZED = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
 }
 SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "cutoff_len": _cutoff,
