@@ -150,6 +150,7 @@ MISTAKES = {
     "no_such_stage": ("stage: grop\nmodel_name_or_path: m\n", "unknown stage 'grop': did you mean 'grpo'?"),
     "no_such_template": ("model: m\ndataset: d\ntemplate: lama3\n", "unknown template 'lama3': did you mean 'llama3'?"),
     "no_such_entry": ("stage: sft\nmodel_name_or_path: m\ndataset: x\n", "there is no data/dataset_info.json"),
+    "no_such_file": ("model: m\ndataset: ./d.jsonl\n", "dataset './d.jsonl': no such file or directory"),
     "refused": ("model: m\ndataset: d\nneftune_noise_alpha: 5\n", "`neftune_noise_alpha` is 5, and is not supported"),
 }
 

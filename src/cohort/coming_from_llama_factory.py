@@ -235,8 +235,8 @@ def _revision(value: Any, found: dict[str, Any], where: str) -> None:
 def _quantization(bits: Any, found: dict[str, Any], where: str) -> None:
     if bits != 4:
         raise UserError(
-            f"{where}: `quantization_bit` is {bits!r}: 4 is supported. 8-bit products round activations by what else is "
-            "in the batch, so that the sampler's log-probabilities would not be the policy's"
+            f"{where}: `quantization_bit` is {bits!r}: 4 is supported. 8-bit products round activations by what "
+            "else is in the batch, so that the sampler's log-probabilities would not be the policy's"
         )
     if found.get("finetuning_type") != "lora":
         raise UserError(f"{where}: `quantization_bit` needs finetuning_type: lora; quantised weights are not trained")

@@ -7,15 +7,17 @@ import random
 from cohort.config import RunConfig, TrainingConfig
 from cohort.data.chat_templates import named_template
 from cohort.data.dataset_info import entry_rows, find_entries
-from cohort.data.rows import load_rows
+from cohort.data.rows import check_source, load_rows
 from cohort.types import Row, UserError
 
 
 def check_names(run: RunConfig, config: TrainingConfig) -> None:
     """Raise UserError for data sets and templates that are not there, before anything heavy is imported."""
-    if run.dataset_dir is not None:
-        for names in (run.dataset, run.eval_dataset):
-            find_entries(names or "", run.dataset_dir)
+    for names in (run.dataset, run.eval_dataset):
+        if names is not None and run.dataset_dir is not None:
+            find_entries(names, run.dataset_dir)
+        elif names is not None:
+            check_source(names)
     if config.template is not None:
         named_template(config.template)
 

@@ -60,9 +60,17 @@ def read_records(spec: Any, split: str = "train", kwargs: dict[str, Any] | None 
         return _from_file(path)
     if path.is_dir():
         return _from_folder(path, split)
+    check_source(spec)
+    return _from_hub(spec, split, kwargs)
+
+
+def check_source(spec: str) -> None:
+    """Raise UserError for what is meant as a path, and is none."""
+    path = Path(spec).expanduser()
+    if path.exists() or spec.startswith("reasoning_gym:"):
+        return
     if spec.startswith((".", "/", "~")) or path.suffix in FILE_KINDS or spec.count("/") > 1:
         raise UserError(f"dataset {spec!r}: no such file or directory{_near(path)}")
-    return _from_hub(spec, split, kwargs)
 
 
 def _near(path: Path) -> str:
