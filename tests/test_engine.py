@@ -32,6 +32,13 @@ def largest_difference(
     )
 
 
+@pytest.fixture(params=[0, 64], ids=["shared", "copied"])
+def short_prompt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways a prompt's keys are kept: once for its rows, and in front of each row's own."""
+    monkeypatch.setattr("cohort.rollouts.engine.SHORT_PROMPT", request.param)
+
+
+@pytest.mark.usefixtures("short_prompt")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_decoding_equals_transformers_generate(architecture: str) -> None:
     policy = small_policy(architecture)
@@ -49,6 +56,7 @@ def test_greedy_decoding_equals_transformers_generate(architecture: str) -> None
         assert row[0].ids.tolist() == row[1].ids.tolist() == expected.tolist()
 
 
+@pytest.mark.usefixtures("short_prompt")
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.8])
 @pytest.mark.parametrize("max_rows", [256, 6, 3])
 def test_sampler_logprobs_equal_the_policys(temperature: float, max_rows: int) -> None:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cohort.policy.attention import GroupLayout, HeadOptions, _bias
 
-GROWTH = 64
-"""Own keys are allocated in blocks of this many tokens."""
+GROWTH = 32
+"""Room for own keys grows by this many tokens, or by a quarter where that is more."""
 
 
 class DecodeCache:
     """N rows being decoded, each belonging to one of P prompts; rows of a prompt are neighbours.
 
     A step: `advance()`, then a forward pass with the cache as the layout (one token for each row, in row order).
+    `share`: prompts stand once for all their rows, worth it where they are long; else each row has its prompt's keys
+    in front of its own, and the shared part is empty. Keys are kept transposed, the form in which their product with a query reads them in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: bool) -> None:
+        self.share = share
         self.prompt: dict[int, tuple[Tensor, Tensor]] = {}
-        """layer -> keys [P, Hkv, L, D] and values."""
+        """layer -> shared keys [P, Hkv, D, L] and values [P, Hkv, L, D]."""
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
-        """layer -> keys [N, Hkv, capacity, D] and values."""
+        """layer -> keys [N, Hkv, D, capacity] and values [N, Hkv, capacity, D]."""
         self.prompt_lengths = torch.zeros(0, dtype=torch.long)
+        """[P], shared tokens: 0 where prompts are copied."""
         self.group = torch.zeros(0, dtype=torch.long)
         """[N], the row's prompt."""
         self.lengths = torch.zeros(0, dtype=torch.long)
@@ -40,44 +45,44 @@ class DecodeCache:
         """Let in the prompts that `layout` captured, `rows[i]` rows for the i-th."""
         assert layout.captured is not None
         device = layout.grid.device
-        new_rows = sum(rows)
-        counts = torch.tensor(rows, device=device)
-        group = torch.arange(len(rows), device=device).repeat_interleave(counts) + len(self.prompt_lengths)
+        group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
+        lengths = layout.prompt_lengths
         for layer, (keys, values) in layout.captured.items():
-            if len(self):
-                old_keys, old_values = self.prompt[layer]
-                self.prompt[layer] = (_stack(old_keys, keys), _stack(old_values, values))
-                self.own[layer] = tuple(  # type: ignore[assignment]
-                    torch.cat([x, x.new_zeros(new_rows, *x.shape[1:])]) for x in self.own[layer]
+            keys = keys.transpose(2, 3)
+            if self.share:
+                prompt = (keys.contiguous(), values)
+                own = (
+                    keys.new_zeros(len(group), *keys.shape[1:3], GROWTH),
+                    values.new_zeros(len(group), values.shape[1], GROWTH, values.shape[3]),
                 )
             else:
-                self.prompt[layer] = (keys, values)
-                self.own[layer] = tuple(  # type: ignore[assignment]
-                    x.new_zeros(new_rows, x.shape[1], GROWTH, x.shape[-1]) for x in (keys, values)
-                )
+                room = -keys.shape[3] % GROWTH
+                prompt = (keys[..., :0], values[:, :, :0])
+                own = (pad(keys, (0, room))[group], pad(values, (0, 0, 0, room))[group])
+            if len(self):
+                prompt, own = _stack(self.prompt[layer], prompt), _stack(self.own[layer], own)
+            self.prompt[layer], self.own[layer] = prompt, own
+        shared, written = (lengths, lengths.new_zeros(len(group))) if self.share else (0 * lengths, lengths[group])
         if len(self):
-            self.prompt_lengths = torch.cat([self.prompt_lengths, layout.prompt_lengths])
-            self.group = torch.cat([self.group, group])
-            self.lengths = torch.cat([self.lengths, self.lengths.new_zeros(new_rows)])
-        else:
-            self.prompt_lengths, self.group = layout.prompt_lengths, group
-            self.lengths = torch.zeros(new_rows, dtype=torch.long, device=device)
+            shared = torch.cat([self.prompt_lengths, shared])
+            written = torch.cat([self.lengths, written])
+            group = torch.cat([self.group, group + len(self.prompt_lengths)])
+        self.prompt_lengths, self.lengths, self.group = shared, written, group
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row but `rows` (ascending) and the prompts that no row needs any more."""
         groups, group = torch.unique_consecutive(self.group[rows], return_inverse=True)
         used = int(self.lengths[rows].max()) if len(rows) else 0
         longest = int(self.prompt_lengths[groups].max()) if len(rows) else 0
-        for layer in self.own:
+        for layer, (keys, values) in self.own.items():
             if len(groups) < len(self.prompt_lengths):
-                keys, values = self.prompt[layer]
+                k_prompt, v_prompt = self.prompt[layer]
                 self.prompt[layer] = (
-                    keys[groups, :, :longest].contiguous(),
-                    values[groups, :, :longest].contiguous(),
+                    k_prompt[groups, :, :, :longest].contiguous(),
+                    v_prompt[groups, :, :longest].contiguous(),
                 )
-            room = min(self.own[layer][0].shape[2], -(-(used + 1) // GROWTH) * GROWTH)
-            keys, values = self.own[layer]
-            self.own[layer] = (keys[rows, :, :room], values[rows, :, :room])
+            room = min(values.shape[2], -(-(used + 1) // GROWTH) * GROWTH)
+            self.own[layer] = (keys[rows, :, :, :room], values[rows, :, :room])
         self.prompt_lengths, self.group, self.lengths = self.prompt_lengths[groups], group, self.lengths[rows]
 
     def advance(self) -> None:
@@ -85,49 +90,58 @@ class DecodeCache:
         self.lengths = self.lengths + 1
         self._used = int(self.lengths.max())
         for layer, (keys, values) in self.own.items():
-            if self._used > keys.shape[2]:
-                more = (*keys.shape[:2], GROWTH)
-                self.own[layer] = (
-                    torch.cat([keys, keys.new_zeros(*more, keys.shape[-1])], 2),
-                    torch.cat([values, values.new_zeros(*more, values.shape[-1])], 2),
-                )
+            if self._used > values.shape[2]:
+                more = max(GROWTH, self._used // 4)
+                self.own[layer] = (pad(keys, (0, more)), pad(values, (0, 0, 0, more)))
         self._rows = torch.arange(len(self), device=self.group.device)
         self._even = bool((self.lengths == self._used).all())
-        # Rows on a grid [P, R], so that a prompt's keys meet all its rows in one product.
-        P, counts = len(self.prompt_lengths), torch.bincount(self.group, minlength=len(self.prompt_lengths))
-        R = int(counts.max())
-        starts = counts.cumsum(0) - counts
-        slot = self.group * R + self._rows - starts[self.group]
-        self._shape = (P, R)
-        self._slot = None if len(self) == P * R else slot
-        self._grid = torch.zeros(P * R, dtype=torch.long, device=slot.device)
-        self._grid[slot] = self._rows
         self._biases: dict[tuple[int | None, torch.dtype], Tensor] = {}
+        if self.share:
+            # Rows on a grid [P, R], so that a prompt's keys meet all its rows in one product.
+            P, counts = len(self.prompt_lengths), torch.bincount(self.group, minlength=len(self.prompt_lengths))
+            R = int(counts.max())
+            starts = counts.cumsum(0) - counts
+            slot = self.group * R + self._rows - starts[self.group]
+            self._shape = (P, R)
+            self._slot = None if len(self) == P * R else slot
+            self._grid = torch.zeros(P * R, dtype=torch.long, device=slot.device)
+            self._grid[slot] = self._rows
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         (N, H, D), K, Dv = q.shape, k.shape[1], v.shape[-1]
-        rep, (P, R) = H // K, self._shape
+        rep = H // K
         keys, values = self.own[head.layer]
         if self._even:
-            keys[:, :, self._used - 1] = k
+            keys[..., self._used - 1] = k
             values[:, :, self._used - 1] = v
         else:
-            keys[self._rows, :, self.lengths - 1] = k.to(keys.dtype)
+            keys[self._rows, :, :, self.lengths - 1] = k.to(keys.dtype)
             values[self._rows, :, self.lengths - 1] = v.to(values.dtype)
-        keys, values = keys[:, :, : self._used], values[:, :, : self._used]
-        k_prompt, v_prompt = self.prompt[head.layer]
-        L = k_prompt.shape[2]
+        keys, values = keys[..., : self._used], values[:, :, : self._used]
         q = (q * head.scaling).reshape(N, K, rep, D)
-        shared = self._to_grid(q).view(P, R, K, rep, D).transpose(1, 2).reshape(P * K, R * rep, D)
-        shared = shared @ k_prompt.view(P * K, L, D).transpose(1, 2)
-        shared = self._to_rows(shared.view(P, K, R, rep, L).transpose(1, 2).reshape(P * R, K, rep, L))
-        own = q @ keys.transpose(2, 3)
-        scores = head.cap(torch.cat([shared, own], -1)) + self._bias_for(head.window, q.dtype, L)
-        weights = head.softmax(scores, (1, K, rep))
-        shared = self._to_grid(weights[..., :L]).view(P, R, K, rep, L).transpose(1, 2).reshape(P * K, R * rep, L)
-        shared = (shared @ v_prompt.view(P * K, L, Dv)).view(P, K, R, rep, Dv)
-        shared = self._to_rows(shared.transpose(1, 2).reshape(P * R, K, rep, Dv))
-        return (shared + weights[..., L:] @ values).reshape(N, H, Dv)
+        scores = q @ keys
+        L = self.prompt[head.layer][0].shape[3]
+        if self.share:
+            scores = torch.cat([self._prompt_scores(q, head.layer), scores], -1)
+        weights = head.softmax(head.cap(scores) + self._bias_for(head.window, q.dtype, L), (1, K, rep))
+        out = weights[..., L:] @ values
+        if self.share:
+            out = out + self._prompt_values(weights[..., :L], head.layer)
+        return out.reshape(N, H, Dv)
+
+    def _prompt_scores(self, q: Tensor, layer: int) -> Tensor:
+        """Queries [N, K, rep, D] against their prompts' keys, [N, K, rep, L]."""
+        (_, K, rep, D), (P, R) = q.shape, self._shape
+        keys = self.prompt[layer][0]
+        grid = self._to_grid(q).view(P, R, K, rep, D).transpose(1, 2).reshape(P, K, R * rep, D)
+        return self._to_rows((grid @ keys).view(P, K, R, rep, -1).transpose(1, 2).reshape(P * R, K, rep, -1))
+
+    def _prompt_values(self, weights: Tensor, layer: int) -> Tensor:
+        """Weights [N, K, rep, L] on their prompts' values, [N, K, rep, D]."""
+        (_, K, rep, L), (P, R) = weights.shape, self._shape
+        values = self.prompt[layer][1]
+        grid = self._to_grid(weights).view(P, R, K, rep, L).transpose(1, 2).reshape(P, K, R * rep, L)
+        return self._to_rows((grid @ values).view(P, K, R, rep, -1).transpose(1, 2).reshape(P * R, K, rep, -1))
 
     def _to_grid(self, rows: Tensor) -> Tensor:
         return rows if self._slot is None else rows[self._grid]
@@ -151,7 +165,8 @@ class DecodeCache:
         return self._biases[window, dtype]
 
 
-def _stack(old: Tensor, new: Tensor) -> Tensor:
-    """[P, Hkv, L, D] below one another, the shorter padded."""
-    longest = max(old.shape[2], new.shape[2])
-    return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[2])) for x in (old, new)])
+def _stack(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys [*, Hkv, D, L] and values [*, Hkv, L, D] below one another, the shorter padded."""
+    longest = max(old[1].shape[2], new[1].shape[2])
+    keys = torch.cat([pad(x[0], (0, longest - x[0].shape[3])) for x in (old, new)])
+    return keys, torch.cat([pad(x[1], (0, 0, 0, longest - x[1].shape[2])) for x in (old, new)])

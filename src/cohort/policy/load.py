@@ -218,7 +218,7 @@ def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
     layout = prompts.inputs["grouped"]
     layout.captured = {}
     hidden = policy.hidden(prompts.inputs)
-    cache = DecodeCache()
+    cache = DecodeCache(share=True)
     cache.extend(layout, [len(part.rows) for part in parts])
     rows = [ids for part in parts for ids in part.completion_ids]
     last = hidden[layout.prompt_lengths.cumsum(0) - 1][cache.group]

@@ -21,6 +21,9 @@ log = logging.getLogger("cohort")
 
 PREFILL_TOKENS = 8192
 """Prompt tokens of one prefill pass."""
+SHORT_PROMPT = 64
+"""Up to this many tokens, reading a prompt's keys once per row costs less than the second pair of products, and the
+rearrangements around it, that reading them once per group takes."""
 
 
 class Engine(Protocol):
@@ -85,7 +88,8 @@ class _Decoding:
         self.counts = torch.zeros(total, dtype=torch.long, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
-        self.cache = DecodeCache()
+        self.share = max((len(prompt) for prompt in prompts), default=0) > SHORT_PROMPT
+        self.cache = DecodeCache(self.share)
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[N], which of the `total` rows each cached row is."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
@@ -117,7 +121,7 @@ class _Decoding:
             if len(kept):
                 self.cache.keep(kept)
             else:
-                self.cache = DecodeCache()
+                self.cache = DecodeCache(self.share)
             self.row, self.tokens, self.alive = self.row[kept], self.tokens[kept], self.alive[kept]
 
     def _admit(self) -> None:
