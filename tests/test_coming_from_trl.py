@@ -15,9 +15,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from cohort import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, UserError
-from cohort.coming_from_trl import GROUPS, KEYS, RENAMED, SUPPORTED
 from cohort.data.chains import build_tokenizer
 from cohort.report.coming_from import TABLES, TRL_DEFAULTS, written
+from cohort.trl_keys import GROUPS, KEYS, RENAMED, SUPPORTED
 from conftest import small_model
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cohort import coming_from_llama_factory, coming_from_trl
+from cohort import coming_from_llama_factory, coming_from_trl, trl_keys
 from cohort.types import UserError
 
 DSM = "DeepSeekMath, arXiv 2402.03300, section 4.2"
@@ -151,7 +151,7 @@ class TrainingConfig(BaseModel):
             super().__init__(**coming_from_trl.translate(given, type(self).model_fields))
         except ValidationError as error:
             problems = error.errors()
-            known = [*type(self).model_fields, *coming_from_trl.KEYS]
+            known = [*type(self).model_fields, *trl_keys.KEYS]
             lines = [_explain(problem, known) for problem in problems]
             raise InvalidConfig(f"{type(self).__name__}: " + "\n".join(lines), problems) from None
 
@@ -309,7 +309,7 @@ def build(kind: type[Config], values: dict[str, Any], where: str, known: list[st
         problems: list[Any] = list(error.errors())
     except InvalidConfig as error:
         problems = error.problems
-    known = [*(known or kind.model_fields), *coming_from_trl.KEYS]
+    known = [*(known or kind.model_fields), *trl_keys.KEYS]
     raise UserError(f"{where}: " + "\n".join(_explain(problem, known) for problem in problems))
 
 

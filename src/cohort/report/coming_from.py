@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cohort import coming_from_llama_factory, coming_from_trl
+from cohort import coming_from_llama_factory, trl_keys
 from cohort.config import GRPOConfig, RunConfig, SFTConfig
 from cohort.train.familiar import NOT_HERE
 
@@ -33,12 +33,12 @@ def trl_tables() -> str:
     """Every key of TRL's GRPOConfig and of TrainingArguments, group by group, then defaults and trainer arguments."""
     fields = GRPOConfig.model_fields
     lines = []
-    for group, keys in coming_from_trl.GROUPS.items():
+    for group, keys in trl_keys.GROUPS.items():
         lines += ["", f"### {group}", "", "| key | here |", "|---|---|"]
-        lines += [f"| `{name}` | {_meaning(name)} |" for name in coming_from_trl.SUPPORTED.get(group, "").split()]
+        lines += [f"| `{name}` | {_meaning(name)} |" for name in trl_keys.SUPPORTED.get(group, "").split()]
         lines += [f"| `{name}` | {_meaning(name) if name in fields else _fate(key)} |" for name, key in keys.items()]
     lines += ["", "### Other names", "", "| key | is read as |", "|---|---|"]
-    lines += [f"| `{old}` | `{new}` |" for old, new in coming_from_trl.RENAMED.items()]
+    lines += [f"| `{old}` | `{new}` |" for old, new in trl_keys.RENAMED.items()]
     lines += ["", "### Defaults that differ", "", "| key | TRL 1.16 | here |", "|---|---|---|"]
     lines += [f"| `{name}` | `{value}` | `{fields[name].default}` |" for name, value in TRL_DEFAULTS.items()]
     lines += ["", "### Arguments of the trainer that are refused", "", "| argument | instead |", "|---|---|"]
@@ -68,7 +68,7 @@ def _meaning(name: str) -> str:
     raise KeyError(name)
 
 
-def _fate(key: coming_from_trl.Key) -> str:
+def _fate(key: trl_keys.Key) -> str:
     if not key.refused:
         return f"notice: {key.text}"
     allowed = ", ".join(f"`{value}`" for value in key.off) or "off"
