@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cohort.rewards import BUILTIN, RewardFunctionError, Rewards, accuracy, resolve
+from cohort.rewards import BUILTIN, RewardFunctionError, Rewards, accuracy, calls, resolve
 from cohort.types import TrainerState, UserError
 
 
@@ -148,7 +149,10 @@ def test_numbers_of_every_kind(returned: Any) -> None:
         (None, r"'bad' returned 'None' \(NoneType\)"),
         ({"a": 1}, "return a list with one number for each completion"),
         ([1.0, "2"], r"""'bad' returned "'2'" \(str\) for row 1"""),
-        (torch.ones(2, 1), r"\(list\) for row 0: a score is a number or None"),
+        (
+            torch.ones(2, 1),
+            r"\(list\) for row 0, whose completion starts '<answer>4</answer>': a score is a number or None",
+        ),
         ([1.0, float("nan")], "'bad' returned nan for row 1, whose completion starts '<answer>7</answer>'"),
         ([float("-inf"), 0], "'bad' returned -inf for row 0"),
         ([10**400, 0], "'bad' returned inf for row 0"),
@@ -300,5 +304,94 @@ def test_resolving_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_unknown_names() -> None:
     with pytest.raises(UserError, match=r"unknown reward 'acuracy': did you mean 'accuracy'\?.*accuracy, format"):
         resolve("acuracy")
-    with pytest.raises(UserError, match="a reward is a function or a name, not 3"):
+    with pytest.raises(UserError, match="a reward is a function, a name or a mapping, not 3"):
         resolve(3)
+
+
+def scored(completions, values, **_):
+    return [float(value) for value in values]
+
+
+def test_a_component_is_weighted_gated_and_clipped() -> None:
+    def negative(completions, **_):
+        return [-1.0, None]
+
+    rewards = Rewards(
+        [
+            {"name": scored, "clip": [-0.5, 3], "weight": 2},
+            {"name": "format", "weight": 0.5, "gate": "scored"},
+            {"name": negative, "gate": ["scored", "format"]},
+            "tag_presence",
+        ]
+    )
+    tagged = "<think>.</think><answer>4</answer>"
+    found = rewards(["p"] * 2, [tagged] * 2, [[1]] * 2, {"values": [4, -1]}, None)
+    assert found.components == {
+        "scored": [4, -1],
+        "format": [1, 1],
+        "negative": [-1, None],
+        "tag_presence": [0.4, 0.4],
+    }
+    assert found.counted == {
+        "scored": [3, -0.5],
+        "format": [1, 0],
+        "negative": [-1, None],
+        "tag_presence": [0.4, 0.4],
+    }
+    assert found.totals == pytest.approx([2 * 3 + 0.5 - 1 + 0.4, 2 * -0.5 + 0.4])
+    assert found.metrics == {
+        "rewards/scored/clipped_ratio": 1,
+        "rewards/format/gated_ratio": 0.5,
+        "rewards/negative/gated_ratio": 0.5,
+    }
+    assert set(found.seconds) == set(rewards.names) and all(s >= 0 for s in found.seconds.values())
+
+
+def test_a_gate_that_does_not_apply_is_closed() -> None:
+    def sometimes(completions, **_):
+        return [None, 1.0]
+
+    found = Rewards([sometimes, {"name": ones, "gate": "sometimes"}])(["p"] * 2, ["c"] * 2, [[1]] * 2, {})
+    assert found.counted["ones"] == [0, 1] and found.totals == [0, 2]
+
+
+def test_the_total_is_clipped_and_counted() -> None:
+    found = Rewards([scored], [2.0], clip=(-5, 5))(["p"] * 4, ["c"] * 4, [[1]] * 4, {"values": [1, 3, -9, 2.5]})
+    assert found.totals == [2, 5, -5, 5] and found.metrics == {"rewards_clipped_ratio": 0.5}
+    assert found.counted["scored"] == [1, 3, -9, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([{"name": "format", "wieght": 1}], r"reward 'format': unknown key 'wieght': did you mean 'weight'\?"),
+        ([{"name": "format", "gate": "acuracy"}, "accuracy"], r"gate 'acuracy' is no reward.*did you mean 'accuracy'"),
+        ([{"name": "format", "gate": "format"}], "'format' has itself for a gate"),
+        ([{"name": "format", "clip": [1, 0]}], r"reward 'format': `clip` is \[1, 0\]: \[1, 0\] is no interval"),
+        ([{"name": "format", "weight": float("inf")}], "reward 'format': `weight` is inf"),
+        ([{"name": "format", "timeout": 0}], "reward 'format': `timeout` is 0"),
+        ([{"name": "formt", "weight": 1}], "unknown reward 'formt': did you mean 'format'"),
+        ([{"weight": 1}], r"a reward without a name: \{'weight': 1\}"),
+    ],
+)
+def test_a_mistake_in_a_composition_is_told(specs: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Rewards(specs)
+
+
+def test_a_call_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(calls, "SLOW_SECONDS", 0.01)
+
+    def slow(completions):
+        time.sleep(0.2)
+        return [0, 0]
+
+    run(slow)
+    (record,) = caplog.records
+    assert "'slow' has been running for 0.01 s on 2 completions" in record.message and "timeout" in record.message
+
+
+def test_weights_are_given_once() -> None:
+    assert Rewards(["accuracy", {"name": "format", "weight": 0.5}]).weights == [1, 0.5]
+    with pytest.raises(UserError, match="reward_weights and the weight of format say the same thing"):
+        Rewards(["accuracy", {"name": "format", "weight": 0.5}], [1, 1])

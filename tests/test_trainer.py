@@ -15,11 +15,15 @@ from transformers.optimization import get_scheduler
 from cohort import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, UserError
 from cohort.config import TrainingConfig
 from cohort.data.chains import build_tokenizer, make_chains
+from cohort.rewards import RewardFunctionError
 from cohort.train import checkpoint
 from cohort.train.schedule import derive, interval, learning_rate, picks
 from conftest import small_model
 
 DEMONSTRATIONS, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
+
+
+NO_PREFLIGHT = {"reward_preflight": False}
 
 
 def digits(completions: list[Any], **_: Any) -> list[float]:
@@ -192,7 +196,9 @@ def test_a_model_by_path_and_plain_prompts(tmp_path: Path) -> None:
         seen.extend(zip(prompts, completions, answer, strict=True))
         return [float(len(c)) for c in completions]
 
-    grpo(tmp_path / "run", str(tmp_path / "m"), train_dataset=plain, reward_funcs=[reward], max_steps=1).train()
+    grpo(
+        tmp_path / "run", str(tmp_path / "m"), train_dataset=plain, reward_funcs=[reward], max_steps=1, **NO_PREFLIGHT
+    ).train()
     assert len(seen) == 12 and len({prompt for prompt, _, _ in seen}) == 3
     known = {row["prompt"]: row["answer"] for row in plain}
     assert all(isinstance(c, str) and known[p] == a for p, c, a in seen)
@@ -236,9 +242,9 @@ def test_bad_rewards_stop_the_run(tmp_path: Path) -> None:
         return [float("nan")] * len(completions)
 
     with pytest.raises(UserError, match=r"reward function .short. returned 1 scores for 12 completions"):
-        grpo(tmp_path, reward_funcs=short).train()
+        grpo(tmp_path, reward_funcs=short, **NO_PREFLIGHT).train()
     with pytest.raises(UserError, match=r"reward function .nan. returned nan for row 0"):
-        grpo(tmp_path, reward_funcs=nan).train()
+        grpo(tmp_path, reward_funcs=nan, **NO_PREFLIGHT).train()
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
         grpo(tmp_path, reward_funcs="acuracy")
 
@@ -303,3 +309,65 @@ def test_every_epoch_sees_every_row_once_in_its_own_order() -> None:
     assert picks(10, 7, 9, seed=1, shuffle=True) == stream[7:16]
     assert picks(4, 2, 5, seed=1, shuffle=False) == [2, 3, 0, 1, 2]
     assert len({derive(seed, index) for seed in range(50) for index in range(50)}) == 2500
+
+
+FAILING = """
+import time
+
+def failing(completions, trainer_state, **_):
+    for completion in completions:
+        text = completion[0]["content"]
+        if trainer_state.global_step == 2 and broken == "raises":
+            raise OverflowError(f"cannot score {text!r}")
+        if trainer_state.global_step == 2 and broken == "hangs":
+            time.sleep(600)
+    return [float(sum(c.isdigit() for c in completion[0]["content"])) / 10 for completion in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"), [("raises", "raised OverflowError: cannot score"), ("hangs", "time limit")]
+)
+def test_a_reward_that_fails_stops_the_run_with_its_row_and_the_run_goes_on(
+    tmp_path: Path, broken: str, told: str
+) -> None:
+    def trainer(how: str, folder: str) -> GRPOTrainer:
+        path = tmp_path / f"{how}.py"
+        path.write_text(f"broken = {how!r}\n{FAILING}")
+        reward = {"name": f"{path}:failing", "timeout": 2} if broken == "hangs" else f"{path}:failing"
+        return grpo(tmp_path / folder, reward_funcs=[reward], save_steps=1, max_steps=4)
+
+    with pytest.raises(RewardFunctionError) as caught:
+        trainer(broken, "cut").train()
+    message = str(caught.value)
+    assert f"reward function 'failing' {told}" in message or told in message
+    assert "at row 0 of 12\n  prompt: '" in message and "completion: '" in message
+    assert broken == "hangs" or isinstance(caught.value.__cause__, OverflowError)
+    assert checkpoint.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-2"
+    trainer("mended", "cut").train(resume_from_checkpoint=True)
+    trainer("mended", "whole").train()
+    assert numbers(rows_of(tmp_path / "cut")) == numbers(rows_of(tmp_path / "whole"))
+
+
+def test_rewards_are_tried_before_the_first_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "cohort"):
+        grpo(tmp_path / "good", reward_funcs=["accuracy", "format"], max_steps=1).train()
+    assert "accuracy: right 1, wrong 0, empty 0, truncated 0; from 0 to 1; " in caplog.text
+    with pytest.raises(UserError, match="a wrong answer as much as the right answer on each of 4 rows"):
+        grpo(tmp_path / "bad", reward_funcs=["accuracy"], reward_weights=[0.0]).train()
+    assert not (tmp_path / "bad" / "metrics.jsonl").exists()
+    grpo(tmp_path / "bad", reward_funcs=["accuracy"], reward_weights=[0.0], max_steps=1, **NO_PREFLIGHT).train()
+
+
+def test_totals_are_clipped_counted_and_composed(tmp_path: Path) -> None:
+    rewards = [{"name": digits, "weight": 100}, {"name": "format", "gate": "digits"}]
+    grpo(tmp_path / "a", reward_funcs=rewards, max_steps=1).train()
+    row = rows_of(tmp_path / "a")[0]
+    assert row["rewards_clipped_ratio"] > 0.5 and 0 < row["reward"] <= 5 and "rewards/format/gated_ratio" in row
+    grpo(tmp_path / "b", reward_funcs=rewards, max_steps=1, reward_clip=None).train()
+    free = rows_of(tmp_path / "b")[0]
+    assert free["reward"] == pytest.approx(100 * free["rewards/digits/mean"], rel=1e-5)
+    kept = [json.loads(line) for line in (tmp_path / "a" / "completions.jsonl").read_text().splitlines()]
+    assert {row["why"] for row in kept} == {"sample", "most rewarded", "strangest"}
+    best = max(kept, key=lambda row: row["reward"])
+    assert best["why"] == "most rewarded" and best["columns"]["answer"] and best["digits"] > 0

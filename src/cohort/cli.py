@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_data
+from cohort import cli_data, cli_reward
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_reward.app, name="reward")
 
 
 def _console() -> Console:
@@ -210,7 +211,7 @@ def plot(run: Annotated[Path, typer.Argument(help="A run's output_dir.")]) -> No
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has: versions, device, threads, precision."""
+    """Say what this machine has: versions, device, threads, precision, layers of the sandbox."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -229,6 +230,13 @@ def doctor() -> None:
     typer.echo(f"{'device':<16}{torch.cuda.get_device_name() if device.type == 'cuda' else device.type}")
     typer.echo(f"{'threads':<16}{torch.get_num_threads()}")
     typer.echo(f"{'fast bfloat16':<16}{'yes' if fast_bf16(device) else 'no: float32 is used'}")
+
+    from cohort.rewards.sandbox.layers import INSTALL, find_layers
+
+    layers = find_layers()
+    for layer, found in layers.described():
+        typer.echo(f"{layer:<16}{found}")
+    typer.echo(f"{'unit_tests':<16}{'sandboxed' if layers.safe else f'no sandbox. {INSTALL}'}")
 
 
 app.add_typer(cli_data.app, name="data")

@@ -205,6 +205,12 @@ class GRPOConfig(TrainingConfig):
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field("grpo", description="DeepSeekMath Eq. 3: grpo")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="DeepSeekMath, section 4.1.2")
     reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
+    reward_clip: tuple[float, float] | None = Field(
+        (-5.0, 5.0), description="[lowest, highest] total of a completion; what is clipped is counted. null: none."
+    )
+    reward_preflight: bool = Field(
+        True, description="Try the rewards on right, wrong, empty and truncated answers before training."
+    )
     mask_truncated_completions: bool = Field(False, description="A completion that hit the length limit gets no loss.")
 
     log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
@@ -223,6 +229,8 @@ class GRPOConfig(TrainingConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
+        if self.reward_clip is not None and not self.reward_clip[0] < self.reward_clip[1]:
+            raise ValueError(f"reward_clip is {list(self.reward_clip)}: give [lowest, highest], or null")
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             raise ValueError("generation_batch_size and steps_per_generation say the same thing: give one of them")
         return self
@@ -287,7 +295,10 @@ class RunConfig(BaseModel):
         0, ge=0, description="Rows of dataset held out where there is no eval_dataset: count or share."
     )
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
-    reward_funcs: list[str] = Field(default_factory=list, description="For sft: what evaluation scores.")
+    reward_funcs: list[str | dict[str, Any]] = Field(
+        default_factory=list,
+        description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). For sft: what evaluation scores.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -295,6 +306,8 @@ class RunConfig(BaseModel):
         if isinstance(values, dict) and isinstance(values.get("reward_funcs"), str):
             names = [name.strip() for name in values["reward_funcs"].split(",")]
             values = {**values, "reward_funcs": [name for name in names if name]}
+        elif isinstance(values, dict) and isinstance(values.get("reward_funcs"), dict):
+            values = {**values, "reward_funcs": [values["reward_funcs"]]}
         return values
 
 

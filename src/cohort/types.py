@@ -75,7 +75,8 @@ class Group:
     rewards: list[float] = field(default_factory=list)
     """[G], the aggregated reward of each completion."""
     components: dict[str, list[float | None]] = field(default_factory=dict)
-    """Reward function name -> [G] scores; None where the function does not apply to the row."""
+    """Reward function name -> [G] scores, unweighted, clipped, 0 where a gate is closed; None where the function does
+    not apply to the row."""
     advantages: list[Tensor] = field(default_factory=list)
     """[G] of float32 [n_i], one advantage for each token."""
     old_logprobs: list[Tensor] | None = None

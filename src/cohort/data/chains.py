@@ -139,7 +139,7 @@ def build_model(tokenizer: Any, seed: int, **overrides: Any) -> Any:
         "num_key_value_heads": 4,
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
-        "initializer_range": 0.1,
+        "initializer_range": 0.06,
         # Texts of 40 tokens: a base of 10,000 would leave most of a head's dimensions without a sense of position.
         "rope_parameters": {"rope_type": "default", "rope_theta": 10.0},
     }

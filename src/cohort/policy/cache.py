@@ -17,8 +17,8 @@ class DecodeCache:
 
     A step: `advance()`, then a forward pass with the cache as the layout (one token for each row, in row order).
     `share`: prompts stand once for all their rows, worth it where they are long; else each row has its prompt's keys
-    in front of its own, and the shared part is empty. Keys are kept transposed, the form in which their product with a
-    query reads them in order.
+    in front of its own, and the shared part is empty. Keys are kept transposed, the form in which their product with
+    a query reads them in order.
     """
 
     def __init__(self, share: bool) -> None:

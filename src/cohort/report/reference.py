@@ -87,7 +87,10 @@ def _words(annotation: Any) -> list[str]:
     if origin is Literal:
         return [", ".join(f"`{value}`" for value in get_args(annotation))]
     if origin is list:
-        return [f"list of {PLURALS[get_args(annotation)[0]]}"]
+        kinds = get_args(get_args(annotation)[0]) or get_args(annotation)
+        return [f"list of {' and '.join(PLURALS[get_origin(kind) or kind] for kind in kinds)}"]
+    if origin is tuple:
+        return [f"[{', '.join(NAMES[part] for part in get_args(annotation))}]"]
     return [NAMES[origin or annotation]]
 
 
@@ -99,7 +102,7 @@ NAMES = {
     dict: "mapping",
     type(None): "`null`",
 }
-PLURALS = {str: "texts", float: "numbers", int: "whole numbers"}
+PLURALS = {str: "texts", float: "numbers", int: "whole numbers", dict: "mappings"}
 
 
 def _default(field: FieldInfo) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from cohort.rewards.aliases import facts
+from cohort.rewards.code import unit_tests, unit_tests_reward
 from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
+from cohort.rewards.explain import Matched
 from cohort.rewards.gym import reasoning_gym
+from cohort.rewards.labels import choice, choice_accuracy
+from cohort.rewards.resolve import reward
+from cohort.rewards.tags import format_reward, soft_format, strict_format, tag_presence, xml_count
 from cohort.rewards.text import (
     accuracy,
-    choice_accuracy,
     correctness,
-    format_reward,
     keyword_reward,
     overlong,
     overlong_penalty,
@@ -16,22 +20,21 @@ from cohort.rewards.text import (
     reasoning_length,
     repetition,
     repetition_penalty,
-    soft_format,
-    strict_format,
-    tag_presence,
     too_short,
     too_short_penalty,
-    xml_count,
 )
 
 __all__ = [
     "BUILTIN",
+    "Matched",
     "RewardFunctionError",
     "Rewards",
     "Scores",
     "accuracy",
+    "choice",
     "choice_accuracy",
     "correctness",
+    "facts",
     "format_reward",
     "keyword_reward",
     "overlong",
@@ -42,10 +45,13 @@ __all__ = [
     "repetition",
     "repetition_penalty",
     "resolve",
+    "reward",
     "soft_format",
     "strict_format",
     "tag_presence",
     "too_short",
     "too_short_penalty",
+    "unit_tests",
+    "unit_tests_reward",
     "xml_count",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ REFERENCE_COLUMNS = (
 LONGEST = 2000
 """Characters of the longest answer that is normalised or handed to math-verify."""
 
-_TO_ASCII = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x2212: "-", 0x3000: " ", 0xA0: " ", 0x202F: " "}
+TO_ASCII = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x2212: "-", 0x3000: " ", 0xA0: " ", 0x2009: " ", 0x202F: " "}
 _BRACES = re.compile(r"\\boxed\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _DIGIT = re.compile(r"\d")
 _NUMERAL = r"(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)"
@@ -43,17 +44,24 @@ _LEAD = re.compile(
 _STYLED = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s?\{([^{}]*)\}")
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]")
 _COMMANDS = re.compile(r"\\[a-zA-Z]+|\b(?:sqrt|sin|cos|tan|log|exp|pmod|and)\b")
+_POWERS = re.compile("[⁻⁺]?[⁰¹²³⁴-⁹]+")
+_GROUPS = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_LETTER = re.compile(r"\(([A-Za-z])\)")
 _WORD = re.compile(r"[^\W\d_]{3}")
 _MATHS = re.compile(r"[\d\\^*/+=<>|∞π√-]")
 
 
 def extract_answer(text: str) -> str | None:
     """The last complete `<answer>…</answer>`, else the last `\\boxed{…}`, else the last number, else None."""
+    marked = marked_answer(text)
+    return last_number(text) if marked is None else marked
+
+
+def marked_answer(text: str) -> str | None:
+    """The last complete `<answer>…</answer>`, else the last `\\boxed{…}`, else None."""
     tagged = last_tagged(text, "answer")
-    if tagged is not None:
-        return tagged.strip()
-    boxed = last_boxed(text)
-    return last_number(text) if boxed is None else boxed.strip()
+    marked = last_boxed(text) if tagged is None else tagged
+    return None if marked is None else marked.strip()
 
 
 def last_tagged(text: str, tag: str) -> str | None:
@@ -90,7 +98,8 @@ def last_number(text: str) -> str | None:
         return None
     # Only the tail around the last digit is parsed, so the cost does not grow with the text.
     end = len(text) - digit.start()
-    *_, match = _LAST_NUMBER.finditer(text[max(0, end - 300) : end + 8].translate(_TO_ASCII))
+    tail = _GROUPS.sub("", text[max(0, end - 300) : end + 8])
+    *_, match = _LAST_NUMBER.finditer(tail.translate(TO_ASCII))
     found = match.group()
     if found.count("/") > 1:
         found = found.rpartition("/")[2]
@@ -128,7 +137,7 @@ def final_answer(reference: str) -> str:
 
 def equal(candidate: str, reference: str) -> bool:
     """Whether two answers are the same text, number or formula. Formulas that take over 2 s are not equal."""
-    a, b = _plain(candidate), _plain(reference)
+    a, b = plain(candidate), plain(reference)
     if not a or not b:
         return False
     if a.casefold() == b.casefold():
@@ -136,10 +145,10 @@ def equal(candidate: str, reference: str) -> bool:
     x, y = quantity(a), quantity(b)
     if x and y:
         return same(x, y)
-    return _is_formula(a) and _is_formula(b) and verify.equal(a, b)
+    return _is_formula(a) and _is_formula(b) and verify.equal(_latex(a), _latex(b))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The answer without box, dollar signs, styling, lead-in and final period."""
     text = text.strip()
     if len(text) > LONGEST:
@@ -147,7 +156,7 @@ def _plain(text: str) -> str:
     boxed = last_boxed(text)
     while boxed is not None:
         text, boxed = boxed, last_boxed(boxed)
-    text = text.translate(_TO_ASCII).strip().strip("*")
+    text = _GROUPS.sub("", text).translate(TO_ASCII).strip().strip("*")
     lead = _LEAD.match(text)
     text = text[lead.end() if lead else 0 :].strip("*").rstrip("。.").strip()
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
@@ -155,7 +164,15 @@ def _plain(text: str) -> str:
             text = text[len(opening) : -len(closing)].strip()
     text = _STYLED.sub(r" \1", _SPACING.sub("", text.replace("{,}", ",")))
     text = text.replace("\\$", "$").replace("\\%", "%").replace("^{\\circ}", "°").replace("^\\circ", "°")
-    return " ".join(text.rstrip(".").split())
+    text = " ".join(text.rstrip(".").split())
+    letter = _LETTER.fullmatch(text)
+    return letter[1] if letter else text
+
+
+def _latex(text: str) -> str:
+    """Signs that math-verify knows only as LaTeX: `x²` as `x^{2}`, `∞`, `∪`, `∩`."""
+    powers = _POWERS.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match.group())}}}", text)
+    return powers.replace("∞", "\\infty ").replace("∪", "\\cup ").replace("∩", "\\cap ").replace("\u2212", "-")
 
 
 def _is_formula(text: str) -> bool:

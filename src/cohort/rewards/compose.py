@@ -1,64 +1,83 @@
-"""Several reward functions as one: called as TRL calls them, checked, and summed."""
+"""Several reward functions as one: called as TRL calls them, checked, gated, clipped and summed."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import numbers
-import threading
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from cohort.rewards.answers import REFERENCE_COLUMNS, reference_from
-from cohort.rewards.resolve import BUILTIN, did_you_mean, resolve
-from cohort.rewards.text import content
+from cohort.rewards.calls import (
+    Arguments,
+    Logs,
+    RewardFunctionError,
+    arguments_of,
+    await_all,
+    failure,
+    start_of,
+    taken,
+    told_when_slow,
+)
+from cohort.rewards.code import UnitTests
+from cohort.rewards.component import Bounds, Component, checked_bounds, components, importable, weights_of
+from cohort.rewards.pool import Pool
+from cohort.rewards.resolve import BUILTIN, resolve
 from cohort.types import Text, TrainerState, UserError
 
 __all__ = ["BUILTIN", "RewardFunctionError", "Rewards", "Scores", "resolve"]
-
-Arguments = dict[str, Any]
-
-
-class RewardFunctionError(RuntimeError):
-    """A reward function raised. Names the function and, where one row alone raises too, that row."""
 
 
 @dataclass
 class Scores:
     """Rewards of B completions.
 
-    Scores([1.5, 0.0], {"accuracy": [1.0, 0.0], "format": [0.5, None]}, {"judged": 2.0}, {"note": ["a", "b"]})
+    Scores([1.5, 0.0], {"accuracy": [1.0, 0.0], "format": [0.5, 0.5]}, {"judged": 2.0}, {"note": ["a", "b"]},
+           counted={"accuracy": [1.0, 0.0], "format": [0.5, 0.0]}, seconds={"accuracy": 0.002, "format": 0.001})
     """
 
     totals: list[float]
-    """[B], the weighted sum of the components that apply."""
+    """[B], the weighted sum of what counts, clipped."""
     components: dict[str, list[float | None]]
-    """Function name -> [B], unweighted; None where the function does not apply."""
+    """Function name -> [B], as the function gave them; None where it does not apply."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What functions gave to log_metric, the mean where a name came more than once."""
+    """What functions gave to log_metric, the mean where a name came more than once; shares clipped and gated."""
     extra: dict[str, list[Any]] = field(default_factory=dict)
     """Column -> [B] values that functions gave to log_extra."""
+    counted: dict[str, list[float | None]] = field(default_factory=dict)
+    """Function name -> [B], unweighted, clipped, 0 where a gate is closed: what enters the sum."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Function name -> how long its call took."""
 
 
 class Rewards:
-    """Calls every function on a batch and sums the scores by weight (1 each by default)."""
+    """Calls every function on a batch and sums what counts by weight (1 each by default).
 
-    def __init__(self, funcs: Sequence[Any], weights: Sequence[float] | None = None) -> None:
+    `funcs`: functions, names, or mappings `{name: …, weight: …, gate: …, clip: …, timeout: …, processes: …}`;
+    `weights`: TRL's reward_weights, in place of the mappings' own; `clip`: bounds of the sum.
+    """
+
+    def __init__(
+        self, funcs: Sequence[Any], weights: Sequence[float] | None = None, clip: Bounds | None = None
+    ) -> None:
         if not funcs:
             raise UserError("reward_funcs is empty: name at least one reward, for example accuracy")
-        named = [resolve(spec) for spec in funcs]
-        self.names = _distinct([name for name, _ in named])
-        self._functions = [function for _, function in named]
-        self.weights = [1.0] * len(named) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(named):
-            raise UserError(
-                f"reward_weights has {len(self.weights)} values, and there are {len(named)} rewards: "
-                f"{', '.join(self.names)}"
-            )
-        if not all(map(math.isfinite, self.weights)):
-            raise UserError(f"reward_weights must be finite numbers: {self.weights}")
+        self.parts: list[Component] = components(funcs)
+        self.names = [part.name for part in self.parts]
+        self.weights = weights_of(self.parts, weights)
+        self.clip = checked_bounds(clip)
+        for part in self.parts:
+            if isinstance(part.function, UnitTests):
+                part.function.start()
+        self._pools = {
+            part.name: Pool(part.name, importable(part), part.processes, part.settings.timeout)
+            for part in self.parts
+            if part.processes
+        }
 
     def __call__(
         self,
@@ -69,7 +88,6 @@ class Rewards:
         trainer_state: TrainerState | None = None,
     ) -> Scores:
         """Score B completions; prompts and columns are repeated per completion, [B] each."""
-        logs = _Logs(len(completions))
         offered: Arguments = {
             **columns,
             "prompts": list(prompts),
@@ -77,176 +95,109 @@ class Rewards:
             "completion_ids": list(completion_ids),
             "trainer_state": trainer_state,
         }
-        results = self._results(offered, logs)
-        components = {
+        logs, seconds = Logs(len(completions)), dict[str, float]()
+        results = self._results(offered, logs, seconds)
+        given = {
             name: _checked(name, result, offered["completions"])
             for name, result in zip(self.names, results, strict=True)
         }
-        rows = zip(*components.values(), strict=True)
-        totals = [self._total(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
-        return Scores(totals, components, logs.metrics(), logs.extra)
+        metrics = logs.metrics()
+        counted = {part.name: _counted(part, given, metrics) for part in self.parts}
+        rows = zip(*counted.values(), strict=True)
+        sums = [self._sum(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        totals = [clipped(total, self.clip) for total in sums]
+        if self.clip is not None:
+            metrics["rewards_clipped_ratio"] = _share_changed(sums, totals)
+        return Scores(totals, given, metrics, logs.extra, counted, seconds)
 
-    def _results(self, offered: Arguments, logs: _Logs) -> list[Any]:
-        """What each function returns, async ones awaited together."""
+    def _results(self, offered: Arguments, logs: Logs, seconds: dict[str, float]) -> list[Any]:
+        """What each function returns: pools and async functions run beside the others, which run one by one."""
+        calls = [arguments_of(part.name, part.function, offered) for part in self.parts]
+        started = time.perf_counter()
+
+        def ended(name: str, start: float, _: Any = None) -> None:
+            seconds[name] = time.perf_counter() - start
+
         results: list[Any] = []
-        calls = [_arguments(n, f, offered) for n, f in zip(self.names, self._functions, strict=True)]
-        for name, function, wanted in zip(self.names, self._functions, calls, strict=True):
-            try:
-                results.append(function(**logs.added_to(name, function, wanted)))
-            except UserError:
-                raise
-            except Exception as error:
-                raise _failure(name, function, wanted, offered, error) from error
-        waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
-        for i, outcome in zip(waiting, _await_all([results[i] for i in waiting]), strict=True):
-            if isinstance(outcome, UserError):
-                raise outcome
-            if isinstance(outcome, BaseException):
-                failure = _failure(self.names[i], self._functions[i], calls[i], offered, outcome)
-                raise failure from outcome
-            results[i] = outcome
+        with ThreadPoolExecutor(max(1, len(self._pools))) as threads:
+            pooled: dict[str, Future[Any]] = {}
+            for part, wanted in zip(self.parts, calls, strict=True):
+                if part.name in self._pools:
+                    future = threads.submit(self._pools[part.name].call, part.function, wanted, offered, logs)
+                    future.add_done_callback(partial(ended, part.name, started))
+                    pooled[part.name] = future
+            for part, wanted in zip(self.parts, calls, strict=True):
+                start = time.perf_counter()
+                results.append(None if part.name in pooled else _called(part, wanted, offered, logs))
+                if not inspect.isawaitable(results[-1]) and part.name not in pooled:
+                    ended(part.name, start)
+            _await(self.parts, calls, results, offered, ended)
+            for i, part in enumerate(self.parts):
+                if part.name in pooled:
+                    results[i] = pooled[part.name].result()
         return results
 
-    def _total(self, row: tuple[float | None, ...], prompt: Text) -> float:
+    def _sum(self, row: tuple[float | None, ...], prompt: Text) -> float:
         pairs = [(w, s) for w, s in zip(self.weights, row, strict=True) if s is not None]
         if not pairs:
             raise UserError(
-                f"no reward applies to the row whose prompt starts {_start(prompt)}: {', '.join(self.names)} "
+                f"no reward applies to the row whose prompt starts {start_of(prompt)}: {', '.join(self.names)} "
                 "returned None for it. Add a reward that scores such rows, or leave them out of the dataset"
             )
         return math.fsum(weight * score for weight, score in pairs)
 
 
-class _Logs:
-    """What reward functions hand to log_metric and log_extra during one call."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._values: dict[str, list[float]] = {}
-        self.extra: dict[str, list[Any]] = {}
-
-    def added_to(self, name: str, function: Callable[..., Any], arguments: Arguments) -> Arguments:
-        def log_extra(column: str, values: Sequence[Any]) -> None:
-            if len(values) != self._rows:
-                raise UserError(
-                    f"reward function {name!r} gave log_extra {len(values)} values of {column!r} for "
-                    f"{self._rows} completions: give one for each"
-                )
-            self.extra[column] = list(values)
-
-        def log_metric(metric: str, value: float) -> None:
-            self._values.setdefault(metric, []).append(float(value))
-
-        return arguments | _taken(function, {"log_extra": log_extra, "log_metric": log_metric})
-
-    def metrics(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self._values.items()}
+def clipped(value: float, bounds: Bounds | None) -> float:
+    return value if bounds is None else min(max(value, bounds[0]), bounds[1])
 
 
-def _ignore(*_: Any) -> None:
-    """log_extra and log_metric of a call that only looks for the failing row."""
+def _called(part: Component, wanted: Arguments, offered: Arguments, logs: Logs) -> Any:
+    """What the function returns, for an async one the awaitable."""
+    try:
+        with told_when_slow(part.name, len(offered["completions"])):
+            return part.function(**wanted | taken(part.function, logs.for_function(part.name)))
+    except UserError:
+        raise
+    except Exception as error:
+        raise failure(part.name, part.function, wanted, offered, error) from error
 
 
-def _distinct(names: list[str]) -> list[str]:
-    """Names in order, the second of a kind with `_2`."""
-    distinct: list[str] = []
-    for name in names:
-        count, unused = 1, name
-        while unused in distinct:
-            count += 1
-            unused = f"{name}_{count}"
-        distinct.append(unused)
-    return distinct
+def _await(parts: list[Component], calls: list[Arguments], results: list[Any], offered: Arguments, ended: Any) -> None:
+    """Put what async functions give in the place of their awaitables."""
 
-
-def _taken(function: Callable[..., Any], offered: Arguments) -> Arguments:
-    """The offered arguments that the function takes: all with `**kwargs`, else those it names."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return offered
-    return {name: value for name, value in offered.items() if name in parameters}
-
-
-def _arguments(name: str, function: Callable[..., Any], offered: Arguments) -> Arguments:
-    """What the function is called with, but for logging; any name of the reference finds the reference."""
-    arguments = dict(_taken(function, offered))
-    for parameter in inspect.signature(function).parameters.values():
-        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        needed = named and parameter.default is parameter.empty and parameter.name not in offered
-        if not needed or parameter.name in ("log_extra", "log_metric"):
-            continue
-        if parameter.name in REFERENCE_COLUMNS and any(column in offered for column in REFERENCE_COLUMNS):
-            rows = range(len(offered["completions"]))
-            arguments[parameter.name] = [reference_from(offered, i) for i in rows]
-            continue
-        given = [column for column in offered if column != "trainer_state"]
-        raise UserError(
-            f"reward function {name!r} asks for {parameter.name!r}, and the rows have no such column"
-            f"{did_you_mean(parameter.name, given)}. They have: {', '.join(given)}"
-        )
-    return arguments
-
-
-def _await_all(awaitables: list[Awaitable[Any]]) -> list[Any]:
-    """Results, or the exceptions raised, of awaitables run together."""
-    if not awaitables:
-        return []
-    import asyncio
-
-    async def together() -> list[Any]:
-        return await asyncio.gather(*awaitables, return_exceptions=True)
-
-    return asyncio.run_coroutine_threadsafe(together(), _event_loop()).result()
-
-
-_loop: Any = None
-_loop_lock = threading.Lock()
-
-
-def _event_loop() -> Any:
-    """The one loop of all async rewards: it outlives a call, as clients that are tied to a loop need.
-
-    It has its own thread, so that rewards can be called where another loop runs already (a notebook).
-    """
-    import asyncio
-
-    global _loop
-    with _loop_lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="async rewards", daemon=True).start()
-    return _loop
-
-
-def _failure(
-    name: str, function: Callable[..., Any], arguments: Arguments, offered: Arguments, error: BaseException
-) -> RewardFunctionError:
-    """The error to raise, with the first row that raises the same alone."""
-    message = f"reward function {name!r} raised {type(error).__name__}: {error}"
-    rows = len(offered["completions"])
-    for i in range(rows):
-        if not _raises_alone(function, arguments, i, rows, type(error)):
-            continue
-        prompt, completion = _start(offered["prompts"][i]), _start(offered["completions"][i])
-        message += f"\n  at row {i} of {rows}\n  prompt: {prompt}\n  completion: {completion}"
-        break
-    return RewardFunctionError(message)
-
-
-def _raises_alone(
-    function: Callable[..., Any], arguments: Arguments, i: int, rows: int, kind: type[BaseException]
-) -> bool:
-    alone = {k: [v[i]] if isinstance(v, list) and len(v) == rows else v for k, v in arguments.items()}
-    alone |= _taken(function, {"log_extra": _ignore, "log_metric": _ignore})
-    # Another exception is no evidence: the function may need more than one row.
-    with suppress(Exception):
+    async def timed(name: str, awaitable: Any) -> Any:
+        start = time.perf_counter()
         try:
-            result = function(**alone)
-            if inspect.isawaitable(result):
-                return isinstance(_await_all([result])[0], kind)
-        except kind:
-            return True
-    return False
+            return await awaitable
+        finally:
+            ended(name, start)
+
+    waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
+    outcomes = await_all([timed(parts[i].name, results[i]) for i in waiting])
+    for i, outcome in zip(waiting, outcomes, strict=True):
+        if isinstance(outcome, UserError):
+            raise outcome
+        if isinstance(outcome, BaseException):
+            raise failure(parts[i].name, parts[i].function, calls[i], offered, outcome) from outcome
+        results[i] = outcome
+
+
+def _counted(part: Component, given: dict[str, list[float | None]], metrics: dict[str, float]) -> list[float | None]:
+    """[B], the component's scores as they enter the sum: clipped, and 0 where another of its gates did not pass."""
+    scores = given[part.name]
+    kept = [None if score is None else clipped(score, part.settings.clip) for score in scores]
+    if part.settings.clip is not None:
+        metrics[f"rewards/{part.name}/clipped_ratio"] = _share_changed(scores, kept)
+    if not part.settings.gate:
+        return kept
+    gates = list(zip(*(given[gate] for gate in part.settings.gate), strict=True))
+    opened = [all(score is not None and score > 0 for score in row) for row in gates]
+    metrics[f"rewards/{part.name}/gated_ratio"] = 1 - sum(opened) / max(1, len(opened))
+    return [score if score is None or is_open else 0.0 for score, is_open in zip(kept, opened, strict=True)]
+
+
+def _share_changed(before: Sequence[float | None], after: Sequence[float | None]) -> float:
+    return sum(a != b for a, b in zip(before, after, strict=True)) / max(1, len(before))
 
 
 def _checked(name: str, result: Any, completions: list[Text]) -> list[float | None]:
@@ -254,7 +205,7 @@ def _checked(name: str, result: Any, completions: list[Text]) -> list[float | No
     values = result.tolist() if hasattr(result, "tolist") else result
     if not isinstance(values, list | tuple):
         raise UserError(
-            f"reward function {name!r} returned {_start(repr(result))} ({type(result).__name__}): "
+            f"reward function {name!r} returned {start_of(repr(result))} ({type(result).__name__}): "
             "return a list with one number for each completion"
         )
     if len(values) != len(completions):
@@ -271,8 +222,8 @@ def _score(name: str, i: int, value: Any, completion: Text) -> float | None:
         return None
     if not isinstance(value, numbers.Real):
         raise UserError(
-            f"reward function {name!r} returned {_start(repr(value))} ({type(value).__name__}) for row {i}: "
-            "a score is a number or None"
+            f"reward function {name!r} returned {start_of(repr(value))} ({type(value).__name__}) for row {i}, whose "
+            f"completion starts {start_of(completion)}: a score is a number or None"
         )
     try:
         score = float(value)
@@ -281,11 +232,6 @@ def _score(name: str, i: int, value: Any, completion: Text) -> float | None:
     if not math.isfinite(score):
         raise UserError(
             f"reward function {name!r} returned {score} for row {i}, whose completion starts "
-            f"{_start(completion)}: a score is a finite number, or None where the function does not apply"
+            f"{start_of(completion)}: a score is a finite number, or None where the function does not apply"
         )
     return score
-
-
-def _start(text: Text) -> str:
-    """The first 200 characters; of chat messages, the last message's."""
-    return repr((text if isinstance(text, str) else content(text[-1:]))[:200])

@@ -6,6 +6,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from cohort.rewards.numerals import in_digits
+
 LONGEST = 200
 """Characters of the longest text read as a number; longer ones are compared as strings."""
 
@@ -44,6 +46,17 @@ _SYNONYMS = """
     % percent 百分点
 """
 _UNITS = {word: line.split()[0] for line in _SYNONYMS.split("\n") for word in line.split()}
+_SCALES = {
+    "m": {"mm": "0.001", "cm": "0.01", "m": "1", "km": "1000"},
+    "in": {"in": "1", "ft": "12", "yd": "36", "mi": "63360"},
+    "g": {"mg": "0.001", "g": "1", "kg": "1000"},
+    "oz": {"oz": "1", "lb": "16"},
+    "l": {"ml": "0.001", "l": "1"},
+    "s": {"ms": "0.001", "s": "1", "min": "60", "h": "3600", "day": "86400", "week": "604800"},
+    "$": {"¢": "0.01", "$": "1"},
+}
+_IN_BASE = {unit: (base, Fraction(scale)) for base, units in _SCALES.items() for unit, scale in units.items()}
+_COUNTED = frozenset(word for word in _UNITS if not word.isascii()) | frozenset("个只人岁次本张条件块页天")
 _MULTIPLIERS = {
     "hundred": 100,
     "thousand": 1000,
@@ -66,7 +79,7 @@ _QUANTITY = re.compile(
     rf"(?:\s*/\s*(?P<bottom>{_NUMBER}))?(?P<rest>(?:\s*[^\d\s.,].*)?)"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_UNIT_WORD = re.compile(r"([^\W\d_]+)(?:/([^\W\d_]+))?(?:\^?[23²³])?")
+_UNIT_WORD = re.compile(r"([^\W\d_²³]+)(?:/([^\W\d_²³]+))?(?:\^?[23²³])?")
 
 
 class Quantity(NamedTuple):
@@ -79,6 +92,7 @@ def quantity(text: str) -> Quantity | None:
     """The number that the whole text is, with its unit; None where the text is anything else."""
     if len(text) > LONGEST:
         return None
+    text = in_digits(text.strip(), _COUNTED)
     match = _QUANTITY.fullmatch(_FRACTION.sub(r" \1/\2", text).strip().replace("- ", "-"))
     if match is None or (match["whole"] and not match["bottom"]):
         return None
@@ -98,9 +112,10 @@ def quantity(text: str) -> Quantity | None:
 
 
 def same(a: Quantity, b: Quantity) -> bool:
-    """Equal values in the same unit; no unit fits any, and a bare number fits `50%` as 50 and as 0.5."""
+    """Equal values, 5 km as 5000 m; no unit fits any, and a bare number fits `50%` as 50 and as 0.5."""
     if a.unit and b.unit and a.unit != b.unit:
-        return False
+        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(each.unit, (each.unit, 1)) for each in (a, b))
+        return a_base == b_base and _close(a.value * a_scale, b.value * b_scale)
     if _close(a.value, b.value):
         return True
     if a.unit == b.unit or "%" not in (a.unit, b.unit):

@@ -4,48 +4,113 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cohort.rewards import gym, text
+import pydantic
+
+from cohort.rewards import aliases, classifier, code, gym, judge, labels, tags, text
 from cohort.types import UserError
 
 BUILTIN: dict[str, Callable[..., Any]] = {
     "accuracy": text.accuracy,
-    "format": text.format_reward,
+    "format": tags.format_reward,
     "correctness": text.correctness,
-    "tag_presence": text.tag_presence,
-    "choice_accuracy": text.choice_accuracy,
-    "strict_format": text.strict_format,
-    "soft_format": text.soft_format,
-    "xml_count": text.xml_count,
+    "tag_presence": tags.tag_presence,
+    "choice_accuracy": labels.choice_accuracy,
+    "strict_format": tags.strict_format,
+    "soft_format": tags.soft_format,
+    "xml_count": tags.xml_count,
     "reasoning_length": text.reasoning_length,
     "reasoning_keywords": text.reasoning_keywords,
+    "choice": labels.choice,
+    "facts": aliases.facts,
     "too_short": text.too_short,
     "repetition": text.repetition,
     "overlong": text.overlong,
     "reasoning_gym": gym.reasoning_gym,
+    "unit_tests": code.unit_tests,
 }
+
+WITH_OPTIONS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "accuracy": text.make_accuracy,
+    "format": tags.make_format,
+    "correctness": text.make_correctness,
+    "tag_presence": tags.make_tag_presence,
+    "choice_accuracy": labels.make_choice_accuracy,
+    "strict_format": tags.make_strict_format,
+    "soft_format": tags.make_soft_format,
+    "xml_count": tags.make_xml_count,
+    "reasoning_length": text.make_reasoning_length,
+    "reasoning_keywords": text.keyword_reward,
+    "choice": labels.make_choice,
+    "facts": aliases.make_facts,
+    "too_short": text.too_short_penalty,
+    "repetition": text.repetition_penalty,
+    "overlong": text.overlong_penalty,
+    "unit_tests": code.unit_tests_reward,
+    "judge": judge.make_judge,
+    "model": classifier.make_classifier,
+}
+"""What makes a built-in reward with other options than its own; `judge` and `model` have no form without."""
+
+
+def reward(name: str, /, **options: Any) -> Callable[..., Any]:
+    """A built-in reward with options: `reward("choice", labels="ABCDE", strict=True)`. UserError for unknown ones."""
+    if name not in WITH_OPTIONS:
+        what = "takes no options" if name in BUILTIN else f"is unknown{did_you_mean(name, WITH_OPTIONS)}"
+        raise UserError(f"reward {name!r} {what}. With options there are: {', '.join(WITH_OPTIONS)}")
+    try:
+        return pydantic.validate_call(WITH_OPTIONS[name])(**options)
+    except pydantic.ValidationError as error:
+        known = list(inspect.signature(WITH_OPTIONS[name]).parameters)
+        problems = "; ".join(_problem(problem, known) for problem in error.errors())
+        raise UserError(f"reward {name!r}: {problems}") from None
+
+
+def listed(reward_funcs: Any, max_completion_length: int) -> list[Any]:
+    """One or several rewards as a list, in which `overlong` has the run's limit where it names none of its own."""
+    one = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
+    specs = [{"name": spec} if spec == "overlong" else spec for spec in ([reward_funcs] if one else reward_funcs or [])]
+    return [
+        {"max_length": max_completion_length, **spec}
+        if isinstance(spec, Mapping) and spec.get("name") == "overlong"
+        else spec
+        for spec in specs
+    ]
 
 
 def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
-    """(name, function) of a callable, a built-in's name, `file.py:function` or `package.module:function`."""
+    """(name, function) of what a configuration or a caller names as a reward.
+
+    A callable; a built-in's name; `file.py:function` or `package.module:function`; a sequence classifier, its
+    directory or its hub name (`owner/model`); or one of these as `{name: …}` with options beside it, `{model: …}`
+    with options, `{judge: {…}}`.
+    """
+    if isinstance(spec, Mapping):
+        return _of_mapping({str(key): value for key, value in spec.items()})
+    if _is_model(spec):
+        function = reward("model", model=spec)
+        return function.__name__, function
     if callable(spec):
         return _name(spec), spec
     if not isinstance(spec, str):
-        raise UserError(f"a reward is a function or a name, not {spec!r}")
+        raise UserError(f"a reward is a function, a name or a mapping, not {spec!r}")
     if spec in BUILTIN:
         return spec, BUILTIN[spec]
     place, colon, name = spec.rpartition(":")
     if not colon:
+        needs = ". It needs options, as in {judge: {url: …, model: …, rubric: …}}" if spec == "judge" else ""
         raise UserError(
-            f"unknown reward {spec!r}{did_you_mean(spec, BUILTIN)}. Built in are: {', '.join(BUILTIN)}. "
-            "One's own are given as path/to/file.py:function or package.module:function"
+            f"unknown reward {spec!r}{needs or did_you_mean(spec, BUILTIN)}. Built in are: {', '.join(BUILTIN)}. "
+            "One's own are given as path/to/file.py:function or package.module:function, a sequence classifier "
+            "as its directory or as owner/model"
         )
     module = _load_file(place, spec) if place.endswith(".py") else _import(place, spec)
     function = getattr(module, name, None)
@@ -54,6 +119,63 @@ def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
         what = "is not a function" if hasattr(module, name) else "is not there"
         raise UserError(f"reward {spec!r}: {name!r} {what} in {place}{did_you_mean(name, offered)}")
     return name, function
+
+
+def _is_model(spec: Any) -> bool:
+    """Whether it is a transformers model, the directory of one, or a hub name, which has a slash."""
+    if not isinstance(spec, str):
+        return hasattr(spec, "config") and hasattr(spec, "get_input_embeddings")
+    if ":" in spec or spec.endswith(".py"):
+        return False
+    return "/" in spec or (Path(spec) / "config.json").is_file()
+
+
+def _of_mapping(spec: dict[str, Any]) -> tuple[str, Callable[..., Any]]:
+    """(name, function) of a reward that is given with options."""
+    if "name" in spec:
+        named = spec.pop("name")
+        if named in WITH_OPTIONS or named in BUILTIN:
+            return str(named), reward(named, **spec) if spec else resolve(named)[1]
+        name, function = resolve(named)
+        return name, _bound(name, function, spec)
+    if "model" in spec:
+        function = reward("model", **spec)
+    elif list(spec) == ["judge"] and isinstance(spec["judge"], Mapping):
+        function = reward("judge", **{str(key): value for key, value in spec["judge"].items()})
+    else:
+        raise UserError(
+            f"a reward with options is {{name: …, OPTION: …}}, {{model: …, OPTION: …}} or {{judge: {{OPTION: …}}}}, "
+            f"not one with the keys {', '.join(spec)}"
+        )
+    return function.__name__, function
+
+
+def _bound(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """One's own function with options. They win over a column of the same name."""
+    signature = inspect.signature(function)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for option in options:
+        if not takes_any and option not in signature.parameters:
+            raise UserError(f"reward {name!r} has no parameter {option!r}{did_you_mean(option, signature.parameters)}")
+
+    def call(**arguments: Any) -> Any:
+        return function(**{**arguments, **options})
+
+    call.__name__ = name
+    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[p for p in signature.parameters.values() if p.name not in options]
+    )
+    return call
+
+
+def _problem(problem: Any, known: Iterable[str]) -> str:
+    """One of pydantic's errors as an option's name, what was given, and what is wrong with it."""
+    option = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"it has no option {option!r}{did_you_mean(option, known)}. It has: {', '.join(known)}"
+    if problem["type"] == "missing_argument":
+        return f"the option {option!r} is missing"
+    return f"{option} is {problem['input']!r}: {problem['msg']}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Rewards that read nothing but text: scores are exact, patterns are found by scanning, not backtracking.
+"""Rewards for right answers and for what a text says: scores are exact, found by scanning, not backtracking.
 
 Each has TRL's signature and takes completions as strings or as chat messages.
 """
@@ -12,11 +12,12 @@ from typing import Any
 from cohort.rewards.answers import (
     LONGEST,
     REFERENCE_COLUMNS,
+    TO_ASCII,
     accepted,
     equal,
     extract_answer,
-    last_boxed,
     last_tagged,
+    marked_answer,
     reference_from,
 )
 from cohort.rewards.quantities import number_word
@@ -27,15 +28,14 @@ RewardFunction = Callable[..., "Sequence[float | None]"]
 CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What reward functions are given beside the dataset's columns."""
 
+KEYWORDS = ("row", "column", "sum", "unique", "digit", "no repeat", "clue")
+
 # Chinese and Japanese are written without spaces: every character counts as a word there.
 _WORD = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
     "|[^\\s\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]+"
 )
 _NUMERAL = re.compile(r"(?:(?<![\w)\]}])-)?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?")
-_LETTERS = "ABCD"
-_ONE_LETTER = re.compile(r"(?<![^\W_])[A-D](?![^\W_])")
-_STRICT_ENDS = tuple(f"\n</reasoning>\n<answer>\n\\boxed{{{letter}}}\n</answer>" for letter in _LETTERS)
 
 
 def content(completion: Text) -> str:
@@ -48,74 +48,56 @@ def content(completion: Text) -> str:
     return body or ""
 
 
-def accuracy(completions: Sequence[Text], **columns: Any) -> list[float | None]:
-    """1 where the final answer equals the row's reference mathematically, else 0; None without one."""
-    return [
-        max((float(equal(extract_answer(text) or "", answer)) for answer in answers), default=None)
-        for text, answers in _with_references("accuracy", completions, columns)
-    ]
+def of_text(name: str, score: Callable[[str], float]) -> RewardFunction:
+    """A reward function that scores each completion's text by itself."""
+
+    def reward(completions: Sequence[Text], **_: Any) -> list[float]:
+        return [score(content(completion)) for completion in completions]
+
+    return _named(name, score.__doc__, reward)
 
 
-def format_reward(completions: Sequence[Text], **_: Any) -> list[float]:
-    """1 where both `<think>…</think>` and `<answer>…</answer>` are complete, else 0."""
-    return [float(all(_complete(text, tag) for tag in ("think", "answer"))) for text in map(content, completions)]
+def of_answer(name: str, score: Callable[[str, str], float]) -> RewardFunction:
+    """A reward function that scores (text, reference answer); the best of several answers, None without one."""
+
+    def reward(completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        rows = with_references(name, completions, columns)
+        return [max((score(text, answer) for answer in accepted(value)), default=None) for text, value in rows]
+
+    return _named(name, score.__doc__, reward)
 
 
-def correctness(completions: Sequence[Text], **columns: Any) -> list[float | None]:
-    """2.0 where the last `<answer>` is the reference's string; 1.5 where each holds one number, the same."""
-    return [
-        max((_correctness(last_tagged(text, "answer") or "", answer) for answer in answers), default=None)
-        for text, answers in _with_references("correctness", completions, columns)
-    ]
+def _named(name: str, doc: str | None, function: RewardFunction) -> RewardFunction:
+    function.__name__ = name
+    function.__doc__ = doc
+    return function
 
 
-def tag_presence(completions: Sequence[Text], **_: Any) -> list[float]:
-    """0.2 for each of `<reasoning>`, `</reasoning>`, `<answer>`, `</answer>` that is present."""
-    tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-    return [sum(tag in text for tag in tags) / 5 for text in map(content, completions)]
+def make_accuracy(strict: bool = False) -> RewardFunction:
+    """1 for the right final answer; strict: only where it is tagged or boxed."""
+    return of_answer("accuracy", _accurate_and_marked if strict else _accurate)
 
 
-def choice_accuracy(completions: Sequence[Text], **columns: Any) -> list[float | None]:
-    """2.0 where the last `<answer>` holds `\\boxed{A}` to `\\boxed{D}`, the row's letter; else 0."""
-    return [
-        max((2.0 * (_chosen(text) == letter.strip(" ().").upper()) for letter in answers), default=None)
-        for text, answers in _with_references("choice_accuracy", completions, columns)
-    ]
+def make_correctness(strict: bool = False) -> RewardFunction:
+    """2.0 for the reference's text, 1.5 for its number; strict: 1.5 only for an equal answer, units included."""
+    return of_answer("correctness", _equal_in_tags if strict else _correctness)
 
 
-def strict_format(completions: Sequence[Text], **_: Any) -> list[float]:
-    """1.0 for exactly `<reasoning>\\n…\\n</reasoning>\\n<answer>\\n\\boxed{X}\\n</answer>`, X one of A-D."""
-    start = "<reasoning>\n"
-    shortest = len(start) + len(_STRICT_ENDS[0])
-    texts = [content(completion).strip() for completion in completions]
-    return [float(t.startswith(start) and t.endswith(_STRICT_ENDS) and len(t) >= shortest) for t in texts]
+def make_reasoning_length(strict: bool = False) -> RewardFunction:
+    """0 to 0.75 by the words inside `<reasoning>`; strict: by its different words."""
+    return of_text("reasoning_length", _different_words if strict else _reasoning_words)
 
 
-def soft_format(completions: Sequence[Text], **_: Any) -> list[float]:
-    """0.5 where `<reasoning>…</reasoning>` is followed by an `<answer>` that holds a letter A-D by itself."""
-    return [0.5 * _soft(content(completion)) for completion in completions]
-
-
-def xml_count(completions: Sequence[Text], **_: Any) -> list[float]:
-    """0.125 for each tag that stands once on its own line, less 0.001 per character after the answer."""
-    return [_xml_count(content(completion)) for completion in completions]
-
-
-def reasoning_length(completions: Sequence[Text], **_: Any) -> list[float]:
-    """By the words inside `<reasoning>`: under 20: 0; under 50: 0.25; under 100: 0.5; else 0.75."""
-    counts = [len(words(last_tagged(content(completion), "reasoning") or "")) for completion in completions]
-    return [0.25 * sum(count >= bound for bound in (20, 50, 100)) for count in counts]
-
-
-def keyword_reward(keywords: Sequence[str]) -> RewardFunction:
-    """A function that pays 0.1 for each keyword that is a word, or plural, of the reasoning; at most 0.5."""
+def keyword_reward(keywords: Sequence[str] = KEYWORDS, strict: bool = False) -> RewardFunction:
+    """0.1 for each keyword that is a word, or plural, of the reasoning, at most 0.5; strict: one for each 10 words."""
     patterns = [_keyword(keyword) for keyword in keywords]
 
-    def reasoning_keywords(completions: Sequence[Text], **_: Any) -> list[float]:
-        texts = [last_tagged(content(completion), "reasoning") or "" for completion in completions]
-        return [min(sum(bool(pattern.search(text)) for pattern in patterns), 5) / 10 for text in texts]
+    def score(text: str) -> float:
+        reasoning = last_tagged(text, "reasoning") or ""
+        found = sum(bool(pattern.search(reasoning)) for pattern in patterns)
+        return min(found, 5, len(words(reasoning)) // 10 if strict else 5) / 10
 
-    return reasoning_keywords
+    return of_text("reasoning_keywords", score)
 
 
 def too_short_penalty(least: int = 10, penalty: float = -0.3) -> RewardFunction:
@@ -158,55 +140,58 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _with_references(name: str, completions: Sequence[Text], columns: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Each completion's text with the answers that its row accepts, none where the row has no reference."""
+def with_references(name: str, completions: Sequence[Text], columns: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Each completion's text with its row's reference, None where it has none. UserError without any column."""
     if not any(column in columns for column in REFERENCE_COLUMNS):
         present = [column for column in columns if column not in CALL_ARGUMENTS]
         raise UserError(
             f"{name} compares with a reference answer, and the rows have no column for one. It may be named "
             f"{', '.join(REFERENCE_COLUMNS)}; the columns are: {', '.join(present) or 'none'}"
         )
-    return [(content(c), accepted(reference_from(columns, i))) for i, c in enumerate(completions)]
+    return [(content(c), reference_from(columns, i)) for i, c in enumerate(completions)]
 
 
-def _complete(text: str, tag: str) -> bool:
-    start = text.find(f"<{tag}>")
-    return start >= 0 and text.rfind(f"</{tag}>") > start
+def _accurate(text: str, answer: str) -> float:
+    """1 where the final answer equals the row's reference mathematically, else 0; None without one."""
+    return float(equal(extract_answer(text) or "", answer))
 
 
-def _correctness(found: str, reference: str) -> float:
-    found, reference = found.strip(), reference.strip()
+def _accurate_and_marked(text: str, answer: str) -> float:
+    return float(equal(marked_answer(text) or "", answer))
+
+
+def _correctness(text: str, reference: str) -> float:
+    """2.0 where the last `<answer>` is the reference's string; 1.5 where each holds one number, the same."""
+    found, reference = (last_tagged(text, "answer") or "").strip(), reference.strip()
     if not found or found == "...":
         return 0.0
     if found == reference:
         return 2.0
     if max(len(found), len(reference)) > LONGEST:
         return 0.0
-    numbers = _NUMERAL.findall(found), _NUMERAL.findall(reference)
+    numbers = [_NUMERAL.findall(text.translate(TO_ASCII)) for text in (found, reference)]
     if any(len(each) != 1 for each in numbers):
         return 0.0
     a, b = (number_word(each[0].rstrip(",")) for each in numbers)
     return 1.5 if a is not None and a == b else 0.0
 
 
-def _chosen(text: str) -> str:
-    letter = (last_boxed(last_tagged(text, "answer") or "") or "").strip()
-    return letter if letter in tuple(_LETTERS) else "none"
+def _equal_in_tags(text: str, reference: str) -> float:
+    score = _correctness(text, reference)
+    return score if score != 1.5 or equal(last_tagged(text, "answer") or "", reference) else 0.0
 
 
-def _soft(text: str) -> bool:
-    answer = last_tagged(text, "answer")
-    if answer is None or not _ONE_LETTER.search(answer):
-        return False
-    before = text[: text.rfind("<answer>", 0, text.rfind("</answer>"))].rstrip()
-    return before.endswith("</reasoning>") and "<reasoning>" in before
+def _reasoning_words(text: str) -> float:
+    """By the words inside `<reasoning>`: under 20: 0; under 50: 0.25; under 100: 0.5; else 0.75."""
+    return _stepped(len(words(last_tagged(text, "reasoning") or "")))
 
 
-def _xml_count(text: str) -> float:
-    score = 0.125 * sum(text.count(tag) == 1 for tag in ("<reasoning>\n", "\n</reasoning>\n", "\n</answer>"))
-    _, closed, after = text.rpartition("</answer>")
-    beyond = max(0, len(after) - 1) if closed else 0
-    return max(0.0, round(score - 0.001 * beyond, 3))
+def _different_words(text: str) -> float:
+    return _stepped(len(set(words((last_tagged(text, "reasoning") or "").casefold()))))
+
+
+def _stepped(count: int) -> float:
+    return 0.25 * sum(count >= bound for bound in (20, 50, 100))
 
 
 def _keyword(keyword: str) -> re.Pattern[str]:
@@ -224,7 +209,10 @@ def _repeated(tokens: list[str], size: int) -> float:
     return 1 - len(set(zip(*(tokens[i : i + total] for i in range(size)), strict=True))) / total
 
 
-reasoning_keywords = keyword_reward(("row", "column", "sum", "unique", "digit", "no repeat", "clue"))
+accuracy = make_accuracy()
+correctness = make_correctness()
+reasoning_length = make_reasoning_length()
+reasoning_keywords = keyword_reward()
 too_short = too_short_penalty()
 repetition = repetition_penalty()
 overlong = overlong_penalty()

@@ -17,12 +17,14 @@ from typing import Any
 from cohort.types import UserError
 
 SECONDS = 2.0
-"""Time limit of one judgement."""
+"""Time limit of one judgement, which the worker keeps to itself."""
+GRACE_SECONDS = 5.0
+"""This long beyond the limit, a worker that says nothing is killed."""
 START_SECONDS = 120.0
 
 
 class Worker:
-    """One process that answers requests one by one; started at the first, restarted after it was cut off."""
+    """One process that answers requests one by one; started at the first, restarted where it died."""
 
     def __init__(self, kind: str, seconds: float = SECONDS) -> None:
         self.kind = kind
@@ -39,12 +41,13 @@ class Worker:
             try:
                 process.stdin.write(line)  # type: ignore[union-attr]
                 process.stdin.flush()  # type: ignore[union-attr]
-                reply = _read(process, self.seconds)
+                reply = read_reply(process, self.seconds + GRACE_SECONDS)
             except BrokenPipeError:
                 reply = None
             if reply is None:
                 self.close()
-            return reply
+                return None
+            return reply[0] if reply else None
 
     def close(self) -> None:
         """Kill the process, if this one started it. The next request starts another."""
@@ -72,7 +75,7 @@ class Worker:
             # One thread: the memory limit is not spent on thread pools. Fixed hashes: repeatable judgements.
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
         )
-        greeting = _read(process, START_SECONDS)
+        greeting = read_reply(process, START_SECONDS)
         if greeting != "ready":
             self.close()
             if greeting is None:
@@ -81,14 +84,16 @@ class Worker:
         return process
 
 
-def _read(process: subprocess.Popen[bytes], seconds: float) -> Any | None:
+def read_reply(process: subprocess.Popen[bytes], seconds: float) -> Any | None:
     """One JSON line from the process within so many seconds; None where none comes."""
     deadline = time.monotonic() + seconds
     received = b""
     while not received.endswith(b"\n"):
         left = deadline - time.monotonic()
-        if left <= 0 or not wait([process.stdout], left):  # type: ignore[list-item]
+        if left <= 0:
             return None
+        if not wait([process.stdout], min(left, 3600)):  # type: ignore[list-item]
+            continue
         piece = os.read(process.stdout.fileno(), 65536)  # type: ignore[union-attr]
         if not piece:
             return None

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 MEMORY = 4 << 30
 """Bytes of address space: an answer may not eat the trainer's memory."""
@@ -107,11 +107,29 @@ def main(kind: str, seconds: float) -> None:
         reply(str(error))
         return
     reply("ready")
+    # Libraries are imported once: a judgement that does not end costs its time limit and a fork.
+    while not _serve_in_a_child(requests, judge, reply, seconds):
+        reply([])
+
+
+def _serve_in_a_child(
+    requests: BinaryIO, judge: Callable[..., Any], reply: Callable[[Any], None], seconds: float
+) -> bool:
+    """Answer requests in a forked process until they end, True; or until one of them ends the process, False.
+
+    An answer is a list of one; an empty list stands for a request that ended the process.
+    """
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return status == 0
     for line in requests:
-        # Ends the process where the parent, which cuts it off at the limit, is itself gone.
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
-        reply(judge(*json.loads(line)))
+        # No handler: the signal ends the process inside any library.
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        answer = judge(*json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)
+        reply([answer])
+    os._exit(0)
 
 
 if __name__ == "__main__":

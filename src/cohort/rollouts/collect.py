@@ -79,7 +79,7 @@ def collect(
             completions=found,
             row=prompt.row,
             rewards=scores.totals[p * G : (p + 1) * G],
-            components={name: values[p * G : (p + 1) * G] for name, values in scores.components.items()},
+            components={name: values[p * G : (p + 1) * G] for name, values in scores.counted.items()},
             advantages=[a.expand(len(c.ids)) for a, c in zip(advantages_PG[p], found, strict=True)],
         )
         for p, (prompt, found) in enumerate(zip(prompts, sampled, strict=True))
@@ -92,6 +92,7 @@ def collect(
         **length_statistics([completion for found in sampled for completion in found]),
         "seconds/generate": generated - started,
         "seconds/reward": rewarded - generated,
+        **{f"seconds/reward/{name}": seconds for name, seconds in scores.seconds.items()},
     }
     return groups, metrics
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from cohort.rollouts.notable import notable
 from cohort.types import Group, UserError
 
 log = logging.getLogger("cohort")
@@ -37,15 +38,16 @@ class Recorder:
         self._append(METRICS, row)
 
     def completions(self, step: int, groups: list[Group], count: int) -> None:
-        """The first `count` completions of the batch, whole groups' order, with score and advantage."""
-        rows = [(group, i) for group in groups for i in range(len(group.completions))][:count]
-        for group, i in rows:
+        """`count` completions of the batch with scores and advantage: the first, the most rewarded, the strangest."""
+        for (g, i), why in notable(groups, count):
+            group = groups[g]
             completion = group.completions[i]
             scores = {name: values[i] for name, values in group.components.items()}
             self._append(
                 COMPLETIONS,
                 {
                     "step": step,
+                    "why": why,
                     "prompt": group.row.prompt,
                     "completion": completion.text,
                     "tokens": len(completion.ids),
@@ -53,6 +55,7 @@ class Recorder:
                     "reward": group.rewards[i],
                     "advantage": float(group.advantages[i][0]) if len(group.advantages[i]) else 0.0,
                     **scores,
+                    "columns": group.row.columns,
                 },
             )
 

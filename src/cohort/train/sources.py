@@ -20,6 +20,7 @@ from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import Prompt, collect, training_sampling
 from cohort.rollouts.engine import Engine
 from cohort.train.schedule import derive, picks
+from cohort.train.watch import RewardWatch
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -120,6 +121,7 @@ class Samples:
         self.rewards, self.config, self.method = rewards, config, method
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.updates_per_generation
+        self.watch = RewardWatch(rewards.names, rewards.weights)
 
     def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
         config = self.config
@@ -127,6 +129,7 @@ class Samples:
         prompts = [self.prompts[i] for i in chosen]
         seed = derive(config.seed, index)
         groups, metrics = collect(prompts, self.engine, self.rewards, self.method, config, self.sampling, seed, state)
+        self.watch.see(groups)
         if self.reference is not None:
             started = time.perf_counter()
             attach_reference(groups, self.reference, config)

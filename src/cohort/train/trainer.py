@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
-from cohort.rewards.text import overlong_penalty
+from cohort.rewards.preflight import preflight
+from cohort.rewards.resolve import listed
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
@@ -28,11 +29,11 @@ from cohort.train.loop import Loop
 from cohort.train.sources import Demonstrations, Samples, Source, encode_prompts
 from cohort.train.step import Updater
 from cohort.train.trackers import trackers
-from cohort.types import Row, TrainerState
+from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
-RewardSpec = str | Callable[..., Any]
+RewardSpec = str | Callable[..., Any] | Mapping[str, Any]
 
 
 class _Trainer:
@@ -88,6 +89,7 @@ class _Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        self._before_training()
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         if resume:
             path = checkpoint.newest(Path(self.args.output_dir)) if resume is True else Path(resume)
@@ -98,6 +100,9 @@ class _Trainer:
         self.loop.run()
         self.save_model()
         return self.state
+
+    def _before_training(self) -> None:
+        """What a method looks at before anything costs time. Raises UserError where training would be in vain."""
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the evaluation data under the policy as it is now."""
@@ -141,6 +146,19 @@ def _rows(dataset: Any) -> list[Row]:
     return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)
 
 
+def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: TrainerState) -> None:
+    """Try the rewards on a few made-up answers and say what they gave. Raises UserError where they cannot tell right
+    from wrong."""
+    log.info("trying the rewards on made-up answers (reward_preflight: false leaves this out)")
+    found = preflight(rewards, rows, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], state)
+    for line in found.lines():
+        log.info("  %s", line)
+    for warning in found.warnings:
+        log.warning("rewards: %s", warning)
+    if found.problem is not None:
+        raise UserError(found.problem)
+
+
 class GRPOTrainer(_Trainer):
     """Group relative policy optimisation (DeepSeekMath, arXiv 2402.03300), with TRL's arguments.
 
@@ -164,9 +182,7 @@ class GRPOTrainer(_Trainer):
         **familiar: Any,
     ):
         config, processing_class = settle(args, GRPOConfig, model, processing_class, familiar)
-        functions = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
-        limit = overlong_penalty(config.max_completion_length)  # by name, it means this run's limit
-        rewards = Rewards([limit if spec == "overlong" else spec for spec in functions], config.reward_weights)
+        rewards = Rewards(listed(reward_funcs, config.max_completion_length), config.reward_weights, config.reward_clip)
         self.config = config
         super().__init__(
             model,
@@ -185,8 +201,14 @@ class GRPOTrainer(_Trainer):
         for difference in differences_from_paper(config):
             log.info("differs from the paper: %s", difference)
 
+    def _before_training(self) -> None:
+        if self.config.reward_preflight:
+            assert self.rewards is not None
+            check_rewards(self.rewards, self.prompt_rows, self.policy.tokenizer, self.state)
+
     def _source(self, rows: list[Row]) -> Source:
         assert self.rewards is not None
+        self.prompt_rows = rows
         reference = reference_of(self.policy) if self.config.beta > 0 else None
         prompts = encode_prompts(rows, self.policy, self.config)
         return Samples(prompts, self.policy, self.engine, reference, self.rewards, self.config, METHODS[self.method])
@@ -211,8 +233,7 @@ class SFTTrainer(_Trainer):
         **familiar: Any,
     ):
         config, processing_class = settle(args, SFTConfig, model, processing_class, familiar)
-        single = isinstance(reward_funcs, str) or callable(reward_funcs)
-        rewards = Rewards([reward_funcs] if single else list(reward_funcs)) if reward_funcs else None
+        rewards = Rewards(listed(reward_funcs, config.max_completion_length)) if reward_funcs else None
         super().__init__(
             model,
             config,

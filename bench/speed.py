@@ -1,0 +1,340 @@
+"""Seconds and memory of one GRPO step, here and in TRL, on the same work; and how far from the machine's limit.
+
+    python bench/speed.py [S M L V] [--steps 5]
+
+Each run is a process of its own in `.venv-trl`, one after another: same random weights, same prompts, same number of
+completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwise. TRL runs in the paper's mode. The
+first two steps warm up; figures are medians of the rest. The floor is what the step must do at least, each prompt
+once and no padding, at the best rate of a large matrix product (decoding: or at the memory bandwidth that reading the
+weights needs, where that is slower).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl_parity import ROOT, VENV, prepare
+
+G = 8
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Workload("L", 8_000, 512, 8, 8, 1408, 512, 64, 2)"""
+
+    name: str
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+    prompt: int
+    completion: int
+    prompts: int
+    mean_length: int | None = None
+    """Tokens after which completions end on average; None: all run to the limit."""
+
+
+WORKLOADS = {
+    w.name: w
+    for w in (
+        Workload("S", 64, 128, 3, 8, 576, 24, 32, 16),
+        Workload("M", 8_000, 512, 8, 8, 1408, 128, 128, 4, mean_length=40),
+        Workload("L", 8_000, 512, 8, 8, 1408, 512, 64, 2),
+        Workload("V", 150_000, 128, 2, 8, 576, 64, 256, 2),
+    )
+}
+
+PEERS = {
+    "ours": {},
+    "TRL": {},
+    "TRL, eager, medium": {"eager": True},
+    "TRL, bf16": {"bf16": True},
+    "TRL, continuous batching": {"continuous": True},
+}
+
+
+def words_tokenizer(workload: Workload) -> Any:
+    """Tokens are whole words, "t17"."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", *(f"t{i}" for i in range(workload.vocabulary - 2))]
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="t0"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="t0")
+
+
+def build(workload: Workload, folder: str) -> None:
+    """A random Qwen2 whose end token has the probability that `mean_length` asks for."""
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    ends = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+    config = Qwen2Config(
+        vocab_size=workload.vocabulary,
+        hidden_size=workload.hidden,
+        intermediate_size=workload.mlp,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.heads,
+        num_key_value_heads=workload.heads // 2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        **ends,
+    )
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        # One direction of the residual stream is the same for every token, and works as a bias of the end token.
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.lm_head.weight[:, 0] = 0.0
+        ids = torch.randint(2, workload.vocabulary, (1, 64))
+        level = model.model(ids).last_hidden_state[0, :, 0].mean()
+        chance = 1e-9 if workload.mean_length is None else 1 / workload.mean_length
+        model.lm_head.weight[0] = 0.0
+        model.lm_head.weight[0, 0] = -20 / level
+        model.lm_head.weight[1] = 0.0
+        model.lm_head.weight[1, 0] = torch.tensor(chance * workload.vocabulary).log() / level
+    model.generation_config = GenerationConfig(**ends)
+    model.save_pretrained(folder)
+
+
+def rows(workload: Workload, steps: int) -> list[dict[str, str]]:
+    import random
+
+    rng = random.Random(0)
+    count = workload.prompts * steps
+    return [
+        {"prompt": " ".join(f"t{rng.randrange(workload.vocabulary - 2)}" for _ in range(workload.prompt))}
+        for _ in range(count)
+    ]
+
+
+def reward(completions: list[str], **columns: Any) -> list[float]:
+    """The share of even words: cheap, and different within a group."""
+    words = [text.split() for text in completions]
+    return [sum(int(w[1:]) % 2 == 0 for w in found if w[1:].isdigit()) / max(1, len(found)) for found in words]
+
+
+def common(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
+    return {
+        "output_dir": folder + "/out",
+        "learning_rate": 1e-6,
+        "per_device_train_batch_size": workload.prompts * G,
+        "num_generations": G,
+        "max_completion_length": workload.completion,
+        "beta": 0.04,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "max_steps": steps,
+        "seed": 0,
+        "use_cpu": True,
+        "shuffle_dataset": False,
+    }
+
+
+def measure_ours(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
+    from cohort import GRPOConfig, GRPOTrainer
+
+    config = GRPOConfig(**common(workload, steps, folder), bf16=False, log_completions=0)
+    before = peak_memory()
+    trainer = GRPOTrainer(folder, reward, config, rows(workload, steps), processing_class=words_tokenizer(workload))
+    trainer.train()
+    lines = [json.loads(line) for line in (Path(folder) / "out/metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "seconds/step" in line][WARM_UP:]
+    return {
+        "generate": [line["seconds/generate"] for line in lines],
+        "score": [line["seconds/reference"] + line["seconds/reward"] for line in lines],
+        "update": [line["seconds/update"] for line in lines],
+        "step": [line["seconds/step"] for line in lines],
+        "tokens": statistics.mean(line["completions/mean_length"] for line in lines),
+        "memory": peak_memory() - before,
+    }
+
+
+def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) -> dict[str, Any]:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    if options.get("eager"):
+        torch.set_float32_matmul_precision("medium")
+    args = GRPOConfig(
+        **common(workload, steps, folder),
+        bf16=options.get("bf16", False),
+        report_to="none",
+        gradient_checkpointing=False,
+        use_bias_correction_kl=False,
+        save_strategy="no",
+        logging_steps=1,
+        use_transformers_continuous_batching=options.get("continuous", False),
+        model_init_kwargs={"attn_implementation": "eager" if options.get("eager") else "sdpa", "dtype": "float32"},
+    )
+    clock: dict[str, list[float]] = {"generate": [], "prepare": [], "step": []}
+    lengths: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            clock["step"].append(time.perf_counter() - self.started)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "completions/mean_length" in logs:
+                lengths.append(logs["completions/mean_length"])
+
+    def timed(trainer: Any, name: str, phase: str) -> None:
+        inner = getattr(trainer, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = inner(*args, **kwargs)
+            clock[phase].append(time.perf_counter() - started)
+            return result
+
+        setattr(trainer, name, call)
+
+    before = peak_memory()
+    trainer = GRPOTrainer(
+        folder,
+        reward,
+        args=args,
+        train_dataset=Dataset.from_list(rows(workload, steps)),
+        callbacks=[Clock()],
+        processing_class=words_tokenizer(workload),
+    )
+    timed(trainer, "_generate", "generate")
+    timed(trainer, "_generate_and_score_completions", "prepare")
+    trainer.train()
+    generate, prepared, step = (clock[name][WARM_UP:] for name in ("generate", "prepare", "step"))
+    # The batch is prepared before the step's own clock starts or after it, by version: the sum is the step.
+    inside = statistics.median(step) > statistics.median(prepared)
+    whole = step if inside else [a + b for a, b in zip(step, prepared, strict=True)]
+    return {
+        "generate": generate,
+        "score": [p - g for p, g in zip(prepared, generate, strict=True)],
+        "update": [w - p for w, p in zip(whole, prepared, strict=True)],
+        "step": whole,
+        "tokens": statistics.mean(lengths[WARM_UP:]),
+        "memory": peak_memory() - before,
+    }
+
+
+def peak_memory() -> float:
+    """The process's largest resident size so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rates() -> tuple[float, float]:
+    """Floating-point operations a second of a large float32 matrix product, bytes a second read and written."""
+    import torch
+
+    a = torch.randn(2048, 2048)
+    big = torch.empty(2**26)
+
+    def best(work: Any) -> float:
+        found = []
+        for _ in range(8):
+            started = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - started)
+        return min(found)
+
+    return 2 * 2048**3 / best(lambda: a @ a), big.nbytes / best(lambda: big.sum())
+
+
+def floor(workload: Workload, tokens: float, flops: float, bandwidth: float) -> float:
+    """Seconds of the shared-prefix, padding-free step: sampling, the reference's scores, forward and backward."""
+    D = workload.hidden
+    trunk = workload.layers * (3 * D * workload.mlp + 2 * D * D + 2 * D * D // 2)
+    head = D * workload.vocabulary
+    P, L, B = workload.prompts, workload.prompt, workload.prompts * G
+    completion = B * tokens
+    # Scores and weighted values: each completion token sees its prompt and half of its completion.
+    attention = workload.layers * 2 * D * (P * L * L / 2 + completion * (L + tokens / 2))
+    forward = 2 * (trunk * (P * L + completion) + head * completion + attention)
+    decode_bytes = 4 * (trunk + head) * workload.completion
+    return max(forward / flops, decode_bytes / bandwidth) + (1 + 3) * forward / flops
+
+
+def child(peer: str, name: str, steps: int) -> None:
+    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    workload = WORKLOADS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        build(workload, folder)
+        if peer == "ours":
+            found = measure_ours(workload, steps + WARM_UP, folder)
+        else:
+            found = measure_trl(workload, steps + WARM_UP, folder, **PEERS[peer])
+    flops, bandwidth = rates()
+    found["floor"] = floor(workload, found["tokens"], flops, bandwidth)
+    print("RESULT " + json.dumps(found), flush=True)
+
+
+def run(peer: str, name: str, steps: int) -> dict[str, Any] | None:
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", peer, name, str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        print(f"{name}  {peer:26} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1][:120]}", flush=True)
+        return None
+    found: dict[str, Any] = json.loads(line[7:])
+    return found
+
+
+def table(names: list[str], peers: list[str], steps: int) -> None:
+    print(f"{'':2} {'':26} {'generate':>9} {'score':>8} {'update':>8} {'step':>8} {'tokens':>7} {'tok/s':>7} "
+          f"{'MiB':>7} {'/ ours':>7} {'memory':>7} {'/ floor':>7}")  # fmt: skip
+    for name in names:
+        ours: dict[str, Any] | None = None
+        for peer in peers:
+            found = run(peer, name, steps)
+            if found is None:
+                continue
+            if peer == "ours":
+                ours = found
+            phase = {key: statistics.median(found[key]) for key in ("generate", "score", "update", "step")}
+            ratio = phase["step"] / statistics.median(ours["step"]) if ours else float("nan")
+            memory = found["memory"] / ours["memory"] if ours else float("nan")
+            made = found["tokens"] * WORKLOADS[name].prompts * G
+            print(f"{name:2} {peer:26} {phase['generate']:9.3f} {phase['score']:8.3f} {phase['update']:8.3f} "
+                  f"{phase['step']:8.3f} {found['tokens']:7.1f} {made / phase['step']:7.0f} {found['memory']:7.0f} "
+                  f"{ratio:7.2f} {memory:7.2f} {phase['step'] / found['floor']:7.2f}", flush=True)  # fmt: skip
+
+
+def main() -> int:
+    if Path(sys.prefix).resolve() != VENV.resolve():
+        return subprocess.call([str(prepare()), str(Path(__file__).resolve()), *sys.argv[1:]], cwd=ROOT)
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--child"]:
+        child(arguments[1], arguments[2], int(arguments[3]))
+        return 0
+    steps = int(arguments[arguments.index("--steps") + 1]) if "--steps" in arguments else 5
+    peers = [peer for peer in PEERS if "--only" not in arguments or arguments[arguments.index("--only") + 1] in peer]
+    table([name for name in WORKLOADS if name in arguments] or list(WORKLOADS), peers, steps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

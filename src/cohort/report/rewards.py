@@ -1,0 +1,109 @@
+"""What reward functions gave, as tables, JSON or CSV. Completions are untrusted text: shown, never interpreted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cohort.report.tables import harmless
+
+LONGEST = 60
+"""Characters of a matched text that a table shows."""
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1)
+
+
+def as_csv(records: Records) -> str:
+    """Records of the same keys; mappings and lists inside as JSON."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({key: _cell(value) for key, value in record.items()})
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that begins like a formula gets a quote before it, so that a spreadsheet does not run it."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
+def trial_table(title: str, records: Records) -> Table:
+    """One line for each function of each row: score, what it matched, what that was compared with."""
+    table = _table(title)
+    table.add_column("row", justify="right")
+    table.add_column("reward")
+    table.add_column("score", justify="right")
+    table.add_column("found")
+    table.add_column("reference")
+    table.add_column("total", justify="right", style="bold")
+    previous = None
+    for record in records:
+        first = record["row"] != previous
+        if first and previous is not None:
+            table.add_section()
+        previous = record["row"]
+        table.add_row(
+            str(record["row"]) if first else "",
+            Text(harmless(record["reward"])),
+            _score(record),
+            _short(record["found"]),
+            _short(record["reference"]),
+            f"{record['total']:g}" if first else "",
+        )
+    return table
+
+
+def _score(record: Mapping[str, Any]) -> str:
+    score, counted = record["score"], record["counted"]
+    if score is None:
+        return "-"
+    return f"{score:g}" if score == counted else f"{score:g} -> {counted:g}"
+
+
+def audit_table(title: str, records: Records) -> Table:
+    """One line for each attack: its mean reward beside the honest wrong answer's, holes first."""
+    table = _table(title)
+    table.add_column("")
+    table.add_column("attack", no_wrap=True)
+    table.add_column("reward", justify="right")
+    table.add_column("wrong answer", justify="right")
+    table.add_column("gets more on", justify="right")
+    table.add_column("paid by", overflow="fold")
+    for record in records:
+        paid = ", ".join(f"{name} +{gain:.3g}" for name, gain in record["paid"].items()) if record["hole"] else ""
+        table.add_row(
+            Text("hole" if record["hole"] else "ok", style="bold red" if record["hole"] else "green"),
+            record["attack"],
+            f"{record['total']:.3g}",
+            f"{record['honest']:.3g}",
+            f"{record['more']} of {record['rows']} rows",
+            Text(harmless(paid)),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(harmless(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+
+
+def _short(text: str | None) -> Text:
+    """The text in one line; a longer one keeps both its ends."""
+    if text is None:
+        return Text("-", style="dim")
+    line = " ".join(harmless(text).split())
+    half = LONGEST // 2
+    return Text(line if len(line) <= LONGEST else f"{line[: half - 1]} … {line[1 - half :]}")

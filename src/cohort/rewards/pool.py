@@ -1,0 +1,238 @@
+"""Reward functions in worker processes: several at a time, each call with a time limit that nothing can ignore."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, at_row, rows_of, taken
+from cohort.rewards.verify import START_SECONDS, read_reply
+from cohort.types import TrainerState, UserError
+
+GRACE_SECONDS = 2.0
+"""A worker ends itself at the limit, saying where it stood; this long after, it is killed."""
+CHUNKS_PER_PROCESS = 4
+"""Rows differ in cost: smaller portions keep every process busy to the end."""
+
+
+class Hung(Exception):
+    """A call took longer than its limit. Its text says where the function stood."""
+
+
+class Died(Exception):
+    """A worker's process ended in a call. Its text says how."""
+
+
+class Pool:
+    """One function in `processes` processes, which start at the first call and are restarted after a kill.
+
+    With several processes a batch is cut in portions, so the function must judge each row by itself.
+    """
+
+    def __init__(self, name: str, spec: str | Mapping[str, Any], processes: int, timeout: float | None) -> None:
+        self.name, self.timeout, self.processes = name, timeout, processes
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for _ in range(processes):
+            self._idle.put(_Worker(spec, timeout))
+
+    def call(self, function: Callable[..., Any], arguments: Arguments, offered: Arguments, logs: Logs) -> list[Any]:
+        """The scores of all rows, in order. RewardFunctionError where a call raises, hangs or dies."""
+        rows = len(offered["completions"])
+        portions = 1 if self.processes == 1 else min(rows, CHUNKS_PER_PROCESS * self.processes)
+        size = max(1, math.ceil(rows / max(1, portions)))
+        wanted = list(taken(function, dict.fromkeys(LOGS)))
+        starts = list(range(0, rows, size))
+
+        def portion(start: int) -> dict[str, Any]:
+            stop = min(start + size, rows)
+            return self._portion(rows_of(arguments, start, stop, rows), wanted, range(start, stop), offered)
+
+        with ThreadPoolExecutor(self.processes) as threads:
+            waiting = [threads.submit(portion, start) for start in starts]
+            try:
+                replies = [future.result() for future in waiting]
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+        return self._joined(replies, logs)
+
+    def _portion(self, arguments: Arguments, wanted: list[str], rows: range, offered: Arguments) -> dict[str, Any]:
+        """The reply for some of the rows that are offered."""
+        try:
+            reply = self._ask(arguments, wanted)
+        except (Hung, Died) as error:
+            i = self._first_row(arguments, wanted, rows, type(error))
+            where = f"\n  in rows {rows[0]} to {rows[-1]}" if i is None else at_row(i, offered)
+            raise RewardFunctionError(f"reward function {self.name!r} {error}{where}") from None
+        if "mistake" in reply:
+            raise UserError(reply["mistake"])
+        if "error" in reply:
+            where = at_row(self._first_row(arguments, wanted, rows, reply["kind"]), offered)
+            raise RewardFunctionError(
+                f"reward function {self.name!r} raised {reply['error']}{where}\n{reply['traceback']}"
+            )
+        return reply
+
+    def _first_row(self, arguments: Arguments, wanted: list[str], rows: range, kind: Any) -> int | None:
+        """The first row that fails in the same way alone; None where none does within twice the time limit."""
+        worker = self._idle.get()
+        try:
+            worker.start()  # the time that it takes is not the function's
+            deadline = math.inf if self.timeout is None else time.monotonic() + 2 * self.timeout
+            for j, row in enumerate(rows):
+                if time.monotonic() > deadline:
+                    return None
+                try:
+                    reply = worker.ask(self._line(rows_of(arguments, j, j + 1, len(rows)), wanted))
+                except (Hung, Died) as error:
+                    if type(error) is kind:
+                        return row
+                    continue
+                if reply.get("kind") == kind:
+                    return row
+            return None
+        finally:
+            self._idle.put(worker)
+
+    def _line(self, arguments: Arguments, wanted: list[str]) -> str:
+        try:
+            return json.dumps({"arguments": arguments, "logs": wanted}, default=_plain)
+        except TypeError as error:
+            raise UserError(
+                f"reward {self.name!r} runs in a worker process, which is sent JSON: {error}. "
+                "Leave the column out, or take timeout and processes away"
+            ) from None
+
+    def _ask(self, arguments: Arguments, wanted: list[str]) -> dict[str, Any]:
+        line = self._line(arguments, wanted)
+        worker = self._idle.get()
+        try:
+            return worker.ask(line)
+        finally:
+            self._idle.put(worker)
+
+    def _joined(self, replies: list[dict[str, Any]], logs: Logs) -> list[Any]:
+        into = logs.for_function(self.name)
+        for reply in replies:
+            for metric, value in reply["metrics"]:
+                into["log_metric"](metric, value)
+        for column in dict.fromkeys(name for reply in replies for name in reply["extra"]):
+            none = ([None] * len(reply["result"]) for reply in replies)
+            values = [reply["extra"].get(column, empty) for reply, empty in zip(replies, none, strict=True)]
+            into["log_extra"](column, [value for part in values for value in part])
+        if len(replies) == 1 or not all(isinstance(reply["result"], list) for reply in replies):
+            return replies[0]["result"] if replies else []
+        return [score for reply in replies for score in reply["result"]]
+
+
+class _Worker:
+    """One process that answers one call at a time."""
+
+    def __init__(self, spec: str | Mapping[str, Any], timeout: float | None) -> None:
+        self.spec, self.timeout = spec, timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._where: Any = None
+        self._end: Any = None
+
+    def ask(self, line: str) -> dict[str, Any]:
+        process = self.start()
+        limit = math.inf if self.timeout is None else self.timeout + GRACE_SECONDS
+        try:
+            _send(process, line)
+            reply: dict[str, Any] | None = read_reply(process, limit)
+        except BrokenPipeError:
+            reply = None
+        if reply is None:
+            raise self._failed(process)
+        return reply
+
+    def _failed(self, process: subprocess.Popen[bytes]) -> Exception:
+        # A process that still lives did not keep to the limit; one that ended may have left a last word.
+        ended = _ended(process)
+        self._where.seek(0)
+        stack = _stack(self._where.read().decode(errors="replace"))
+        self._end()
+        self._process = None
+        if self.timeout is not None and (stack or not ended):
+            return Hung(f"did not return within its time limit of {self.timeout:g} s{stack}")
+        code = process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return Died(f"lost its worker process, which {how}")
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process, started where none runs."""
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._where = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
+        process = self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("pool_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(self._where.fileno(),),
+            env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+        )
+        self._end = weakref.finalize(self, _kill, process, self._where)
+        setup = {"path": sys.path, "spec": self.spec, "timeout": self.timeout, "where": self._where.fileno()}
+        _send(process, json.dumps(setup))
+        greeting = read_reply(process, START_SECONDS)
+        if greeting == {"ready": True}:
+            return process
+        self._end()
+        self._process = None
+        if greeting is None:
+            raise RewardFunctionError(f"the worker process of reward {self.spec!r} ended before it was ready")
+        if "mistake" in greeting:
+            raise UserError(greeting["mistake"])
+        raise RewardFunctionError(
+            f"reward {self.spec!r} cannot be loaded in a worker process: {greeting['error']}\n{greeting['traceback']}"
+        )
+
+
+def _send(process: subprocess.Popen[bytes], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line.encode() + b"\n")
+    process.stdin.flush()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(0.5)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _kill(process: subprocess.Popen[bytes], where: Any) -> None:
+    process.kill()
+    # A write buffer that still holds a request for the dead process raises when it is closed.
+    process.stdin.detach().close()  # type: ignore[union-attr]
+    process.stdout.close()  # type: ignore[union-attr]
+    process.wait()
+    where.close()
+
+
+def _stack(dump: str) -> str:
+    """Where the function stood, innermost call first: the main thread's frames outside this package's worker."""
+    frames = dump.rpartition("(most recent call first):\n")[2].splitlines()
+    kept = [frame.strip() for frame in frames if frame.strip() and "pool_worker.py" not in frame]
+    return "".join(f"\n  {frame}" for frame in kept[:12])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TrainerState):
+        return asdict(replace(value, log_history=[]))
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is no JSON value")

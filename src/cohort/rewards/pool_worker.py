@@ -1,0 +1,104 @@
+"""The process in which a reward function runs for a pool: JSON calls in, JSON replies out.
+
+Run by path. The first line says where modules are found, which function it is, and its time limit.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import inspect
+import json
+import numbers
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+
+def main() -> None:
+    # The pipes are moved away from 0 and 1: what the function prints goes to stderr, never into a reply.
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+
+    def reply(value: Any) -> None:
+        replies.write(json.dumps(value, default=_plain).encode() + b"\n")
+        replies.flush()
+
+    setup = json.loads(requests.readline())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    sys.path[:] = setup["path"]
+    from cohort.rewards.resolve import resolve
+    from cohort.types import TrainerState, UserError
+
+    mistakes = (UserError,)
+    try:
+        _, function = resolve(setup["spec"])
+    except Exception as error:  # noqa: BLE001 - the other process raises it
+        reply(_told(error, mistakes))
+        return
+    reply({"ready": True})
+    for line in requests:
+        call = json.loads(line)
+        state = call["arguments"].get("trainer_state")
+        if state is not None:
+            call["arguments"]["trainer_state"] = TrainerState(**state)
+        if setup["timeout"] is not None:
+            # Its thread needs no interpreter: it fires inside a regular expression too.
+            faulthandler.dump_traceback_later(setup["timeout"], exit=True, file=setup["where"])
+        try:
+            answer = _called(function, call)
+        except Exception as error:  # noqa: BLE001 - the other process raises it
+            answer = _told(error, mistakes)
+        faulthandler.cancel_dump_traceback_later()
+        reply(answer)
+
+
+def _called(function: Callable[..., Any], call: dict[str, Any]) -> dict[str, Any]:
+    metrics: list[tuple[str, float]] = []
+    extra: dict[str, Any] = {}
+    logs = {
+        "log_extra": lambda column, values: extra.update({column: list(values)}),
+        "log_metric": lambda name, value: metrics.append((name, float(value))),
+    }
+    result = function(**call["arguments"], **{name: logs[name] for name in call["logs"]})
+    if inspect.isawaitable(result):
+        result = _loop().run_until_complete(result)
+    values = result.tolist() if hasattr(result, "tolist") else result
+    return {"result": list(values) if isinstance(values, tuple) else values, "metrics": metrics, "extra": extra}
+
+
+@lru_cache
+def _loop() -> Any:
+    """One loop for the process, as clients that are tied to a loop need."""
+    import asyncio
+
+    return asyncio.new_event_loop()
+
+
+def _told(error: Exception, mistakes: tuple[type[Exception], ...]) -> dict[str, Any]:
+    if isinstance(error, mistakes):
+        return {"mistake": str(error)}
+    kind = type(error).__name__
+    return {"error": f"{kind}: {error}", "kind": kind, "traceback": "".join(traceback.format_exception(error))}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of other libraries as JSON's; anything else as its text, which is then refused as a score."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return float(value) if isinstance(value, numbers.Real) else repr(value)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The process of the untrusted program: runs its code and answers questions about its values.
+
+It never sees a test or an expected value, so nothing that the code does to this process, this module included, can
+do more than give wrong values.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+import os
+import sys
+
+from .kernel import confine
+from .wire import READY, Channel, Gone, WireError, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Any
+
+NAME = "program"
+"""Of the code's module: what stands under `if __name__ == "__main__":` does not run."""
+
+BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "matmul")
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda function, arguments, keywords: function(*arguments, **keywords),
+    "getattr": getattr,
+    "setattr": setattr,
+    "getitem": operator.getitem,
+    "setitem": operator.setitem,
+    "delitem": operator.delitem,
+    "neg": operator.neg,
+    "len": len,
+    "iter": iter,
+    "next": next,
+    "str": str,
+    "repr": repr,
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "abs": abs,
+    **{name: getattr(operator, name) for name in BINARY},
+}
+"""What the tester may ask of an object here. No comparison: those are the tester's own business."""
+
+MUTABLE = (list, dict, set, bytearray)
+PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
+
+
+class Program:
+    """The untrusted code's namespace and the objects that the tester holds references to."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.module = type(sys)(NAME)
+        self.objects: list[Any] = []
+        self.numbers: dict[int, int] = {}
+
+    def serve(self) -> None:
+        """Answer until the tester is gone."""
+        while True:
+            self.channel.send(self.answer(self.channel.receive()))
+
+    def answer(self, message: bytes) -> bytes:
+        try:
+            operation, *arguments = decode(message, self.resolve)
+            if operation == "load":
+                return encode(("ok", self.load(*arguments), []), self.refer)
+            if operation == "get":
+                return encode(("ok", getattr(self.module, arguments[0]), []), self.refer)
+            if operation == "plain":
+                return encode(("ok", plain(arguments[0]), []), self.refer)
+            return self.perform(operation, arguments)
+        except BaseException as error:  # noqa: BLE001 - whatever untrusted code raises, SystemExit too, is an answer
+            return encode(("raised", type(error).__name__, _message(error)))
+
+    def perform(self, operation: str, arguments: list[Any]) -> bytes:
+        """The result, with what became of the arguments that were changed in place."""
+        handed = arguments[1] if operation == "call" else ()
+        before = [(i, value, encode(value, self.refer)) for i, value in enumerate(handed) if type(value) in MUTABLE]
+        result = OPERATIONS[operation](*arguments)
+        changed = [(i, value) for i, value, old in before if encode(value, self.refer) != old]
+        return encode(("ok", result, changed), self.refer)
+
+    def load(self, given: str, sources: list[str], entry_point: str) -> list[str]:
+        """Run the code; the names that it defines.
+
+        given: the row's own imports and classes. sources: readings of the completion, best first; the first that
+        compiles and defines the entry point runs.
+        """
+        sys.modules[NAME] = self.module
+        namespace = self.module.__dict__
+        exec(compile(given, "<setup>", "exec"), namespace)
+        exec(_code(sources, entry_point), namespace)
+        return [name for name in namespace if isinstance(name, str)]
+
+    def refer(self, value: Any) -> tuple[bytes, bytes]:
+        """A number for an object that is no plain data; the same object has the same number."""
+        if type(value) is Callback:
+            return b"C", b"%d" % value.number
+        number = self.numbers.get(id(value))
+        if number is None:
+            number = self.numbers[id(value)] = len(self.objects)
+            self.objects.append(value)
+        return b"O", b"%d" % number
+
+    def resolve(self, tag: bytes, text: str) -> Any:
+        if tag == b"O":
+            return self.objects[int(text)]
+        if tag == b"C":
+            return Callback(self, int(text))
+        if tag == b"U":
+            return getattr(builtins, text)
+        raise WireError(f"unknown tag {tag!r}")
+
+
+class Callback:
+    """A function of the tester's, such as a lambda that a test hands over."""
+
+    def __init__(self, program: Program, number: int) -> None:
+        self.program, self.number = program, number
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        channel = self.program.channel
+        channel.send(encode(("callback", self.number, arguments, keywords), self.program.refer))
+        while True:
+            message = channel.receive()
+            kind, *rest = decode(message, self.program.resolve)
+            if kind == "returned":
+                return rest[0]
+            if kind == "raised":
+                raise getattr(builtins, rest[0], RuntimeError)(rest[1])
+            channel.send(self.program.answer(message))
+
+
+def plain(value: Any) -> Any:
+    """The built-in value inside an instance of a subclass (a named tuple, an IntEnum), else the object."""
+    for kind in PLAIN:
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _code(sources: list[str], entry_point: str) -> CodeType:
+    """The first source that compiles and defines the entry point; else the first that compiles."""
+    compiled: list[CodeType] = []
+    failure: Exception = ValueError("there is no code")
+    for source in reversed(sources):
+        try:
+            compiled.insert(0, compile(source, "<program>", "exec"))
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            failure = error
+    for code in compiled:
+        if entry_point in code.co_names:
+            return code
+    if not compiled:
+        raise failure
+    return compiled[0]
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)[:500]
+    except BaseException:  # noqa: BLE001 - an exception of the program's own may do anything here
+        return ""
+
+
+def main(fd: int, confinement: dict[str, Any]) -> None:
+    """Serve over the socket `fd` under `confine`'s arguments."""
+    confine(**confinement)
+    # What went wrong until here the parent can read; it reads nothing of the untrusted code's.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    channel = Channel(fd)
+    channel.send(READY)
+    try:
+        Program(channel).serve()
+    except Gone:
+        os._exit(0)

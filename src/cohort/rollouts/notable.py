@@ -1,0 +1,56 @@
+"""Which completions of a batch are worth a look: the first, the most rewarded, the strangest."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from statistics import median
+
+from cohort.types import Group
+
+Place = tuple[int, int]
+"""(group, completion)."""
+
+
+def notable(groups: list[Group], count: int) -> list[tuple[Place, str]]:
+    """`count` completions with why they are kept, in the batch's order: a quarter "most rewarded", a quarter
+    "strangest" (one of each from three on), the others "sample", which are the first of the batch."""
+    places = [(g, i) for g, group in enumerate(groups) for i in range(len(group.completions))]
+    if not places or not count:
+        return []
+    share = max(1, count // 4) if count >= 3 else 0
+    kept: dict[Place, str] = {}
+    for why, value in (("most rewarded", _rewards(groups, places)), ("strangest", strangeness(groups, places))):
+        left = [n for n, place in enumerate(places) if place not in kept]
+        for n in sorted(left, key=lambda n: -value[n])[:share]:
+            kept[places[n]] = why
+    for place in places:
+        if len(kept) >= count:
+            break
+        kept.setdefault(place, "sample")
+    return [(place, kept[place]) for place in sorted(kept)]
+
+
+def _rewards(groups: list[Group], places: list[Place]) -> list[float]:
+    return [groups[g].rewards[i] for g, i in places]
+
+
+def strangeness(groups: list[Group], places: list[Place]) -> list[float]:
+    """How far each completion is from the batch's middle in what differs most: length, repetition, symbols.
+
+    The distance is |x - median| / (median absolute deviation + floor) of log length, of the compressed share of
+    its bytes, and of the share of characters that are neither letters, digits nor spaces.
+    """
+    features = [_features(groups[g].completions[i].text) for g, i in places]
+    distances = []
+    for column, floor in zip(zip(*features, strict=True), (0.1, 0.05, 0.02), strict=True):
+        middle = median(column)
+        spread = median(abs(value - middle) for value in column) + floor
+        distances.append([abs(value - middle) / spread for value in column])
+    return [max(row) for row in zip(*distances, strict=True)]
+
+
+def _features(text: str) -> tuple[float, float, float]:
+    data = text.encode(errors="replace")
+    symbols = sum(not (c.isalnum() or c.isspace()) for c in text)
+    return math.log1p(len(text)), len(zlib.compress(data, 1)) / (len(data) + 20), symbols / max(1, len(text))

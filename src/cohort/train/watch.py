@@ -1,0 +1,95 @@
+"""Warnings about rewards while a run goes on: each component and each complaint once."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from dataclasses import dataclass
+
+from cohort.types import Group
+
+log = logging.getLogger("cohort")
+
+PATIENCE = 20
+"""Batches in a row before a component is named."""
+SATURATED = 0.95
+"""Share of completions at the highest score seen."""
+DOMINANT = 0.9
+"""Share of the spread within groups, which is all that groups learn from."""
+
+
+@dataclass
+class _Seen:
+    highest: float = float("-inf")
+    silent: int = 0
+    saturated: int = 0
+    dominant: int = 0
+
+
+class RewardWatch:
+    """Looks at every batch's component scores. It changes nothing, and starts anew when a run is resumed."""
+
+    def __init__(self, names: list[str], weights: list[float], patience: int = PATIENCE):
+        self.weights = dict(zip(names, weights, strict=True))
+        self.patience = patience
+        self._seen = {name: _Seen() for name in names}
+        self._told: set[tuple[str, str]] = set()
+
+    def see(self, groups: list[Group]) -> list[str]:
+        """The warnings that this batch brings up; they are logged too."""
+        shares = spread_shares(groups, self.weights)
+        found = [told for name in self.weights for told in self._of(name, groups, shares)]
+        for message in found:
+            log.warning("%s", message)
+        return found
+
+    def _of(self, name: str, groups: list[Group], shares: dict[str, float]) -> list[str]:
+        scores = [score for group in groups for score in group.components[name] if score is not None]
+        if not scores:
+            return []
+        seen, n = self._seen[name], self.patience
+        seen.highest = max(seen.highest, *scores)
+        at_top = sum(score == seen.highest for score in scores) / len(scores)
+        share = shares.get(name, 0.0)
+        others = any(value > 0 for other, value in shares.items() if other != name)
+        seen.silent = seen.silent + 1 if not any(scores) else 0
+        seen.saturated = seen.saturated + 1 if seen.highest > 0 and at_top >= SATURATED else 0
+        seen.dominant = seen.dominant + 1 if others and share >= DOMINANT else 0
+        return [
+            *self._once(name, "silent", seen.silent, f"has been 0 for every completion of {n} batches: it never fires"),
+            *self._once(
+                name,
+                "saturated",
+                seen.saturated,
+                f"has been at its highest, {seen.highest:g}, for at least {SATURATED:.0%} of the completions of {n} "
+                "batches: it is saturated and teaches no more",
+            ),
+            *self._once(
+                name,
+                "dominant",
+                seen.dominant,
+                f"has made at least {DOMINANT:.0%} of the spread of rewards within groups for {n} batches (now "
+                f"{share:.0%}): it dominates the sum, the other rewards hardly count; see their weights",
+            ),
+        ]
+
+    def _once(self, name: str, complaint: str, count: int, message: str) -> list[str]:
+        if count < self.patience or (name, complaint) in self._told:
+            return []
+        self._told.add((name, complaint))
+        return [f"reward {name} {message}"]
+
+
+def spread_shares(groups: list[Group], weights: dict[str, float]) -> dict[str, float]:
+    """Each component's share of the variance within groups, weighted: w_c^2 var(c) over the sum of all. Empty where
+    nothing varies."""
+    variances = {
+        name: sum(weight**2 * _variance(group.components[name]) for group in groups) for name, weight in weights.items()
+    }
+    total = sum(variances.values())
+    return {name: value / total for name, value in variances.items()} if total > 0 else {}
+
+
+def _variance(scores: list[float | None]) -> float:
+    applied = [score for score in scores if score is not None]
+    return statistics.pvariance(applied) if len(applied) > 1 else 0.0

@@ -1,0 +1,129 @@
+"""Programs that attack the sandbox or the verdict.
+
+Each defines `attack(host)` and tries to make `attack(host) == host's secret` pass, or the test given with it. `host`
+has the keys pid (of the process that judges), port (of a server that tells the secret), socket (a Unix socket's path
+that does), file (a file that holds it), folder (a folder that may not change), address (of the secret in that process), name (for what a program would leave
+behind).
+"""
+
+from __future__ import annotations
+
+# fmt: off
+# ruff: noqa: E501
+
+SECRET = "q7-velvet-9061"
+TEST = "assert attack(host) == 'q7-velvet-9061'"
+
+# Time, memory, output, processes.
+BOMBS = {
+    "endless loop": "while True: pass",
+    "endless loop in a call": "def attack(host):\n    while True: pass",
+    "sleeps": "import time\ndef attack(host): time.sleep(1000)",
+    "catches everything for ever": "def attack(host):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+    "ignores signals": "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
+    "lifts its own limits": "import resource\ndef attack(host):\n    m = resource.RLIM_INFINITY\n    resource.setrlimit(resource.RLIMIT_CPU, (m, m))\n    resource.setrlimit(resource.RLIMIT_AS, (m, m))\n    while True: pass",
+    "fork bomb": "import os\ndef attack(host):\n    while True:\n        os.fork()",
+    "fork bomb while loading": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+    "child in a new session": "import os, time\ndef attack(host):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)\n    return 'q7-velvet-9061'",
+    "starts a shell": "import subprocess\ndef attack(host):\n    return subprocess.run(['sh', '-c', 'cat ' + host['file']], capture_output=True, text=True).stdout",
+    "replaces itself": "import os\ndef attack(host): os.execv('/bin/sleep', ['sleep', '1000'])",
+    "memory bomb": "def attack(host):\n    blocks = []\n    while True: blocks.append(bytearray(1 << 26))",
+    "memory bomb of small things": "def attack(host):\n    x = []\n    while True: x.append([x, object()])",
+    "anonymous files": "import os\ndef attack(host):\n    f = os.memfd_create('x')\n    while True: os.write(f, bytes(1 << 24))",
+    "shared memory": "import ctypes\ndef attack(host):\n    libc = ctypes.CDLL(None)\n    n = libc.shmget(0x5EC2E7, 1 << 20, 0o1666)\n    return 'q7-velvet-9061' if n >= 0 else ''",
+    "threads that never end": "import threading\ndef loop():\n    while True: pass\nfor _ in range(20): threading.Thread(target=loop).start()",
+    "thread bomb": "import threading, time\nthreading.stack_size(32768)\ndef attack(host):\n    while True: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+    "gigabytes of output": "def attack(host):\n    while True: print('x' * (1 << 20))",
+    "gigabytes of errors": "import os\ndef attack(host):\n    while True: os.write(2, bytes(1 << 20))",
+    "gigabytes of files": "def attack(host):\n    i = 0\n    while True:\n        open(f'/tmp/{host[\"name\"]}-{i}', 'wb').write(bytes(1 << 24))\n        i += 1",
+    "gigabytes as a value": "def attack(host): return 'x' * (200 << 20)",
+    "gigabytes in one message": "import os\ndef attack(host):\n    for fd in range(3, 64):\n        try: os.write(fd, b'\\xff\\xff\\xff\\xff' + bytes(1 << 20))\n        except OSError: pass",
+    "huge integer": "def attack(host): return 10 ** 10 ** 9",
+    "huge integer as a value": "def attack(host): return 1 << 60_000_000",
+    "huge integer to text": "def attack(host): return str(7 ** 10_000_000)",
+    "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef attack(host): return attack(host)",
+    "deep value": "def attack(host):\n    x = []\n    for _ in range(100_000): x = [x]\n    return x",
+    "value inside itself": "def attack(host):\n    x = []\n    x.append(x)\n    return x",
+    "endless generator": ("def attack(host):\n    while True: yield 1", "assert sum(attack(host)) == 5"),
+    "deep source": "x = " + "(" * 5000 + ")" * 5000,
+    "deep operators": "x = " + "-" * 200_000 + "1",
+    "crash": "import ctypes\ndef attack(host): ctypes.string_at(0)",
+    "slow regular expression": "import re\ndef attack(host): return re.match('(a+)+$', 'a' * 50 + 'b')",
+}
+
+# The host: its files, network and processes.
+ESCAPES = {
+    "reads a file": "def attack(host): return open(host['file']).read()",
+    "reads through a symbolic link": "import os\ndef attack(host):\n    os.symlink(host['file'], '/tmp/link')\n    return open('/tmp/link').read()",
+    "reads through a hard link": "import os\ndef attack(host):\n    os.link(host['file'], '/tmp/link')\n    return open('/tmp/link').read()",
+    "reads through a raw call": "import ctypes\ndef attack(host):\n    libc = ctypes.CDLL(None)\n    fd = libc.open(host['file'].encode(), 0)\n    b = ctypes.create_string_buffer(100)\n    return b.raw[:libc.read(fd, b, 100)].decode()",
+    "reads the system's accounts": ("def attack(host): return open('/etc/passwd').read()", "assert 'root:' in attack(host)"),
+    "lists a folder": ("import os\ndef attack(host): return os.listdir(host['folder'])", "assert 'secret.txt' in attack(host)"),
+    "leaves through the root": "import os\ndef attack(host):\n    os.chroot('/proc/1/root')\n    return open(host['file']).read()",
+    "writes a file": "def attack(host):\n    open(host['folder'] + '/written', 'w').write('x')\n    return 'q7-velvet-9061'",
+    "overwrites a file": "def attack(host):\n    open(host['file'], 'w').write('x')\n    return 'q7-velvet-9061'",
+    "truncates a file": "import os\ndef attack(host):\n    os.truncate(host['file'], 0)\n    return 'q7-velvet-9061'",
+    "removes a file": "import os\ndef attack(host):\n    os.remove(host['file'])\n    return 'q7-velvet-9061'",
+    "renames a file": "import os\ndef attack(host):\n    os.rename(host['file'], host['file'] + '2')\n    return 'q7-velvet-9061'",
+    "opens a file's permissions": "import os\ndef attack(host):\n    os.chmod(host['file'], 0o777)\n    return 'q7-velvet-9061'",
+    "changes a file's times": "import os\ndef attack(host):\n    os.utime(host['file'], (1, 1))\n    return 'q7-velvet-9061'",
+    "leaves files": "import os\ndef attack(host):\n    for d in ('/tmp', '/dev/shm', '/var/tmp', '.'):\n        try: open(f'{d}/{host[\"name\"]}', 'w').write('x')\n        except OSError: pass\n    return ''",
+    "connects": "import socket\ndef attack(host): return socket.create_connection(('127.0.0.1', host['port']), 2).recv(99).decode()",
+    "connects to a Unix socket": "import socket\ndef attack(host):\n    s = socket.socket(socket.AF_UNIX)\n    s.connect(host['socket'])\n    return s.recv(99).decode()",
+    "listens": "import socket\ndef attack(host):\n    s = socket.socket()\n    s.bind(('0.0.0.0', 0))\n    s.listen()\n    import os\n    return 'q7-velvet-9061' if os.path.exists(host['file']) else ''",
+    "reads the judge's environment": ("def attack(host): return open(f'/proc/{host[\"pid\"]}/environ').read()", "assert attack(host)"),
+    "reads the judge's memory": ("def attack(host): return open(f'/proc/{host[\"pid\"]}/mem', 'rb').fileno() > 0", "assert attack(host)"),
+    "finds the tests in /proc": ("import os\ndef attack(host):\n    return [open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()]", "assert len(attack(host)) > 2"),
+    "traces the judge": ("import ctypes\ndef attack(host): return ctypes.CDLL(None).ptrace(16, host['pid'], 0, 0)", "assert attack(host) == 0"),
+    "reads the judge's memory by a call": "import ctypes\nclass V(ctypes.Structure): _fields_ = [('base', ctypes.c_void_p), ('size', ctypes.c_size_t)]\ndef attack(host):\n    b = ctypes.create_string_buffer(14)\n    n = ctypes.CDLL(None).process_vm_readv(host['pid'], ctypes.byref(V(ctypes.addressof(b), 14)), 1, ctypes.byref(V(host['address'], 14)), 1, 0)\n    return b.raw.decode()",
+    "kills the judge": "import os\ndef attack(host):\n    os.kill(host['pid'], 9)\n    return 'q7-velvet-9061' if host['pid'] > 1 else ''",
+    "kills everything": "import os\ndef attack(host):\n    os.kill(-1, 9)\n    return 'q7-velvet-9061'",
+    "kills its group": "import os\ndef attack(host):\n    os.killpg(0, 9)\n    return 'q7-velvet-9061'",
+    "signals through a file's owner": "import fcntl, os\ndef attack(host):\n    r, w = os.pipe()\n    fcntl.fcntl(r, fcntl.F_SETOWN, host['pid'])\n    fcntl.fcntl(r, 10, 9)\n    fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\n    os.write(w, b'x')\n    return ''",
+    "limits the judge": "import resource\ndef attack(host):\n    resource.prlimit(host['pid'], resource.RLIMIT_CPU, (1, 1))\n    return 'q7-velvet-9061'",
+    "outlives its parent": "import ctypes\ndef attack(host): return 'q7-velvet-9061' if ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == -5 else ''",
+    "mounts": "import ctypes\ndef attack(host): return 'q7-velvet-9061' if ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0 else ''",
+    "makes namespaces": "import ctypes\ndef attack(host): return 'q7-velvet-9061' if ctypes.CDLL(None).unshare(0x10000000) == 0 else ''",
+}
+
+# The verdict.
+FORGERIES = {
+    "exits early": "import os\nos._exit(0)",
+    "exits early in a call": "import os\ndef attack(host): os._exit(0)",
+    "sys.exit": "import sys\ndef attack(host): sys.exit(0)",
+    "prints success": "def attack(host):\n    print('passed 1/1 all tests passed OK')\n    print((1, 1, ''))",
+    "is equal to everything": "class Any:\n    def __eq__(self, other): return True\n    __ne__ = lambda self, other: False\n    __hash__ = None\ndef attack(host): return Any()",
+    "text that is equal to everything": "class Any(str):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    def __hash__(self): return 0\ndef attack(host): return Any('x')",
+    "claims to be a text": "class Any:\n    __class__ = property(lambda self: str)\n    def __eq__(self, other): return True\ndef attack(host): return Any()",
+    "contains everything": ("class Any:\n    def __contains__(self, item): return True\n    def __iter__(self): return iter(())\ndef attack(host): return Any()", "assert 'q7' in attack(host)"),
+    "is larger and smaller than everything": ("class Any:\n    __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True\ndef attack(host): return Any()", "assert 3.1 < attack(host) < 3.2"),
+    "rewrites builtins": "import builtins\nbuiltins.AssertionError = type('E', (Exception,), {})\nbuiltins.exec = builtins.compile = builtins.eval = lambda *a, **k: None\nbuiltins.isinstance = lambda *a: True\nbuiltins.str = type('S', (), {})\ndef attack(host): return ''",
+    "shadows len": ("def len(x): return 8421\ndef attack(host): return [1]", "assert len(attack(host)) == 8421"),
+    "shadows all and abs": ("def all(x): return True\nabs = lambda x: 0\ndef attack(host): return 1", "assert all([abs(attack(host) - 17.5) < 1e-6])"),
+    "rewrites a module": ("import math, sys\nmath.isclose = lambda *a, **k: True\nsys.modules['math'] = math\ndef attack(host): return 1", "import math\nassert math.isclose(attack(host), 17.5)"),
+    "ends loops with StopIteration": ("def attack(host): raise StopIteration", "assert all(map(lambda x: attack(host) == x, ['q7']))"),
+    "raises what tests raise": "def attack(host): raise AssertionError('passed')",
+    "exception that lies": "class E(BaseException):\n    def __str__(self): raise SystemExit(0)\ndef attack(host): raise E",
+    "walks the frames": "import sys\ndef attack(host):\n    f = sys._getframe()\n    while f:\n        for v in list(f.f_locals.values()) + list(f.f_globals.values()):\n            if 'velvet' in repr(v) and 'attack' in repr(v): return repr(v)[repr(v).index('q7-' + 'velvet'):][:14]\n        f = f.f_back",
+    "searches the heap": "import gc\ndef attack(host):\n    for o in gc.get_objects():\n        if type(o) in (list, tuple, dict):\n            for v in (o.values() if type(o) is dict else o):\n                if type(v) is str and 'attack(host) ' + '==' in v: return v[-15:-1]",
+    "rewrites the wire": "import sys\nw = sys.modules['sandbox.program']\nw.encode = lambda *a: b't3:s2:oks14:q7-velvet-906xl0:'\nfor m in list(sys.modules.values()):\n    if hasattr(m, 'READY'): m.Channel.receive = lambda self: b'x'\ndef attack(host): return ''",
+    "writes a verdict to every file": "import os\nfor fd in range(64):\n    try: os.write(fd, b't3:i1:1i1:1s0:')\n    except OSError: pass\ndef attack(host): return ''",
+    "answers before it is asked": "import os\nm = b't3:s2:okb1:1l0:'\nfor fd in range(3, 64):\n    try: os.write(fd, (len(m).to_bytes(4, 'big') + m) * 50)\n    except OSError: pass\ndef attack(host): return ''",
+    "calls back what it was not given": "import sys\nP = sys.modules['sandbox.program']\ndef attack(host):\n    import gc\n    p = [o for o in gc.get_objects() if type(o) is P.Program][0]\n    return P.Callback(p, 0)('x')",
+    "at exit": "import atexit, os\natexit.register(lambda: os.write(1, b't3:i1:1i1:1s0:'))\ndef attack(host): return ''",
+    "no attack at all": "x = 1",
+    "asserts that are off": "import sys\nsys.flags = type('F', (), {'optimize': 2})\n__debug__x = False\ndef attack(host): return None",
+    "replaces the prompt's helper": ("def attack(host): return 3", "helper"),
+    "empty": "",
+    "not Python": "I think the answer is 4.",
+}
+
+IN_NAMESPACES = ("child in a new session", "shared memory", "kills its group", "makes namespaces")
+"""What bubblewrap alone lets a program do to its own namespaces, which end with it."""
+
+NEED_SECCOMP_AS_ROOT = ("fork bomb", "fork bomb while loading", "thread bomb")
+"""What only a limit on processes stops under bubblewrap alone; that limit does not bind root."""
+
+HARMLESS = ("reads a file", "reads the system's accounts", "lists a folder", "connects", "connects to a Unix socket",
+            "finds the tests in /proc", "listens")
+"""What succeeds without a sandbox and changes nothing."""
