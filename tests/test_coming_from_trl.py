@@ -164,6 +164,7 @@ def settings(folder: Path, **changes: Any) -> GRPOConfig:
         "bf16": False,
         "use_cpu": True,
         "report_to": "none",
+        "reward_clip": None,
     }
     return GRPOConfig(**{**values, **changes})
 
