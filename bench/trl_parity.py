@@ -47,6 +47,11 @@ class Settings:
     steps_per_generation: int = 1
     """Above 1, the step compared is the first one of the sampled batch."""
     off_policy: bool = False
+    importance_sampling_level: str = "token"
+    delta: float | None = None
+    top_entropy_quantile: float = 1.0
+    entropy_coef: float = 0.0
+    multi_objective_aggregation: str = "sum_then_normalize"
 
     @property
     def prompts(self) -> int:
@@ -57,7 +62,14 @@ class Settings:
         values = {key: value for key, value in vars(self).items() if key != "off_policy"}
         generations = len(LENGTHS[0])
         size = self.prompts * generations
-        return {**SAME, **values, "per_device_train_batch_size": size, "num_generations": generations}
+        # ratios of whole completions lie nearer to 1
+        clip = {"epsilon": 0.05, "epsilon_high": 0.06} if self.importance_sampling_level == "sequence" else {}
+        return {**SAME, **clip, **values, "per_device_train_batch_size": size, "num_generations": generations}
+
+    def trls(self) -> dict[str, Any]:
+        """CISPO's epsilon_high is the cap itself in TRL, and lies above 1 by that much here."""
+        cap = {"epsilon_high": 1 + SAME["epsilon_high"]} if self.loss_type == "cispo" else {}
+        return {**self.shared(), **cap}
 
     def __str__(self) -> str:
         parts = [f"{self.loss_type:7}", "off-policy" if self.off_policy else "on-policy "]
@@ -68,6 +80,16 @@ class Settings:
             parts.append("masked")
         if self.steps_per_generation > 1:
             parts.append(f"1 of {self.steps_per_generation} steps")
+        if self.importance_sampling_level == "sequence":
+            parts.append("gspo")
+        if self.delta is not None:
+            parts.append(f"delta {self.delta:g}")
+        if self.top_entropy_quantile < 1:
+            parts.append(f"top {self.top_entropy_quantile:g}")
+        if self.entropy_coef:
+            parts.append(f"entropy {self.entropy_coef:g}")
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            parts.append("gdpo")
         return " ".join(parts)
 
 
@@ -103,6 +125,14 @@ def grid() -> list[Settings]:
     found += [Settings("grpo", 0.04, scale_rewards=scale, off_policy=True) for scale in ("batch", "none")]
     found += [Settings(name, 0.04, mask_truncated_completions=True, off_policy=True) for name in loss_types]
     found += [Settings(name, 0.04, steps_per_generation=3, off_policy=True) for name in loss_types]
+    sequence = {"off_policy": True, "importance_sampling_level": "sequence"}
+    found += [Settings("grpo", beta, weighted, **sequence) for beta, weighted in kl]
+    found += [Settings("grpo", delta=1.1, **sequence), Settings("dapo", 0.04, delta=1.6, off_policy=True)]
+    found += [Settings("cispo", beta, off_policy=off) for beta in (0.0, 0.04) for off in (False, True)]
+    found += [Settings(name, 0.04, off_policy=True, top_entropy_quantile=0.3) for name in ("grpo", "bnpo", "cispo")]
+    found += [Settings(name, off_policy=True, entropy_coef=0.1) for name in ("grpo", "dr_grpo")]
+    found.append(Settings("grpo", off_policy=True, entropy_coef=0.1, top_entropy_quantile=0.3))
+    found.append(Settings("grpo", off_policy=True, multi_objective_aggregation="normalize_then_sum"))
     return found
 
 
@@ -160,6 +190,11 @@ def trls(batch: Batch, settings: Settings) -> Result:
     def reward(completions: list[str], **columns: Any) -> list[float]:
         return batch.rewards_PG.flatten().tolist()
 
+    def length(completions: list[str], **columns: Any) -> list[float]:
+        return [float(len(ids)) for group in batch.completions for ids in group]
+
+    rewards = [reward, length] if settings.multi_objective_aggregation == "normalize_then_sum" else reward
+
     def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
         pairs = [(p, ids) for p, group in zip(batch.prompts, batch.completions, strict=True) for ids in group]
         return {
@@ -175,11 +210,11 @@ def trls(batch: Batch, settings: Settings) -> Result:
         report_to="none",
         gradient_checkpointing=False,
         gradient_accumulation_steps=1,
-        **settings.shared(),
+        **settings.trls(),
     )
     examples = [{"prompt": str(p)} for p, group in enumerate(batch.completions) for _ in group]
     trainer = GRPOTrainer(
-        batch.model_path, reward, args=args, train_dataset=Dataset.from_list(examples), rollout_func=rollout
+        batch.model_path, rewards, args=args, train_dataset=Dataset.from_list(examples), rollout_func=rollout
     )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -201,6 +236,8 @@ def trls(batch: Batch, settings: Settings) -> Result:
 
 def ours(batch: Batch, settings: Settings) -> Result:
     """The step's own gradient, in micro-batches of at most 64 tokens."""
+    import torch
+
     from cohort.config import GRPOConfig
     from cohort.methods import METHODS
     from cohort.policy.load import make_policy
@@ -211,7 +248,6 @@ def ours(batch: Batch, settings: Settings) -> Result:
     policy = make_policy(batch.model_path, None, config)
     policy.model.train()
     method = METHODS["grpo"]
-    advantages_PG = method.credit(batch.rewards_PG, config)
     groups = []
     for p, (prompt, sampled) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
         completions = [
@@ -223,17 +259,22 @@ def ours(batch: Batch, settings: Settings) -> Result:
                 prompt,
                 completions,
                 Row(""),
-                advantages=[a.expand(len(ids)) for a, ids in zip(advantages_PG[p], sampled, strict=True)],
+                rewards=batch.rewards_PG[p].tolist(),
+                components={"reward": batch.rewards_PG[p].tolist(), "length": [float(len(ids)) for ids in sampled]},
                 old_logprobs=batch.old[p] if settings.off_policy else None,
                 reference_logprobs=batch.reference[p] if settings.beta else None,
             )
         )
+    for group, advantages in zip(groups, method.credit(groups, config), strict=True):
+        group.advantages = advantages
     updater = Updater(policy, method, config)
     generation_tokens = float(active_lengths(groups, config).sum()) / settings.steps_per_generation
     metrics = updater.gradient(groups[: settings.prompts], generation_tokens)
     if settings.off_policy and settings.prompts > 1:
-        assert metrics["clip_ratio/low_mean"] > 0 and metrics["clip_ratio/high_mean"] > 0
-    return Result(metrics["loss"], gradients(policy.model), advantages_PG.flatten())
+        one_sided = settings.loss_type == "cispo"
+        assert metrics["clip_ratio/high_mean"] > 0 and (one_sided or metrics["clip_ratio/low_mean"] > 0)
+    flat = torch.stack([advantages[0] for group in groups for advantages in group.advantages])
+    return Result(metrics["loss"], gradients(policy.model), flat)
 
 
 def gradients(model: Any) -> dict[str, Tensor]:

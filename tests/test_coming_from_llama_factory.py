@@ -91,10 +91,17 @@ def test_reward_models_quantisation_and_revisions_join_other_keys() -> None:
         translate({**values, "quantization_bit": 8}, "f")
 
 
-@pytest.mark.parametrize("stage", ["dpo", "ppo", "rm"])
-def test_other_stages_become_methods(stage: str) -> None:
-    found = translate({"stage": stage, "model_name_or_path": "m", "pref_beta": 0.2}, "f")
-    assert (found["method"], found["beta"]) == ({"rm": "reward_model"}.get(stage, stage), 0.2)
+def test_keys_of_the_stages_dpo_and_ppo(caplog: pytest.LogCaptureFixture) -> None:
+    shared = {"model_name_or_path": "m", "pref_beta": 0.2, "cutoff_len": 32}
+    dpo = translate({**shared, "stage": "dpo", "pref_loss": "sigmoid", "dpo_label_smoothing": 0.1}, "f")
+    assert (dpo["method"], dpo["beta"], dpo["max_length"], dpo["label_smoothing"]) == ("dpo", 0.2, 32, 0.1)
+    sampled = translate({**shared, "stage": "dpo", "dpo_pairs": "random"}, "f")
+    assert sampled["max_prompt_length"] == 32 and "max_length" not in sampled
+    assert caplog.messages == []
+    ppo = translate({**shared, "stage": "ppo", "ppo_epochs": 2, "ppo_buffer_size": 3, "reward_model": "rm"}, "f")
+    assert (ppo["num_ppo_epochs"], ppo["num_mini_batches"], ppo["reward_funcs"]) == (2, 3, ["rm"])
+    assert "beta" not in ppo and ppo["max_prompt_length"] == 32
+    assert caplog.messages == ["pref_beta: 0.2 has no effect here: it is for the stages grpo and dpo"]
 
 
 def test_our_own_files_stay_as_they_are() -> None:
@@ -106,12 +113,13 @@ REFUSED = [
     ({"stage": "pt"}, "stage pt: further pre-training on raw text is not done here"),
     ({"stage": "kto"}, "stage kto: it has no counterpart here: make pairs"),
     ({"stage": "grpoo"}, "unknown stage 'grpoo': did you mean 'grpo'?"),
-    ({"stage": "zz"}, "unknown stage 'zz': it is one of sft, grpo, dpo, ppo, rm"),
+    ({"stage": "zz"}, "unknown stage 'zz': it is one of sft, grpo, dpo, ppo"),
+    ({"stage": "rm"}, "stage rm: reward models are not trained here: train one with TRL or LLaMA-Factory"),
     ({"pref_loss": "orpo"}, "`pref_loss` is 'orpo', and is not supported: dpo's own loss"),
     ({"adapter_name_or_path": "x"}, "merge the adapter into its model first"),
     ({"template": "qwenn"}, "unknown template 'qwenn': did you mean 'qwen'?"),
     ({"dataset": "sumz"}, "is no key of data/dataset_info.json and no file: did you mean 'sums'?"),
-    ({"dataset": "other"}, "dataset 'other' is no key of data/dataset_info.json and no file; it has sums"),
+    ({"dataset": "other"}, "dataset 'other' is no key of data/dataset_info.json and no file; it has sums, ranked"),
     ({"dataset_dir": "nowhere"}, "is no file, and there is no nowhere/dataset_info.json: set dataset_dir"),
     ({"num_generation": 4}, "unknown key `num_generation`: did you mean `num_generations`?"),
     ({"lora_target": "q_projj"}, "linear layers of this model: down_proj, gate_proj"),
@@ -129,10 +137,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "m")
     small_model().save_pretrained(folder / "m")
     (folder / "data").mkdir()
-    info = {"sums": {"file_name": "sums.json"}}
+    info = {"sums": {"file_name": "sums.json"}, "ranked": {"file_name": "ranked.json", "ranking": True}}
     (folder / "data" / "dataset_info.json").write_text(json.dumps(info))
     rows = [{"instruction": f"{a}+1=", "input": "", "output": str(a + 1)} for a in range(8)]
     (folder / "data" / "sums.json").write_text(json.dumps(rows))
+    ranked = [{"instruction": f"{a}+1=", "chosen": str(a + 1), "rejected": "9" * 12} for a in range(8)]
+    (folder / "data" / "ranked.json").write_text(json.dumps(ranked))
     return folder
 
 
@@ -179,6 +189,27 @@ def test_grpo_and_sft_run_to_their_end(folder: Path, monkeypatch: pytest.MonkeyP
     assert (saved["method"], saved["template"], saved["max_length"]) == ("sft", "chatml", 64)
     run, _ = read_run(folder / "sft" / "config.yaml")  # what a run leaves is a configuration of ours
     assert run.dataset_dir == "data"
+
+
+def test_dpo_and_ppo_run_to_their_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ("reward_funcs", "num_generations", "max_completion_length")
+    dpo = {key: value for key, value in BASE.items() if key not in own}
+    dpo |= {"stage": "dpo", "dataset": "ranked", "pref_beta": 0.2, "cutoff_len": 20, "output_dir": "dpo"}
+    done = run_yaml(folder, monkeypatch, dpo)
+    assert done.exit_code == 0, done.output
+    assert "8 of 8 pairs are longer than 20 tokens (max_length) and are cut" in " ".join(done.output.split())
+    saved = yaml.safe_load((folder / "dpo" / "config.yaml").read_text())
+    assert (saved["beta"], saved["max_length"], saved["truncation"]) == (0.2, 20, "cut")
+    ppo = {**BASE, "stage": "ppo", "num_generations": 1, "ppo_epochs": 2, "ppo_buffer_size": 1, "output_dir": "ppo"}
+    done = run_yaml(folder, monkeypatch, ppo)
+    assert done.exit_code == 0, done.output
+    for name, key in (("dpo", "rewards/margins"), ("ppo", "critic/loss")):
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+        assert all(key in row for row in rows), sorted(rows[0])
+    # A step's loss is log 2 where the policy is the reference.
+    first = json.loads((folder / "dpo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
 def info(folder: Path, entry: dict[str, Any], records: list[Any]) -> Any:

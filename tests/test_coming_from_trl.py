@@ -127,6 +127,11 @@ FORMS = [
     ({"evaluation_strategy": "steps", "no_cuda": True}, {"eval_strategy": "steps", "use_cpu": True}),
     ({"report_to": ["tensorboard", "none"]}, {"report_to": ["tensorboard"]}),
     ({"report_to": "none"}, {"report_to": []}),
+    ({"delta": 1.5, "importance_sampling_level": "sequence"}, {"delta": 1.5, "importance_sampling_level": "sequence"}),
+    (
+        {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_cap": 3.0},
+        {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_clip_max": 3.0},
+    ),
     (
         {"generation_kwargs": {"do_sample": True, "top_k": 5, "stop": "#", "max_new_tokens": 9}, "top_k": 3},
         {"top_k": 5, "stop": ["#"], "max_completion_length": 9},
@@ -235,6 +240,39 @@ def test_other_arguments_are_refused_with_what_takes_their_place(tmp_path: Path)
         make(quantization_config={"load_in_4bit": True})
     with pytest.raises(UserError, match=r"args is a transformers.*TrainingArguments: import GRPOConfig from cohort"):
         GRPOTrainer(small_model(), lengths, TrainingArguments(str(tmp_path)), ROWS)
+
+
+def classifier(folder: Path) -> Any:
+    """A random sequence classifier with one label, and its tokenizer."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer()
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **shape)
+    model = LlamaForSequenceClassification(config)
+    model.save_pretrained(folder)
+    return model, tokenizer
+
+
+def test_reward_models_with_their_tokenizers(tmp_path: Path) -> None:
+    """A model object and a directory without a tokenizer, each with one of reward_processing_classes: one score."""
+    model, tokenizer = classifier(tmp_path / "scores")
+    trainer = GRPOTrainer(
+        small_model(),
+        reward_funcs=[model, str(tmp_path / "scores"), lengths],
+        args=settings(tmp_path / "out", reward_preflight=False),
+        train_dataset=ROWS,
+        processing_class=build_tokenizer(),
+        reward_processing_classes=[tokenizer, tokenizer, tokenizer],
+    )
+    assert changed(trainer)
+    assert trainer.rewards is not None and trainer.rewards.names[1:] == ["scores", "lengths"]
+    for row in trainer.state.log_history:
+        of_object, of_name = (row[f"rewards/{name}/mean"] for name in trainer.rewards.names[:2])
+        assert of_object == pytest.approx(of_name, abs=1e-6) and of_object != 0
+    with pytest.raises(UserError, match="1 reward_processing_classes for 2 reward_funcs: give one for each"):
+        GRPOTrainer(small_model(), [model, lengths], train_dataset=ROWS, reward_processing_classes=[tokenizer])
 
 
 def test_a_batch_smaller_than_a_group_runs_with_whole_groups(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cohort.config import read_run
 from cohort.data.chains import build_tokenizer
+from cohort.train.run import train_from_config
 from conftest import small_model
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +21,38 @@ GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 def cohort(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cohort.cli", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+METHOD_EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if path.name != "gsm8k.yaml")
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not beside the project")
+@pytest.mark.parametrize("name", METHOD_EXAMPLES)
+def test_the_example_of_each_method_runs(name: str, model: str, tmp_path: Path) -> None:
+    """On a random model: rewards are of a kind that it can earn, everything else is the example's own."""
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def length(completions, **_):\n    return [len(c[0]['content']) % 3 for c in completions]\n")
+    of_steps = [f"{ROOT}/{name}" for name in (["examples/steps.py:equations"] if name == "grpo_process.yaml" else [])]
+    run, config = read_run(
+        ROOT / "examples" / name,
+        [
+            f"model={model}",
+            f"dataset={GSM8K / 'train.jsonl'}",
+            f"eval_dataset={GSM8K / 'test.jsonl'}",
+            "max_samples=8",
+            "eval_samples=2",
+            "max_steps=2",
+            "per_device_train_batch_size=4",
+            f"output_dir={tmp_path / 'out'}",
+        ],
+    )
+    if run.reward_funcs:
+        run.reward_funcs = [f"{rewards}:length", *of_steps]
+        config.max_completion_length = 8
+    train_from_config(run, config)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+    assert any(any(key.startswith("eval/") for key in row) for row in rows)
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not beside the project")

@@ -49,7 +49,10 @@ def textbook(data: Batch, loss_type: str, estimator: str | None, weighted: bool)
     pi = probabilities.gather(-1, data.ids[..., None]).squeeze(-1)
     ratio = pi / data.old.exp()
     advantage = data.advantages[:, None]
-    per_token = torch.min(ratio * advantage, ratio.clamp(1 - EPSILON_LOW, 1 + EPSILON_HIGH) * advantage)
+    if loss_type == "cispo":
+        per_token = ratio.clamp(max=1 + EPSILON_HIGH).detach() * advantage * pi.log()
+    else:
+        per_token = torch.min(ratio * advantage, ratio.clamp(1 - EPSILON_LOW, 1 + EPSILON_HIGH) * advantage)
     if estimator is not None:
         inverse = data.reference.exp() / pi
         log = inverse.log()
@@ -63,7 +66,7 @@ def textbook(data: Batch, loss_type: str, estimator: str | None, weighted: bool)
     elif loss_type == "dr_grpo":
         objective = (sums / MAX).mean()
     else:
-        assert loss_type == "dapo"
+        assert loss_type in ("dapo", "cispo")
         objective = sums.sum() / GENERATION_TOKENS
     loss = -objective
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
@@ -78,7 +81,8 @@ def closed_form(data: Batch, loss_type: str, estimator: str | None, weighted: bo
     counts = aggregation.Denominators(len(ACTIVE), sum(ACTIVE), GENERATION_TOKENS, MAX)
     weights_N = aggregation.LOSS_TYPES[loss_type](lengths_B, counts).repeat_interleave(torch.tensor(LENGTHS))
     advantages_N = data.advantages.repeat_interleave(torch.tensor(LENGTHS))
-    part = coefficient.clipped(logprobs_N, data.old[data.mask], advantages_N, EPSILON_LOW, EPSILON_HIGH)
+    surrogate = coefficient.SURROGATES[loss_type]
+    part = surrogate(logprobs_N, data.old[data.mask], advantages_N, EPSILON_LOW, EPSILON_HIGH)
     objective_N, coefficient_N = part.objective_N, part.coefficient_N
     if estimator is not None:
         estimate = divergence.ESTIMATORS[estimator](logprobs_N, data.reference[data.mask])

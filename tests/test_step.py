@@ -184,6 +184,17 @@ def test_micro_batches_keep_every_completion_once_and_split_large_groups() -> No
     assert all(size <= 14 or alone for size, alone in zip(sizes, single, strict=True))
 
 
+def test_micro_batches_can_keep_groups_whole() -> None:
+    parts = [
+        Part(g, x.prompt_ids, range(3), [c.ids for c in x.completions]) for g, x in enumerate(random_groups(SIZES))
+    ]
+    batches = list(micro_batches(parts, 14, whole=True))
+    assert sorted((part.group, list(part.rows)) for batch in batches for part in batch) == [
+        (g, [0, 1, 2]) for g in range(3)
+    ]
+    assert len(batches) == 3 and len(list(micro_batches(parts, 60, whole=True))) == 2
+
+
 def test_order_of_groups_is_invisible() -> None:
     found = []
     for order in ([0, 1, 2], [2, 0, 1]):

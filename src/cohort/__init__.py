@@ -6,18 +6,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cohort.config import GRPOConfig, SFTConfig
-    from cohort.train.trainer import GRPOTrainer, SFTTrainer
+    from cohort.config import (
+        BaselineConfig,
+        DPOConfig,
+        GRPOConfig,
+        GRPOProcessConfig,
+        OnlineRFTConfig,
+        PassAtKConfig,
+        PPOConfig,
+        ReinforceConfig,
+        RFTConfig,
+        SFTConfig,
+    )
+    from cohort.train.trainer import Trainer
+    from cohort.train.trainers import DPOTrainer, GRPOTrainer, PPOTrainer, RFTTrainer, SFTTrainer
     from cohort.types import UserError
 
 __version__ = "0.1.0"
-__all__ = ["GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer", "UserError"]
+__all__ = [
+    "BaselineConfig",
+    "DPOConfig",
+    "DPOTrainer",
+    "GRPOConfig",
+    "GRPOProcessConfig",
+    "GRPOTrainer",
+    "OnlineRFTConfig",
+    "PPOConfig",
+    "PPOTrainer",
+    "PassAtKConfig",
+    "RFTConfig",
+    "RFTTrainer",
+    "ReinforceConfig",
+    "SFTConfig",
+    "SFTTrainer",
+    "Trainer",
+    "UserError",
+]
 
 _HOMES = {
-    "GRPOConfig": "cohort.config",
-    "SFTConfig": "cohort.config",
-    "GRPOTrainer": "cohort.train.trainer",
-    "SFTTrainer": "cohort.train.trainer",
+    **dict.fromkeys([name for name in __all__ if name.endswith("Config")], "cohort.config"),
+    **dict.fromkeys([name for name in __all__ if name.endswith("Trainer")], "cohort.train.trainers"),
+    "Trainer": "cohort.train.trainer",
     "UserError": "cohort.types",
 }
 

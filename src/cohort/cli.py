@@ -93,6 +93,8 @@ def _resumable(settings: TrainingConfig, command: list[str]) -> Iterator[None]:
         folder = Path(settings.output_dir)
         if any(folder.glob("checkpoint-*")):
             typer.echo(f"\nstopped. To go on from the newest checkpoint: {shlex.join(command)}", err=True)
+        elif (folder / "samples.jsonl").exists():
+            typer.echo(f"\nstopped. To go on with the samples there are: {shlex.join(command)}", err=True)
         else:
             typer.echo(
                 f"\nstopped. {folder} has no checkpoint to go on from: save_steps=50 would save some",
@@ -207,6 +209,17 @@ def plot(run: Annotated[Path, typer.Argument(help="A run's output_dir.")]) -> No
         raise UserError(f"{run}: its metrics.jsonl has nothing to plot yet")
     for path in written:
         typer.echo(str(path))
+
+
+@app.command()
+def methods() -> None:
+    """Print the table of methods: where completions come from, and how rewards become gradients."""
+    from cohort.methods import METHODS
+    from cohort.report.methods import methods_tables
+
+    console = _console()
+    for table in methods_tables(list(METHODS.values())):
+        console.print(table)
 
 
 @app.command()

@@ -17,9 +17,11 @@ log = logging.getLogger("cohort")
 MARKS = ("stage", "model_name_or_path", "cutoff_len", "do_train")
 """A file with one of these keys is LLaMA-Factory's."""
 
-STAGES = {"sft": "sft", "grpo": "grpo", "dpo": "dpo", "ppo": "ppo", "rm": "reward_model"}
+STAGES = {"sft": "sft", "grpo": "grpo", "dpo": "dpo", "ppo": "ppo"}
 NO_STAGES = {
     "pt": "further pre-training on raw text is not done here: use transformers' run_clm.py or LLaMA-Factory",
+    "rm": "reward models are not trained here: train one with TRL or LLaMA-Factory, save it as a sequence classifier "
+    "with one label, and name it in reward_funcs",
     "kto": "it has no counterpart here: make pairs of good and bad answers and use stage: dpo, or stage: grpo",
 }
 
@@ -70,7 +72,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "eval_dataset": Key("likewise", ours="eval_dataset"),
         "dataset_dir": Key("where dataset_info.json is; `data` unless given", ours="dataset_dir"),
         "template": Key("used where the tokenizer has no chat template of its own", ours="template"),
-        "cutoff_len": Key("becomes max_length (sft) or max_prompt_length; what is longer is cut and counted"),
+        "cutoff_len": Key("becomes max_length (sft, dpo) or max_prompt_length; what is longer is cut and counted"),
         "max_samples": Key("of each data set, of eval_dataset too", ours="max_samples"),
         "val_size": Key("a count or a share", ours="val_size"),
         "default_system": Key("for rows without a system turn", ours="system_prompt"),
@@ -92,21 +94,21 @@ GROUPS: dict[str, dict[str, Key]] = {
         "tool_format": Key("there are no tools", refused=True),
     },
     "Method": {
-        "stage": Key("sft, grpo, dpo, ppo; rm becomes reward_model", ours="method"),
+        "stage": Key("sft, grpo, dpo, ppo", ours="method"),
         "finetuning_type": Key("full, lora, freeze", ours="finetuning_type"),
         "reward_funcs": Key("names with commas", ours="reward_funcs"),
         "reward_model": Key("joins reward_funcs"),
         "reward_model_type": Key("a sequence classifier by name or path", off=("full",)),
-        "pref_beta": Key("the KL term's weight, or DPO's beta", ours="beta"),
+        "pref_beta": Key("`beta`: the KL term's weight, or DPO's beta"),
         "pref_loss": Key("dpo's own loss", off=("sigmoid",), refused=True),
         "pref_ftx": Key("no supervised term is added", off=(0, 0.0), refused=True),
         "dpo_label_smoothing": Key("", ours="label_smoothing"),
         "ref_model": Key("the reference is the starting model", refused=True),
-        "ppo_epochs": Key("updates on each batch", ours="num_iterations"),
-        "ppo_buffer_size": Key("steps_per_generation"),
-        "ppo_score_norm": Key("scale_rewards"),
-        "ppo_whiten_rewards": Key("advantages are whitened"),
-        "ppo_target": Key("beta is fixed"),
+        "ppo_epochs": Key("passes over each sampled batch", ours="num_ppo_epochs"),
+        "ppo_buffer_size": Key("batches sampled at a time", ours="num_mini_batches"),
+        "ppo_score_norm": Key("advantages are whitened; rewards stay as they are"),
+        "ppo_whiten_rewards": Key("advantages are whitened; rewards stay as they are"),
+        "ppo_target": Key("kl_coef is fixed", off=(6, 6.0)),
     },
     "LoRA and freeze": {
         "lora_rank": Key("", ours="lora_rank"),
@@ -214,7 +216,15 @@ def _listed(value: Any) -> list[str]:
 
 
 def _cutoff(value: Any, found: dict[str, Any], where: str) -> None:
-    found["max_length" if found["method"] in ("sft", "dpo", "reward_model") else "max_prompt_length"] = value
+    whole = found["method"] == "sft" or (found["method"] == "dpo" and not found.get("dpo_pairs"))
+    found["max_length" if whole else "max_prompt_length"] = value
+
+
+def _preference_beta(value: Any, found: dict[str, Any], where: str) -> None:
+    if found["method"] in ("grpo", "dpo"):
+        found["beta"] = value
+    else:
+        log.warning("pref_beta: %r has no effect here: it is for the stages grpo and dpo", value)
 
 
 def _thinking(value: Any, found: dict[str, Any], where: str) -> None:
@@ -253,6 +263,7 @@ QUANTIZED = {
 }
 SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "cutoff_len": _cutoff,
+    "pref_beta": _preference_beta,
     "enable_thinking": _thinking,
     "reward_model": _reward_model,
     "model_revision": _revision,

@@ -28,7 +28,7 @@ from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
 from cohort.train.sources import encode_prompts
-from cohort.train.trainer import GRPOTrainer, SFTTrainer
+from cohort.train.trainers import GRPOTrainer, SFTTrainer
 from cohort.types import TrainerState
 
 OPERATIONS = 3

@@ -27,6 +27,7 @@ RENAMED = {
     "activation_checkpointing": "gradient_checkpointing",
     "max_seq_length": "max_length",
     "lr_scheduler": "lr_scheduler_type",
+    "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
 }
 """Older or other names of a field."""
 
@@ -45,7 +46,9 @@ _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups sh
 
 SUPPORTED: dict[str, str] = {
     "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights "
-    "use_bias_correction_kl mask_truncated_completions disable_dropout",
+    "multi_objective_aggregation importance_sampling_level delta top_entropy_quantile entropy_coef "
+    "use_bias_correction_kl vllm_importance_sampling_correction vllm_importance_sampling_clip_max "
+    "mask_truncated_completions disable_dropout",
     "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
     "top_k min_p chat_template_kwargs max_prompt_length",
     "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
@@ -61,11 +64,6 @@ SUPPORTED: dict[str, str] = {
 
 GROUPS: dict[str, dict[str, Key]] = {
     "Objective": {
-        "delta": Key("epsilon and epsilon_high bound the ratio", refused=True),
-        "importance_sampling_level": Key("ratios are per token", off=("token",), refused=True),
-        "multi_objective_aggregation": Key("rewards are summed, then normalised", ("sum_then_normalize",), True),
-        "top_entropy_quantile": Key("all completion tokens have a loss", off=(1.0,), refused=True),
-        "entropy_coef": Key("beta is the regulariser; the metric `entropy` shows a collapse", off=(0.0,), refused=True),
         "use_adaptive_entropy": Key("beta is the regulariser", refused=True),
         "entropy_coef_min": Key("it has no effect without use_adaptive_entropy", off=(0.0,)),
         "entropy_coef_max": Key("it has no effect without use_adaptive_entropy", off=(1.0,)),
@@ -113,11 +111,8 @@ GROUPS: dict[str, dict[str, Key]] = {
         "vllm_gpu_memory_utilization": Key("max_rows bounds the sampler's cache", off=(0.3,)),
         "vllm_max_model_length": Key("prompt and max_completion_length bound the cache"),
         "vllm_tensor_parallel_size": Key(_PLACES, off=(1,)),
-        "vllm_importance_sampling_correction": Key("sampler and policy are the same weights", off=(True,)),
-        "vllm_importance_sampling_mode": Key("sampler and policy are the same weights", off=("sequence_mask",)),
-        "vllm_importance_sampling_clip_max": Key("sampler and policy are the same weights", off=(3.0,)),
-        "vllm_importance_sampling_clip_min": Key("sampler and policy are the same weights"),
-        "vllm_importance_sampling_cap": Key("sampler and policy are the same weights"),
+        "vllm_importance_sampling_mode": Key("token_truncate: each token has its own weight", off=("token_truncate",)),
+        "vllm_importance_sampling_clip_min": Key("the weight has one bound, vllm_importance_sampling_clip_max"),
     },
     "Optimiser": {
         "optim_args": Key(OPTIMISER),

@@ -61,11 +61,25 @@ class Completion:
 
 
 @dataclass
+class Steps:
+    """The scored steps of one completion.
+
+    Steps(rewards=[1.0, 0.0], text_ends=[6, 11], ends=[5, 11])
+    """
+
+    rewards: list[float]
+    text_ends: list[int]
+    """Where each step ends in the completion's text, in characters, exclusive."""
+    ends: list[int] = field(default_factory=list)
+    """Index of each step's last token; the last one is the completion's last token."""
+
+
+@dataclass
 class Group:
     """One prompt and the completions judged against each other.
 
     Group(prompt_ids=tensor([5, 6, 7]), completions=[c0, c1], row=row, rewards=[1.0, 0.0],
-          components={"accuracy": [1.0, 0.0]}, advantages=[tensor([.7, .7, .7]), tensor([-.7, -.7])])
+          components={"accuracy": [1.0, 0.0]}, steps=None, advantages=[tensor([.7, .7, .7]), tensor([-.7, -.7])])
     """
 
     prompt_ids: Tensor
@@ -77,12 +91,16 @@ class Group:
     components: dict[str, list[float | None]] = field(default_factory=dict)
     """Reward function name -> [G] scores, unweighted, clipped, 0 where a gate is closed; None where the function does
     not apply to the row."""
+    steps: list[Steps] | None = None
+    """[G], where steps are rewarded."""
     advantages: list[Tensor] = field(default_factory=list)
     """[G] of float32 [n_i], one advantage for each token."""
     old_logprobs: list[Tensor] | None = None
     """[G] of float32 [n_i], under the policy that was current when the batch was first trained on."""
     reference_logprobs: list[Tensor] | None = None
     """[G] of float32 [n_i], under the reference model; None where beta is 0."""
+    values: list[Tensor] | None = None
+    """[G] of float32 [n_i], the critic's when the batch was sampled: of what follows before each token is drawn."""
 
     @property
     def tokens(self) -> int:

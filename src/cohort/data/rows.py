@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cohort.data.preferences import with_prompt
 from cohort.types import Message, Row, Text, UserError
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages", "conversations")
@@ -206,6 +207,7 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
                 f"{where}: no column {theirs!r} (columns: {{{ours}: {theirs}}}); it has {', '.join(record)}"
             )
     mapped = {**record, **{ours: record[theirs] for ours, theirs in columns.items()}}
+    mapped = with_prompt(mapped)
     name = next((name for name in PROMPT_COLUMNS if mapped.get(name) is not None), None)
     if name is None:
         raise UserError(

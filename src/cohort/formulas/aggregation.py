@@ -66,5 +66,6 @@ LOSS_TYPES: dict[str, Callable[[Tensor, Denominators], Tensor]] = {
     "bnpo": bnpo,
     "dr_grpo": dr_grpo,
     "dapo": dapo,
+    "cispo": dapo,
 }
 """`loss_type` -> function."""

@@ -1,11 +1,14 @@
 """Credit: from the rewards of a group to the advantage of each of its completions, once per sampled batch.
 
-Sources: DeepSeekMath (DSM), arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783. The paper's text does not fix the
-standard deviation's normaliser nor an epsilon: ddof 1 and 1e-4 are TRL's, so that numbers compare.
+Sources: DeepSeekMath (DSM), arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783; RLOO, arXiv 2402.14740; OPO, arXiv
+2505.23585; Pass@k training, arXiv 2508.10751; GDPO, arXiv 2601.05242. DSM's text does not fix the standard
+deviation's normaliser nor an epsilon: ddof 1 and 1e-4 are TRL's, so that numbers compare.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -64,5 +67,104 @@ def _silenced(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
     return advantages_PG.masked_fill(zero_spread(rewards_PG)[:, None], 0.0)
 
 
+def leave_one_out(rewards_PG: Tensor) -> Tensor:
+    """A_i = r_i - mean of the others' r (RLOO). [P, G] -> [P, G].
+
+    Equal rewards give exactly 0. Raises ValueError for groups of one.
+    """
+    G = rewards_PG.shape[1]
+    return unscaled(rewards_PG) * (G / max(G - 1, 1))
+
+
+def optimal_baseline(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """A_i = r_i - sum(l r) / sum(l), the baseline of least variance where a gradient's square grows with the
+    completion's length (OPO). [P, G], lengths in tokens -> [P, G].
+
+    Equal rewards give exactly 0.
+    """
+    weights_PG = lengths_PG / lengths_PG.sum(dim=1, keepdim=True).clamp(min=1)
+    return _silenced(rewards_PG - (weights_PG * rewards_PG).sum(dim=1, keepdim=True), rewards_PG)
+
+
+def pass_at_k(correct_PG: Tensor, k: int) -> Tensor:
+    """Advantages of the reward "one of k drawn from the group is correct" (Pass@k training, its analytical form).
+
+    With m = 1 - C(wrong, k) / C(G, k) and s = sqrt(m (1 - m)): a correct completion has (1 - m) / s, a wrong one
+    (1 - m - C(wrong - 1, k - 1) / C(G - 1, k - 1)) / s; they sum to 0. bool [P, G] -> float32 [P, G].
+    Where every draw of k is right, or none, all are exactly 0. Raises ValueError unless 1 <= k <= G.
+    """
+    G = correct_PG.shape[1]
+    if not 1 <= k <= G:
+        raise ValueError(f"pass@{k} needs 1 <= k <= {G}, the completions of a group")
+    rows = []
+    for correct in correct_PG.tolist():
+        wrong = G - sum(correct)
+        m = 1 - math.comb(wrong, k) / math.comb(G, k)
+        s = math.sqrt(m * (1 - m))
+        of_correct = 1 - m
+        of_wrong = 1 - m - (math.comb(wrong - 1, k - 1) / math.comb(G - 1, k - 1) if wrong else 0.0)
+        rows.append([(of_correct if right else of_wrong) / s if s > 0 else 0.0 for right in correct])
+    return torch.tensor(rows)
+
+
+def decoupled(scores_KPG: Tensor, weights_K: Tensor, eps: float = 1e-4) -> Tensor:
+    """Each reward's z-score in its group, their weighted sum, and its z-score in the batch (GDPO).
+    K rewards, [K, P, G] -> [P, G]; NaN where a reward does not apply: it is left out of mean and std.
+
+    ddof 1 and eps in both. A group in which no reward varies has exactly 0. Raises ValueError for groups of one.
+    """
+    if scores_KPG.shape[2] < 2:
+        unscaled(scores_KPG[0])
+    applied_KPG = ~scores_KPG.isnan()
+    count_KP1 = applied_KPG.sum(dim=2, keepdim=True)
+    centred_KPG = (scores_KPG - scores_KPG.nanmean(dim=2, keepdim=True)).nan_to_num(0.0)
+    variance_KP1 = centred_KPG.square().sum(dim=2, keepdim=True) / (count_KP1 - 1).clamp(min=1)
+    low_KP = scores_KPG.nan_to_num(torch.inf).amin(dim=2)
+    varied_KP = applied_KPG.any(dim=2) & (scores_KPG.nan_to_num(-torch.inf).amax(dim=2) > low_KP)
+    z_KPG = (centred_KPG / (variance_KP1.sqrt() + eps)).masked_fill(~varied_KP[:, :, None], 0.0)
+    sum_PG = (weights_K[:, None, None] * z_KPG).sum(dim=0)
+    normal_PG = (sum_PG - sum_PG.mean()) / (sum_PG.std() + eps)
+    return normal_PG.masked_fill(~varied_KP.any(dim=0)[:, None], 0.0)
+
+
+def steps_by_group(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
+    """r~ = (r - mean(R)) / (std(R) + eps), R all step rewards of the group (DSM section 4.1.3).
+
+    One [S] tensor for each group, the steps of all its completions. std with ddof 1; equal rewards give exactly 0.
+    """
+    return [scale_by_group(rewards_S[None], eps)[0] for rewards_S in rewards]
+
+
+def steps_by_batch(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
+    """As `steps_by_group`, with the standard deviation of all step rewards of the batch."""
+    std = torch.cat(rewards).std()
+    return [unscaled(rewards_S[None])[0] / (std + eps) for rewards_S in rewards]
+
+
+def steps_unscaled(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
+    """r~ = r - mean(R), R all step rewards of the group; eps has no part in it."""
+    return [unscaled(rewards_S[None])[0] for rewards_S in rewards]
+
+
+def following_steps(rewards_S: Tensor, ends_S: Tensor, length: int) -> Tensor:
+    """A_t = sum of r~ over the steps that end at or after token t (DSM section 4.1.3). One completion, [S] -> [N].
+
+    `ends_S`: index of each step's last token, below `length`. Tokens behind the last step's end have 0.
+    """
+    return rewards_to_go(rewards_S.new_zeros(length).index_add(0, ends_S, rewards_S))
+
+
+def rewards_to_go(rewards_N: Tensor) -> Tensor:
+    """sum over i >= t of r_i: the return of each token, undiscounted. [N] -> [N]."""
+    return rewards_N.flip(0).cumsum(0).flip(0)
+
+
 SCALES: dict[str, Scale] = {"group": scale_by_group, "batch": scale_by_batch, "none": unscaled}
 """`scale_rewards` -> function."""
+
+STEP_SCALES: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
+    "group": steps_by_group,
+    "batch": steps_by_batch,
+    "none": steps_unscaled,
+}
+"""`scale_rewards` -> function, for the rewards of steps."""

@@ -53,13 +53,18 @@ def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Estimate:
     return Estimate((excess_N + d_N).clamp(min=0.0), -excess_N)
 
 
-def ratio_weighted(estimate: Estimate, ratio_N: Tensor) -> Estimate:
-    """value * ratio, ratio = pi / pi_old differentiated too: slope ratio * (value + slope). All [N].
+def ratio_weighted(
+    estimate: Estimate, ratio_N: Tensor, average: Callable[[Tensor], Tensor] = lambda values_N: values_N
+) -> Estimate:
+    """value * ratio, ratio = pi / pi_old differentiated too: slope ratio * slope + average(ratio * value). All [N].
+
+    `average`: what the log-ratios went through before exp: the mean over completions in GSPO, else nothing.
 
     With it k1 and k3 give the reverse KL(pi, ref)'s gradient, also on samples of an older policy (TRL's
     `use_bias_correction_kl`).
     """
-    return Estimate(ratio_N * estimate.value_N, ratio_N * (estimate.value_N + estimate.slope_N))
+    value_N = ratio_N * estimate.value_N
+    return Estimate(value_N, ratio_N * estimate.slope_N + average(value_N))
 
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Estimate]] = {"k1": k1, "k2": k2, "k3": k3}

@@ -54,10 +54,27 @@ class Head:
         return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
 
     @torch.no_grad()
-    def backward(self, hidden_N: Tensor, targets_N: Tensor, temperature: float, coefficient: Coefficient) -> Tensor:
+    def entropies(self, hidden_N: Tensor, temperature: float = 1.0) -> Tensor:
+        """-sum p log p of softmax(logits / temperature), float32 [N]."""
+        parts = []
+        for span in self._spans(len(hidden_N)):
+            logp = torch.log_softmax(self.logits(hidden_N[span]) / temperature, -1)
+            parts.append(-(logp.exp() * logp).sum(-1))
+        return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
+
+    @torch.no_grad()
+    def backward(
+        self,
+        hidden_N: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        coefficient: Coefficient,
+        entropy_weights_N: Tensor | None = None,
+    ) -> Tensor:
         """Gradient of -objective for the hidden states, [N, D]; the weight's is added to its `.grad`.
 
-        With c = d objective / d logprob: d(-objective)/d logits = -c (onehot - softmax(logits / T)) / T.
+        With c = d objective / d logprob, b = d objective / d entropy and p = softmax(logits / T):
+        d(-objective)/d logits = [-c (onehot - p) + b p (log p + entropy)] / T.
         """
         weight, bias = self.output.weight, self.output.bias
         grad_hidden = torch.empty_like(hidden_N)
@@ -69,7 +86,10 @@ class Head:
             logprobs = logp.gather(1, targets).squeeze(1)
             entropies = -(probabilities * logp).sum(-1)
             c = coefficient(span, logprobs, entropies)
-            grad = probabilities.mul_((c / temperature).unsqueeze(1))
+            scale = c.unsqueeze(1)
+            if entropy_weights_N is not None:
+                scale = scale + entropy_weights_N[span, None] * (logp + entropies.unsqueeze(1))
+            grad = probabilities.mul_(scale / temperature)
             grad.scatter_add_(1, targets, (-c / temperature).unsqueeze(1))
             if self.softcap is not None:
                 grad.mul_(1 - (raw / self.softcap) ** 2)

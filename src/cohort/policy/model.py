@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -73,17 +73,25 @@ class Policy:
         finally:
             self.model.set_attn_implementation(self.native_attention)
 
-    @torch.no_grad()
-    def logprobs(self, batches: Iterator[list[Part]], temperature: float) -> dict[tuple[int, int], Tensor]:
+    def logprobs(self, batches: Iterable[list[Part]], temperature: float) -> dict[tuple[int, int], Tensor]:
         """(group, row) -> float32 [n] log-probabilities of each completion, on the CPU."""
+        return self._measured(batches, lambda hidden_N, pack: self.head.logprobs(hidden_N, pack.targets_N, temperature))
+
+    def entropies(self, batches: Iterable[list[Part]], temperature: float) -> dict[tuple[int, int], Tensor]:
+        """(group, row) -> float32 [n] entropies of what each token was drawn from, on the CPU."""
+        return self._measured(batches, lambda hidden_N, pack: self.head.entropies(hidden_N, temperature))
+
+    @torch.no_grad()
+    def _measured(
+        self, batches: Iterable[list[Part]], measure: Callable[[Tensor, Pack], Tensor]
+    ) -> dict[tuple[int, int], Tensor]:
         found: dict[tuple[int, int], Tensor] = {}
         for parts in batches:
             pack = self.pack(parts)
-            hidden = self.hidden(pack.inputs)
-            logprobs = self.head.logprobs(hidden[pack.sources_N], pack.targets_N, temperature).cpu()
+            values = measure(self.hidden(pack.inputs)[pack.sources_N], pack).cpu()
             keys = [(part.group, row) for part in parts for row in part.rows]
             lengths = [len(ids) for part in parts for ids in part.completion_ids]
-            found.update(zip(keys, logprobs.split(lengths), strict=True))
+            found.update(zip(keys, values.split(lengths), strict=True))
         return found
 
 

@@ -73,10 +73,10 @@ def _targets(parts: list[Part], device: torch.device) -> Tensor:
     return torch.cat(ids).to(device) if ids else torch.zeros(0, dtype=torch.long, device=device)
 
 
-def micro_batches(parts: list[Part], token_budget: int) -> Iterator[list[Part]]:
+def micro_batches(parts: list[Part], token_budget: int, whole: bool = False) -> Iterator[list[Part]]:
     """Deal parts out to micro-batches of at most `token_budget` tokens, longest first, splitting groups that
-    are larger; a single completion is never split, whatever its length."""
-    small = [piece for part in parts for piece in _split(part, token_budget)]
+    are larger, unless they are to stay `whole`; a single completion is never split, whatever its length."""
+    small = parts[:] if whole else [piece for part in parts for piece in _split(part, token_budget)]
     # Neighbours of like length waste least padding inside attention.
     small.sort(key=lambda part: -max(len(ids) for ids in part.completion_ids))
     batch: list[Part] = []

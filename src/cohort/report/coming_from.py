@@ -14,6 +14,8 @@ TRL_DEFAULTS = {
     "loss_type": "dapo",
     "beta": 0.0,
     "use_bias_correction_kl": True,
+    "vllm_importance_sampling_correction": True,
+    "vllm_importance_sampling_clip_max": 3.0,
     "num_generations": 8,
     "per_device_train_batch_size": 8,
     "max_completion_length": 512,

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cohort.config import GRPOConfig, RunConfig, SFTConfig, TrainingConfig
+from cohort.config import METHOD_CONFIGS, OnlineConfig, RunConfig, SampledConfig, TrainingConfig
 
 HEAD = """# Configuration
 
@@ -23,39 +23,44 @@ Any key can be given on the command line, where it wins over the file; values ar
 
     cohort train examples/gsm8k.yaml max_steps=100 columns='{prompt: question}' eval_dataset=null
 
-In Python the method's keys are arguments of `cohort.GRPOConfig` and `cohort.SFTConfig`. An unknown key is
-refused, with the nearest known one named. Keys are those of TRL's `GRPOConfig` where it has them; defaults
-are the paper's where it gives one, as the last column says.
+In Python the method's keys are arguments of its configuration: `cohort.GRPOConfig`, `cohort.SFTConfig` and so on,
+as the headings below name them. An unknown key is refused, with the nearest known one named. Keys are those of TRL
+where it has them; defaults are the paper's where it gives one, as the last column says.
 """
 
-SECTIONS: tuple[tuple[type[BaseModel], str], ...] = (
+SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (RunConfig, "What is trained, on what: a YAML file's keys beside the method's own."),
     (TrainingConfig, "What every method has: optimiser, schedule, batches, precision, saving, evaluation."),
-    (
-        SFTConfig,
-        "`method: sft`, supervised fine-tuning on demonstrations: all of the above, and where it differs:",
-    ),
-    (GRPOConfig, "`method: grpo`, the default: all of the above, and what it adds or where it differs:"),
+    (SampledConfig, "What methods that learn from sampled completions have beside TrainingConfig's keys."),
+    (OnlineConfig, "What methods that sample the current policy have beside SampledConfig's keys."),
 )
-SOURCE = re.compile(r"DeepSeekMath|PPO, arXiv|\w+, arXiv")
+SOURCE = re.compile(r"DeepSeekMath|(?:^|(?<=\. ))[^.]+, arXiv")
 BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
 def configuration_markdown() -> str:
     """docs/configuration.md: every key with its values, default, meaning and source."""
-    return HEAD + "".join(_section(kind, text) for kind, text in SECTIONS)
+    methods = [(kind, _of_method(kind)) for kind in dict.fromkeys(METHOD_CONFIGS.values())]
+    return HEAD + "".join(_section(kind, text) for kind, text in (*SHARED, *methods))
+
+
+def _of_method(kind: type[TrainingConfig]) -> str:
+    names = ", ".join(f"`method: {name}`" for name, other in METHOD_CONFIGS.items() if other is kind)
+    about = " ".join((kind.__doc__ or "").split())
+    return f"{names}. {about} All keys of {kind.__mro__[1].__name__}, and what it adds or has otherwise:"
 
 
 def _section(kind: type[BaseModel], text: str) -> str:
+    own = [_line(name, field) for name, field in kind.model_fields.items() if _is_own(kind, name, field)]
     lines = ["", f"## {kind.__name__}", "", text, ""]
-    lines += ["| key | values | default | meaning | source |", "|---|---|---|---|---|"]
-    lines += [_line(name, field) for name, field in kind.model_fields.items() if _is_own(kind, name, field)]
+    lines += ["| key | values | default | meaning | source |", "|---|---|---|---|---|", *own] if own else ["Nothing."]
     return "\n".join(lines) + "\n"
 
 
 def _is_own(kind: type[BaseModel], name: str, field: FieldInfo) -> bool:
-    """Whether the kind adds the key to TrainingConfig's, or says something else of it."""
-    return kind is TrainingConfig or repr(TrainingConfig.model_fields.get(name)) != repr(field)
+    """Whether the kind adds the key to its parent's, or says something else of it."""
+    parent: Any = kind.__mro__[1]
+    return repr(parent.model_fields.get(name)) != repr(field)
 
 
 def _line(name: str, field: FieldInfo) -> str:
@@ -109,7 +114,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return f"`{value if isinstance(value, str) and value.isprintable() else json.dumps(value)}`"
 
 
 if __name__ == "__main__":

@@ -74,9 +74,10 @@ def arguments_of(name: str, function: Callable[..., Any], offered: Arguments) ->
             arguments[parameter.name] = [reference_from(offered, i) for i in rows]
             continue
         given = [column for column in offered if column != "trainer_state"]
+        process = ". Step rewards are for method: grpo_process" if parameter.name == "steps" else ""
         raise UserError(
             f"reward function {name!r} asks for {parameter.name!r}, and the rows have no such column"
-            f"{did_you_mean(parameter.name, given)}. They have: {', '.join(given)}"
+            f"{did_you_mean(parameter.name, given)}. They have: {', '.join(given)}{process}"
         )
     return arguments
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from cohort.rewards import steps
 from cohort.rewards.calls import (
     Arguments,
     Logs,
@@ -27,6 +28,7 @@ from cohort.rewards.code import UnitTests
 from cohort.rewards.component import Bounds, Component, checked_bounds, components, importable, weights_of
 from cohort.rewards.pool import Pool
 from cohort.rewards.resolve import BUILTIN, resolve
+from cohort.rewards.text import content
 from cohort.types import Text, TrainerState, UserError
 
 __all__ = ["BUILTIN", "RewardFunctionError", "Rewards", "Scores", "resolve"]
@@ -52,17 +54,27 @@ class Scores:
     """Function name -> [B], unweighted, clipped, 0 where a gate is closed: what enters the sum."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Function name -> how long its call took."""
+    step_rewards: list[list[float]] = field(default_factory=list)
+    """[B] lists, the weighted sum of the step rewards of each step; empty where steps are not scored."""
+    step_ends: list[list[int]] = field(default_factory=list)
+    """[B] lists, where each step ends in the completion's text, in characters, exclusive."""
 
 
 class Rewards:
     """Calls every function on a batch and sums what counts by weight (1 each by default).
 
     `funcs`: functions, names, or mappings `{name: …, weight: …, gate: …, clip: …, timeout: …, processes: …}`;
-    `weights`: TRL's reward_weights, in place of the mappings' own; `clip`: bounds of the sum.
+    `weights`: TRL's reward_weights, in place of the mappings' own; `clip`: bounds of the sum. With `split`, functions
+    that take `steps` score the steps of each completion; the others' sum is the total as ever (the mean over steps
+    where there are no others).
     """
 
     def __init__(
-        self, funcs: Sequence[Any], weights: Sequence[float] | None = None, clip: Bounds | None = None
+        self,
+        funcs: Sequence[Any],
+        weights: Sequence[float] | None = None,
+        clip: Bounds | None = None,
+        split: steps.Split | None = None,
     ) -> None:
         if not funcs:
             raise UserError("reward_funcs is empty: name at least one reward, for example accuracy")
@@ -70,6 +82,13 @@ class Rewards:
         self.names = [part.name for part in self.parts]
         self.weights = weights_of(self.parts, weights)
         self.clip = checked_bounds(clip)
+        self.split = split
+        self.of_steps = [split is not None and steps.takes_steps(part.function) for part in self.parts]
+        if split is not None and not any(self.of_steps):
+            raise UserError(
+                f"none of the rewards {', '.join(self.names)} scores steps: add one that takes `steps` and returns a "
+                "list of scores for each completion, such as chain_steps"
+            )
         for part in self.parts:
             if isinstance(part.function, UnitTests):
                 part.function.start()
@@ -95,10 +114,20 @@ class Rewards:
             "completion_ids": list(completion_ids),
             "trainer_state": trainer_state,
         }
+        cuts = [] if self.split is None else steps.cut_all(list(map(content, completions)), self.split, columns)
+        if cuts:
+            offered["steps"] = [found.texts for found in cuts]
         logs, seconds = Logs(len(completions)), dict[str, float]()
         results = self._results(offered, logs, seconds)
+        scored = {
+            name: steps.checked(name, result, offered["steps"])
+            for name, result, of_steps in zip(self.names, results, self.of_steps, strict=True)
+            if of_steps
+        }
         given = {
-            name: _checked(name, result, offered["completions"])
+            name: [math.fsum(row) / len(row) for row in scored[name]]
+            if name in scored
+            else _checked(name, result, offered["completions"])
             for name, result in zip(self.names, results, strict=True)
         }
         metrics = logs.metrics()
@@ -108,7 +137,10 @@ class Rewards:
         totals = [clipped(total, self.clip) for total in sums]
         if self.clip is not None:
             metrics["rewards_clipped_ratio"] = _share_changed(sums, totals)
-        return Scores(totals, given, metrics, logs.extra, counted, seconds)
+        weights = [weight for weight, of_steps in zip(self.weights, self.of_steps, strict=True) if of_steps]
+        step_rewards = steps.summed(list(scored.values()), weights) if cuts else []
+        ends = [found.ends for found in cuts]
+        return Scores(totals, given, metrics, logs.extra, counted, seconds, step_rewards, ends)
 
     def _results(self, offered: Arguments, logs: Logs, seconds: dict[str, float]) -> list[Any]:
         """What each function returns: pools and async functions run beside the others, which run one by one."""
@@ -138,7 +170,8 @@ class Rewards:
         return results
 
     def _sum(self, row: tuple[float | None, ...], prompt: Text) -> float:
-        pairs = [(w, s) for w, s in zip(self.weights, row, strict=True) if s is not None]
+        counted = [not of_steps for of_steps in self.of_steps] if not all(self.of_steps) else [True] * len(row)
+        pairs = [(w, s) for w, s, counts in zip(self.weights, row, counted, strict=True) if counts and s is not None]
         if not pairs:
             raise UserError(
                 f"no reward applies to the row whose prompt starts {start_of(prompt)}: {', '.join(self.names)} "

@@ -15,7 +15,7 @@ from typing import Any
 
 import pydantic
 
-from cohort.rewards import aliases, classifier, code, gym, judge, labels, tags, text
+from cohort.rewards import aliases, classifier, code, gym, judge, labels, tags, text, working
 from cohort.types import UserError
 
 BUILTIN: dict[str, Callable[..., Any]] = {
@@ -36,6 +36,8 @@ BUILTIN: dict[str, Callable[..., Any]] = {
     "overlong": text.overlong,
     "reasoning_gym": gym.reasoning_gym,
     "unit_tests": code.unit_tests,
+    "chain_steps": working.chain_steps,
+    "column_steps": working.column_steps,
 }
 
 WITH_OPTIONS: dict[str, Callable[..., Callable[..., Any]]] = {
@@ -83,6 +85,24 @@ def listed(reward_funcs: Any, max_completion_length: int) -> list[Any]:
         if isinstance(spec, Mapping) and spec.get("name") == "overlong"
         else spec
         for spec in specs
+    ]
+
+
+def with_tokenizers(reward_funcs: Any, tokenizers: Any) -> Any:
+    """The rewards, each model among them with its tokenizer of TRL's `reward_processing_classes`; a function has no
+    use for one. Raises UserError where there are not as many of them as rewards."""
+    if tokenizers is None:
+        return reward_funcs
+    specs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
+    if len(given) != len(specs):
+        raise UserError(
+            f"{len(given)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
+            "function or for the tokenizer that is saved beside the model"
+        )
+    return [
+        reward("model", model=spec, processing_class=tokenizer) if tokenizer is not None and _is_model(spec) else spec
+        for spec, tokenizer in zip(specs, given, strict=True)
     ]
 
 

@@ -8,9 +8,10 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cohort.policy.model import Policy
-from cohort.types import Completion, Group, Row, UserError
+from cohort.types import Completion, Group, Row, Steps, UserError
 
 log = logging.getLogger("cohort")
 
@@ -45,19 +46,40 @@ def save_policy(policy: Policy, folder: Path) -> None:
         policy.tokenizer.save_pretrained(folder)
 
 
-def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress, keep: int | None) -> Path:
+class Companion(Protocol):
+    """What learns beside the policy and has weights and an optimiser of its own, such as a critic."""
+
+    name: str
+    """Its checkpoint's file name: critic -> critic.safetensors."""
+    optimizer: torch.optim.Optimizer
+
+    def step(self, groups: list[Group], generation_tokens: float, share: float) -> dict[str, float]:
+        """Learn from the groups of the policy's step at `share` of its highest learning rate; what to log."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+def save(
+    folder: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int | None,
+    companions: Sequence[Companion] = (),
+) -> Path:
     """Write `checkpoint-{step}` beside its final name, then rename; delete the oldest beyond `keep`."""
     target = folder / f"checkpoint-{progress.step}"
     partial = folder / f"partial-{progress.step}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_policy(policy, partial)
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
+    for companion in companions:
+        weights = {f"weights.{name}": value.contiguous() for name, value in companion.tensors().items()}
+        save_file({**weights, **_optimizer_tensors(companion.optimizer)}, partial / f"{companion.name}.safetensors")
+    tensors = _optimizer_tensors(optimizer)
     tensors["rng.torch"] = torch.get_rng_state()
     if policy.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(policy.device)
@@ -92,6 +114,14 @@ def prune(folder: Path, keep: int | None) -> None:
             shutil.rmtree(path)
 
 
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
@@ -109,11 +139,18 @@ def newest(folder: Path) -> Path | None:
     return max(found, key=_step_of, default=None)
 
 
-def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put the policy, the optimiser and the random states where they were. Raises UserError for a folder that is
-    no checkpoint of this run."""
+def require(path: Path) -> None:
+    """Raise UserError for a folder that is no checkpoint."""
     if not (path / "state.json").is_file():
         raise UserError(f"{path} is no checkpoint: it has no state.json; give a folder named checkpoint-N")
+
+
+def load(
+    path: Path, policy: Policy, optimizer: torch.optim.Optimizer, companions: Sequence[Companion] = ()
+) -> Progress:
+    """Put the policy, the optimiser and the random states where they were. Raises UserError for a folder that is
+    no checkpoint of this run."""
+    require(path)
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     _load_weights(path, policy)
     policy.version = record["version"]
@@ -124,6 +161,8 @@ def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> Progre
         if policy.device.type == "cuda":
             torch.cuda.set_rng_state(state, policy.device)
     _load_optimizer(tensors, optimizer, path)
+    for companion in companions:
+        _load_companion(path, companion)
     version, internal, gauss = record["rng_python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = record["rng_numpy"]
@@ -132,6 +171,16 @@ def load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> Progre
     if batch is not None:
         batch = _groups(batch, load_file(path / "batch.safetensors"))
     return Progress(record["step"], record["num_tokens"], record["token_budget"], batch, record["batch_metrics"])
+
+
+def _load_companion(path: Path, companion: Companion) -> None:
+    file = path / f"{companion.name}.safetensors"
+    if not file.is_file():
+        raise UserError(f"{path} has no {companion.name}: it is another method's checkpoint; resume with that method")
+    tensors = load_file(file)
+    marked = [name for name in tensors if name.startswith("weights.")]
+    companion.restore({name.removeprefix("weights."): tensors.pop(name) for name in marked})
+    _load_optimizer(tensors, companion.optimizer, file)
 
 
 def _load_weights(path: Path, policy: Policy) -> None:
@@ -167,6 +216,7 @@ def _plain(group: Group) -> dict[str, Any]:
         "row": asdict(group.row),
         "rewards": group.rewards,
         "components": group.components,
+        "steps": None if group.steps is None else [asdict(steps) for steps in group.steps],
         "completions": [{"text": c.text, "truncated": c.truncated, "version": c.version} for c in group.completions],
     }
 
@@ -183,6 +233,8 @@ def _tensors_of(groups: list[Group]) -> dict[str, Tensor]:
                 tensors[f"{g}.{r}.old"] = group.old_logprobs[r]
             if group.reference_logprobs is not None:
                 tensors[f"{g}.{r}.reference"] = group.reference_logprobs[r]
+            if group.values is not None:
+                tensors[f"{g}.{r}.values"] = group.values[r]
     # safetensors refuses tensors that share memory; slices of one buffer do.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -206,9 +258,11 @@ def _groups(plain: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Gro
                 Row(**record["row"]),
                 record["rewards"],
                 record["components"],
+                None if record["steps"] is None else [Steps(**steps) for steps in record["steps"]],
                 column("advantages") or [],
                 column("old"),
                 column("reference"),
+                column("values"),
             )
         )
     return groups

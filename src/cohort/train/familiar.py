@@ -16,7 +16,6 @@ NOT_HERE = {
     "rollout_func": "the built-in engine samples; rewards judge what it sampled",
     "environment_factory": "there are no environments: a completion is one turn",
     "optimizers": "AdamW and its schedule are made from args: learning_rate, lr_scheduler_type, optim",
-    "reward_processing_classes": "a reward model loads the tokenizer that is saved beside it",
     "ref_model": "the reference is the starting model, or the model without its adapter",
     "data_collator": "batches are packed",
     "compute_metrics": "evaluation scores completions by reward_funcs",
@@ -26,18 +25,13 @@ NOT_HERE = {
 """Arguments of TRL's trainers that have no counterpart, and what takes their place."""
 
 
-def settle(
-    args: Config | None, kind: type[Config], model: Any, processing_class: Any, familiar: dict[str, Any]
-) -> tuple[Config, Any]:
+def settle(config: Config, model: Any, processing_class: Any, familiar: dict[str, Any]) -> tuple[Config, Any]:
     """(configuration, tokenizer) from a trainer's arguments; `familiar` are those that only TRL has. Raises UserError
     for one that asks for something that is not here."""
     given = {name: value for name, value in familiar.items() if value is not None and value != (None, None)}
-    if args is not None and not isinstance(args, kind):
-        raise UserError(f"args is a {type(args).__module__}.{type(args).__name__}: import {kind.__name__} from cohort")
     tokenizer = given.pop("tokenizer", None)
     if tokenizer is not None and processing_class is not None:
         raise UserError("tokenizer and processing_class are the same thing: give one of them")
-    config = args or kind()
     quantization = given.pop("quantization_config", None)
     if quantization is not None:
         if not isinstance(model, str):
@@ -54,6 +48,7 @@ def settle(
             "train_dataset",
             "eval_dataset",
             "reward_funcs",
+            "reward_processing_classes",
         ]
         close = difflib.get_close_matches(name, [*known, "callbacks", "peft_config", "args", "model"], n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cohort.config import GRPOConfig, TrainingConfig
+from cohort.config import TrainingConfig
 from cohort.policy.model import Policy
 from cohort.train import checkpoint
-from cohort.train.checkpoint import Progress
+from cohort.train.checkpoint import Companion, Progress
 from cohort.train.record import Recorder, rounded
-from cohort.train.schedule import interval, learning_rate
+from cohort.train.schedule import interval, share
 from cohort.train.sources import Source
 from cohort.train.step import Updater, active_lengths
 from cohort.types import Group, TrainerControl, TrainerState
@@ -34,31 +34,37 @@ class Loop:
         config: TrainingConfig,
         callbacks: list[Any],
         state: TrainerState,
+        companions: Sequence[Companion] = (),
     ):
         self.policy, self.updater, self.source, self.evaluator = policy, updater, source, evaluator
         self.config, self.callbacks, self.state, self.control = config, callbacks, state, TrainerControl()
-        grpo = config if isinstance(config, GRPOConfig) else None
-        self.chunks = grpo.updates_per_generation if grpo else 1
-        self.updates_per_batch = self.chunks * (grpo.num_iterations if grpo else 1)
-        self.log_completions = grpo.log_completions if grpo else 0
-        batches = math.ceil(config.num_train_epochs * source.size / source.per_batch)
-        self.total = config.max_steps if config.max_steps > 0 else batches * self.updates_per_batch
-        learning_rate(0, self.total, config)  # settings that the schedule refuses are told before the first step
-        self.log_every, self.save_every, self.eval_every = (
-            interval(every, self.total) for every in (config.logging_steps, config.save_steps, config.eval_steps)
-        )
+        self.companions = companions
+        self.chunks, iterations = config.batch_uses
+        self.updates_per_batch = self.chunks * iterations
+        self.log_completions: int = getattr(config, "log_completions", 0)
+        share(0, 1, config)  # settings that the schedule refuses are told before anything is sampled
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)
 
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the run; known once the source is prepared."""
+        batches = math.ceil(self.config.num_train_epochs * self.source.size / self.source.per_batch)
+        return self.config.max_steps if self.config.max_steps > 0 else batches * self.updates_per_batch
+
     def resume(self, path: Path) -> None:
-        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer)
+        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer, self.companions)
         self.updater.token_budget = self.progress.token_budget
         log.info("resumed from %s at step %d", path, self.progress.step)
 
     def run(self) -> None:
         """Train to the last step, evaluating, recording and saving on the way."""
         self.recorder = Recorder(self.output_dir, self.progress.step)
-        self.state.max_steps, self.state.global_step = self.total, self.progress.step
+        config, total = self.config, self.total
+        self.log_every, self.save_every, self.eval_every = (
+            interval(every, total) for every in (config.logging_steps, config.save_steps, config.eval_steps)
+        )
+        self.state.max_steps, self.state.global_step = total, self.progress.step
         self.policy.model.train()
         self._call("on_train_begin")
         if self.config.eval_on_start and self.progress.step == 0:
@@ -82,9 +88,12 @@ class Loop:
             self.recorder.completions(progress.step + 1, progress.batch, self.log_completions)
         groups = self._chunk(progress.batch, use % self.chunks)
         generation_tokens = float(active_lengths(progress.batch, self.config).sum()) / self.chunks
-        rate = learning_rate(progress.step, self.total, self.config)
+        of_highest = share(progress.step, self.total, self.config)
+        rate = of_highest * self.config.learning_rate
         before_update = time.perf_counter()
         update = self.updater.step(groups, generation_tokens, rate)
+        for companion in self.companions:
+            update |= companion.step(groups, generation_tokens, of_highest)
         ended = time.perf_counter()
         metrics = {**(progress.batch_metrics or {}), **update, "learning_rate": rate}
         metrics["seconds/update"] = ended - before_update
@@ -137,7 +146,12 @@ class Loop:
             checkpoint.prune(self.output_dir, self.config.save_total_limit)
             return
         checkpoint.save(
-            self.output_dir, self.policy, self.updater.optimizer, self.progress, self.config.save_total_limit
+            self.output_dir,
+            self.policy,
+            self.updater.optimizer,
+            self.progress,
+            self.config.save_total_limit,
+            self.companions,
         )
 
     def _due(self, strategy: str, every: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,23 @@ log = logging.getLogger("cohort")
 
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
+SAMPLES = "samples.jsonl"
+"""The starting model's samples, where a method takes them once."""
 
 
 class Recorder:
     """Appends rows to the run's files; each row is on disk when the call returns."""
 
     def __init__(self, output_dir: str | Path, step: int):
-        """`step`: the step the run goes on from; 0 moves what an earlier run left aside, later ones cut the rows
-        that the run will write again."""
+        """`step`: the step the run goes on from; 0 moves the records that an earlier run left aside, later ones cut
+        the rows that the run will write again."""
         self.folder = Path(output_dir)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"output_dir {str(output_dir)!r} cannot be made: {error.strerror}") from None
         if step == 0:
-            self._move_aside()
+            move_aside(self.folder, (METRICS, COMPLETIONS))
         else:
             for name in (METRICS, COMPLETIONS):
                 self._cut(self.folder / name, step)
@@ -56,6 +59,7 @@ class Recorder:
                     "advantage": float(group.advantages[i][0]) if len(group.advantages[i]) else 0.0,
                     **scores,
                     "columns": group.row.columns,
+                    **({} if group.steps is None else {"step_rewards": group.steps[i].rewards}),
                 },
             )
 
@@ -63,24 +67,11 @@ class Recorder:
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
-    def _move_aside(self) -> None:
-        leftovers = [path for path in (self.folder / METRICS, self.folder / COMPLETIONS) if path.exists()]
-        leftovers += [path for path in self.folder.glob("checkpoint-*") if path.is_dir()]
-        if leftovers:
-            number = 1 + max(
-                (int(p.name[8:]) for p in self.folder.glob("earlier-*") if p.name[8:].isdigit()), default=0
-            )
-            aside = self.folder / f"earlier-{number}"
-            aside.mkdir()
-            for path in leftovers:
-                path.rename(aside / path.name)
-            log.warning("%s holds an earlier run: its records and checkpoints are now in %s", self.folder, aside)
-
     def _cut(self, path: Path, step: int) -> None:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # a kill in mid-write leaves half a line, always after the checkpoint
@@ -91,6 +82,19 @@ class Recorder:
         whole = path.with_suffix(".partial")
         whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         whole.replace(path)
+
+
+def move_aside(folder: Path, names: Sequence[str]) -> None:
+    """Put those files and all checkpoints of an earlier run in a folder of their own, `earlier-N`."""
+    leftovers = [path for name in names if (path := folder / name).exists()]
+    leftovers += [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    if leftovers:
+        number = 1 + max((int(p.name[8:]) for p in folder.glob("earlier-*") if p.name[8:].isdigit()), default=0)
+        aside = folder / f"earlier-{number}"
+        aside.mkdir()
+        for path in leftovers:
+            path.rename(aside / path.name)
+        log.warning("%s holds an earlier run: its records and checkpoints are now in %s", folder, aside)
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from cohort.config import GRPOConfig, RunConfig, SFTConfig, TrainingConfig
+from cohort.config import RunConfig, TrainingConfig
 from cohort.data.configured import configured_rows
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
@@ -21,21 +21,15 @@ from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
 from cohort.rollouts.sampling import Sampling
 from cohort.train.sources import encode_prompts
-from cohort.train.trainer import GRPOTrainer, SFTTrainer
+from cohort.train.trainer import Trainer
 from cohort.types import TrainerState, UserError
 
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
     """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
     rows, eval_rows = configured_rows(run, config.seed)
-    if isinstance(config, GRPOConfig):
-        functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
-        trainer: Any = GRPOTrainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks)
-    else:
-        assert isinstance(config, SFTConfig)
-        trainer = SFTTrainer(
-            run.model, config, rows, eval_rows, callbacks=callbacks, reward_funcs=run.reward_funcs or None
-        )
+    functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
+    trainer = Trainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks, method=run.method)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {

@@ -13,13 +13,17 @@ from cohort.config import TrainingConfig
 from cohort.types import UserError
 
 
-def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
-    """Rate of the 0-based `step` of `total`, by transformers' schedule of that name. Raises UserError for
-    lr_scheduler_kwargs that it does not take."""
+def share(step: int, total: int, config: TrainingConfig) -> float:
+    """Share of the highest learning rate at the 0-based `step` of `total`, by transformers' schedule of that name.
+    Raises UserError for lr_scheduler_kwargs that it does not take."""
     warmup = config.warmup_steps or math.ceil(total * config.warmup_ratio)
     kwargs = json.dumps(config.lr_scheduler_kwargs, sort_keys=True)
-    share = _schedule(config.lr_scheduler_type, config.learning_rate, warmup, total, kwargs)
-    return config.learning_rate * share(step)
+    return _schedule(config.lr_scheduler_type, config.learning_rate, warmup, total, kwargs)(step)
+
+
+def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
+    """Rate of the 0-based `step` of `total`."""
+    return config.learning_rate * share(step, total, config)
 
 
 @lru_cache(maxsize=8)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from cohort.config import GRPOConfig, TrainingConfig
+from cohort.config import GRPOConfig, OnlineConfig, SampledConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, fit_prompt, prompt_limit
 from cohort.data.templates import encode_demonstration, encode_prompt
 from cohort.methods import Method
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
-from cohort.rollouts.collect import Prompt, collect, training_sampling
+from cohort.rollouts.collect import Prompt, Round, collect, says_nothing, statistics, training_sampling
 from cohort.rollouts.engine import Engine
 from cohort.train.schedule import derive, picks
 from cohort.train.watch import RewardWatch
@@ -25,14 +27,26 @@ from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
+Reference = Callable[[], AbstractContextManager[Policy]]
+Attachment = Callable[[list[Group]], dict[str, float]]
+"""Fills in a field of rewarded groups that credit or coefficient needs; returns what to log."""
+
 
 class Source(Protocol):
     """The `index`-th batch of groups with advantages, and what to log of it."""
 
-    size: int
-    """Rows of the dataset that are used."""
     per_batch: int
     """Rows of one batch."""
+
+    @property
+    def size(self) -> int:
+        """Rows of the dataset that are used; known once the source is prepared."""
+        ...
+
+    def prepare(self, folder: Path, reuse: bool) -> None:
+        """Called once, while the policy is as it started. `reuse`: the run goes on, and what an earlier part of it
+        left in the folder may be used."""
+        ...
 
     def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]: ...
 
@@ -49,11 +63,13 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     if empty is not None:
         raise UserError(f"{empty.row.source}: the prompt has no tokens; give it some text")
     fitted = [fit_prompt(prompt.ids.tolist(), limit, config.truncation) for prompt in prompts]
-    _tell([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
+    tell_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
     return [Prompt(p.row, torch.tensor(ids)) for p, ids in zip(prompts, fitted, strict=True) if ids is not None]
 
 
-def _tell(lengths: list[int], fitted: list[Any], limit: int, key: str, what: str) -> None:
+def tell_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str) -> None:
+    """Count what is longer than `limit` and was cut, or dropped: None in `fitted`. Raises UserError where nothing is
+    left."""
     dropped, longer = sum(kept is None for kept in fitted), sum(n > limit for n in lengths)
     if dropped == len(lengths):
         raise UserError(
@@ -81,7 +97,7 @@ class Demonstrations:
         lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
         limit, key = demonstration_limit(policy.context_length, config)
         fitted = [fit_demonstration(*pair, limit, config.truncation) for pair in pairs]
-        _tell(lengths, fitted, limit, key, "demonstrations")
+        tell_fitted(lengths, fitted, limit, key, "demonstrations")
         self.examples = [
             (row, torch.tensor(pair[0]), torch.tensor(pair[1]))
             for row, pair in zip(rows, fitted, strict=True)
@@ -90,60 +106,122 @@ class Demonstrations:
         self.policy, self.config, self.method = policy, config, method
         self.size, self.per_batch = len(self.examples), config.batch_size
 
+    def prepare(self, folder: Path, reuse: bool) -> None:
+        """Nothing is made ahead of the steps."""
+
     def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
         config = self.config
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
-        advantage = float(self.method.credit(torch.ones(1, 1), config))
-        groups = []
-        for i in chosen:
-            row, prompt, completion = self.examples[i]
-            length = len(completion)
-            sample = Completion(completion, torch.zeros(length), version=self.policy.version)
-            groups.append(Group(prompt, [sample], row, advantages=[torch.full((length,), advantage)]))
+        groups = [self._group(*self.examples[i]) for i in chosen]
+        for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
+            group.advantages = advantages
         return groups, {}
+
+    def _group(self, row: Row, prompt: Tensor, completion: Tensor) -> Group:
+        return Group(prompt, [Completion(completion, torch.zeros(len(completion)), version=self.policy.version)], row)
 
 
 class Samples:
-    """The current policy's completions of the next prompts, rewarded and credited; reference log-probabilities
-    where there is a KL term."""
+    """The current policy's completions of the next prompts: rewarded, given what credit needs, credited."""
 
     def __init__(
         self,
         prompts: list[Prompt],
         policy: Policy,
         engine: Engine,
-        reference: Callable[[], AbstractContextManager[Policy]] | None,
+        attachments: Sequence[Attachment],
         rewards: Rewards,
-        config: GRPOConfig,
+        config: OnlineConfig,
         method: Method,
     ):
-        self.prompts, self.policy, self.engine, self.reference = prompts, policy, engine, reference
+        self.prompts, self.policy, self.engine, self.attachments = prompts, policy, engine, attachments
         self.rewards, self.config, self.method = rewards, config, method
         self.sampling = training_sampling(config, policy.eos_ids)
-        self.size, self.per_batch = len(prompts), config.prompts_per_step * config.updates_per_generation
+        self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
         self.watch = RewardWatch(rewards.names, rewards.weights)
+
+    def prepare(self, folder: Path, reuse: bool) -> None:
+        """Nothing is made ahead of the steps."""
 
     def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
         config = self.config
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
-        prompts = [self.prompts[i] for i in chosen]
-        seed = derive(config.seed, index)
-        groups, metrics = collect(prompts, self.engine, self.rewards, self.method, config, self.sampling, seed, state)
+        rounds = [self._collect(chosen, derive(config.seed, index), state)]
+        groups = rounds[0].groups
+        if getattr(config, "dynamic_sampling", False):
+            groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
         self.watch.see(groups)
-        if self.reference is not None:
-            started = time.perf_counter()
-            attach_reference(groups, self.reference, config)
-            metrics["seconds/reference"] = time.perf_counter() - started
+        metrics = statistics(rounds)
+        for attach in self.attachments:
+            metrics |= attach(groups)
+        for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
+            group.advantages = advantages
         return groups, metrics
 
+    def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
+        prompts = [self.prompts[i] for i in chosen]
+        return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state)
 
-def attach_reference(groups: list[Group], reference: Any, config: GRPOConfig) -> None:
-    """Fill in `reference_logprobs` of every completion."""
+    def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
+        """The batch with groups that say nothing replaced by other prompts', as long as there are rounds and prompts
+        left; adds to `rounds`.
+
+        The prompts are drawn apart from the epochs' order, by a seed of the batch's own: a resumed run needs no more
+        than the step's number.
+        """
+        assert isinstance(self.config, GRPOConfig)
+        kept = [group for group in rounds[0].groups if not says_nothing(group)]
+        dropped = [group for group in rounds[0].groups if says_nothing(group)]
+        used = set(chosen)
+        others = [i for i in picks(self.size, 0, self.size, seed, True) if i not in used] if dropped else []
+        while len(kept) < len(chosen) and others and len(rounds) < self.config.max_sampling_rounds:
+            missing = len(chosen) - len(kept)
+            drawn, others = others[:missing], others[missing:]
+            rounds.append(self._collect(drawn, derive(seed, len(rounds)), state))
+            kept += [group for group in rounds[-1].groups if not says_nothing(group)]
+        rounds[0].logged["sampling/rounds"] = float(len(rounds))
+        rounds[0].logged["sampling/frac_kept_groups"] = len(kept) / len(chosen)
+        return kept + dropped[: len(chosen) - len(kept)]
+
+
+def attach_reference(groups: list[Group], reference: Reference, config: SampledConfig) -> dict[str, float]:
+    """Fill in `reference_logprobs` of every completion; returns the time it took."""
+    started = time.perf_counter()
     parts = [
         Part(g, group.prompt_ids, range(len(group.completions)), [c.ids for c in group.completions])
         for g, group in enumerate(groups)
     ]
     with reference() as model:
-        found = model.logprobs(micro_batches(parts, config.token_budget), config.temperature)
+        found = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
     for g, group in enumerate(groups):
         group.reference_logprobs = [found[g, r] for r in range(len(group.completions))]
+    return {"seconds/reference": time.perf_counter() - started}
+
+
+def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:
+    """Find the last token of every step of every completion."""
+    for group in groups:
+        for steps, completion in zip(group.steps or (), group.completions, strict=True):
+            steps.ends = token_ends(completion.ids.tolist(), completion.text, steps.text_ends, tokenizer)
+    return {}
+
+
+def token_ends(ids: list[int], text: str, text_ends: list[int], tokenizer: Any) -> list[int]:
+    """Index of the token that completes each of the first `text_ends` characters of the text; the last step ends with
+    the last token, whether it has text (an end-of-sequence token has none) or not.
+
+    Decoding decides, so that tokens with several characters, characters with several tokens and tokens without any
+    are all right: a prefix of tokens is long enough when its text starts with the step's end.
+    """
+    found, first = [], 0
+    for end in text_ends[:-1]:
+        low, high = first, len(ids) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if tokenizer.decode(ids[: middle + 1], skip_special_tokens=True).startswith(text[:end]):
+                high = middle
+            else:
+                low = middle + 1
+        found.append(low)
+        first = low
+    return [*found, len(ids) - 1]

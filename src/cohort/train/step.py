@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cohort.config import TrainingConfig
 from cohort.formulas.aggregation import Denominators
-from cohort.methods import Method, Tokens
+from cohort.methods import Method, Terms, Tokens
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
@@ -27,11 +29,26 @@ def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
     return torch.tensor([0 if masked and c.truncated else len(c.ids) for group in groups for c in group.completions])
 
 
-def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.Optimizer:
+def token_weights(
+    groups: list[Group], generation_tokens: float, method: Method, config: TrainingConfig
+) -> list[list[float]]:
+    """By group and completion, the weight of each of its tokens; denominators count the whole step."""
+    lengths_B = active_lengths(groups, config)
+    denominators = Denominators(
+        sequences=len(lengths_B),
+        tokens=int(lengths_B.sum()),
+        generation_tokens=generation_tokens,
+        max_completion_length=config.max_completion_length,
+    )
+    weights_B = method.weight(lengths_B, denominators, config)
+    return [w.tolist() for w in weights_B.split([len(group.completions) for group in groups])]
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW; biases and norms (one-dimensional parameters) are not decayed, as in transformers."""
-    matrices = [p for p in policy.parameters if p.dim() >= 2]
-    vectors = [p for p in policy.parameters if p.dim() < 2]
-    kind = adamw_of(config.optim, policy.device)
+    matrices = [p for p in parameters if p.dim() >= 2]
+    vectors = [p for p in parameters if p.dim() < 2]
+    kind = adamw_of(config.optim, parameters[0].device)
     return kind(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -65,31 +82,50 @@ BITSANDBYTES = {
 """transformers' name -> bitsandbytes' class."""
 
 
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], learning_rate: float, config: TrainingConfig
+) -> float:
+    """Clip the gradient, take one step, drop the gradient; returns its norm before clipping. Raises
+    FloatingPointError where it is NaN."""
+    for parameter in parameters:
+        if parameter.grad is None:  # no signal is a zero gradient: momentum and decay go on
+            parameter.grad = torch.zeros_like(parameter)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or float("inf")))
+    if norm != norm:
+        raise FloatingPointError("the gradient is NaN: the weights or the log-probabilities are broken")
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+class SharedCritic(Protocol):
+    """A critic on the policy's own hidden states: its gradient for them joins the policy's."""
+
+    def zero_grad(self) -> None: ...
+
+    def backward(self, hidden_N: Tensor, groups: list[Group], rows: list[tuple[int, int]], weights_N: Tensor) -> Tensor:
+        """Gradient of the critic's weighted loss for the hidden states, [N, D]; the head's is added to its own."""
+        ...
+
+
 class Updater:
     """Takes groups with advantages, makes one optimiser step. Micro-batches are a matter of memory: the weights'
     denominators are counts of the whole step, so any split gives the same gradient."""
 
-    def __init__(self, policy: Policy, method: Method, config: TrainingConfig):
-        self.policy, self.method, self.config = policy, method, config
-        self.optimizer = make_optimizer(policy, config)
+    def __init__(
+        self, policy: Policy, method: Method, config: TrainingConfig, shared_critic: SharedCritic | None = None
+    ):
+        self.policy, self.method, self.config, self.shared_critic = policy, method, config, shared_critic
+        self.optimizer = make_optimizer(policy.parameters, config)
         self.token_budget = config.token_budget
 
     def step(self, groups: list[Group], generation_tokens: float, learning_rate: float) -> dict[str, float]:
         """Update the policy once. `generation_tokens`: active tokens of the sampled batch, by the number of steps
         that share it. Records `old_logprobs` in groups that the current policy sampled."""
         metrics = self.gradient(groups, generation_tokens)
-        parameters = self.policy.parameters
-        for parameter in parameters:
-            if parameter.grad is None:  # no signal is a zero gradient: momentum and decay go on
-                parameter.grad = torch.zeros_like(parameter)
-        limit = self.config.max_grad_norm or float("inf")
-        metrics["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if metrics["grad_norm"] != metrics["grad_norm"]:
-            raise FloatingPointError("the gradient is NaN: the policy's weights or its log-probabilities are broken")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        metrics["grad_norm"] = descend(self.optimizer, self.policy.parameters, learning_rate, self.config)
         self.policy.version += 1
         return metrics
 
@@ -97,16 +133,24 @@ class Updater:
         """Leave the gradient of -J in the parameters' `.grad`; halve the token budget when memory runs out."""
         while True:
             self.optimizer.zero_grad(set_to_none=True)
+            if self.shared_critic is not None:
+                self.shared_critic.zero_grad()
             try:
                 with self.policy.attending():
                     return _Pass(self, groups, generation_tokens).run()
             except RuntimeError as error:
-                longest = max(len(g.prompt_ids) + max(len(c.ids) for c in g.completions) for g in groups)
+                longest = max(self._smallest(group) for group in groups)
                 if not is_out_of_memory(error) or self.token_budget <= longest:
                     raise
             self.token_budget //= 2
             free_cached_memory()
             log.warning("out of memory: this step starts again with token_budget=%d", self.token_budget)
+
+    def _smallest(self, group: Group) -> int:
+        """Tokens of the smallest micro-batch that the group can be cut to."""
+        lengths = [len(c.ids) for c in group.completions]
+        whole = self.method.sees(self.config) == "group"
+        return len(group.prompt_ids) + (sum(lengths) if whole else max(lengths))
 
 
 class _Pass:
@@ -116,44 +160,63 @@ class _Pass:
         self.policy, self.method, self.config = updater.policy, updater.method, updater.config
         self.token_budget = updater.token_budget
         self.groups = groups
-        self.temperature: float = getattr(self.config, "temperature", 1.0)
-        lengths_B = active_lengths(groups, self.config)
-        denominators = Denominators(
-            sequences=len(lengths_B),
-            tokens=int(lengths_B.sum()),
-            generation_tokens=generation_tokens,
-            max_completion_length=self.config.max_completion_length,
-        )
-        weights = self.method.weight(lengths_B, denominators, self.config).split([len(g.completions) for g in groups])
-        self.weights = [w.tolist() for w in weights]
-        # The policy that samples and the one that is trained are the same until the first update on the batch.
+        self.temperature = self.config.training_temperature
+        self.unit = self.method.sees(self.config)
+        self.weights = token_weights(groups, generation_tokens, self.method, self.config)
+        self.shared_critic = updater.shared_critic
+        self.entropy_coef: float = getattr(self.config, "entropy_coef", 0.0)
+        self.corrects_sampler: bool = getattr(self.config, "vllm_importance_sampling_correction", False)
+        # The policy that samples and the one that is trained are the same until the first update on the batch. Where
+        # the sampler's difference is corrected for, the old policy is the one that first trains on the batch.
         self.on_policy = [
-            g.old_logprobs is None and all(c.version == self.policy.version for c in g.completions) for g in groups
+            g.old_logprobs is None
+            and (self.corrects_sampler or all(c.version == self.policy.version for c in g.completions))
+            for g in groups
         ]
+        self.kept: dict[tuple[int, int], Tensor] | None = None
+        """Where only the most uncertain tokens learn: 1 for them and 0 for the others, [n] by (group, row)."""
+        self.learning = float(active_lengths(groups, self.config).sum())
+        """Tokens of the step that learn."""
         self.sums: dict[str, float] = defaultdict(float)
-        self.tokens, self.objective = 0, 0.0
+        self.counts: dict[str, int] = defaultdict(int)
+        self.objective = 0.0
         self.ratio = (1.0, 1.0)
 
     def run(self) -> dict[str, float]:
+        share: float = getattr(self.config, "top_entropy_quantile", 1.0)
+        if share < 1:
+            self.kept = self._most_uncertain(share)
+            self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
         recorded: dict[tuple[int, int], Tensor] = {}
-        for micro in micro_batches(parts, self.token_budget):
+        for micro in micro_batches(parts, self.token_budget, whole=self.unit == "group"):
             recorded.update(self._backward(micro))
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
-        means = {name: total / max(1, self.tokens) for name, total in self.sums.items() if name != "ratio"}
+        means = {name: total / self.counts[name] for name, total in self.sums.items() if name != "ratio"}
         if "ratio" in self.sums:
             means |= {"ratio/min": self.ratio[0], "ratio/max": self.ratio[1]}
         return {"loss": -self.objective, **means}
 
-    def _part(self, g: int) -> Part:
-        """The group's completions that have a gradient: a zero advantage without a KL term has none."""
+    def _most_uncertain(self, share: float) -> dict[tuple[int, int], Tensor]:
+        """The tokens at or above the (1 - share) quantile of the entropies of all of the step's active tokens."""
+        parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
+        found = self.policy.entropies(micro_batches(parts, self.token_budget), self.temperature)
+        ordered = torch.cat([torch.zeros(0), *found.values()]).sort().values
+        # the smallest value at or above torch.quantile's, which takes no more than 16 million
+        first = math.ceil((len(ordered) - 1) * (1 - share) - 1e-9)
+        return {key: (entropies >= ordered[first]).float() for key, entropies in found.items()}
+
+    def _part(self, g: int, every: bool = False) -> Part:
+        """The group's completions that have a gradient, or every one that carries loss: a zero advantage without a KL
+        term or an entropy bonus has none."""
         group = self.groups[g]
+        always = every or group.reference_logprobs is not None or self.entropy_coef > 0
         rows = [
             r
             for r in range(len(group.completions))
-            if self.weights[g][r] and (group.reference_logprobs is not None or bool(group.advantages[r].any()))
+            if self.weights[g][r] and (always or bool(group.advantages[r].any()))
         ]
         return Part(g, group.prompt_ids, rows, [group.completions[r].ids for r in rows])
 
@@ -163,40 +226,67 @@ class _Pass:
         pack = policy.pack(parts)
         rows = [(part.group, r) for part in parts for r in part.rows]
         lengths = [len(ids) for part in parts for ids in part.completion_ids]
-        advantages_N = self._gather([self.groups[g].advantages[r] for g, r in rows])
         weights_B = torch.tensor([self.weights[g][r] for g, r in rows])
         weights_N = weights_B.repeat_interleave(torch.tensor(lengths)).to(policy.device)
-        fresh = all(self.on_policy[g] for g, _ in rows)
-        old_N = None if fresh else self._gather([self._old(g, r) for g, r in rows])
-        reference = [self.groups[g].reference_logprobs for g, _ in rows]
-        reference_N = (
-            self._gather([found[r] for found, (_, r) in zip(reference, rows, strict=True) if found is not None])
-            if all(found is not None for found in reference)
-            else None
-        )
-        logprobs_N = torch.empty(len(pack.targets_N), device=policy.device)
+        hidden = policy.hidden(pack.inputs)
+        hidden_N = hidden.detach()[pack.sources_N]
+        tokens = self._tokens(rows, lengths)
+        bonus_N = self._entropy_weights(rows, lengths)
+        seen: Terms | None = None
+        if self.unit != "token":
+            with policy.autocast():
+                tokens = tokens._replace(logprobs=policy.head.logprobs(hidden_N, pack.targets_N, self.temperature))
+            seen = self._terms(tokens, weights_N)
 
         def coefficient(span: slice, logprobs: Tensor, entropies: Tensor) -> Tensor:
-            logprobs_N[span] = logprobs
-            terms = self.method.coefficient(
-                Tokens(
-                    logprobs,
-                    advantages_N[span],
-                    None if old_N is None else old_N[span],
-                    None if reference_N is None else reference_N[span],
-                ),
-                self.config,
-            )
-            self._log(terms.objective * weights_N[span], {"entropy": entropies, **terms.logged})
-            return terms.coefficient * weights_N[span]
+            self._log({"entropy": entropies})
+            if bonus_N is not None:
+                self.objective += float((entropies * bonus_N[span]).sum())
+            if seen is not None:
+                return seen.coefficient[span] * weights_N[span]
+            tokens.logprobs[span] = logprobs
+            cut = Tokens(*(None if field is None else field[span] for field in tokens[:5]))
+            return self._terms(cut, weights_N[span]).coefficient * weights_N[span]
 
-        hidden = policy.hidden(pack.inputs)
         with policy.autocast():
-            grad_N = policy.head.backward(
-                hidden.detach()[pack.sources_N], pack.targets_N, self.temperature, coefficient
-            )
+            grad_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
+        if self.shared_critic is not None:
+            grad_N += self.shared_critic.backward(hidden_N, self.groups, rows, weights_N)
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
-        return dict(zip(rows, logprobs_N.cpu().split(lengths), strict=True))
+        return dict(zip(rows, tokens.logprobs.cpu().split(lengths), strict=True))
+
+    def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tokens:
+        """What is known of the micro-batch's tokens before its forward pass; log-probabilities are still empty."""
+        fresh = all(self.on_policy[g] for g, _ in rows)
+        reference = [self.groups[g].reference_logprobs for g, _ in rows]
+        known = [found[r] for found, (_, r) in zip(reference, rows, strict=True) if found is not None]
+        return Tokens(
+            logprobs=torch.empty(sum(lengths), device=self.policy.device),
+            advantages=self._gather([self._advantages(g, r) for g, r in rows]),
+            old_logprobs=None if fresh else self._gather([self._old(g, r) for g, r in rows]),
+            reference_logprobs=self._gather(known) if len(known) == len(rows) else None,
+            sampler_logprobs=self._gather([self.groups[g].completions[r].logprobs for g, r in rows])
+            if self.corrects_sampler
+            else None,
+            lengths=lengths if self.unit != "token" else None,
+        )
+
+    def _advantages(self, g: int, r: int) -> Tensor:
+        advantages = self.groups[g].advantages[r]
+        return advantages if self.kept is None else advantages * self.kept[g, r]
+
+    def _entropy_weights(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tensor | None:
+        """The bonus is entropy_coef times the mean entropy of the step's tokens that learn, whatever the loss type."""
+        if not self.entropy_coef:
+            return None
+        kept = [torch.ones(n) if self.kept is None else self.kept[row] for row, n in zip(rows, lengths, strict=True)]
+        return self._gather(kept) * (self.entropy_coef / max(self.learning, 1.0))
+
+    def _terms(self, tokens: Tokens, weights: Tensor) -> Terms:
+        terms = self.method.coefficient(tokens, self.config)
+        self.objective += float((terms.objective * weights).sum())
+        self._log(terms.logged)
+        return terms
 
     def _old(self, g: int, r: int) -> Tensor:
         """Recorded at the batch's first update, else the sampler's own."""
@@ -206,11 +296,10 @@ class _Pass:
     def _gather(self, pieces: list[Tensor]) -> Tensor:
         return torch.cat(pieces).to(self.policy.device)
 
-    def _log(self, objective: Tensor, logged: dict[str, Tensor]) -> None:
-        self.objective += float(objective.sum())
-        self.tokens += len(objective)
+    def _log(self, logged: dict[str, Tensor]) -> None:
         for name, values in logged.items():
             self.sums[name] += float(values.sum())
+            self.counts[name] += len(values)
         if "ratio" in logged:
             low, high = logged["ratio"].aminmax()
             self.ratio = (min(self.ratio[0], float(low)), max(self.ratio[1], float(high)))

@@ -1,32 +1,57 @@
-"""The trainers people call: TRL's shape, over the one loop."""
+"""The trainer of every method, over the one loop: TRL's shape."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cohort.config import GRPOConfig, SFTConfig, TrainingConfig, differences_from_paper
+from cohort.config import (
+    METHOD_CONFIGS,
+    DPOConfig,
+    GRPOProcessConfig,
+    OnlineConfig,
+    PPOConfig,
+    SampledConfig,
+    TrainingConfig,
+    differences_from_paper,
+    unknown_name,
+)
 from cohort.data.chat_templates import use_template
+from cohort.data.preferences import require_pairs
 from cohort.data.rows import load_rows
-from cohort.methods import METHODS
+from cohort.methods import METHODS, Method
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
 from cohort.rewards.preflight import preflight
-from cohort.rewards.resolve import listed
+from cohort.rewards.resolve import listed, with_tokenizers
+from cohort.rewards.steps import make_split
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
 from cohort.train import checkpoint
+from cohort.train.critic import CriticUpdater
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
-from cohort.train.sources import Demonstrations, Samples, Source, encode_prompts
+from cohort.train.offline import KeptSamples, StartingSamples
+from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
+from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
+from cohort.train.sources import (
+    Attachment,
+    Demonstrations,
+    Samples,
+    Source,
+    attach_reference,
+    attach_step_ends,
+    encode_prompts,
+)
 from cohort.train.step import Updater
 from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
@@ -36,46 +61,86 @@ log = logging.getLogger("cohort")
 RewardSpec = str | Callable[..., Any] | Mapping[str, Any]
 
 
-class _Trainer:
-    """Policy, data and loop of one method. The method's name is the only thing subclasses decide beside their
-    source of batches."""
+class Trainer:
+    """Trains a model by any row of the table of methods.
 
-    method: str
+    `method`: a row's name, or a row of one's own (docs/new-method.md); `args`: that method's configuration;
+    `model`: name, path, or a transformers model; `reward_funcs`: one or several functions or names; datasets: a
+    datasets.Dataset, a list of dicts, a path or hub name. TRL's other arguments are taken too:
+    docs/coming-from-trl.md. Raises UserError for what the method cannot use.
+    """
 
     def __init__(
         self,
         model: Any,
-        config: TrainingConfig,
-        train_dataset: Any,
-        eval_dataset: Any,
-        processing_class: Any,
-        callbacks: Sequence[Any],
-        peft_config: Any,
-        rewards: Rewards | None,
+        reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
+        args: TrainingConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        peft_config: Any = None,
+        *,
+        method: str | Method = "grpo",
+        **familiar: Any,
     ):
-        self.args, self.rewards = config, rewards
+        self.method = method if isinstance(method, Method) else _named(method)
+        reward_funcs = with_tokenizers(reward_funcs, familiar.pop("reward_processing_classes", None))
+        config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
+        self.args = config
+        self.rewards = _rewards(reward_funcs, config)
         # Data first: its mistakes are told before a model is loaded.
-        rows = _rows(train_dataset)
+        rows = self.rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
+        self._check(rows, eval_rows)
+        self.rows = rows
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         use_template(self.policy.tokenizer, config.template)
         self.engine = local_engine(self.policy, config.max_rows)
-        self.eval_prompts: list[Prompt] = []
-        self.eval_demonstrations: Demonstrations | None = None
-        if eval_rows and rewards is not None:
-            self.eval_prompts = encode_prompts(eval_rows, self.policy, config)
-        elif eval_rows:
-            self.eval_demonstrations = Demonstrations(eval_rows, self.policy, config, METHODS["sft"])
         self.state = TrainerState()
-        source = self._source(rows)
-        evaluator = self._evaluate if eval_rows else None
-        updater = Updater(self.policy, METHODS[self.method], config)
-        callbacks = [*made(callbacks), *trackers(config)]
-        self.loop = Loop(self.policy, updater, source, evaluator, config, callbacks, self.state)
+        self.prepared = False
+        self.eval_prompts: list[Prompt] = []
+        self._metrics = self._evaluator(eval_rows)
+        critics = self._critics()
+        shared = next((critic for critic in critics if not critic.critic.own_trunk), None)
+        self.loop = Loop(
+            self.policy,
+            Updater(self.policy, self.method, config, shared),
+            SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
+            self._evaluate if eval_rows else None,
+            config,
+            [*made(callbacks or ()), *trackers(config)],
+            self.state,
+            critics,
+        )
+        if isinstance(config, OnlineConfig):
+            G, P = config.num_generations, config.prompts_per_step
+            # A batch that is no whole number of groups is told even where nobody listens to more than warnings.
+            level = logging.INFO if config.batch_size == P * G else logging.WARNING
+            log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
+        for difference in differences_from_paper(config):
+            log.info("differs from the paper: %s", difference)
 
-    def _source(self, rows: list[Row]) -> Source:
-        raise AssertionError("each trainer has a source of its own")
+    def _critics(self) -> list[CriticUpdater]:
+        """The row's critic, or none."""
+        if not self.method.critic:
+            return []
+        assert isinstance(self.args, PPOConfig)
+        return [CriticUpdater(self.policy, self.method, self.args)]
+
+    def _check(self, rows: list[Row], eval_rows: list[Row]) -> None:
+        """Raise UserError where the method cannot use the data, with what to do about it."""
+        made = isinstance(self.args, DPOConfig) and self.args.dpo_pairs is not None
+        if self.method.source == "preferences" and not made:
+            require_pairs(rows, self.method.name)
+            if self.rewards is None:
+                require_pairs(eval_rows, f"evaluation of {self.method.name} without reward_funcs")
+        elif self.method.source != "demonstrations" and self.rewards is None:
+            raise UserError(
+                f"{self.method.name} learns from rewarded samples and reward_funcs is empty: name at least one "
+                "reward, for example accuracy"
+            )
 
     @property
     def model(self) -> Any:
@@ -89,20 +154,32 @@ class _Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
-        self._before_training()
+        self._try_rewards()
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        if resume:
-            path = checkpoint.newest(Path(self.args.output_dir)) if resume is True else Path(resume)
-            if path is None:
-                log.warning("no checkpoint in %s: starting from the beginning", self.args.output_dir)
-            else:
-                self.loop.resume(path)
+        folder = Path(self.args.output_dir)
+        path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
+        if path is not None:
+            checkpoint.require(path)  # before anything is sampled for it
+        if not resume:
+            move_aside(folder, (METRICS, COMPLETIONS, SAMPLES))
+        if not self.prepared:
+            self.loop.source.prepare(folder, reuse=bool(resume))
+            self.prepared = True
+        if path is not None:
+            self.loop.resume(path)
+        elif resume:
+            log.warning("no checkpoint in %s: starting from the beginning", self.args.output_dir)
         self.loop.run()
         self.save_model()
         return self.state
 
-    def _before_training(self) -> None:
-        """What a method looks at before anything costs time. Raises UserError where training would be in vain."""
+    def _try_rewards(self) -> None:
+        """Before anything costs time, where the method learns from rewards."""
+        config = self.args
+        given = isinstance(config, DPOConfig) and config.dpo_pairs is None
+        if isinstance(config, SampledConfig) and config.reward_preflight and not given:
+            assert self.rewards is not None
+            check_rewards(self.rewards, self.rows, self.policy.tokenizer, self.state)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the evaluation data under the policy as it is now."""
@@ -117,9 +194,20 @@ class _Trainer:
         checkpoint.save_policy(self.policy, Path(output_dir or self.args.output_dir))
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
-        if self.eval_demonstrations is not None:
-            return {"eval/loss": self._demonstration_loss(self.eval_demonstrations)}
-        return self.sample(state).metrics()
+        return self._metrics(state)
+
+    def _evaluator(self, rows: list[Row]) -> Callable[[TrainerState], dict[str, float]]:
+        """Sampled and scored where there are rewards; else the method's own loss on held-out data."""
+        if rows and self.rewards is not None:
+            self.eval_prompts = encode_prompts(rows, self.policy, self.args)
+        elif rows and self.method.source == "preferences":
+            assert isinstance(self.args, DPOConfig)
+            pairs = HeldOutPairs(rows, self.policy, self.args)
+            return lambda state: pairs.metrics()
+        elif rows:
+            demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
+            return lambda state: {"eval/loss": self._demonstration_loss(demonstrations)}
+        return lambda state: self.sample(state).metrics()
 
     def sample(self, state: TrainerState) -> Evaluation:
         """Completions of the evaluation prompts with their scores, by the configuration's evaluation settings."""
@@ -142,6 +230,37 @@ class _Trainer:
         return -sum(float(logprobs.mean()) for logprobs in found.values()) / len(found)
 
 
+def _named(name: str) -> Method:
+    if name not in METHODS:
+        raise UserError(f"method {name!r} is not in the table: {unknown_name(name, METHODS)}")
+    return METHODS[name]
+
+
+def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfig:
+    kind = METHOD_CONFIGS.get(method.name)
+    if args is None and kind is not None:
+        return kind()
+    if args is None:
+        raise UserError(f"method {method.name!r} is not in the table: give its configuration as args")
+    if kind is not None and not isinstance(args, kind):
+        foreign = f"{type(args).__module__}.{type(args).__qualname__}: import {kind.__name__} from cohort"
+        seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign
+        raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {seen}")
+    return args
+
+
+def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
+    if not functions:
+        return None
+    specs = listed(functions, config.max_completion_length)
+    if not specs:
+        return None
+    split = None
+    if isinstance(config, GRPOProcessConfig):
+        split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
+    return Rewards(specs, getattr(config, "reward_weights", None), getattr(config, "reward_clip", None), split)
+
+
 def _rows(dataset: Any) -> list[Row]:
     return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)
 
@@ -159,91 +278,50 @@ def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: Trai
         raise UserError(found.problem)
 
 
-class GRPOTrainer(_Trainer):
-    """Group relative policy optimisation (DeepSeekMath, arXiv 2402.03300), with TRL's arguments.
-
-    `model`: name, path, or a transformers model; `reward_funcs`: one or several functions or names; datasets: a
-    datasets.Dataset, a list of dicts, a path or hub name, with a `prompt` column. TRL's other arguments are taken too:
-    docs/coming-from-trl.md. Raises UserError for what it cannot use.
-    """
-
-    method = "grpo"
-
-    def __init__(
-        self,
-        model: Any,
-        reward_funcs: RewardSpec | Sequence[RewardSpec],
-        args: GRPOConfig | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        callbacks: Sequence[Any] = (),
-        peft_config: Any = None,
-        **familiar: Any,
-    ):
-        config, processing_class = settle(args, GRPOConfig, model, processing_class, familiar)
-        rewards = Rewards(listed(reward_funcs, config.max_completion_length), config.reward_weights, config.reward_clip)
-        self.config = config
-        super().__init__(
-            model,
-            config,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            callbacks or (),
-            peft_config,
-            rewards,
-        )
-        G, P = config.num_generations, config.prompts_per_step
-        # A batch that is no whole number of groups is told even where nobody listens to more than warnings.
-        level = logging.INFO if config.batch_size == P * G else logging.WARNING
-        log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
-        for difference in differences_from_paper(config):
-            log.info("differs from the paper: %s", difference)
-
-    def _before_training(self) -> None:
-        if self.config.reward_preflight:
-            assert self.rewards is not None
-            check_rewards(self.rewards, self.prompt_rows, self.policy.tokenizer, self.state)
-
-    def _source(self, rows: list[Row]) -> Source:
-        assert self.rewards is not None
-        self.prompt_rows = rows
-        reference = reference_of(self.policy) if self.config.beta > 0 else None
-        prompts = encode_prompts(rows, self.policy, self.config)
-        return Samples(prompts, self.policy, self.engine, reference, self.rewards, self.config, METHODS[self.method])
+def _demonstrations(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
+    return Demonstrations(rows, trainer.policy, trainer.args, trainer.method)
 
 
-class SFTTrainer(_Trainer):
-    """Supervised fine-tuning on demonstrations, loss on the completion only. `reward_funcs`, where given, score
-    sampled completions of `eval_dataset`; else evaluation is the held-out loss."""
+def _samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
+    config = trainer.args
+    assert isinstance(config, OnlineConfig) and trainer.rewards is not None
+    prompts = encode_prompts(rows, trainer.policy, config)
+    if config.needs_reference:
+        reference = partial(attach_reference, reference=reference_of(trainer.policy), config=config)
+        attachments = [reference, *attachments]
+    if isinstance(config, GRPOProcessConfig):
+        attachments = [partial(attach_step_ends, tokenizer=trainer.policy.tokenizer), *attachments]
+    return Samples(prompts, trainer.policy, trainer.engine, attachments, trainer.rewards, config, trainer.method)
 
-    method = "sft"
 
-    def __init__(
-        self,
-        model: Any,
-        args: SFTConfig | None = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        callbacks: Sequence[Any] = (),
-        peft_config: Any = None,
-        reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
-        **familiar: Any,
-    ):
-        config, processing_class = settle(args, SFTConfig, model, processing_class, familiar)
-        rewards = Rewards(listed(reward_funcs, config.max_completion_length)) if reward_funcs else None
-        super().__init__(
-            model,
-            config,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            callbacks or (),
-            peft_config,
-            rewards,
-        )
+def _starting_samples(trainer: Trainer, rows: list[Row]) -> StartingSamples:
+    config = trainer.args
+    assert isinstance(config, SampledConfig) and trainer.rewards is not None
+    prompts = encode_prompts(rows, trainer.policy, config)
+    return StartingSamples(prompts, trainer.policy, trainer.engine, trainer.rewards, config)
 
-    def _source(self, rows: list[Row]) -> Source:
-        return Demonstrations(rows, self.policy, self.args, METHODS[self.method])
+
+def _kept_samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
+    assert isinstance(trainer.args, SampledConfig)
+    return KeptSamples(_starting_samples(trainer, rows), trainer.args, trainer.method)
+
+
+def _preferences(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
+    config, policy = trainer.args, trainer.policy
+    assert isinstance(config, DPOConfig)
+    if config.dpo_pairs is None:
+        pairs = encoded_pairs(rows, policy, config)
+        return Preferences(lambda folder, reuse: pairs, policy, config, trainer.method)
+    samples = _starting_samples(trainer, rows)
+    return Preferences(
+        lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config), policy, config, trainer.method
+    )
+
+
+SOURCES: dict[str, Callable[[Trainer, list[Row], list[Attachment]], Source]] = {
+    "demonstrations": _demonstrations,
+    "start": _kept_samples,
+    "preferences": _preferences,
+    "policy": _samples,
+}
+"""A row's `source` -> what makes its batches."""

@@ -1,0 +1,64 @@
+"""Preference rows: a prompt, a chosen and a rejected completion; plain, or chat messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cohort.types import Row, Text, UserError
+
+
+def with_prompt(record: dict[str, Any]) -> dict[str, Any]:
+    """The record itself, unless `chosen` and `rejected` are whole conversations: then with the turns they share as
+    `prompt`, and what is left of each."""
+    chosen, rejected = record.get("chosen"), record.get("rejected")
+    if not isinstance(chosen, list) or not isinstance(rejected, list) or isinstance(record.get("prompt"), list):
+        return record
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    if not shared:
+        return record
+    return {**record, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def has_pair(row: Row) -> bool:
+    return row.columns.get("chosen") is not None and row.columns.get("rejected") is not None
+
+
+def require_pairs(rows: list[Row], method: str) -> None:
+    """Raise UserError, naming the row, where one has no pair."""
+    bare = next((row for row in rows if not has_pair(row)), None)
+    if bare is not None:
+        columns = ["prompt", *(["completion"] if bare.completion is not None else []), *bare.columns]
+        raise UserError(
+            f"{bare.source}: {method} needs `chosen` and `rejected`; this file has "
+            f"{', '.join(f'`{name}`' for name in columns)}: make pairs with `dpo_pairs: best-worst` (it takes "
+            "reward_funcs), or name the columns: `columns: {chosen: ..., rejected: ...}`"
+        )
+
+
+def pair(row: Row) -> tuple[Row, Row]:
+    """The row twice: once with its chosen completion, once with its rejected one. Raises UserError for a completion
+    that is neither text nor messages of the assistant's."""
+    return _completed(row, "chosen"), _completed(row, "rejected")
+
+
+def _completed(row: Row, column: str) -> Row:
+    value: Any = row.columns[column]
+    if isinstance(value, dict):
+        value = [value]
+    messages = isinstance(value, list) and all(isinstance(m, dict) and "role" in m and "content" in m for m in value)
+    if not (isinstance(value, str) or messages):
+        raise UserError(
+            f"{row.source}: `{column}` is {str(value)[:60]!r}; it must be text or a list of messages with `role` and "
+            "`content`"
+        )
+    completion: Text = value
+    if isinstance(row.prompt, list) and isinstance(value, str):
+        completion = [{"role": "assistant", "content": value}]
+    if isinstance(row.prompt, str) and isinstance(value, list):
+        raise UserError(
+            f"{row.source}: `{column}` is chat messages and the prompt is plain text: `system_prompt: ''` makes the "
+            "prompt a chat message too"
+        )
+    return Row(row.prompt, completion, row.columns, row.source)

@@ -1,0 +1,54 @@
+"""The table of methods for people, read off its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+SOURCES = {
+    "demonstrations": "demonstrations",
+    "start": "starting model, once",
+    "preferences": "preference pairs",
+    "policy": "current policy",
+}
+PARTS = {
+    "credit": "Credit: rewards to advantages A, once per batch",
+    "coefficient": "Coefficient: the objective J of one token and GC, its slope by log pi, at each gradient step",
+    "weight": "Weight: w of each token, so that the gradient is the sum of w GC grad log pi",
+}
+
+
+def methods_tables(methods: Sequence[Any]) -> Iterator[Table]:
+    """The rows of the table of methods (`cohort.methods.Method`), then what the functions they name compute."""
+    table = Table(title=Text("Methods"), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for heading in ("data source", "reward", *PARTS):
+        table.add_column(heading)
+    for row in methods:
+        functions = [spoken(getattr(row, part)) for part in PARTS]
+        table.add_row(Text(row.name, style="bold"), SOURCES[row.source], row.reward, *functions)
+    yield table
+    for part, title in PARTS.items():
+        functions = {getattr(row, part): None for row in methods}
+        meanings = Table(
+            title=Text(f"\n{title}"), title_justify="left", title_style="bold", box=None, show_header=False
+        )
+        meanings.add_column(style="cyan", no_wrap=True)
+        meanings.add_column(overflow="fold")
+        for function in functions:
+            meanings.add_row(spoken(function), Text(first_sentence(function)))
+        yield meanings
+
+
+def spoken(function: Callable[..., Any]) -> str:
+    """group_outcome -> "group outcome"."""
+    return function.__name__.replace("_", " ")
+
+
+def first_sentence(function: Callable[..., Any]) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())

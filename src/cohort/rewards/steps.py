@@ -1,0 +1,152 @@
+"""Steps of reasoning: where a completion's text is cut into steps, and the scores that functions give to them.
+
+A step reward is a function that takes `steps`, one list of texts for each completion, beside what every reward
+function may take, and returns one list of scores for each:
+
+    def step_rewards(prompts, completions, steps, **columns) -> list[list[float]]
+
+A process reward model is such a callable.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import numbers
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cohort.rewards.resolve import resolve
+from cohort.types import UserError
+
+Split = Callable[[str], list[str]]
+"""A text to its steps. Joined they are the text: separators stay at the end of the step before them."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A completion's steps as functions see them, and where each ends in the text (exclusive), the last one at its end.
+
+    Cut(["7+5=2", "2-8=4"], [6, 11]) of "7+5=2\\n2-8=4"
+    """
+
+    texts: list[str]
+    ends: list[int]
+
+
+def takes_steps(function: Callable[..., Any]) -> bool:
+    """Whether a reward function names `steps` among its parameters."""
+    return "steps" in inspect.signature(function).parameters
+
+
+def by_separator(separator: str) -> Split:
+    """A step ends after each separator: "a\\nb" -> ["a\\n", "b"]."""
+    if not separator:
+        raise UserError("step_separator is empty: give the text that ends a step, such as '\\n'")
+
+    def split(text: str) -> list[str]:
+        *ended, last = text.split(separator)
+        return [part + separator for part in ended] + [last]
+
+    return split
+
+
+def by_pattern(pattern: str) -> Split:
+    """A step ends after each match: "one. Two" -> ["one. ", "Two"] for "\\\\. ".
+
+    Completions are hostile text, so the expression is matched by RE2, in time linear in the text. Raises UserError
+    where RE2 is not installed or refuses the expression.
+    """
+    try:
+        import re2
+    except ImportError:
+        raise UserError("step_pattern needs the package google-re2: pip install 'cohort[re2]'") from None
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        raise UserError(
+            f"step_pattern {pattern!r} is no regular expression of RE2 (which has no look-around and no "
+            f"back-references): {reason}"
+        ) from None
+
+    def split(text: str) -> list[str]:
+        ends = [match.end() for match in compiled.finditer(text) if match.end() > match.start()]
+        bounds = [0, *ends, len(text)]
+        return [text[a:b] for a, b in itertools.pairwise(bounds)]
+
+    return split
+
+
+def make_split(separator: str, pattern: str | None, function: str | Split | None) -> Split:
+    """The configuration's way of cutting: a function (or its name) wins over a pattern, a pattern over a separator."""
+    if function is not None:
+        _, named = resolve(function)
+        return named
+    return by_separator(separator) if pattern is None else by_pattern(pattern)
+
+
+def cut(text: str, split: Split) -> Cut:
+    """The steps of a text, at least one; a piece of nothing but white space belongs to the step before it.
+
+    Raises UserError where the split's pieces do not join to the text.
+    """
+    pieces = split(text)
+    if not isinstance(pieces, list) or "".join(pieces) != text:
+        raise UserError(
+            f"the step splitter must cut the text {text[:100]!r} into pieces that join to it; it gave "
+            f"{str(pieces)[:200]}"
+        )
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and not (piece.strip() and joined[-1].strip()):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    ends, at = [], 0
+    for piece in joined:
+        at += len(piece)
+        ends.append(at)
+    return Cut([piece.strip() for piece in joined] or [""], ends or [0])
+
+
+def cut_all(texts: Sequence[str], split: Split, columns: dict[str, list[Any]]) -> list[Cut]:
+    """The steps of every completion. Raises UserError where the data has a column `steps` too."""
+    if "steps" in columns:
+        raise UserError("the dataset has a column `steps`, the name of a completion's steps: rename it")
+    return [cut(text, split) for text in texts]
+
+
+def summed(scores: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
+    """The weighted sum over functions of the scores of each step of each completion."""
+    return [
+        [math.fsum(map(operator.mul, weights, of_step)) for of_step in zip(*of_completion, strict=True)]
+        for of_completion in zip(*scores, strict=True)
+    ]
+
+
+def checked(name: str, result: Any, steps: Sequence[Sequence[str]]) -> list[list[float]]:
+    """The scores as plain floats. Raises UserError unless there is one finite number for each step."""
+    if not isinstance(result, Sequence | tuple) or isinstance(result, str) or len(result) != len(steps):
+        count = f"{len(result)} lists" if isinstance(result, Sequence) else repr(result)[:80]
+        raise UserError(
+            f"step reward {name!r} returned {count} for {len(steps)} completions: return one list of scores for each"
+        )
+    return [_row(name, i, row, texts) for i, (row, texts) in enumerate(zip(result, steps, strict=True))]
+
+
+def _row(name: str, i: int, row: Any, texts: Sequence[str]) -> list[float]:
+    if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(texts):
+        raise UserError(
+            f"step reward {name!r} returned {str(row)[:80]} for completion {i}, which has {len(texts)} steps: "
+            "return one score for each step"
+        )
+    bad = [score for score in row if not isinstance(score, numbers.Real) or not math.isfinite(score)]
+    if bad:
+        raise UserError(f"step reward {name!r} returned {bad[0]!r} for a step of completion {i}: scores are finite")
+    return [float(score) for score in row]

@@ -1,0 +1,164 @@
+"""PPO's critic in training: the values a batch is credited with, and the critic's own step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from cohort.config import PPOConfig
+from cohort.formulas.gae import ValueLoss, value_loss
+from cohort.methods import Method, estimated
+from cohort.policy.critic import Critic
+from cohort.policy.memory import free_cached_memory, is_out_of_memory
+from cohort.policy.model import Policy
+from cohort.policy.pack import Pack, Part, micro_batches
+from cohort.train.step import active_lengths, descend, make_optimizer, token_weights
+from cohort.types import Group
+
+log = logging.getLogger("cohort")
+
+Rows = list[tuple[int, int]]
+"""(group, completion) of each completion of a micro-batch, in its order."""
+
+
+class CriticUpdater:
+    """Fits the critic to the returns of the batches that the policy learns from, step by step beside it."""
+
+    name = "critic"
+
+    def __init__(self, policy: Policy, method: Method, config: PPOConfig):
+        self.method, self.config = method, config
+        self.critic = Critic(policy, own_trunk=config.critic == "own")
+        self.optimizer = make_optimizer(self.critic.parameters, config)
+        self.token_budget = config.token_budget
+        rate = config.critic_learning_rate
+        self.learning_rate = config.learning_rate if rate is None else rate
+        self.sums: dict[str, float] = defaultdict(float)
+
+    @torch.no_grad()
+    def attach(self, groups: list[Group]) -> dict[str, float]:
+        """Fill in the `values` of every completion; returns what to log of the batch."""
+        started = time.perf_counter()
+        model = self.critic.model
+        training = model.model.training
+        model.model.eval()
+        found: dict[tuple[int, int], Tensor] = {}
+        with model.attending():
+            for micro in micro_batches(_parts(groups, None), self.token_budget):
+                pack = model.pack(micro)
+                values_N = self.critic.values(model.hidden(pack.inputs)[pack.sources_N]).cpu()
+                found.update(zip(_rows(micro), values_N.split(_lengths(micro)), strict=True))
+        model.model.train(training)
+        for g, group in enumerate(groups):
+            group.values = [found[g, r] for r in range(len(group.completions))]
+        metrics = {"seconds/values": time.perf_counter() - started}
+        gaps = [
+            float((c.logprobs - reference).sum())
+            for group in groups
+            for c, reference in zip(group.completions, group.reference_logprobs or [], strict=False)
+        ]
+        return metrics | ({"objective/kl": sum(gaps) / len(gaps)} if gaps else {})
+
+    def step(self, groups: list[Group], generation_tokens: float, share: float) -> dict[str, float]:
+        """Update the critic once, at `share` of its highest learning rate. A shared trunk's gradient has gone the
+        policy's way before; only the head is moved here."""
+        if self.critic.own_trunk:
+            self._gradient(groups, token_weights(groups, generation_tokens, self.method, self.config))
+        sums, self.sums = self.sums, defaultdict(float)
+        norm = descend(self.optimizer, self.critic.parameters, share * self.learning_rate, self.config)
+        return {
+            "critic/loss": sums["loss"],
+            "critic/clip_fraction": sums["clipped"] / max(1.0, sums["tokens"]),
+            "critic/explained_variance": explained_variance(groups, self.config),
+            "critic/grad_norm": norm,
+        }
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sums = defaultdict(float)
+
+    def backward(self, hidden_N: Tensor, groups: list[Group], rows: Rows, weights_N: Tensor) -> Tensor:
+        """The critic's weighted loss on hidden states [N, D]: their gradient, [N, D]; the head's is in its `.grad`."""
+        advantages = {g: estimated([groups[g]], self.config)[0] for g in dict.fromkeys(g for g, _ in rows)}
+        old = [(groups[g].values or [])[r] for g, r in rows]
+        returns = [value + advantages[g][r] for value, (g, r) in zip(old, rows, strict=True)]
+        old_N, returns_N = (torch.cat(pieces).to(hidden_N.device) for pieces in (old, returns))
+        loss: ValueLoss = value_loss(self.critic.values(hidden_N), old_N, returns_N, self.config.cliprange_value)
+        self.sums["loss"] += float((weights_N * loss.value_N).sum())
+        self.sums["clipped"] += float(loss.clipped_N.sum())
+        self.sums["tokens"] += len(loss.clipped_N)
+        return self.critic.backward(hidden_N, self.config.vf_coef * weights_N * loss.slope_N)
+
+    def _gradient(self, groups: list[Group], weights: list[list[float]]) -> None:
+        """Leave the gradient in the critic's parameters; halve the token budget when memory runs out."""
+        self.critic.model.model.train()  # gradient checkpointing acts in training mode only
+        while True:
+            self.zero_grad()
+            try:
+                with self.critic.model.attending():
+                    for micro in micro_batches(_parts(groups, weights), self.token_budget):
+                        self._micro_gradient(micro, groups, weights)
+                return
+            except RuntimeError as error:
+                longest = max(len(g.prompt_ids) + max(len(c.ids) for c in g.completions) for g in groups)
+                if not is_out_of_memory(error) or self.token_budget <= longest:
+                    raise
+            self.token_budget //= 2
+            free_cached_memory()
+            log.warning("out of memory: the critic's step starts again with token_budget=%d", self.token_budget)
+
+    def _micro_gradient(self, parts: list[Part], groups: list[Group], weights: list[list[float]]) -> None:
+        model = self.critic.model
+        pack: Pack = model.pack(parts)
+        rows = _rows(parts)
+        weights_B = torch.tensor([weights[g][r] for g, r in rows])
+        weights_N = weights_B.repeat_interleave(torch.tensor(_lengths(parts))).to(model.device)
+        hidden = model.hidden(pack.inputs)
+        grad_N = self.backward(hidden.detach()[pack.sources_N], groups, rows, weights_N)
+        hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trained weights by their place in the order of parameters, for a checkpoint."""
+        return {str(i): p.detach() for i, p in enumerate(self.critic.parameters)}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        for i, parameter in enumerate(self.critic.parameters):
+            parameter.copy_(tensors[str(i)])
+
+
+def explained_variance(groups: list[Group], config: PPOConfig) -> float:
+    """1 - Var(returns - values) / Var(returns) over the tokens that carry loss: 0 for a critic that says the same
+    everywhere, 1 for a perfect one; 0 where the returns do not vary."""
+    active = active_lengths(groups, config).tolist()
+    advantages = [a for row in estimated(groups, config) for a in row]
+    values = [v for group in groups for v in group.values or []]
+    kept = [(a, v) for a, v, n in zip(advantages, values, active, strict=True) if n]
+    if not kept:
+        return 0.0
+    left, value = (torch.cat(pieces) for pieces in zip(*kept, strict=True))
+    spread = float((left + value).var(correction=0))
+    return 1 - float(left.var(correction=0)) / spread if spread > 0 else 0.0
+
+
+def _parts(groups: list[Group], weights: list[list[float]] | None) -> list[Part]:
+    """Every completion, or those that carry loss."""
+    parts = []
+    for g, group in enumerate(groups):
+        rows = [r for r in range(len(group.completions)) if weights is None or weights[g][r]]
+        if rows:
+            parts.append(Part(g, group.prompt_ids, rows, [group.completions[r].ids for r in rows]))
+    return parts
+
+
+def _rows(parts: list[Part]) -> Rows:
+    return [(part.group, r) for part in parts for r in part.rows]
+
+
+def _lengths(parts: list[Part]) -> list[int]:
+    return [len(ids) for part in parts for ids in part.completion_ids]

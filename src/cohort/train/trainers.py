@@ -1,0 +1,109 @@
+"""Trainers by their familiar names: the one Trainer with a method chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, SFTConfig
+from cohort.train.trainer import RewardSpec, Trainer
+
+
+class _Rewarded(Trainer):
+    """Arguments of the methods that learn from rewarded samples, in TRL's order."""
+
+    row: str
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: RewardSpec | Sequence[RewardSpec],
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        peft_config: Any = None,
+        **familiar: Any,
+    ):
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            callbacks,
+            peft_config,
+            method=self.row,
+            **familiar,
+        )
+
+
+class GRPOTrainer(_Rewarded):
+    """Group relative policy optimisation (DeepSeekMath, arXiv 2402.03300); `args` is a GRPOConfig."""
+
+    row = "grpo"
+    args: GRPOConfig
+
+
+class PPOTrainer(_Rewarded):
+    """PPO (arXiv 1707.06347) with a critic; `args` is a PPOConfig."""
+
+    row = "ppo"
+    args: PPOConfig
+
+
+class RFTTrainer(_Rewarded):
+    """Rejection sampling fine-tuning: samples the starting model once and imitates what is correct; `args` is an
+    RFTConfig."""
+
+    row = "rft"
+    args: RFTConfig
+
+
+class _Given(Trainer):
+    """Arguments of the methods that learn from what the dataset holds; `reward_funcs`, where given, score sampled
+    completions of `eval_dataset`, else evaluation is the held-out loss."""
+
+    row: str
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        peft_config: Any = None,
+        reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
+        **familiar: Any,
+    ):
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            callbacks,
+            peft_config,
+            method=self.row,
+            **familiar,
+        )
+
+
+class SFTTrainer(_Given):
+    """Supervised fine-tuning on demonstrations, loss on the completion only; `args` is an SFTConfig."""
+
+    row = "sft"
+    args: SFTConfig
+
+
+class DPOTrainer(_Given):
+    """Direct preference optimisation (arXiv 2305.18290) on rows with `prompt`, `chosen` and `rejected`, or, with
+    `dpo_pairs` and `reward_funcs`, on pairs made of the starting model's samples; `args` is a DPOConfig."""
+
+    row = "dpo"
+    args: DPOConfig
