@@ -148,7 +148,7 @@ class _Decoding:
         first_tokens = self._sample(last.repeat_interleave(torch.tensor(counts, device=new.device), 0), new, alive)
         self.row = torch.cat([self.row, new])
         self.tokens = torch.cat([self.tokens, first_tokens])
-        self.alive = torch.cat([self.alive, ~self.ended[new]])
+        self.alive = torch.cat([self.alive, alive])
 
     def _sample(self, hidden: Tensor, row: Tensor, alive: Tensor) -> Tensor:
         """Draw the next token of each row; write the living ones' down and end those that are done."""

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from cohort.config import RunConfig, TrainingConfig
+from cohort.data.configured import configured_rows
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
 from cohort.policy.load import make_policy
@@ -26,23 +27,7 @@ from cohort.types import TrainerState, UserError
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
     """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
-    shared = {"columns": run.columns, "system_prompt": run.system_prompt}
-    rows = load_rows(
-        run.dataset,
-        split=run.dataset_split,
-        max_samples=run.max_samples,
-        dataset_kwargs=run.dataset_kwargs,
-        **shared,
-    )
-    eval_rows = None
-    if run.eval_dataset is not None:
-        eval_rows = load_rows(
-            run.eval_dataset,
-            split=run.eval_split,
-            max_samples=run.eval_samples,
-            dataset_kwargs=run.dataset_kwargs,
-            **shared,
-        )
+    rows, eval_rows = configured_rows(run, config.seed)
     functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
     trainer = Trainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks, method=run.method)
     folder = Path(config.output_dir)
