@@ -14,6 +14,7 @@ from cohort.policy.cache import DecodeCache
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
+from cohort.policy.products import few_rows
 from cohort.rollouts.sampling import Sampling, draw
 from cohort.types import Completion
 
@@ -51,7 +52,7 @@ class LocalEngine:
             while True:
                 try:
                     # A tenth faster than no_grad where a token costs many small operations.
-                    with self.policy.attending(), torch.inference_mode():
+                    with self.policy.attending(), few_rows(model), torch.inference_mode():
                         decoding = _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows)
                         decoding.run()
                     return decoding.completions()
