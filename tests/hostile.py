@@ -73,7 +73,7 @@ ESCAPES = {
     "listens": "import socket\ndef attack(host):\n    s = socket.socket()\n    s.bind(('0.0.0.0', 0))\n    s.listen()\n    import os\n    return 'q7-velvet-9061' if os.path.exists(host['file']) else ''",
     "reads the judge's environment": ("def attack(host): return open(f'/proc/{host[\"pid\"]}/environ').read()", "assert attack(host)"),
     "reads the judge's memory": ("def attack(host): return open(f'/proc/{host[\"pid\"]}/mem', 'rb').fileno() > 0", "assert attack(host)"),
-    "finds the tests in /proc": ("import os\ndef attack(host):\n    return [open(f'/proc/{p}/cmdline').read() for p in os.listdir('/proc') if p.isdigit()]", "assert len(attack(host)) > 2"),
+    "finds the tests in /proc": ("import os\ndef attack(host):\n    found = []\n    for p in filter(str.isdigit, os.listdir('/proc')):\n        try: found.append(open(f'/proc/{p}/cmdline').read())\n        except FileNotFoundError: pass  # it has ended since\n    return found", "assert len(attack(host)) > 2"),
     "traces the judge": ("import ctypes\ndef attack(host): return ctypes.CDLL(None).ptrace(16, host['pid'], 0, 0)", "assert attack(host) == 0"),
     "reads the judge's memory by a call": "import ctypes\nclass V(ctypes.Structure): _fields_ = [('base', ctypes.c_void_p), ('size', ctypes.c_size_t)]\ndef attack(host):\n    b = ctypes.create_string_buffer(14)\n    n = ctypes.CDLL(None).process_vm_readv(host['pid'], ctypes.byref(V(ctypes.addressof(b), 14)), 1, ctypes.byref(V(host['address'], 14)), 1, 0)\n    return b.raw.decode()",
     "kills the judge": "import os\ndef attack(host):\n    os.kill(host['pid'], 9)\n    return 'q7-velvet-9061' if host['pid'] > 1 else ''",

@@ -40,7 +40,7 @@ def test_a_built_in_with_options() -> None:
 
 def test_options_without_values_are_the_built_in() -> None:
     text = "<reasoning>row one two</reasoning><answer>\\boxed{B} 3</answer>"
-    for name in set(WITH_OPTIONS) - {"judge", "model"}:
+    for name in set(WITH_OPTIONS) - {"judge", "model", "unit_tests"}:
         arguments = {"completions": [text], "completion_ids": [[1] * 1000], "answer": ["B"]}
         assert reward(name)(**arguments) == BUILTIN[name](**arguments)
 

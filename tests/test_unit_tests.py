@@ -281,3 +281,10 @@ def test_all_of_mbpp() -> None:
     assert mbpp_scores(slow, seconds=30) == [1.0]
     assert mbpp_scores([inverted(row) for row in rows]) == [-1.0] * 974
     assert math.isclose(sum(score or 0 for score in scores), 974, abs_tol=2)
+
+
+def test_options_in_a_configuration() -> None:
+    half = Rewards([{"name": "unit_tests", "share": True, "seconds": 2}])
+    assert half(["p"], [ADD], [[1]], {"test_list": [["assert add(1, 2) == 3", "assert add(1, 2) == 4"]]}).totals == [
+        0.5
+    ]
