@@ -21,28 +21,25 @@ from cohort.rollouts.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
 from cohort.rollouts.sampling import Sampling
 from cohort.train.sources import encode_prompts
 from cohort.train.trainer import Trainer
-from cohort.types import TrainerState, UserError
+from cohort.types import Row, TrainerState, UserError
+
+
+def load_data(run: RunConfig) -> tuple[list[Row], list[Row] | None]:
+    """(training rows, held-out rows or None) as the configuration says."""
+    shared: dict[str, Any] = {
+        "columns": run.columns,
+        "system_prompt": run.system_prompt,
+        "dataset_kwargs": run.dataset_kwargs,
+    }
+    rows = load_rows(run.dataset, split=run.dataset_split, max_samples=run.max_samples, **shared)
+    if run.eval_dataset is None:
+        return rows, None
+    return rows, load_rows(run.eval_dataset, split=run.eval_split, max_samples=run.eval_samples, **shared)
 
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
     """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
-    shared = {"columns": run.columns, "system_prompt": run.system_prompt}
-    rows = load_rows(
-        run.dataset,
-        split=run.dataset_split,
-        max_samples=run.max_samples,
-        dataset_kwargs=run.dataset_kwargs,
-        **shared,
-    )
-    eval_rows = None
-    if run.eval_dataset is not None:
-        eval_rows = load_rows(
-            run.eval_dataset,
-            split=run.eval_split,
-            max_samples=run.eval_samples,
-            dataset_kwargs=run.dataset_kwargs,
-            **shared,
-        )
+    rows, eval_rows = load_data(run)
     functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
     trainer = Trainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks, method=run.method)
     folder = Path(config.output_dir)
