@@ -24,7 +24,7 @@ def compare(
 
     Run it again after an interruption: finished runs are reused, one that was cut off goes on from its checkpoint.
     """
-    from cohort.compare_config import read_plan
+    from cohort.compare.config import read_plan
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
@@ -36,7 +36,7 @@ def compare(
     )
     logging.getLogger("cohort").setLevel(logging.WARNING)
 
-    from cohort.compare import run_comparison
+    from cohort.compare.runs import run_comparison
 
     written = run_comparison(plan, jobs, typer.echo)
     typer.echo((plan.output_dir / "comparison.md").read_text(encoding="utf-8"))

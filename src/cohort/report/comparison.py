@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -98,7 +99,7 @@ def differences(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
     "online_rft", "before": "rft", "end": [.1, .05, .15], "curve": [...]}] as (mean, low, high). Empty for one seed."""
     names = [name for name in results if name != START]
     found: list[dict[str, Any]] = []
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in pairwise(names):
         pairs = list(zip(results[name], results[before], strict=True))
         if len(pairs) > 1:
             end = of_mean([a["accuracy"] - b["accuracy"] for a, b in pairs])
@@ -118,9 +119,10 @@ def markdown(results: dict[str, list[Result]], rows: list[dict[str, Any]]) -> st
         "",
         f"{seeds} seed{'s' * (seeds > 1)}; each method starts from its seed's `{START}` and samples "
         f"{' or '.join(map(str, budgets))} completions; {start['problems']} held-out problems. 95% intervals are "
-        f"{spread}. `sampled`, pass@{K} and maj@{K} are of {K} completions a problem. Methods that sample only the start "
-        "(rft, dpo) draw all completions before their first step; their curves are placed by the share of their steps. "
-        "Seconds are of sampling and updates, without evaluation. Training state: trained weights, gradients, optimiser.",
+        f"{spread}. `sampled`, pass@{K} and maj@{K} are of {K} completions a problem. Methods that sample only the "
+        "start (rft, dpo) draw all completions before their first step; their curves are placed by the share of their "
+        "steps. Seconds are of sampling and updates, without evaluation. Training state: trained weights, their "
+        "gradients and the optimiser's.",
         "",
         *_table(
             ["method", "held-out accuracy", "sampled", f"pass@{K}", f"maj@{K}", "completions", "seconds",

@@ -55,7 +55,7 @@ def running_mean(values: list[float], width: int) -> list[float]:
 
 
 def panels(titles: list[str]) -> tuple[Any, list[Any]]:
-    """A figure with one panel a title, side by side, their x axes steps. No pyplot: nothing global, no display needed."""
+    """A figure with one panel a title, side by side, by steps. No pyplot: nothing global, no display needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

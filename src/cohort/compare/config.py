@@ -219,6 +219,8 @@ def _of_methods(
         rewards[name] = build(RunConfig, {"model": "", "dataset": "", **listed}, place).reward_funcs or run.reward_funcs
         if not rewards[name]:
             raise UserError(f"{place}: `reward_funcs` is missing: name at least {compare.correct}")
+        if kind is DPOConfig and {**shared, **own}.get("dpo_pairs") is None:
+            raise UserError(f"{where}: dpo would not sample: add `methods: {{dpo: {{dpo_pairs: best-worst}}}}`")
         config = build(kind, {**_only(shared, kind), **own}, place)
         assert isinstance(config, SampledConfig)
         configs[name] = config
@@ -259,8 +261,6 @@ def _check_budgets(plan: Plan, where: str) -> None:
         place = f"{where}: {name}"
         if isinstance(config, GRPOConfig) and config.dynamic_sampling:
             raise UserError(f"{place}: dynamic_sampling samples more or less by what is rewarded: leave it out")
-        if isinstance(config, DPOConfig) and config.dpo_pairs is None:
-            raise UserError(f"{place} would not sample: add `methods: {{dpo: {{dpo_pairs: best-worst}}}}`")
         if not isinstance(config, OnlineConfig):
             if plan.budget % config.num_generations:
                 raise UserError(

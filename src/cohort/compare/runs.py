@@ -10,7 +10,6 @@ A folder with a result.json is finished and never trained again; one without goe
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +19,9 @@ from typing import Any
 
 import torch
 
-from cohort.compare_config import Plan, completions_after, settings_of
+from cohort.compare.config import Plan, settings_of
+from cohort.compare.folder import Prepared, begun, finish, finished
+from cohort.compare.measure import component_of, curve, measure, training_bytes
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
 from cohort.data.rows import load_rows
@@ -28,26 +29,16 @@ from cohort.policy.load import make_policy
 from cohort.policy.memory import peak_bytes, reset_peak
 from cohort.report.comparison import RESULT, START, write_comparison
 from cohort.report.metrics import read_metrics, series
-from cohort.rewards.compose import Rewards
-from cohort.rewards.resolve import listed
-from cohort.rollouts.engine import local_engine
-from cohort.rollouts.evaluate import Evaluation, evaluate
-from cohort.rollouts.sampling import Sampling
-from cohort.train.record import SAMPLES
-from cohort.train.run import load_data, summary
+from cohort.train.run import load_data
 from cohort.train.schedule import picks
 from cohort.train.sources import encode_prompts
 from cohort.train.trainer import Trainer
-from cohort.types import Row, TrainerState, UserError
-
-SETTINGS = "settings.json"
-PREPARED = "prepared.json"
-"""Seconds of each attempt at what a method makes before its first step."""
+from cohort.types import Row, UserError
 
 
 def run_comparison(plan: Plan, jobs: int, say: Callable[[str], None]) -> list[Path]:
     """Run what is not finished yet, `jobs` runs side by side, and write tables and plots. Returns their paths."""
-    (plan.output_dir).mkdir(parents=True, exist_ok=True)
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
     with _Workers(jobs) as workers:
         for done in workers.each(make_start, [(plan, seed) for seed in plan.seeds]):
             say(done)
@@ -86,7 +77,7 @@ def make_start(plan: Plan, seed: int) -> str:
     folder = plan.output_dir / f"seed-{seed}" / START
     config = _evaluation_config(plan, seed)
     settings = _start_settings(plan, seed)
-    if not _finished(folder, settings):
+    if not finished(folder, settings):
         demonstrations, _, held_out = _data(plan, seed)
         seconds = 0.0
         if plan.sft is not None:
@@ -96,10 +87,10 @@ def make_start(plan: Plan, seed: int) -> str:
                 tokenizer = build_tokenizer()
                 model = build_model(tokenizer, seed)
             trainer = Trainer(model, None, sft, demonstrations, processing_class=tokenizer, method="sft")
-            trainer.train(resume_from_checkpoint=_begun(folder / "model"))
+            trainer.train(resume_from_checkpoint=begun(folder / "model"))
             seconds = sum(series(read_metrics(folder / "model"), "seconds/step")[1])
-        found = _measure(plan, _start_model(plan, seed), held_out, config)
-        _finish(folder, {"method": START, "seed": seed, "completions": 0, "seconds": seconds, **found})
+        found = measure(plan, _start_model(plan, seed), held_out, config)
+        finish(folder, {"method": START, "seed": seed, "completions": 0, "seconds": seconds, **found})
     return _line(folder)
 
 
@@ -111,14 +102,14 @@ def run_method(plan: Plan, method: str, seed: int) -> str:
     settings = settings_of(
         plan.run, config, reward_funcs=rewards, start=_start_settings(plan, seed), budget=plan.budget
     )
-    if not _finished(folder, settings):
+    if not finished(folder, settings):
         _, rows, held_out = _data(plan, seed)
         start = _start_model(plan, seed)
         if not isinstance(config, OnlineConfig):
             rows = _visited(plan, start, rows, config)
-        prepared = _Prepared(folder)
+        prepared = Prepared(folder)
         trainer = Trainer(start, rewards, config, rows, held_out, callbacks=[prepared], method=method)
-        component = _component(plan.correct)
+        component = component_of(plan.correct)
         assert trainer.rewards is not None
         if component not in trainer.rewards.names:
             raise UserError(
@@ -127,35 +118,19 @@ def run_method(plan: Plan, method: str, seed: int) -> str:
             )
         reset_peak(trainer.policy.device)
         prepared.started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=_begun(folder))
+        trainer.train(resume_from_checkpoint=begun(folder))
         found = {
             "method": method,
             "seed": seed,
             "peak_bytes": peak_bytes(trainer.policy.device),
             "training_bytes": training_bytes(trainer),
             "seconds": prepared.total() + sum(series(read_metrics(folder), "seconds/step")[1]),
-            **_curve(plan, folder, config, component),
+            **curve(plan, folder, config, component),
         }
         del trainer
-        measured = _measure(plan, str(folder), held_out, _evaluation_config(plan, seed))
-        _finish(folder, {**measured, **found})
+        measured = measure(plan, str(folder), held_out, _evaluation_config(plan, seed))
+        finish(folder, {**measured, **found})
     return _line(folder)
-
-
-class _Prepared:
-    """Callback: notes how long a run took to its first step, RFT's sampling and the like."""
-
-    def __init__(self, folder: Path):
-        self.path, self.started = folder / PREPARED, time.perf_counter()
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.path.write_text(json.dumps([*self._attempts(), time.perf_counter() - self.started]), encoding="utf-8")
-
-    def _attempts(self) -> list[float]:
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
-
-    def total(self) -> float:
-        return sum(self._attempts())
 
 
 def _data(plan: Plan, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
@@ -205,130 +180,9 @@ def _evaluation_config(plan: Plan, seed: int) -> OnlineConfig:
     return plan.shared.model_copy(update={"seed": seed})
 
 
-def _component(correct: str) -> str:
-    return Rewards([correct]).names[0]
-
-
-def _measure(plan: Plan, model: str, held_out: list[Row], config: OnlineConfig) -> dict[str, Any]:
-    """Accuracy as along the curve, then pass@k and maj@k of K completions of each held-out problem."""
-    policy = make_policy(model, None, config)
-    prompts = encode_prompts(held_out, policy, config)
-    engine, rewards = (
-        local_engine(policy, config.max_rows),
-        Rewards(listed([plan.correct], config.max_completion_length)),
-    )
-
-    def sampled(n: int, temperature: float) -> Evaluation:
-        sampling = Sampling(
-            temperature=temperature,
-            max_tokens=config.max_completion_length,
-            eos_ids=policy.eos_ids,
-            stop=config.stop,
-        )
-        return evaluate(prompts, engine, rewards, sampling, n, config.seed, TrainerState())
-
-    component, K = rewards.names[0], plan.final_generations
-    by_curve = sampled(config.num_generations_eval, config.eval_temperature)
-    accuracy = by_curve.metrics()[f"eval/{component}"]
-    ks = [k for k in (2**i for i in range(K.bit_length())) if k < K] + [K]
-    several = summary(sampled(K, config.temperature), component, ks)
-    return {
-        "problems": len(prompts),
-        "accuracy": _share(accuracy, plan.correct),
-        "curve": [{"step": 0, "completions": 0, "accuracy": accuracy}],
-        "sampled_accuracy": several["accuracy"],
-        "pass@k": several["pass@k"],
-        "maj@k": several["maj@k"],
-    }
-
-
-def _share(value: float, correct: str) -> float:
-    if not 0 <= value <= 1:
-        raise UserError(f"`correct: {correct}` scores {value:g} on average: name a reward function that gives 0 or 1")
-    return value
-
-
-def _curve(plan: Plan, folder: Path, config: TrainingConfig, component: str) -> dict[str, Any]:
-    """Accuracy by completions, and what was sampled in all, from the run's own records."""
-    steps, values = series(read_metrics(folder), f"eval/{component}")
-    if isinstance(config, OnlineConfig):
-        sampled = [completions_after(config, round(step)) for step in steps]
-        total = completions_after(config, config.max_steps)
-    else:
-        total = _in_samples(folder)
-        # All is sampled before the first step: a curve beside the others' is by the share of its steps.
-        sampled = [round(total * step / config.max_steps) for step in steps]
-    curve = [
-        {"step": round(step), "completions": count, "accuracy": _share(value, plan.correct)}
-        for step, count, value in zip(steps, sampled, values, strict=True)
-    ]
-    return {"completions": total, "accuracy": values[-1], "curve": curve}
-
-
-def _in_samples(folder: Path) -> int:
-    lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()[1:]
-    return sum(len(json.loads(line)["completions"]) for line in lines)
-
-
-def training_bytes(trainer: Trainer) -> int:
-    """Weights that are trained, their gradients, and the optimisers' state: the policy's and, with PPO, the critic's."""
-    optimizers = [trainer.loop.updater.optimizer, *(companion.optimizer for companion in trainer.loop.companions)]
-    total = 0
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            total += 2 * sum(parameter.nbytes for parameter in group["params"])
-        for state in optimizer.state.values():
-            total += sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
-    return total
-
-
-def _begun(folder: Path) -> bool:
-    """Whether there is something to go on from."""
-    return (folder / SAMPLES).is_file() or any(folder.glob("checkpoint-*"))
-
-
-def _finished(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds the result of these settings. Raises UserError where it holds other settings' work."""
-    path = folder / SETTINGS
-    settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in (*settings, *found) if found.get(key) != settings.get(key)]
-        if other:
-            raise UserError(
-                f"{folder} was made with other settings ({_difference(other[0], found, settings)}): choose another "
-                "output_dir, or delete that folder"
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(path, settings)
-    return (folder / RESULT).is_file()
-
-
-def _difference(key: str, found: dict[str, Any], settings: dict[str, Any]) -> str:
-    was, now = found.get(key), settings.get(key)
-    if isinstance(was, dict) and isinstance(now, dict):
-        inner = next(k for k in (*was, *now) if was.get(k) != now.get(k))
-        return f"{key}: {_difference(inner, was, now)}"
-    return f"{key}: {was!r} there, {now!r} now"
-
-
-def _finish(folder: Path, result: dict[str, Any]) -> None:
-    _write(folder / RESULT, result)
-    for path in folder.rglob("checkpoint-*"):
-        shutil.rmtree(path)  # a finished run never goes on
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    partial.replace(path)
-
-
 def _line(folder: Path) -> str:
     result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     return (
-        f"seed {result['seed']}, {result['method']}: {result['accuracy']:.1%} of {result['problems']} held-out problems "
-        f"after {result['completions']} completions, {result['seconds']:.0f} s"
+        f"seed {result['seed']}, {result['method']}: {result['accuracy']:.1%} of {result['problems']} held-out "
+        f"problems after {result['completions']} completions, {result['seconds']:.0f} s"
     )
