@@ -87,3 +87,25 @@ def random_groups(sizes: list[tuple[int, list[int]]], seed: int = 0, vocabulary:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small model that knows bytes: random weights, a byte-level vocabulary of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    folder = tmp_path_factory.mktemp("model")
+    small_model("Llama", vocab_size=len(fast), max_position_embeddings=2048).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)

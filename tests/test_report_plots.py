@@ -87,7 +87,7 @@ def test_few_points_are_drawn_as_they_are_many_with_a_running_mean() -> None:
     raw = [step / 60 + math.sin(step) / 10 for step in range(1, 61)]
     assert len(few.lines) == 1
     assert [list(line.get_ydata()) for line in many.lines] == [raw, plots.running_mean(raw, 5)]
-    assert many.lines[1].get_label() == "mean reward (mean of 5 points)"
+    assert (many.lines[1].get_label(), many.get_xlabel()) == ("mean reward", "step (thick: mean of 5)")
 
 
 def test_the_reward_band_is_one_spread_wide() -> None:

@@ -17,7 +17,7 @@ from cohort.config import TrainingConfig
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.rewards import RewardFunctionError
 from cohort.train import checkpoint
-from cohort.train.schedule import derive, learning_rate, picks
+from cohort.train.schedule import derive, interval, learning_rate, picks
 from conftest import small_model
 
 DEMONSTRATIONS, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
@@ -258,18 +258,48 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
         grpo(tmp_path, "nobody/nothing")
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "constant_with_warmup"])
+SCHEDULES = {
+    "linear": {},
+    "cosine": {"num_cycles": 1.5},
+    "constant": {},
+    "constant_with_warmup": {},
+    "cosine_with_restarts": {"num_cycles": 3},
+    "cosine_with_min_lr": {"min_lr": 0.1},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": 0.2},
+    "polynomial": {"power": 2.0},
+    "inverse_sqrt": {},
+    "warmup_stable_decay": {"num_decay_steps": 10},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 7])
 def test_learning_rate_equals_transformers_schedule(name: str, warmup: int) -> None:
-    config = TrainingConfig(learning_rate=0.5, lr_scheduler_type=name, warmup_steps=warmup)
+    kwargs = SCHEDULES[name]
+    config = TrainingConfig(learning_rate=0.5, lr_scheduler_type=name, warmup_steps=warmup, lr_scheduler_kwargs=kwargs)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=40)
+    scheduler = get_scheduler(name, optimizer, warmup, 40, scheduler_specific_kwargs=kwargs)
     for step in range(40):
         assert learning_rate(step, 40, config) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         scheduler.step()
     ratio = TrainingConfig(learning_rate=1.0, warmup_ratio=0.1)
     assert learning_rate(2, 40, ratio) == 0.5
+
+
+def test_schedules_by_hand_and_their_mistakes() -> None:
+    def rate(name: str, step: int, **kwargs: float) -> float:
+        config = TrainingConfig(learning_rate=0.8, lr_scheduler_type=name, lr_scheduler_kwargs=kwargs)
+        return learning_rate(step, 100, config)
+
+    assert rate("linear", 25) == pytest.approx(0.6)
+    assert rate("cosine", 50) == pytest.approx(0.4)
+    assert rate("cosine_with_min_lr", 50, min_lr_rate=0.1) == pytest.approx(0.8 * 0.55)
+    assert rate("polynomial", 50, power=2.0, lr_end=0.0) == pytest.approx(0.2)
+    assert rate("cosine_with_restarts", 50, num_cycles=2) == pytest.approx(0.8)
+    with pytest.raises(UserError, match="lr_scheduler_type linear refuses lr_scheduler_kwargs"):
+        rate("linear", 0, power=2)
+    assert [interval(every, 9) for every in (0, 1, 4, 0.25, 0.5)] == [0, 1, 4, 3, 5]
 
 
 def test_every_epoch_sees_every_row_once_in_its_own_order() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_compare, cli_reward
+from cohort import cli_compare, cli_data, cli_reward
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -69,9 +69,11 @@ def train(
 ) -> None:
     """Train a model as a configuration says."""
     from cohort.config import read_run
+    from cohort.data.configured import check_names
 
     changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
     run, settings = read_run(config, changes)
+    check_names(run, settings)
     console = _console()
 
     from cohort.report.live import LiveDisplay
@@ -249,6 +251,9 @@ def doctor() -> None:
     for layer, found in layers.described():
         typer.echo(f"{layer:<16}{found}")
     typer.echo(f"{'unit_tests':<16}{'sandboxed' if layers.safe else f'no sandbox. {INSTALL}'}")
+
+
+app.add_typer(cli_data.app, name="data")
 
 
 def main() -> None:

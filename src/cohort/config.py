@@ -13,9 +13,18 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cohort import coming_from_llama_factory, coming_from_trl, trl_keys
 from cohort.types import UserError
 
 DSM = "DeepSeekMath, arXiv 2402.03300, section 4.2"
+
+
+class InvalidConfig(UserError):
+    """A configuration with mistakes; `problems` are pydantic's."""
+
+    def __init__(self, message: str, problems: list[Any]):
+        super().__init__(message)
+        self.problems = problems
 
 
 class TrainingConfig(BaseModel):
@@ -27,8 +36,20 @@ class TrainingConfig(BaseModel):
     seed: int = Field(42, description="Order of the data, sampling, LoRA's start.")
 
     learning_rate: float = Field(1e-6, ge=0, description="The highest of the schedule.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="After the warm-up: transformers' schedule of that name."
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field("linear", description="transformers' schedule of that name.")
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="The schedule's own settings, such as {min_lr_rate: 0.1}."
     )
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps.")
     warmup_steps: int = Field(0, ge=0, description="Wins over warmup_ratio where it is not 0.")
@@ -36,6 +57,10 @@ class TrainingConfig(BaseModel):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW.")
+    optim: str = Field(
+        "adamw_torch_fused",
+        description="transformers' name. AdamW always; an 8-bit one (bitsandbytes) takes its place on CUDA by name.",
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="0 leaves gradients as they are.")
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
@@ -63,33 +88,75 @@ class TrainingConfig(BaseModel):
         default_factory=dict, description="For the chat template, such as {enable_thinking: false}."
     )
 
-    finetuning_type: Literal["full", "lora"] = Field("full", description="All weights, or an adapter through peft.")
+    template: str | None = Field(
+        None, description="Chat template by name (qwen, llama3, ...), where the tokenizer has none: docs/data.md"
+    )
+
+    finetuning_type: Literal["full", "lora", "freeze"] = Field(
+        "full", description="All weights, an adapter through peft, or some layers."
+    )
+    freeze_trainable_layers: int = Field(
+        2, description="For freeze: the last layers that are trained; negative: the first."
+    )
+    freeze_trainable_modules: list[str] = Field(
+        default_factory=list, description="For freeze: only these modules of them, such as mlp; none: all."
+    )
+    freeze_extra_modules: list[str] = Field(
+        default_factory=list, description="For freeze: modules beside the layers that are trained too, such as norm."
+    )
     lora_rank: int = Field(8, ge=1, description="LoRA's r.")
     lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
     lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
+    use_dora: bool = Field(False, description="DoRA, arXiv 2402.09353")
+    use_rslora: bool = Field(False, description="Rank-stabilised LoRA, arXiv 2312.03732")
+    modules_to_save: list[str] = Field(
+        default_factory=list, description="Modules beside LoRA's that are trained whole and saved with the adapter."
+    )
 
     max_prompt_length: int | None = Field(
         None,
         ge=1,
-        description="Longer prompts are dropped and counted. None: what the model's positions leave.",
+        description="Longer prompts are counted, and dropped or cut. None: what the model's positions leave.",
+    )
+    truncation: Literal["drop", "cut"] = Field(
+        "drop", description="Of what is too long: left out, or a prompt keeps its end, a demonstration its beginning."
     )
 
-    logging_steps: int = Field(1, ge=1, description="Steps between on_log calls; metrics.jsonl has every step.")
-    save_steps: int = Field(0, ge=0, description="0: only the final model.")
+    logging_steps: float = Field(
+        1, gt=0, description="Steps between on_log calls, or a share of all; metrics.jsonl has every step."
+    )
+    report_to: list[str] = Field(default_factory=list, description="Beside metrics.jsonl and the plots: tensorboard.")
+    logging_dir: str | None = Field(None, description="Of the trackers. None: runs/ in output_dir.")
+    save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="Checkpoints during the run.")
+    save_steps: float = Field(0, ge=0, description="Steps between checkpoints, or a share of all. 0: none.")
+    save_only_model: bool = Field(False, description="Checkpoints without optimiser state: a run cannot resume.")
     save_total_limit: int | None = Field(2, ge=1, description="Newest checkpoints kept; null: all.")
     resume_from_checkpoint: bool | str = Field(
         False, description="true: the newest in output_dir (from the start where there is none); or a path."
     )
-    eval_strategy: Literal["no", "steps"] = Field("no", description="steps: every eval_steps and at the end.")
-    eval_steps: int = Field(50, ge=1, description="Steps between evaluations.")
+    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+        "no", description="steps: every eval_steps; epoch: after each pass; both at the end too."
+    )
+    eval_steps: float = Field(50, gt=0, description="Steps between evaluations, or a share of all.")
     eval_on_start: bool = Field(False, description="Evaluate before the first step too.")
     num_generations_eval: int = Field(1, ge=1, description="Completions of each held-out problem.")
     eval_temperature: float = Field(0.0, ge=0, description="0: greedy, one completion a problem.")
     max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
     max_completion_length: int = Field(1024, ge=1, description="Tokens a completion may have.")
 
-    @field_validator("eval_strategy", mode="before")
+    def __init__(self, output_dir: str | None = None, /, **values: Any):
+        """Keys of TRL and transformers are taken too: docs/coming-from-trl.md. Raises InvalidConfig."""
+        given = values if output_dir is None else {"output_dir": output_dir, **values}
+        try:
+            super().__init__(**coming_from_trl.translate(given, type(self).model_fields))
+        except ValidationError as error:
+            problems = error.errors()
+            known = [*type(self).model_fields, *trl_keys.KEYS]
+            lines = [_explain(problem, known) for problem in problems]
+            raise InvalidConfig(f"{type(self).__name__}: " + "\n".join(lines), problems) from None
+
+    @field_validator("eval_strategy", "save_strategy", mode="before")
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare `no` as false
@@ -114,6 +181,11 @@ class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations: the row `sft` of the table of methods."""
 
     learning_rate: float = Field(2e-5, ge=0, description="The highest of the schedule.")
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of prompt and completion; see truncation. None: the model's positions.",
+    )
 
 
 class SampledConfig(TrainingConfig):
@@ -193,6 +265,12 @@ class DPOConfig(SampledConfig):
     per_device_train_batch_size: int = Field(8, ge=1, description="Pairs.")
     beta: float = Field(
         0.1, gt=0, description="Strength of the pull to the reference. DPO, arXiv 2305.18290, section 6"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of prompt and answer where pairs are in the data; see truncation. None: the model's "
+        "positions.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of pairs taken to be the wrong way round.")
     dpo_pairs: Literal["best-worst", "random"] | None = Field(
@@ -461,6 +539,12 @@ class RunConfig(BaseModel):
     eval_split: str = Field("test", description="Split of a hub data set.")
     eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
+    dataset_dir: str | None = Field(
+        None, description="Folder of a LLaMA-Factory dataset_info.json; dataset then names its entries."
+    )
+    val_size: float = Field(
+        0, ge=0, description="Rows of dataset held out where there is no eval_dataset: count or share."
+    )
     system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
     reward_funcs: list[str | dict[str, Any]] = Field(
         default_factory=list,
@@ -487,9 +571,11 @@ def build(kind: type[Config], values: dict[str, Any], where: str, known: list[st
     try:
         return kind(**values)
     except ValidationError as error:
-        known = known or list(kind.model_fields)
-        lines = [_explain(problem, known) for problem in error.errors()]
-        raise UserError(f"{where}: " + "\n".join(lines)) from None
+        problems: list[Any] = list(error.errors())
+    except InvalidConfig as error:
+        problems = error.problems
+    known = [*(known or kind.model_fields), *trl_keys.KEYS]
+    raise UserError(f"{where}: " + "\n".join(_explain(problem, known) for problem in problems))
 
 
 def _explain(problem: Any, known: list[str]) -> str:
@@ -515,7 +601,8 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 def read_run(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, TrainingConfig]:
     """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use."""
-    return split_run(read_values(path, overrides), str(path))
+    values = read_values(path, overrides)
+    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path))
 
 
 def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
                 max_steps=GRPO_STEPS,
                 max_completion_length=LENGTH,
                 eval_strategy="steps",
-                eval_steps=10,
+                eval_steps=15,
                 eval_on_start=True,
             ),
             train,

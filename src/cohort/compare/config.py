@@ -58,7 +58,7 @@ class ChainsConfig(BaseModel):
 
 HELD_OUT = 300
 """Held-out chains where eval_samples is not given."""
-DATA_KEYS = ("dataset", "dataset_split", "dataset_kwargs", "max_samples", "columns", "system_prompt")
+DATA_KEYS = ("dataset", "dataset_dir", "dataset_split", "dataset_kwargs", "max_samples", "columns", "system_prompt")
 """A run's keys that `sft:` may have for itself."""
 OF_NO_DATA = ("method", "reward_funcs", "eval_samples")
 """A run's keys that a built-in task leaves to the configuration."""
@@ -106,8 +106,8 @@ def read_plan(path: str | Path, overrides: Sequence[str], methods: Sequence[str]
     if chains is not None:
         run_values = {"eval_samples": HELD_OUT, **run_values, "model": "chains", "dataset": "chains"}
     run = build(RunConfig, run_values, where)
-    if chains is None and run.eval_dataset is None:
-        raise UserError(f"{where}: `eval_dataset` is missing: methods are compared on held-out problems")
+    if chains is None and run.eval_dataset is None and not run.val_size:
+        raise UserError(f"{where}: give `eval_dataset` or `val_size`: methods are compared on held-out problems")
     settings = {"save_steps": 10, **values, "eval_strategy": values.get("eval_strategy", "steps")}
     settings.setdefault("eval_on_start", True)
     shared = build(OnlineConfig, _only(settings, OnlineConfig), where)

@@ -24,12 +24,12 @@ from cohort.compare.folder import Prepared, begun, finish, finished
 from cohort.compare.measure import component_of, curve, measure, training_bytes
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
+from cohort.data.configured import configured_rows
 from cohort.data.rows import load_rows
 from cohort.policy.load import make_policy
 from cohort.policy.memory import peak_bytes, reset_peak
 from cohort.report.comparison import RESULT, START, write_comparison
 from cohort.report.metrics import read_metrics, series
-from cohort.train.run import load_data
 from cohort.train.schedule import picks
 from cohort.train.sources import encode_prompts
 from cohort.train.trainer import Trainer
@@ -142,12 +142,13 @@ def _data(plan: Plan, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
         found = make_chains(chains.operations, chains.problems, held_out, seed, teacher)
         demonstrations, rows, held = (load_rows(part) for part in found)
         return demonstrations, rows, held
-    rows, held = load_data(plan.run)
+    # One seed for all runs: what val_size holds out is the same.
+    rows, held = configured_rows(plan.run, plan.shared.seed)
     assert held is not None
-    if plan.sft is None:
-        return [], rows, held
-    of_sft = plan.sft[0].model_copy(update={"eval_dataset": None})
-    return load_data(of_sft)[0], rows, held
+    if plan.sft is None or plan.sft[0] == plan.run:
+        return rows, rows, held
+    of_sft = plan.sft[0].model_copy(update={"eval_dataset": None, "val_size": 0.0})
+    return configured_rows(of_sft, plan.shared.seed)[0], rows, held
 
 
 def _visited(plan: Plan, start: str, rows: list[Row], config: Any) -> list[Row]:

@@ -34,8 +34,8 @@ def load_rows(
     conversational ("" adds no system turn). Raises UserError naming file and row for what cannot be used.
     """
     rows = []
-    for where, record in _records(spec, split, dataset_kwargs or {}):
-        rows.append(_row(record, where, columns or {}, system_prompt))
+    for where, record in read_records(spec, split, dataset_kwargs or {}):
+        rows.append(make_row(record, where, columns or {}, system_prompt))
         if max_samples is not None and len(rows) == max_samples:
             break
     if not rows:
@@ -47,7 +47,9 @@ def _name(spec: Any) -> str:
     return repr(spec) if isinstance(spec, str | Path) else f"of type {type(spec).__name__}"
 
 
-def _records(spec: Any, split: str, kwargs: dict[str, Any]) -> Records:
+def read_records(spec: Any, split: str = "train", kwargs: dict[str, Any] | None = None) -> Records:
+    """What a path, a hub name, a task or an object holds, before it is made into rows."""
+    kwargs = kwargs or {}
     if isinstance(spec, Path):
         spec = str(spec)
     if not isinstance(spec, str):
@@ -59,9 +61,17 @@ def _records(spec: Any, split: str, kwargs: dict[str, Any]) -> Records:
         return _from_file(path)
     if path.is_dir():
         return _from_folder(path, split)
+    check_source(spec)
+    return _from_hub(spec, split, kwargs)
+
+
+def check_source(spec: str) -> None:
+    """Raise UserError for what is meant as a path, and is none."""
+    path = Path(spec).expanduser()
+    if path.exists() or spec.startswith("reasoning_gym:"):
+        return
     if spec.startswith((".", "/", "~")) or path.suffix in FILE_KINDS or spec.count("/") > 1:
         raise UserError(f"dataset {spec!r}: no such file or directory{_near(path)}")
-    return _from_hub(spec, split, kwargs)
 
 
 def _near(path: Path) -> str:
@@ -187,7 +197,8 @@ def _from_reasoning_gym(task: str, kwargs: dict[str, Any]) -> Records:
         yield f"reasoning_gym:{task} row {i}", record
 
 
-def _row(record: Any, where: str, columns: dict[str, str], system_prompt: str | None) -> Row:
+def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: str | None) -> Row:
+    """Raises UserError for a record that is no row."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
     for ours, theirs in columns.items():

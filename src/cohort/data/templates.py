@@ -49,8 +49,8 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], generate: bool, kwar
 
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            "the prompts are chat messages, but the tokenizer has no chat template: use an instruct model's, set "
-            "tokenizer.chat_template, or give plain text prompts"
+            "the prompts are chat messages, but the tokenizer has no chat template: use an instruct model's, name one "
+            "(template: qwen, llama3, chatml, ...), set tokenizer.chat_template, or give plain text prompts"
         )
     try:
         rendered = tokenizer.apply_chat_template(

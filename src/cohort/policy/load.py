@@ -10,6 +10,7 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.policy.cache import DecodeCache
+from cohort.policy.freeze import freeze
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
 from cohort.types import UserError
@@ -51,7 +52,7 @@ def load_model(name: str, *, trust_remote_code: bool = False, **kwargs: Any) -> 
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **kwargs}
     try:
         return AutoModelForCausalLM.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}") from error
 
 
@@ -63,6 +64,17 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}") from error
+
+
+def context_length(name: str, *, trust_remote_code: bool = False) -> int:
+    """Positions the named model was made for, from its configuration alone; a large number where it does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the configuration of {name!r} could not be read: {_first_lines(error)}") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def _must_be_model(name: str) -> None:
@@ -90,6 +102,9 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any
             r=config.lora_rank,
             lora_alpha=config.lora_alpha or 2 * config.lora_rank,
             lora_dropout=config.lora_dropout,
+            use_dora=config.use_dora,
+            use_rslora=config.use_rslora,
+            modules_to_save=config.modules_to_save or None,
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
@@ -117,6 +132,8 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
         peft = model
     elif peft_config is not None or config.finetuning_type == "lora":
         peft = add_lora(model, config, peft_config)
+    elif config.finetuning_type == "freeze":
+        freeze(model, config)
     model = (peft.get_base_model() if peft is not None else model).to(device)
     if config.disable_dropout:
         for module in model.modules():

@@ -71,7 +71,8 @@ def panels(titles: list[str]) -> tuple[Any, list[Any]]:
 
 
 def _line(axis: Any, rows: Rows, key: str, colour: str, label: str) -> tuple[list[float], list[float]]:
-    """Draw a metric; many points faintly under their running mean. Returns the steps and what stands out."""
+    """Draw a metric; many points faintly under their running mean, as the axis then says. Returns the steps and what
+    stands out."""
     steps, values = series(rows, key)
     # matplotlib leaves labels that begin with "_" out of the legend
     label = label.lstrip("_") or label
@@ -81,7 +82,8 @@ def _line(axis: Any, rows: Rows, key: str, colour: str, label: str) -> tuple[lis
     width = max(5, len(steps) // 12) | 1
     means = running_mean(values, width)
     axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-    axis.plot(steps, means, color=colour, linewidth=2.2, label=f"{label} (mean of {width} points)")
+    axis.plot(steps, means, color=colour, linewidth=2.2, label=label)
+    axis.set_xlabel(f"step (thick: mean of {width})")
     return steps, means
 
 

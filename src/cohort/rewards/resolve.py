@@ -88,6 +88,24 @@ def listed(reward_funcs: Any, max_completion_length: int) -> list[Any]:
     ]
 
 
+def with_tokenizers(reward_funcs: Any, tokenizers: Any) -> Any:
+    """The rewards, each model among them with its tokenizer of TRL's `reward_processing_classes`; a function has no
+    use for one. Raises UserError where there are not as many of them as rewards."""
+    if tokenizers is None:
+        return reward_funcs
+    specs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
+    if len(given) != len(specs):
+        raise UserError(
+            f"{len(given)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
+            "function or for the tokenizer that is saved beside the model"
+        )
+    return [
+        reward("model", model=spec, processing_class=tokenizer) if tokenizer is not None and _is_model(spec) else spec
+        for spec, tokenizer in zip(specs, given, strict=True)
+    ]
+
+
 def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
     """(name, function) of what a configuration or a caller names as a reward.
 

@@ -14,6 +14,7 @@ from cohort.policy.cache import DecodeCache
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
+from cohort.policy.products import few_rows
 from cohort.rollouts.sampling import Sampling, draw
 from cohort.types import Completion
 
@@ -44,15 +45,17 @@ class LocalEngine:
     def __init__(self, policy: Policy, max_rows: int = 256):
         self.policy, self.max_rows = policy, max_rows
 
-    @torch.no_grad()
     def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         model, was_training = self.policy.model, self.policy.model.training
         model.eval()
         try:
             while True:
                 try:
-                    with self.policy.attending():
-                        return _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows).run()
+                    # A tenth faster than no_grad where a token costs many small operations.
+                    with self.policy.attending(), few_rows(model), torch.inference_mode():
+                        decoding = _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows)
+                        decoding.run()
+                    return decoding.completions()
                 except RuntimeError as error:
                     if not is_out_of_memory(error) or self.max_rows == 1:
                         raise
@@ -96,7 +99,7 @@ class _Decoding:
         self.tokens = torch.zeros(0, dtype=torch.long, device=device)
         """[N], the last token of each cached row."""
 
-    def run(self) -> list[list[Completion]]:
+    def run(self) -> None:
         while self.waiting or bool(self.alive.any()):
             self._make_room()
             if self.waiting and len(self.cache) + self.waiting[0][2] <= self.max_rows:
@@ -111,7 +114,6 @@ class _Decoding:
                 }
             )
             self.tokens = self._sample(hidden, self.row, self.alive)
-        return self._completions()
 
     def _make_room(self) -> None:
         """Drop ended rows once an eighth of the batch has ended, or where somebody waits for the place."""
@@ -147,7 +149,7 @@ class _Decoding:
         first_tokens = self._sample(last.repeat_interleave(torch.tensor(counts, device=new.device), 0), new, alive)
         self.row = torch.cat([self.row, new])
         self.tokens = torch.cat([self.tokens, first_tokens])
-        self.alive = torch.cat([self.alive, ~self.ended[new]])
+        self.alive = torch.cat([self.alive, alive])
 
     def _sample(self, hidden: Tensor, row: Tensor, alive: Tensor) -> Tensor:
         """Draw the next token of each row; write the living ones' down and end those that are done."""
@@ -173,7 +175,8 @@ class _Decoding:
         tail = self.policy.tokenizer.decode(self.ids[row, max(0, end - longest - 8) : end].tolist())
         return any(text in tail for text in self.sampling.stop)
 
-    def _completions(self) -> list[list[Completion]]:
+    def completions(self) -> list[list[Completion]]:
+        """What was written, as tensors of their own: autograd refuses those made in inference mode."""
         ids, logprobs = self.ids.cpu(), self.logprobs.cpu()
         counts, ended = self.counts.tolist(), self.ended.tolist()
         flat = [

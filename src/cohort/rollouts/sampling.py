@@ -29,8 +29,19 @@ def draw(logits_NV: Tensor, sampling: Sampling, generator: torch.Generator) -> t
     if sampling.temperature == 0:
         tokens = logits_NV.argmax(-1)
     else:
-        tokens = torch.multinomial(truncate(logp, sampling).exp(), 1, generator=generator).squeeze(1)
+        tokens = _drawn(truncate(logp, sampling).exp(), generator)
     return tokens, logp.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _drawn(weights_NV: Tensor, generator: torch.Generator) -> Tensor:
+    """One index of each row, [N], drawn by weight: one random number a row, where torch.multinomial takes one for each
+    entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries)."""
+    sums_NV = weights_NV.cumsum(-1)
+    total_N1 = sums_NV[:, -1:]
+    at_N1 = torch.rand(total_N1.shape, generator=generator, device=total_N1.device) * total_N1
+    # Rounding may reach the total, behind which there is no entry.
+    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
+    return torch.searchsorted(sums_NV, torch.minimum(at_N1, below_N1), right=True).squeeze(1)
 
 
 def truncate(logp_NV: Tensor, sampling: Sampling) -> Tensor:

@@ -103,10 +103,15 @@ def save(
         shutil.rmtree(target)
     partial.rename(target)
     _sync(folder)
+    prune(folder, keep)
+    return target
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Delete the oldest checkpoints beyond `keep`."""
     if keep is not None:
         for path in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-keep]:
             shutil.rmtree(path)
-    return target
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from cohort.policy.model import Policy
 from cohort.train import checkpoint
 from cohort.train.checkpoint import Companion, Progress
 from cohort.train.record import Recorder, rounded
-from cohort.train.schedule import share
+from cohort.train.schedule import interval, share
 from cohort.train.sources import Source
 from cohort.train.step import Updater, active_lengths
 from cohort.types import Group, TrainerControl, TrainerState
@@ -42,6 +42,7 @@ class Loop:
         self.chunks, iterations = config.batch_uses
         self.updates_per_batch = self.chunks * iterations
         self.log_completions: int = getattr(config, "log_completions", 0)
+        share(0, 1, config)  # settings that the schedule refuses are told before anything is sampled
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)
 
@@ -59,7 +60,11 @@ class Loop:
     def run(self) -> None:
         """Train to the last step, evaluating, recording and saving on the way."""
         self.recorder = Recorder(self.output_dir, self.progress.step)
-        self.state.max_steps, self.state.global_step = self.total, self.progress.step
+        config, total = self.config, self.total
+        self.log_every, self.save_every, self.eval_every = (
+            interval(every, total) for every in (config.logging_steps, config.save_steps, config.eval_steps)
+        )
+        self.state.max_steps, self.state.global_step = total, self.progress.step
         self.policy.model.train()
         self._call("on_train_begin")
         if self.config.eval_on_start and self.progress.step == 0:
@@ -111,12 +116,12 @@ class Loop:
         row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **metrics})
         self.recorder.metrics(row)
         self.state.log_history.append(row)
-        if self.progress.step % self.config.logging_steps == 0 or self.progress.step == self.total:
+        if self.progress.step % self.log_every == 0 or self.progress.step == self.total:
             self._call("on_log", logs=row)
 
     def _evaluate_if_due(self) -> None:
-        due = self.config.eval_strategy == "steps" and self.progress.step % self.config.eval_steps == 0
-        last = self.config.eval_strategy == "steps" and self.progress.step == self.total
+        due = self._due(self.config.eval_strategy, self.eval_every)
+        last = self.config.eval_strategy != "no" and self.progress.step == self.total
         if due or last or self.control.should_evaluate:
             self._evaluate()
             self.control.should_evaluate = False
@@ -130,18 +135,34 @@ class Loop:
         self._call("on_evaluate", metrics=row)
 
     def _save_if_due(self) -> None:
-        due = self.config.save_steps and self.progress.step % self.config.save_steps == 0
-        if due or self.control.should_save:
-            checkpoint.save(
-                self.output_dir,
-                self.policy,
-                self.updater.optimizer,
-                self.progress,
-                self.config.save_total_limit,
-                self.companions,
-            )
+        if self._due(self.config.save_strategy, self.save_every) or self.control.should_save:
+            self._save()
             self.control.should_save = False
             self._call("on_save")
+
+    def _save(self) -> None:
+        if self.config.save_only_model:
+            checkpoint.save_policy(self.policy, self.output_dir / f"checkpoint-{self.progress.step}")
+            checkpoint.prune(self.output_dir, self.config.save_total_limit)
+            return
+        checkpoint.save(
+            self.output_dir,
+            self.policy,
+            self.updater.optimizer,
+            self.progress,
+            self.config.save_total_limit,
+            self.companions,
+        )
+
+    def _due(self, strategy: str, every: int) -> bool:
+        """Whether this step is one of every so many, or the last of a pass over the data."""
+        step = self.progress.step
+        if strategy == "epoch":
+            return self._passes(step) > self._passes(step - 1)
+        return strategy == "steps" and every > 0 and step % every == 0
+
+    def _passes(self, step: int) -> int:
+        return step // self.updates_per_batch * self.source.per_batch // self.source.size
 
     def _call(self, event: str, **details: Any) -> None:
         for callback in self.callbacks:

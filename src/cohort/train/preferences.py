@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cohort.config import DPOConfig
+from cohort.data.configured import demonstration_limit, fit_demonstration
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
 from cohort.formulas.preference import preference
@@ -18,7 +19,7 @@ from cohort.methods import Method
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
 from cohort.train.offline import next_groups
-from cohort.train.sources import attach_reference, tell_dropped
+from cohort.train.sources import attach_reference, tell_fitted
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -56,17 +57,22 @@ def attach_start(groups: list[Group], policy: Policy, config: DPOConfig) -> None
 
 
 def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Group]:
-    """Preference rows as groups of two; pairs that the model has no positions for are dropped and counted."""
-    groups = []
-    for row in rows:
-        (prompt, chosen), (_, rejected) = (
-            encode_demonstration(policy.tokenizer, each, config.chat_template_kwargs) for each in pair(row)
-        )
-        completions = [Completion(torch.tensor(ids), torch.zeros(len(ids))) for ids in (chosen, rejected)]
-        groups.append(Group(torch.tensor(prompt), completions, row))
-    lengths = [len(g.prompt_ids) + max(len(c.ids) for c in g.completions) for g in groups]
-    tell_dropped(lengths, policy.context_length, "the model's positions", "pairs")
-    return [group for group, n in zip(groups, lengths, strict=True) if n <= policy.context_length]
+    """Preference rows as groups of two; pairs over the limit are dropped or cut, by `truncation`, and counted."""
+    encoded = [
+        [encode_demonstration(policy.tokenizer, each, config.chat_template_kwargs) for each in pair(row)]
+        for row in rows
+    ]
+    limit, key = demonstration_limit(policy.context_length, config)
+    cut = [[fit_demonstration(*each, limit, config.truncation) for each in both] for both in encoded]
+    fitted = [None if None in both else [each for each in both if each is not None] for both in cut]
+    lengths = [max(len(prompt) + len(completion) for prompt, completion in both) for both in encoded]
+    tell_fitted(lengths, fitted, limit, key, "pairs")
+    return [_pair_group(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
+
+
+def _pair_group(row: Row, both: list[tuple[list[int], list[int]]]) -> Group:
+    completions = [Completion(torch.tensor(ids), torch.zeros(len(ids))) for _, ids in both]
+    return Group(torch.tensor(both[0][0]), completions, row)
 
 
 def best_worst(group: Group, rng: random.Random) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from cohort.config import RunConfig, TrainingConfig
+from cohort.data.configured import configured_rows
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
 from cohort.policy.load import make_policy
@@ -21,25 +22,12 @@ from cohort.rollouts.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
 from cohort.rollouts.sampling import Sampling
 from cohort.train.sources import encode_prompts
 from cohort.train.trainer import Trainer
-from cohort.types import Row, TrainerState, UserError
-
-
-def load_data(run: RunConfig) -> tuple[list[Row], list[Row] | None]:
-    """(training rows, held-out rows or None) as the configuration says."""
-    shared: dict[str, Any] = {
-        "columns": run.columns,
-        "system_prompt": run.system_prompt,
-        "dataset_kwargs": run.dataset_kwargs,
-    }
-    rows = load_rows(run.dataset, split=run.dataset_split, max_samples=run.max_samples, **shared)
-    if run.eval_dataset is None:
-        return rows, None
-    return rows, load_rows(run.eval_dataset, split=run.eval_split, max_samples=run.eval_samples, **shared)
+from cohort.types import TrainerState, UserError
 
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
     """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
-    rows, eval_rows = load_data(run)
+    rows, eval_rows = configured_rows(run, config.seed)
     functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
     trainer = Trainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks, method=run.method)
     folder = Path(config.output_dir)

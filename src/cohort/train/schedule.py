@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
 from cohort.config import TrainingConfig
+from cohort.types import UserError
 
 
 def share(step: int, total: int, config: TrainingConfig) -> float:
-    """Share of the highest learning rate at the 0-based `step` of `total`: linear warm-up, then transformers'
-    schedule of that name."""
+    """Share of the highest learning rate at the 0-based `step` of `total`, by transformers' schedule of that name.
+    Raises UserError for lr_scheduler_kwargs that it does not take."""
     warmup = config.warmup_steps or math.ceil(total * config.warmup_ratio)
-    if config.lr_scheduler_type != "constant" and step < warmup:
-        return step / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return DECAYS[config.lr_scheduler_type](progress)
+    kwargs = json.dumps(config.lr_scheduler_kwargs, sort_keys=True)
+    return _schedule(config.lr_scheduler_type, config.learning_rate, warmup, total, kwargs)(step)
 
 
 def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
@@ -24,12 +26,22 @@ def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
     return config.learning_rate * share(step, total, config)
 
 
-DECAYS = {
-    "linear": lambda progress: max(0.0, 1 - progress),
-    "cosine": lambda progress: max(0.0, 0.5 * (1 + math.cos(math.pi * progress))),
-    "constant": lambda progress: 1.0,
-    "constant_with_warmup": lambda progress: 1.0,
-}
+@lru_cache(maxsize=8)
+def _schedule(name: str, rate: float, warmup: int, total: int, kwargs: str) -> Callable[[int], float]:
+    """Step -> share of the highest rate."""
+    from transformers.optimization import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    try:
+        scheduler = get_scheduler(name, optimizer, warmup, total, json.loads(kwargs))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"lr_scheduler_type {name} refuses lr_scheduler_kwargs {kwargs}: {error}") from None
+    return scheduler.lr_lambdas[0]
+
+
+def interval(every: float, total: int) -> int:
+    """Steps between two events: `every` itself, or below 1 that share of all steps, rounded up. 0: never."""
+    return math.ceil(total * every) if 0 < every < 1 else int(every)
 
 
 def picks(size: int, first: int, count: int, seed: int, shuffle: bool) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cohort.config import GRPOConfig, OnlineConfig, SampledConfig, TrainingConfig
+from cohort.data.configured import demonstration_limit, fit_demonstration, fit_prompt, prompt_limit
 from cohort.data.templates import encode_demonstration, encode_prompt
 from cohort.methods import Method
 from cohort.policy.model import Policy
@@ -51,10 +52,9 @@ class Source(Protocol):
 
 
 def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> list[Prompt]:
-    """Prompts as token ids; those over the limit are dropped and counted. Raises UserError where none is left."""
-    limit = policy.context_length - 1
-    if config.max_prompt_length is not None:
-        limit = min(limit, config.max_prompt_length)
+    """Prompts as token ids; those over the limit are dropped or cut, by `truncation`, and counted. Raises UserError
+    where none is left."""
+    limit = prompt_limit(policy.context_length, config)
     prompts = [
         Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row.prompt, config.chat_template_kwargs)))
         for row in rows
@@ -62,28 +62,25 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     empty = next((prompt for prompt in prompts if not len(prompt.ids)), None)
     if empty is not None:
         raise UserError(f"{empty.row.source}: the prompt has no tokens; give it some text")
-    kept = [prompt for prompt in prompts if len(prompt.ids) <= limit]
-    tell_dropped([len(prompt.ids) for prompt in prompts], limit, "max_prompt_length", "prompts")
-    return kept
+    fitted = [fit_prompt(prompt.ids.tolist(), limit, config.truncation) for prompt in prompts]
+    tell_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
+    return [Prompt(p.row, torch.tensor(ids)) for p, ids in zip(prompts, fitted, strict=True) if ids is not None]
 
 
-def tell_dropped(lengths: list[int], limit: int, key: str, what: str) -> None:
-    """Count what is longer than `limit`. Raises UserError where nothing else is left."""
-    dropped = sum(n > limit for n in lengths)
+def tell_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str) -> None:
+    """Count what is longer than `limit` and was cut, or dropped: None in `fitted`. Raises UserError where nothing is
+    left."""
+    dropped, longer = sum(kept is None for kept in fitted), sum(n > limit for n in lengths)
     if dropped == len(lengths):
         raise UserError(
             f"all {dropped} {what} are longer than {limit} tokens (the shortest has {min(lengths)}): raise {key}, "
             "or use a model with more positions"
         )
-    if dropped:
-        log.warning(
-            "%d of %d %s are longer than %d tokens (%s) and are dropped",
-            dropped,
-            len(lengths),
-            what,
-            limit,
-            key,
-        )
+    for count, fate in ((longer - dropped, "cut"), (dropped, "dropped")):
+        if count:
+            log.warning(
+                "%d of %d %s are longer than %d tokens (%s) and are %s", count, len(lengths), what, limit, key, fate
+            )
 
 
 class Demonstrations:
@@ -98,11 +95,13 @@ class Demonstrations:
             )
         pairs = [encode_demonstration(policy.tokenizer, row, config.chat_template_kwargs) for row in rows]
         lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
-        tell_dropped(lengths, policy.context_length, "the model's positions", "demonstrations")
+        limit, key = demonstration_limit(policy.context_length, config)
+        fitted = [fit_demonstration(*pair, limit, config.truncation) for pair in pairs]
+        tell_fitted(lengths, fitted, limit, key, "demonstrations")
         self.examples = [
-            (row, torch.tensor(prompt), torch.tensor(completion))
-            for row, (prompt, completion), n in zip(rows, pairs, lengths, strict=True)
-            if n <= policy.context_length
+            (row, torch.tensor(pair[0]), torch.tensor(pair[1]))
+            for row, pair in zip(rows, fitted, strict=True)
+            if pair is not None
         ]
         self.policy, self.config, self.method = policy, config, method
         self.size, self.per_batch = len(self.examples), config.batch_size

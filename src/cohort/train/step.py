@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -42,17 +44,42 @@ def token_weights(
     return [w.tolist() for w in weights_B.split([len(group.completions) for group in groups])]
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW; biases and norms (one-dimensional parameters) are not decayed, as in transformers."""
     matrices = [p for p in parameters if p.dim() >= 2]
     vectors = [p for p in parameters if p.dim() < 2]
-    return torch.optim.AdamW(
+    kind = adamw_of(config.optim, parameters[0].device)
+    return kind(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
     )
+
+
+def adamw_of(optim: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
+    """bitsandbytes' AdamW of that name on CUDA where it is installed; else torch's, with a notice."""
+    fused = partial(torch.optim.AdamW, fused=device.type in ("cpu", "cuda"))
+    if optim not in BITSANDBYTES:
+        return fused
+    if device.type != "cuda":
+        log.warning("optim=%s needs CUDA: torch's AdamW takes its place", optim)
+        return fused
+    try:
+        import bitsandbytes
+    except ImportError:
+        log.warning("optim=%s needs bitsandbytes (pip install bitsandbytes): torch's AdamW takes its place", optim)
+        return fused
+    return getattr(bitsandbytes.optim, BITSANDBYTES[optim])
+
+
+BITSANDBYTES = {
+    "adamw_bnb_8bit": "AdamW8bit",
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW",
+}
+"""transformers' name -> bitsandbytes' class."""
 
 
 def descend(

@@ -21,6 +21,7 @@ from cohort.config import (
     differences_from_paper,
     unknown_name,
 )
+from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
 from cohort.data.rows import load_rows
 from cohort.methods import METHODS, Method
@@ -29,7 +30,7 @@ from cohort.policy.model import Policy, reference_of
 from cohort.policy.pack import Part, micro_batches
 from cohort.rewards.compose import Rewards
 from cohort.rewards.preflight import preflight
-from cohort.rewards.resolve import listed
+from cohort.rewards.resolve import listed, with_tokenizers
 from cohort.rewards.steps import make_split
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
@@ -37,6 +38,7 @@ from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
 from cohort.train import checkpoint
 from cohort.train.critic import CriticUpdater
+from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
@@ -51,6 +53,7 @@ from cohort.train.sources import (
     encode_prompts,
 )
 from cohort.train.step import Updater
+from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -63,7 +66,8 @@ class Trainer:
 
     `method`: a row's name, or a row of one's own (docs/new-method.md); `args`: that method's configuration;
     `model`: name, path, or a transformers model; `reward_funcs`: one or several functions or names; datasets: a
-    datasets.Dataset, a list of dicts, a path or hub name. Raises UserError for what the method cannot use.
+    datasets.Dataset, a list of dicts, a path or hub name. TRL's other arguments are taken too:
+    docs/coming-from-trl.md. Raises UserError for what the method cannot use.
     """
 
     def __init__(
@@ -78,17 +82,21 @@ class Trainer:
         peft_config: Any = None,
         *,
         method: str | Method = "grpo",
+        **familiar: Any,
     ):
         self.method = method if isinstance(method, Method) else _named(method)
-        self.args = config = _configuration(self.method, args)
+        reward_funcs = with_tokenizers(reward_funcs, familiar.pop("reward_processing_classes", None))
+        config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
+        self.args = config
         self.rewards = _rewards(reward_funcs, config)
         # Data first: its mistakes are told before a model is loaded.
-        rows = self.rows = _rows(train_dataset)
+        rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
         self.rows = rows
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
+        use_template(self.policy.tokenizer, config.template)
         self.engine = local_engine(self.policy, config.max_rows)
         self.state = TrainerState()
         self.prepared = False
@@ -102,13 +110,15 @@ class Trainer:
             SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
             self._evaluate if eval_rows else None,
             config,
-            list(callbacks or ()),
+            [*made(callbacks or ()), *trackers(config)],
             self.state,
             critics,
         )
         if isinstance(config, OnlineConfig):
             G, P = config.num_generations, config.prompts_per_step
-            log.info("each step: %d prompts x %d completions = %d completions", P, G, P * G)
+            # A batch that is no whole number of groups is told even where nobody listens to more than warnings.
+            level = logging.INFO if config.batch_size == P * G else logging.WARNING
+            log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
         for difference in differences_from_paper(config):
             log.info("differs from the paper: %s", difference)
 
@@ -175,6 +185,10 @@ class Trainer:
         """Metrics of the evaluation data under the policy as it is now."""
         return self._evaluate(self.state)
 
+    def add_callback(self, callback: Any) -> None:
+        """A callback, or its class, with transformers' on_* methods."""
+        self.loop.callbacks += made([callback])
+
     def save_model(self, output_dir: str | None = None) -> None:
         """An ordinary transformers directory, or peft adapter, with its tokenizer."""
         checkpoint.save_policy(self.policy, Path(output_dir or self.args.output_dir))
@@ -229,12 +243,14 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
     if args is None:
         raise UserError(f"method {method.name!r} is not in the table: give its configuration as args")
     if kind is not None and not isinstance(args, kind):
-        raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {type(args).__name__}")
+        foreign = f"{type(args).__module__}.{type(args).__qualname__}: import {kind.__name__} from cohort"
+        seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign
+        raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {seen}")
     return args
 
 
 def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
-    if not functions:
+    if functions is None:
         return None
     specs = listed(functions, config.max_completion_length)
     if not specs:

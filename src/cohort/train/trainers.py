@@ -24,6 +24,7 @@ class _Rewarded(Trainer):
         processing_class: Any = None,
         callbacks: Sequence[Any] | None = None,
         peft_config: Any = None,
+        **familiar: Any,
     ):
         super().__init__(
             model,
@@ -35,6 +36,7 @@ class _Rewarded(Trainer):
             callbacks,
             peft_config,
             method=self.row,
+            **familiar,
         )
 
 
@@ -76,6 +78,7 @@ class _Given(Trainer):
         callbacks: Sequence[Any] | None = None,
         peft_config: Any = None,
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
+        **familiar: Any,
     ):
         super().__init__(
             model,
@@ -87,6 +90,7 @@ class _Given(Trainer):
             callbacks,
             peft_config,
             method=self.row,
+            **familiar,
         )
 
 

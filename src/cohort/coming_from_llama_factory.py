@@ -1,0 +1,272 @@
+"""LLaMA-Factory's YAML, taken as it stands: its keys to ours. `docs/coming-from-llama-factory.md` is written from here.
+
+Keys that LLaMA-Factory has from transformers' TrainingArguments go on to `coming_from_trl`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cohort.types import UserError
+
+log = logging.getLogger("cohort")
+
+MARKS = ("stage", "model_name_or_path", "cutoff_len", "do_train")
+"""A file with one of these keys is LLaMA-Factory's."""
+
+STAGES = {"sft": "sft", "grpo": "grpo", "dpo": "dpo", "ppo": "ppo"}
+NO_STAGES = {
+    "pt": "further pre-training on raw text is not done here: use transformers' run_clm.py or LLaMA-Factory",
+    "rm": "reward models are not trained here: train one with TRL or LLaMA-Factory, save it as a sequence classifier "
+    "with one label, and name it in reward_funcs",
+    "kto": "it has no counterpart here: make pairs of good and bad answers and use stage: dpo, or stage: grpo",
+}
+
+
+class Key(NamedTuple):
+    """Key("columns to rewards", ours="reward_funcs")"""
+
+    text: str
+    ours: str | None = None
+    """The key it becomes, its value as it is."""
+    refused: bool = False
+    off: tuple[Any, ...] = ()
+    """Values, beside None and False, that ask for nothing."""
+
+
+_PACKED = "batches are always packed, without padding and without mixing examples"
+_LOADED = "rows are read and tokenised once, in one process"
+_EXPORT = "the model in output_dir is ready to load; an adapter is merged with peft's merge_and_unload"
+_IMAGES = "prompts are text"
+_INFERENCE = "the built-in engine samples"
+_OPTIMISER = "AdamW trains"
+
+GROUPS: dict[str, dict[str, Key]] = {
+    "Model": {
+        "model_name_or_path": Key("a name or a path", ours="model"),
+        "adapter_name_or_path": Key("merge the adapter into its model first, and name the result", refused=True),
+        "model_revision": Key("of model_init_kwargs", ours="revision"),
+        "quantization_bit": Key("4, by bitsandbytes, with LoRA: a quantization_config in model_init_kwargs"),
+        "quantization_method": Key("bitsandbytes", off=("bitsandbytes", "bnb")),
+        "quantization_type": Key("nf4", off=("nf4",)),
+        "double_quantization": Key("4-bit weights are doubly quantised", off=(True,)),
+        "rope_scaling": Key("set it in the model's config.json", refused=True),
+        "resize_vocab": Key("add tokens and resize before training", refused=True),
+        "add_tokens": Key("add tokens and resize before training", refused=True),
+        "flash_attn": Key("attention is grouped: the prompt once, its completions beside it", off=("auto",)),
+        "use_unsloth": Key("shared prompts, packed batches and a chunked head do the work"),
+        "enable_liger_kernel": Key("the head never holds a tensor of tokens by vocabulary"),
+        "disable_gradient_checkpointing": Key("gradient_checkpointing is off unless set", off=(True,)),
+        "upcast_layernorm": Key("weights are float32 unless model_init_kwargs says otherwise"),
+        "use_fast_tokenizer": Key("always the fast one", off=(True,)),
+        "cache_dir": Key("set HF_HOME"),
+        "infer_backend": Key(_INFERENCE, off=("huggingface",)),
+        "image_max_pixels": Key(_IMAGES),
+        "video_max_pixels": Key(_IMAGES),
+    },
+    "Data": {
+        "dataset": Key("entries of dataset_info.json, paths or hub names, commas between", ours="dataset"),
+        "eval_dataset": Key("likewise", ours="eval_dataset"),
+        "dataset_dir": Key("where dataset_info.json is; `data` unless given", ours="dataset_dir"),
+        "template": Key("used where the tokenizer has no chat template of its own", ours="template"),
+        "cutoff_len": Key("becomes max_length (sft, dpo) or max_prompt_length; what is longer is cut and counted"),
+        "max_samples": Key("of each data set, of eval_dataset too", ours="max_samples"),
+        "val_size": Key("a count or a share", ours="val_size"),
+        "default_system": Key("for rows without a system turn", ours="system_prompt"),
+        "enable_thinking": Key("goes to the chat template: chat_template_kwargs"),
+        "packing": Key(_PACKED, off=(True,)),
+        "neat_packing": Key(_PACKED, off=(True,)),
+        "train_on_prompt": Key("the loss is on completions", refused=True),
+        "mask_history": Key("the last answer of a conversation is trained on", off=(True,)),
+        "streaming": Key(_LOADED),
+        "buffer_size": Key(_LOADED),
+        "mix_strategy": Key("data sets are joined, then shuffled", off=("concat",)),
+        "interleave_probs": Key("data sets are joined, then shuffled"),
+        "overwrite_cache": Key(_LOADED, off=(True,)),
+        "preprocessing_num_workers": Key(_LOADED),
+        "preprocessing_batch_size": Key(_LOADED),
+        "tokenized_path": Key(_LOADED),
+        "ignore_pad_token_for_loss": Key(_PACKED, off=(True,)),
+        "media_dir": Key(_IMAGES),
+        "tool_format": Key("there are no tools", refused=True),
+    },
+    "Method": {
+        "stage": Key("sft, grpo, dpo, ppo", ours="method"),
+        "finetuning_type": Key("full, lora, freeze", ours="finetuning_type"),
+        "reward_funcs": Key("names with commas", ours="reward_funcs"),
+        "reward_model": Key("joins reward_funcs"),
+        "reward_model_type": Key("a sequence classifier by name or path", off=("full",)),
+        "pref_beta": Key("`beta`: the KL term's weight, or DPO's beta"),
+        "pref_loss": Key("dpo's own loss", off=("sigmoid",), refused=True),
+        "pref_ftx": Key("no supervised term is added", off=(0, 0.0), refused=True),
+        "dpo_label_smoothing": Key("", ours="label_smoothing"),
+        "ref_model": Key("the reference is the starting model", refused=True),
+        "ppo_epochs": Key("passes over each sampled batch", ours="num_ppo_epochs"),
+        "ppo_buffer_size": Key("batches sampled at a time", ours="num_mini_batches"),
+        "ppo_score_norm": Key("advantages are whitened; rewards stay as they are"),
+        "ppo_whiten_rewards": Key("advantages are whitened; rewards stay as they are"),
+        "ppo_target": Key("kl_coef is fixed", off=(6, 6.0)),
+    },
+    "LoRA and freeze": {
+        "lora_rank": Key("", ours="lora_rank"),
+        "lora_alpha": Key("2 * lora_rank unless given", ours="lora_alpha"),
+        "lora_dropout": Key("", ours="lora_dropout"),
+        "lora_target": Key("all, or names with commas", ours="lora_target"),
+        "additional_target": Key("trained whole and saved with the adapter", ours="modules_to_save"),
+        "use_dora": Key("", ours="use_dora"),
+        "use_rslora": Key("", ours="use_rslora"),
+        "loraplus_lr_ratio": Key("one learning rate for A and B", refused=True),
+        "pissa_init": Key("LoRA starts at zero", refused=True),
+        "create_new_adapter": Key("an adapter is always new", off=(True,)),
+        "freeze_trainable_layers": Key("the last ones, negative: the first", ours="freeze_trainable_layers"),
+        "freeze_trainable_modules": Key("all, or names with commas", ours="freeze_trainable_modules"),
+        "freeze_extra_modules": Key("names with commas", ours="freeze_extra_modules"),
+        "freeze_vision_tower": Key(_IMAGES, off=(True,)),
+        "freeze_multi_modal_projector": Key(_IMAGES, off=(True,)),
+        "use_galore": Key(_OPTIMISER, refused=True),
+        "use_apollo": Key(_OPTIMISER, refused=True),
+        "use_badam": Key(_OPTIMISER, refused=True),
+        "use_muon": Key(_OPTIMISER, refused=True),
+        "use_adam_mini": Key(_OPTIMISER, refused=True),
+        "use_llama_pro": Key("no layers are added", refused=True),
+        "pure_bf16": Key("bf16 matrix products; weights by model_init_kwargs: {dtype: bfloat16}"),
+    },
+    "Run": {
+        "do_train": Key("`cohort train` trains", off=(True,)),
+        "do_predict": Key("`cohort eval --output FILE` writes every completion"),
+        "predict_with_generate": Key("evaluation samples where there are reward_funcs", off=(True,)),
+        "plot_loss": Key("plots are always drawn: `cohort plot` draws them again", off=(True,)),
+        "compute_accuracy": Key("reward_funcs score completions of the held-out rows"),
+        "early_stopping_steps": Key("Ctrl-C stops; the newest checkpoint stays"),
+        "disable_shuffling": Key("shuffle_dataset: false"),
+        "max_new_tokens": Key("", ours="max_completion_length"),
+        "do_sample": Key("sampling by temperature", off=(True,)),
+        "num_beams": Key("sampling by temperature", off=(1,)),
+        "length_penalty": Key("sampling by temperature", off=(1.0,)),
+        "skip_special_tokens": Key("reward functions get text without special tokens", off=(True,)),
+        "include_effective_tokens_per_second": Key("the metric tokens_per_second", off=(True,)),
+        "use_swanlab": Key("metrics.jsonl and report_to: tensorboard"),
+        "export_dir": Key(_EXPORT),
+        "export_size": Key(_EXPORT),
+        "export_device": Key(_EXPORT),
+        "export_legacy_format": Key(_EXPORT),
+        "export_hub_model_id": Key(_EXPORT),
+    },
+}
+KEYS = {name: key for group in GROUPS.values() for name, key in group.items()}
+
+
+def is_llama_factory(values: dict[str, Any]) -> bool:
+    return any(mark in values for mark in MARKS) and "method" not in values and "model" not in values
+
+
+def translate(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Our keys for LLaMA-Factory's; a file of ours comes back as it is. Raises UserError for what cannot run."""
+    if not is_llama_factory(values):
+        return values
+    stage = _stage(values.get("stage", "sft"), where)
+    found: dict[str, Any] = {"method": stage, "dataset_dir": "data", "truncation": "cut"}
+    for name, value in values.items():
+        key = KEYS.get(name)
+        if name in SPECIAL or name == "stage":
+            continue
+        if key is None:
+            found[name] = value
+        elif key.ours is not None:
+            found[key.ours] = _listed(value) if name in LISTS else value
+        else:
+            _tell(name, value, key, where)
+    for name, special in SPECIAL.items():
+        if values.get(name) is not None:
+            special(values[name], found, where)
+    if "max_samples" in found and "eval_dataset" in found:
+        found.setdefault("eval_samples", found["max_samples"])
+    return found
+
+
+def _stage(stage: Any, where: str) -> str:
+    if stage in NO_STAGES:
+        raise UserError(f"{where}: stage {stage}: {NO_STAGES[stage]}")
+    if stage not in STAGES:
+        near = difflib.get_close_matches(str(stage), STAGES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "it is one of " + ", ".join(STAGES)
+        raise UserError(f"{where}: unknown stage {stage!r}: {hint}")
+    return STAGES[stage]
+
+
+def _tell(name: str, value: Any, key: Key, where: str) -> None:
+    listed = any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in key.off)
+    if value is None or listed or (value is False and True not in key.off):
+        return
+    if key.refused:
+        raise UserError(f"{where}: `{name}` is {value!r}, and is not supported: {key.text}")
+    log.warning("%s: %r has no effect here: %s", name, value, key.text)
+
+
+LISTS = ("additional_target", "freeze_trainable_modules", "freeze_extra_modules")
+
+
+def _listed(value: Any) -> list[str]:
+    """'a,b' -> ['a', 'b']; 'all' -> []: no choice among a layer's modules."""
+    names = value.split(",") if isinstance(value, str) else list(value or [])
+    return [name.strip() for name in names if name.strip() not in ("", "all")]
+
+
+def _cutoff(value: Any, found: dict[str, Any], where: str) -> None:
+    whole = found["method"] == "sft" or (found["method"] == "dpo" and not found.get("dpo_pairs"))
+    found["max_length" if whole else "max_prompt_length"] = value
+
+
+def _preference_beta(value: Any, found: dict[str, Any], where: str) -> None:
+    if found["method"] in ("grpo", "dpo"):
+        found["beta"] = value
+    else:
+        log.warning("pref_beta: %r has no effect here: it is for the stages grpo and dpo", value)
+
+
+def _thinking(value: Any, found: dict[str, Any], where: str) -> None:
+    kwargs = found.get("chat_template_kwargs") or {}
+    found["chat_template_kwargs"] = {**kwargs, "enable_thinking": value}
+
+
+def _reward_model(value: Any, found: dict[str, Any], where: str) -> None:
+    named = found.get("reward_funcs") or []
+    functions = named.split(",") if isinstance(named, str) else list(named)
+    found["reward_funcs"] = [*functions, value]
+
+
+def _revision(value: Any, found: dict[str, Any], where: str) -> None:
+    found["model_init_kwargs"] = {**(found.get("model_init_kwargs") or {}), "revision": value}
+
+
+def _quantization(bits: Any, found: dict[str, Any], where: str) -> None:
+    if bits != 4:
+        raise UserError(
+            f"{where}: `quantization_bit` is {bits!r}: 4 is supported. 8-bit products round activations by what "
+            "else is in the batch, so that the sampler's log-probabilities would not be the policy's"
+        )
+    if found.get("finetuning_type") != "lora":
+        raise UserError(f"{where}: `quantization_bit` needs finetuning_type: lora; quantised weights are not trained")
+    kwargs = found.get("model_init_kwargs") or {}
+    found["model_init_kwargs"] = {**kwargs, "quantization_config": dict(QUANTIZED)}
+
+
+QUANTIZED = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
+SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
+    "cutoff_len": _cutoff,
+    "pref_beta": _preference_beta,
+    "enable_thinking": _thinking,
+    "reward_model": _reward_model,
+    "model_revision": _revision,
+    "quantization_bit": _quantization,
+}
+"""Keys whose value becomes part of another key's."""

@@ -1,0 +1,86 @@
+"""The rows a configuration names, and what of a row fits the limits."""
+
+from __future__ import annotations
+
+import random
+
+from cohort.config import RunConfig, TrainingConfig
+from cohort.data.chat_templates import named_template
+from cohort.data.dataset_info import entry_rows, find_entries
+from cohort.data.rows import check_source, load_rows
+from cohort.types import Row, UserError
+
+
+def check_names(run: RunConfig, config: TrainingConfig) -> None:
+    """Raise UserError for data sets and templates that are not there, before anything heavy is imported."""
+    for names in (run.dataset, run.eval_dataset):
+        if names is not None and run.dataset_dir is not None:
+            find_entries(names, run.dataset_dir)
+        elif names is not None:
+            check_source(names)
+    if config.template is not None:
+        named_template(config.template)
+
+
+def configured_rows(run: RunConfig, seed: int) -> tuple[list[Row], list[Row] | None]:
+    """(training rows, held-out rows or None). Raises UserError for what cannot be used."""
+    rows = _rows(run, run.dataset, run.dataset_split, run.max_samples, seed)
+    if run.eval_dataset is not None:
+        return rows, _rows(run, run.eval_dataset, run.eval_split, run.eval_samples, seed)
+    return _split(rows, run.val_size, seed) if run.val_size else (rows, None)
+
+
+def _rows(run: RunConfig, names: str, split: str, limit: int | None, seed: int) -> list[Row]:
+    if run.dataset_dir is None:
+        return load_rows(
+            names,
+            split=split,
+            columns=run.columns,
+            system_prompt=run.system_prompt,
+            max_samples=limit,
+            dataset_kwargs=run.dataset_kwargs,
+        )
+    entries = find_entries(names, run.dataset_dir)
+    options = {"max_samples": limit, "system_prompt": run.system_prompt, "seed": seed}
+    return [row for entry in entries for row in entry_rows(entry, **options)]
+
+
+def _split(rows: list[Row], size: float, seed: int) -> tuple[list[Row], list[Row]]:
+    held_out = round(len(rows) * size) if size < 1 else int(size)
+    if not 0 < held_out < len(rows):
+        raise UserError(f"val_size {size:g} of {len(rows)} rows leaves {held_out} held out: both parts need some")
+    chosen = set(random.Random(seed).sample(range(len(rows)), held_out))
+    return (
+        [row for i, row in enumerate(rows) if i not in chosen],
+        [row for i, row in enumerate(rows) if i in chosen],
+    )
+
+
+def prompt_limit(context_length: int, config: TrainingConfig) -> int:
+    """Tokens a prompt may have: one position is left for an answer."""
+    return min(context_length - 1, config.max_prompt_length or context_length)
+
+
+def demonstration_limit(context_length: int, config: TrainingConfig) -> tuple[int, str]:
+    """Tokens of prompt and completion, and what sets the limit."""
+    length = getattr(config, "max_length", None)
+    return (length, "max_length") if length and length < context_length else (context_length, "the model's positions")
+
+
+def fit_prompt(ids: list[int], limit: int, truncation: str) -> list[int] | None:
+    """A prompt within `limit` tokens: as it is, cut to its last tokens, or None where it is dropped."""
+    if len(ids) <= limit:
+        return ids
+    return ids[-limit:] if truncation == "cut" else None
+
+
+def fit_demonstration(
+    prompt: list[int], completion: list[int], limit: int, truncation: str
+) -> tuple[list[int], list[int]] | None:
+    """Prompt and completion within `limit` tokens: as they are, the completion's end cut off, or None where the pair
+    is dropped: by truncation, or because nothing of the completion would be left."""
+    if len(prompt) + len(completion) <= limit:
+        return prompt, completion
+    if truncation != "cut" or len(prompt) >= limit:
+        return None
+    return prompt, completion[: limit - len(prompt)]

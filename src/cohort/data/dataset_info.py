@@ -1,0 +1,280 @@
+"""Data sets named in a LLaMA-Factory `dataset_info.json`: alpaca, sharegpt and openai records to rows."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cohort.data.rows import FILE_KINDS, read_records
+from cohort.types import Message, Row, UserError
+
+log = logging.getLogger("cohort")
+
+FILE = "dataset_info.json"
+FORMATS = ("alpaca", "sharegpt", "openai")
+COLUMNS = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "history": "history",
+    "messages": "conversations",
+    "system": "system",
+    "chosen": "chosen",
+    "rejected": "rejected",
+}
+"""Their name of a column -> the file's, unless an entry says otherwise."""
+TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+OPENAI_TAGS = {**TAGS, "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+KNOWN = (
+    "hf_hub_url",
+    "file_name",
+    "subset",
+    "split",
+    "folder",
+    "num_samples",
+    "ranking",
+    "formatting",
+    "columns",
+    "tags",
+)
+NOT_HERE = {
+    "script_url": "loading scripts are not run: save the data as JSON and name it by file_name",
+    "ms_hub_url": "ModelScope is not a source: use hf_hub_url or file_name",
+    "om_hub_url": "Modelers is not a source: use hf_hub_url or file_name",
+    "cloud_file_name": "cloud storage is not a source: use hf_hub_url or file_name",
+}
+MEDIA = ("images", "videos", "audios", "tools", "kto_tag")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Entry("math", source="data/math.json", formatting="alpaca", columns={"response": "solution"})"""
+
+    name: str
+    source: str
+    formatting: str | None = "alpaca"
+    """None: as the first record looks."""
+    columns: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    split: str = "train"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    num_samples: int | None = None
+    ranking: bool = False
+
+
+def find_entries(names: str, folder: str) -> list[Entry]:
+    """The entries that `dataset: a,b` names: keys of the folder's dataset_info.json, paths, or hub names. Raises
+    UserError for a name that is none of them, and for an entry that cannot be used."""
+    path = Path(folder) / FILE
+    info = _read(path) if path.is_file() else {}
+    return [_find(name.strip(), info, path) for name in names.split(",") if name.strip()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(info, dict):
+        raise UserError(f"{path}: expected an object of data sets, found {type(info).__name__}")
+    return info
+
+
+def _find(name: str, info: dict[str, Any], path: Path) -> Entry:
+    if name in info:
+        return _entry(name, info[name], path)
+    for candidate in (Path(name), path.parent / name):
+        if candidate.exists():
+            return Entry(name, str(candidate), None)
+    close = difflib.get_close_matches(name, info, n=1)
+    if close or "/" not in name or name.startswith((".", "/", "~")) or Path(name).suffix in FILE_KINDS:
+        what = f"is no key of {path} and no file" if info else f"is no file, and there is no {path}: set dataset_dir"
+        there = f"; it has {', '.join(info)}" if info else ""
+        raise UserError(f"dataset {name!r} {what}" + (f": did you mean {close[0]!r}?" if close else there))
+    return Entry(name, name, None)
+
+
+def _entry(name: str, given: Any, path: Path) -> Entry:
+    where = f"{path}, data set {name!r}"
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: expected an object with file_name or hf_hub_url, found {type(given).__name__}")
+    columns, tags = given.get("columns") or {}, given.get("tags") or {}
+    if "hf_hub_url" not in given and "file_name" not in given:
+        reason = next((NOT_HERE[key] for key in NOT_HERE if key in given), "it needs file_name or hf_hub_url")
+        raise UserError(f"{where}: {reason}")
+    for found, known, what in (
+        (given, (*KNOWN, *NOT_HERE), "key"),
+        (columns, (*COLUMNS, *MEDIA), "column"),
+        (tags, TAGS, "tag"),
+    ):
+        unknown = next((key for key in found if key not in known), None)
+        if unknown is not None:
+            close = difflib.get_close_matches(unknown, known, n=1)
+            raise UserError(f"{where}: unknown {what} {unknown!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+    media = next((key for key in MEDIA if key in columns), None)
+    if media is not None:
+        raise UserError(f"{where}: column {media!r} is not supported; prompts are text: leave it out")
+    formatting = given.get("formatting", "alpaca")
+    if formatting not in FORMATS:
+        raise UserError(f"{where}: formatting {formatting!r} is not one of {', '.join(FORMATS)}")
+    kwargs = {"name": given.get("subset"), "data_dir": given.get("folder")}
+    return Entry(
+        name,
+        given["hf_hub_url"] if "hf_hub_url" in given else str(path.parent / given["file_name"]),
+        formatting,
+        columns,
+        tags,
+        given.get("split", "train"),
+        {key: value for key, value in kwargs.items() if value is not None} if "hf_hub_url" in given else {},
+        given.get("num_samples"),
+        bool(given.get("ranking")),
+    )
+
+
+def entry_rows(entry: Entry, *, max_samples: int | None, system_prompt: str | None, seed: int) -> list[Row]:
+    """Conversational rows of one entry. Raises UserError naming file and row for a record that does not fit."""
+    rows, several = [], 0
+    for where, record in read_records(entry.source, entry.split, entry.kwargs):
+        row = entry_row(record, entry, where)
+        several += any(message["role"] == "assistant" for message in row.prompt)
+        rows.append(_with_system(row, system_prompt))
+        if max_samples is not None and len(rows) == max_samples and entry.num_samples is None:
+            break
+    if not rows:
+        raise UserError(f"dataset {entry.name!r} ({entry.source}) is empty: it needs at least one row")
+    if several:
+        log.info(
+            "%s: %d of %d conversations have several answers: the last is trained on", entry.name, several, len(rows)
+        )
+    if entry.num_samples is not None:
+        times, rest = divmod(entry.num_samples, len(rows))
+        rows = rows * times + random.Random(seed).sample(rows, rest)
+    return rows[:max_samples]
+
+
+def entry_row(record: Any, entry: Entry, where: str) -> Row:
+    """Raises UserError for a record that does not fit the entry."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
+    formatting = entry.formatting or _looks_like(record)
+    return _alpaca(record, entry, where) if formatting == "alpaca" else _sharegpt(record, entry, where, formatting)
+
+
+def _looks_like(record: dict[str, Any]) -> str:
+    if "messages" in record:
+        return "openai"
+    return "sharegpt" if "conversations" in record else "alpaca"
+
+
+def _with_system(row: Row, system_prompt: str | None) -> Row:
+    prompt = row.prompt
+    if not system_prompt or prompt[0]["role"] == "system":
+        return row
+    return Row([{"role": "system", "content": system_prompt}, *prompt], row.completion, row.columns, row.source)
+
+
+def _alpaca(record: dict[str, Any], entry: Entry, where: str) -> Row:
+    """One user turn of instruction and input; the output is the completion and stays a column for rewards."""
+    names = {**COLUMNS, **entry.columns}
+    for ours in entry.columns:
+        if names[ours] not in record:
+            raise UserError(f"{where}: no column {names[ours]!r} ({entry.name}'s {ours}); it has {', '.join(record)}")
+    asked = [record.get(names["prompt"]), record.get(names["query"])]
+    if not any(asked):
+        raise UserError(
+            f"{where}: neither {names['prompt']!r} nor {names['query']!r} has text; it has {', '.join(record)}. Name "
+            f"the columns in {FILE}: {{columns: {{prompt: ...}}}}"
+        )
+    messages = _system(record.get(names["system"]))
+    for i, pair in enumerate(record.get(names["history"]) or [], 1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise UserError(f"{where}: history {i} is {str(pair)[:60]}: it must be a pair, question and answer")
+        messages += [_message("user", pair[0], where), _message("assistant", pair[1], where)]
+    messages.append(_message("user", "\n".join(str(text) for text in asked if text), where))
+    answer = record.get(names["response"])
+    if isinstance(answer, list):
+        raise UserError(
+            f"{where}: {names['response']!r} is a list: name its parts as chosen and rejected, ranking true"
+        )
+    completion = [_message("assistant", answer, where)] if answer not in (None, "") else None
+    return Row(messages, completion, _columns(record, entry, names, where), where)
+
+
+def _sharegpt(record: dict[str, Any], entry: Entry, where: str, formatting: str) -> Row:
+    """Turns of a conversation; a last answer is the completion."""
+    names = {**COLUMNS, **({"messages": "messages"} if formatting == "openai" else {}), **entry.columns}
+    tags = {**(OPENAI_TAGS if formatting == "openai" else TAGS), **entry.tags}
+    turns = record.get(names["messages"])
+    if not isinstance(turns, list) or not turns:
+        raise UserError(f"{where}: {names['messages']!r} is no list of turns; the row has {', '.join(record)}")
+    messages = _system(record.get(names["system"]))
+    messages += [_turn(turn, tags, where, i) for i, turn in enumerate(turns, 1)]
+    if len(messages) > 1 and messages[0]["role"] == messages[1]["role"] == "system":
+        del messages[1]  # the column wins over the conversation's own
+    completion = [messages.pop()] if messages[-1]["role"] == "assistant" else None
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise UserError(f"{where}: the conversation has no question before its answer")
+    columns = _columns(record, entry, names, where, tags)
+    if completion is not None and "answer" not in columns and "output" not in columns:
+        columns["output"] = completion[0]["content"]
+    return Row(messages, completion, columns, where)
+
+
+def _turn(turn: Any, tags: dict[str, str], where: str, i: int) -> Message:
+    role, content = tags["role_tag"], tags["content_tag"]
+    if not isinstance(turn, dict) or role not in turn or content not in turn:
+        raise UserError(f"{where}: turn {i} is {str(turn)[:80]}; each needs {role!r} and {content!r}")
+    roles = {
+        tags["user_tag"]: "user",
+        tags["assistant_tag"]: "assistant",
+        tags["function_tag"]: "assistant",
+        tags["observation_tag"]: "tool",
+        tags["system_tag"]: "system",
+    }
+    if turn[role] not in roles:
+        raise UserError(f"{where}: turn {i} is of {turn[role]!r}; known are {', '.join(roles)}: name it in `tags`")
+    return _message(roles[turn[role]], turn[content], where)
+
+
+def _columns(
+    record: dict[str, Any], entry: Entry, names: dict[str, str], where: str, tags: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What stays of the record for reward functions; of ranked rows, both answers as messages."""
+    used = (names["prompt"], names["query"], names["history"], names["messages"], names["system"])
+    columns = {key: value for key, value in record.items() if key not in used}
+    if names["response"] in columns:
+        columns["output"] = columns[names["response"]]
+    if not entry.ranking:
+        return columns
+    for side in ("chosen", "rejected"):
+        value = record.get(names[side])
+        if value is None:
+            raise UserError(f"{where}: ranking data without {names[side]!r}; the row has {', '.join(record)}")
+        turn = _turn(value, tags, where, 1) if tags and isinstance(value, dict) else _message("assistant", value, where)
+        columns[side] = [turn]
+    return columns
+
+
+def _message(role: str, content: Any, where: str) -> Message:
+    if not isinstance(content, str):
+        raise UserError(
+            f"{where}: the {role}'s text is {type(content).__name__} {str(content)[:60]!r}: it must be text"
+        )
+    return {"role": role, "content": content}
+
+
+def _system(text: Any) -> list[Message]:
+    return [{"role": "system", "content": str(text)}] if text else []

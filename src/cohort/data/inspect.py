@@ -1,0 +1,169 @@
+"""Looking at data before training on it: what each row becomes, how long it is, and which rows of a file are wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cohort.config import TrainingConfig
+from cohort.data.configured import demonstration_limit, fit_demonstration, fit_prompt, prompt_limit
+from cohort.data.dataset_info import Entry, entry_row
+from cohort.data.rows import make_row, read_records
+from cohort.data.templates import encode_demonstration, encode_prompt
+from cohort.types import Row, UserError
+
+
+@dataclass
+class Encoded:
+    """A row as token ids. Encoded(row, prompt=[5, 6], completion=[7, 2], kept=([5, 6], [7, 2]))"""
+
+    row: Row
+    prompt: list[int]
+    completion: list[int] | None
+    """None: sampled while training."""
+    kept: tuple[list[int], list[int] | None] | None
+    """What the limits leave; None where the row is dropped."""
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion or [])
+
+    @property
+    def fate(self) -> str:
+        if self.kept is None:
+            return "dropped"
+        return "kept" if self.kept == (self.prompt, self.completion) else "cut"
+
+
+@dataclass
+class Inspection:
+    """Every row of a configuration's data as the trainer will see it."""
+
+    rows: list[Encoded]
+    limit: int
+    limited_by: str
+    """The key that sets the limit, or the model's positions."""
+
+
+def inspect_rows(rows: list[Row], tokenizer: Any, config: TrainingConfig, context: int, sampled: bool) -> Inspection:
+    """`sampled`: completions come from the policy, so that only prompts are data. `context`: the model's positions.
+    Raises UserError for a row that cannot be encoded."""
+    kwargs = config.chat_template_kwargs
+    if sampled:
+        limit = prompt_limit(context, config)
+        key = "max_prompt_length" if config.max_prompt_length else "the model's positions"
+        encoded = [_prompt(row, encode_prompt(tokenizer, row.prompt, kwargs), limit, config) for row in rows]
+        return Inspection(encoded, limit, key)
+    limit, key = demonstration_limit(context, config)
+    encoded = []
+    for row in rows:
+        if row.completion is None:
+            raise UserError(f"{row.source}: no completion; it has the columns {', '.join(row.columns) or 'prompt'}")
+        prompt, completion = encode_demonstration(tokenizer, row, kwargs)
+        encoded.append(
+            Encoded(row, prompt, completion, fit_demonstration(prompt, completion, limit, config.truncation))
+        )
+    return Inspection(encoded, limit, key)
+
+
+def _prompt(row: Row, ids: list[int], limit: int, config: TrainingConfig) -> Encoded:
+    kept = fit_prompt(ids, limit, config.truncation)
+    return Encoded(row, ids, None, None if kept is None else (kept, None))
+
+
+def quantiles(lengths: list[int]) -> dict[str, float]:
+    """Of at least one length; the 95% quantile is the smallest length that 95% do not exceed."""
+    ordered = sorted(lengths)
+    n = len(ordered)
+    return {
+        "rows": n,
+        "min": ordered[0],
+        "median": ordered[(n - 1) // 2],
+        "mean": sum(ordered) / n,
+        "95%": ordered[-(-95 * n // 100) - 1],
+        "max": ordered[-1],
+    }
+
+
+def histogram(lengths: list[int], bins: int = 10) -> list[tuple[int, int, int]]:
+    """(first length, last length, rows) of at most `bins` equally wide bins from the shortest to the longest."""
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // bins)
+    counts = Counter((length - low) // width for length in lengths)
+    return [
+        (low + i * width, min(high, low + (i + 1) * width - 1), counts[i]) for i in range((high - low) // width + 1)
+    ]
+
+
+@dataclass
+class FileCheck:
+    """What `cohort data check` found."""
+
+    rows: int = 0
+    problems: list[str] = field(default_factory=list)
+    """One for each row that cannot be used, or that differs from the others."""
+    columns: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    """How many prompts are plain, how many conversational."""
+    repeated: int = 0
+    """Rows whose prompt came before."""
+
+
+def check_file(
+    path: Path, columns: dict[str, str], needs: tuple[str, ...] = (), entry: Entry | None = None
+) -> FileCheck:
+    """Every row of a file, whatever is wrong with the ones before. `needs`: what a row must have beside its prompt,
+    `completion` or columns. Raises UserError where the file as a whole cannot be read."""
+    found, seen = FileCheck(), set()
+    for where, record in _every_record(path):
+        found.rows += 1
+        try:
+            if isinstance(record, UserError):
+                raise record
+            row = make_row(record, where, columns, None) if entry is None else entry_row(record, entry, where)
+            _check_row(row, needs)
+        except UserError as error:
+            found.problems.append(str(error))
+            continue
+        found.columns.update(name for name, value in row.columns.items() if value is not None)
+        found.columns.update(["completion"] * (row.completion is not None))
+        found.kinds["plain" if isinstance(row.prompt, str) else "conversational"] += 1
+        key = json.dumps(row.prompt, sort_keys=True, default=str)
+        found.repeated += key in seen
+        seen.add(key)
+    return found
+
+
+def _check_row(row: Row, needs: tuple[str, ...]) -> None:
+    texts = [row.prompt] if isinstance(row.prompt, str) else [str(message["content"]) for message in row.prompt]
+    if not any(text.strip() for text in texts):
+        raise UserError(f"{row.source}: the prompt is empty")
+    for name in needs:
+        value = row.completion if name == "completion" else row.columns.get(name)
+        if value is None or value == "":
+            raise UserError(f"{row.source}: no {name}; it has {', '.join(row.columns) or 'a prompt alone'}")
+
+
+def _every_record(path: Path) -> Any:
+    """(where, record), the record a UserError where its line is no JSON, so that later lines are looked at too."""
+    if path.suffix != ".jsonl":
+        yield from read_records(str(path))
+        return
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path.name} line {number}"
+            try:
+                if "\ufffd" in line:
+                    raise UserError(f"{where}: not UTF-8 text")
+                yield where, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield where, UserError(f"{where}: not valid JSON ({error.msg}): {line[:80]!r}")
+            except UserError as error:
+                yield where, error

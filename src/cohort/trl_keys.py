@@ -1,0 +1,226 @@
+"""Keys of TRL's GRPOConfig and of transformers' TrainingArguments: supported, or what takes their place.
+
+A key that a configuration has as a field is supported. The others are taken with a notice that says what takes their
+place; those that would change what is learned, and have nothing in their place, are refused where they ask for
+anything. `docs/coming-from-trl.md` is written from this table; `coming_from_trl` acts on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Key(NamedTuple):
+    """Key("token_budget is halved by itself when memory runs out", off=(False,))"""
+
+    text: str
+    """What takes the key's place."""
+    off: tuple[Any, ...] = ()
+    """Values, beside None and False, that ask for nothing: there is no notice."""
+    refused: bool = False
+    """Whether another value is an error: it would change what is learned."""
+
+
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "activation_checkpointing": "gradient_checkpointing",
+    "max_seq_length": "max_length",
+    "lr_scheduler": "lr_scheduler_type",
+    "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
+}
+"""Older or other names of a field."""
+
+_NO_PADDING = "batches are packed without padding"
+_ONE_ENGINE = "the built-in engine samples: prompts are prefilled once per group and share their cache"
+_NO_VLLM = "without vLLM it has no effect"
+RECORDED = "metrics.jsonl has every step's metrics, completions.jsonl samples of the completions"
+OPTIMISER = "AdamW, by adam_beta1, adam_beta2, adam_epsilon and weight_decay"
+_PLACES = "one process on one device; torchrun and sharding are not set by keys"
+_LOADER = "rows are tokenised once, before the first step: there is no data loader to tune"
+_BEST = "checkpoints stay in output_dir (save_total_limit) and metrics.jsonl has every evaluation: choose from them"
+_HUB = "the model in output_dir is an ordinary transformers directory: `hf upload NAME OUTPUT_DIR`"
+_EVAL_BATCH = "max_rows says how many completions are decoded side by side, token_budget how many tokens are scored"
+_LOGS = "Python's logging, logger `cohort`"
+_KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups share their prompt"
+
+SUPPORTED: dict[str, str] = {
+    "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights "
+    "multi_objective_aggregation importance_sampling_level delta top_entropy_quantile entropy_coef "
+    "use_bias_correction_kl vllm_importance_sampling_correction vllm_importance_sampling_clip_max "
+    "mask_truncated_completions disable_dropout",
+    "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
+    "top_k min_p chat_template_kwargs max_prompt_length",
+    "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
+    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
+    "gradient_accumulation_steps",
+    "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
+    "Logging and evaluation": "logging_steps report_to logging_dir log_completions eval_strategy eval_steps "
+    "eval_on_start num_generations_eval",
+    "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint",
+    "Data and randomness": "seed shuffle_dataset",
+}
+"""Keys that GRPOConfig has under the same name, by group."""
+
+GROUPS: dict[str, dict[str, Key]] = {
+    "Objective": {
+        "use_adaptive_entropy": Key("beta is the regulariser", refused=True),
+        "entropy_coef_min": Key("it has no effect without use_adaptive_entropy", off=(0.0,)),
+        "entropy_coef_max": Key("it has no effect without use_adaptive_entropy", off=(1.0,)),
+        "entropy_coef_delta": Key("it has no effect without use_adaptive_entropy", off=(0.005,)),
+        "entropy_target": Key("it has no effect without use_adaptive_entropy", off=(0.2,)),
+        "off_policy_mask_threshold": Key("the clip range bounds what old samples can do", refused=True),
+        "sync_ref_model": Key("the reference is the starting model", refused=True),
+        "ref_model_mixup_alpha": Key("it has no effect without sync_ref_model", off=(0.6,)),
+        "ref_model_sync_steps": Key("it has no effect without sync_ref_model", off=(512,)),
+        "sapo_temperature_neg": Key("it has no effect without loss_type sapo", off=(1.05,)),
+        "sapo_temperature_pos": Key("it has no effect without loss_type sapo", off=(1.0,)),
+        "vespo_k_pos": Key("it has no effect without loss_type vespo", off=(2.0,)),
+        "vespo_lambda_pos": Key("it has no effect without loss_type vespo", off=(3.0,)),
+        "vespo_k_neg": Key("it has no effect without loss_type vespo", off=(3.0,)),
+        "vespo_lambda_neg": Key("it has no effect without loss_type vespo", off=(2.0,)),
+        "router_aux_loss_coef": Key(
+            "a mixture of experts is trained without a balancing loss", off=(0.0,), refused=True
+        ),
+        "label_smoothing_factor": Key("targets are the tokens themselves", off=(0.0,), refused=True),
+        "neftune_noise_alpha": Key("embeddings get no noise", refused=True),
+    },
+    "Sampling": {
+        "generation_kwargs": Key(
+            "temperature, top_p, top_k, min_p, stop and max_new_tokens of it are set; the rest is told"
+        ),
+        "repetition_penalty": Key(
+            "samples stay the policy's own: the reward `repetition` penalises repeats", off=(1.0,)
+        ),
+        "max_tool_calling_iterations": Key("there are no tools: a completion is one turn", refused=True),
+        "cache_implementation": Key(_ONE_ENGINE),
+        "use_transformers_continuous_batching": Key(_ONE_ENGINE),
+        "transformers_continuous_batching_config": Key(_ONE_ENGINE),
+        "use_transformers_paged": Key(_ONE_ENGINE),
+        "ds3_gather_for_generation": Key(_PLACES, off=(True,)),
+        "use_vllm": Key(_ONE_ENGINE),
+        "vllm_mode": Key(_NO_VLLM, off=("colocate", "server")),
+        "vllm_model_impl": Key(_NO_VLLM, off=("vllm",)),
+        "vllm_enable_sleep_mode": Key(_NO_VLLM),
+        "vllm_structured_outputs_regex": Key("completions are free: reward their form", refused=True),
+        "vllm_server_base_url": Key(_NO_VLLM),
+        "vllm_server_host": Key(_NO_VLLM, off=("0.0.0.0",)),
+        "vllm_server_port": Key(_NO_VLLM, off=(8000,)),
+        "vllm_server_timeout": Key(_NO_VLLM, off=(240.0,)),
+        "vllm_group_port": Key(_NO_VLLM, off=(51216,)),
+        "vllm_gpu_memory_utilization": Key("max_rows bounds the sampler's cache", off=(0.3,)),
+        "vllm_max_model_length": Key("prompt and max_completion_length bound the cache"),
+        "vllm_tensor_parallel_size": Key(_PLACES, off=(1,)),
+        "vllm_importance_sampling_mode": Key("token_truncate: each token has its own weight", off=("token_truncate",)),
+        "vllm_importance_sampling_clip_min": Key("the weight has one bound, vllm_importance_sampling_clip_max"),
+    },
+    "Optimiser": {
+        "optim_args": Key(OPTIMISER),
+        "optim_target_modules": Key(OPTIMISER),
+        "average_tokens_across_devices": Key("denominators are always counts of the whole step", off=(True,)),
+    },
+    "Precision, memory and speed": {
+        "fp16": Key("bf16, or float32 where the hardware has no fast bfloat16"),
+        "bf16_full_eval": Key("evaluation runs as training does, by bf16"),
+        "fp16_full_eval": Key("evaluation runs as training does, by bf16"),
+        "tf32": Key("torch.set_float32_matmul_precision in your script"),
+        "cast_lm_head_to_fp32": Key("log-probabilities are computed from float32 logits anyway"),
+        "gradient_checkpointing_kwargs": Key("checkpointing is the non-reentrant one", off=({"use_reentrant": False},)),
+        "activation_checkpointing_kwargs": Key("checkpointing is the non-reentrant one", ({"use_reentrant": False},)),
+        "torch_compile": Key("shapes change with every packed batch: nothing is compiled"),
+        "torch_compile_backend": Key("nothing is compiled"),
+        "torch_compile_mode": Key("nothing is compiled"),
+        "use_liger_kernel": Key(_KERNELS),
+        "use_liger_loss": Key(_KERNELS),
+        "liger_kernel_config": Key(_KERNELS),
+        "use_cache": Key("training forwards keep no cache, sampling always does"),
+        "torch_empty_cache_steps": Key("the cache is emptied when memory runs out"),
+        "auto_find_batch_size": Key("token_budget is halved by itself when memory runs out; the batch stays"),
+        "pad_to_multiple_of": Key(_NO_PADDING, off=("auto",)),
+        "per_device_eval_batch_size": Key(_EVAL_BATCH, off=(8,)),
+        "per_gpu_eval_batch_size": Key(_EVAL_BATCH),
+        "eval_accumulation_steps": Key(_EVAL_BATCH),
+        "group_by_length": Key(_NO_PADDING),
+        "train_sampling_strategy": Key("shuffle_dataset says whether the order is random", off=("random",)),
+        "length_column_name": Key(_NO_PADDING, off=("length",)),
+        "skip_memory_metrics": Key("seconds and tokens per second are in metrics.jsonl", off=(True,)),
+    },
+    "Logging and evaluation": {
+        "logging_strategy": Key("logging_steps spaces on_log calls; metrics.jsonl has every step", off=("steps",)),
+        "logging_first_step": Key("metrics.jsonl has every step, the first included"),
+        "log_on_each_node": Key(_PLACES, off=(True,)),
+        "logging_nan_inf_filter": Key("values are logged as they are; a NaN gradient stops the run", off=(True,)),
+        "include_num_input_tokens_seen": Key("the metric num_tokens counts them", off=("no",)),
+        "include_tokens_per_second": Key("the metric tokens_per_second"),
+        "log_level": Key(_LOGS, off=("passive",)),
+        "log_level_replica": Key(_LOGS, off=("warning",)),
+        "disable_tqdm": Key("`cohort train` has one live display, a script has none"),
+        "run_name": Key("output_dir names the run"),
+        "project": Key("output_dir names the run", off=("huggingface",)),
+        "trackio_space_id": Key(RECORDED),
+        "trackio_bucket_id": Key(RECORDED),
+        "trackio_static_space_id": Key(RECORDED),
+        "num_completions_to_print": Key("log_completions is the number kept of each step"),
+        "log_unique_prompts": Key(RECORDED),
+        "log_multimodal": Key("prompts are text", off=(True,)),
+        "log_completions_hub_repo": Key(RECORDED),
+        "eval_delay": Key("eval_steps spaces evaluations", off=(0,)),
+        "prediction_loss_only": Key("evaluation samples and rewards, or takes the held-out loss"),
+        "eval_do_concat_batches": Key("evaluation samples and rewards, or takes the held-out loss", off=(True,)),
+        "eval_use_gather_object": Key(_PLACES),
+        "include_for_metrics": Key("reward functions get every column", off=([],)),
+        "batch_eval_metrics": Key("reward functions get every column"),
+        "label_names": Key("the loss is on completion tokens"),
+        "metric_for_best_model": Key(_BEST),
+        "greater_is_better": Key(_BEST, off=(True,)),
+        "load_best_model_at_end": Key(_BEST),
+    },
+    "Saving": {
+        "save_safetensors": Key("always safetensors, never a pickle", off=(True,)),
+        "save_on_each_node": Key(_PLACES),
+        "enable_jit_checkpoint": Key("save_steps: a run goes on from its newest checkpoint"),
+        "overwrite_output_dir": Key("what an earlier run left in output_dir is moved to earlier-N"),
+        "push_to_hub": Key(_HUB),
+        "hub_token": Key(_HUB),
+        "hub_private_repo": Key(_HUB),
+        "hub_model_id": Key(_HUB),
+        "hub_strategy": Key(_HUB, off=("every_save",)),
+        "hub_always_push": Key(_HUB),
+        "hub_revision": Key(_HUB),
+        "ignore_data_skip": Key("the order of the data is a function of the step: nothing is skipped over"),
+        "restore_callback_states_from_checkpoint": Key("callbacks keep their own state"),
+    },
+    "Data and randomness": {
+        "remove_unused_columns": Key("columns stay: reward functions may ask for them"),
+        "data_seed": Key("seed rules the order of the data and the sampling"),
+        "full_determinism": Key(
+            "runs with one seed repeat bit for bit on the same machine; on CUDA set torch's switch"
+        ),
+        "dataloader_drop_last": Key("an epoch's last batch is filled from the next epoch"),
+        "dataloader_num_workers": Key(_LOADER, off=(0,)),
+        "dataloader_pin_memory": Key(_LOADER, off=(True,)),
+        "dataloader_persistent_workers": Key(_LOADER),
+        "dataloader_prefetch_factor": Key(_LOADER),
+        "dataloader_multiprocessing_context": Key(_LOADER),
+        "dataloader_in_order": Key(_LOADER, off=(True,)),
+    },
+    "Processes and devices": {
+        "accelerator_config": Key(_PLACES),
+        "parallelism_config": Key(_PLACES),
+        "ddp_find_unused_parameters": Key(_PLACES),
+        "ddp_bucket_cap_mb": Key(_PLACES),
+        "ddp_broadcast_buffers": Key(_PLACES),
+        "ddp_static_graph": Key(_PLACES),
+        "ddp_backend": Key(_PLACES),
+        "ddp_timeout": Key(_PLACES, off=(1800,)),
+        "fsdp": Key(_PLACES, off=("", [])),
+        "fsdp_config": Key(_PLACES),
+        "deepspeed": Key(_PLACES),
+        "local_rank": Key(_PLACES, off=(-1, 0)),
+        "debug": Key("Python's debugger", off=("", [])),
+        "do_train": Key("`cohort train` and train() train", off=(True, False)),
+        "do_eval": Key("eval_strategy says when to evaluate; `cohort eval` does it alone"),
+        "do_predict": Key("`cohort eval --output FILE` writes every completion"),
+    },
+}
+KEYS = {name: key for group in GROUPS.values() for name, key in group.items()}

@@ -1,0 +1,83 @@
+"""The scripts in TRL's style and the YAML files in LLaMA-Factory's, run to their end on a small model."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cohort.cli import app
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+GSM8K_ROWS = [
+    {"question": "Ann has 3 boxes of 4 pens. How many pens?", "answer": "3 * 4 = <<3*4=12>>12\n#### 12"},
+    {"question": "A pack of 1,000 sheets loses 5. How many are left?", "answer": "1000 - 5 = 995\n#### 995"},
+]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_script(
+    name: str, model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> list[dict[str, Any]]:
+    options = [
+        "--model",
+        model,
+        "--output_dir",
+        str(folder / "out"),
+        "--max_steps",
+        "2",
+        "--max_completion_length",
+        "12",
+    ]
+    monkeypatch.setattr(sys, "argv", [name, *options, *more])
+    runpy.run_path(str(EXAMPLES / "trl" / name), run_name="__main__")
+    return metrics(folder / "out")
+
+
+def test_six_rewards_added_up(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    rows = run_script("choice_reasoning.py", model, tmp_path, monkeypatch)
+    names = [key[8:-5] for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
+    assert len(names) == 6 and "keywords" in rows[-1] and [row["step"] for row in rows] == [1, 2]
+    assert rows[-1]["reward"] == pytest.approx(sum(rows[-1][f"rewards/{name}/mean"] for name in names), abs=1e-6)
+    assert any("each step: 1 prompts x 8 completions" in message for message in caplog.messages)
+    assert any("paged_adamw_8bit needs CUDA" in message for message in caplog.messages)
+
+
+def test_gsm8k_with_tags(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GSM8K_ROWS))
+    rows = run_script("gsm8k_tags.py", model, tmp_path, monkeypatch, "--data", str(tmp_path / "rows.jsonl"))
+    assert {"rewards/correctness_reward/mean", "rewards/tag_presence_reward/mean"} <= set(rows[-1])
+    assert list((tmp_path / "out" / "runs").glob("*tfevents*"))
+    assert rows[1]["learning_rate"] == pytest.approx(0.55e-6)  # half way of a cosine that ends at a tenth
+
+
+def test_think_and_answer_with_references(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    rows = run_script("think_answer.py", model, tmp_path, monkeypatch)
+    assert [row["step"] for row in rows if "eval/reward" in row] == [1, 2]
+    assert "step 2 of 2: reward" in capsys.readouterr().out
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("name", "key"), [("qwen2_5_lora_grpo", "reward"), ("llama3_freeze_sft", "loss")])
+def test_llama_factory_yaml(
+    name: str, key: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(EXAMPLES.parent)
+    overrides = [f"model_name_or_path={model}", "max_steps=2", "bf16=false", f"output_dir={tmp_path / 'out'}"]
+    done = CliRunner().invoke(
+        app, ["train", str(EXAMPLES / "llama_factory" / f"{name}.yaml"), *overrides, "max_completion_length=8"]
+    )
+    assert done.exit_code == 0, done.output
+    assert [row["step"] for row in metrics(tmp_path / "out") if key in row] == [1, 2]
