@@ -23,7 +23,8 @@ def cohort(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-METHOD_EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if path.name != "gsm8k.yaml")
+OTHERS = ("gsm8k.yaml", "compare_chains.yaml")
+METHOD_EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if path.name not in OTHERS)
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not beside the project")

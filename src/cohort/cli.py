@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_data, cli_reward
+from cohort import cli_compare, cli_data, cli_reward
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cli_reward.app, name="reward")
+app.command()(cli_compare.compare)
 
 
 def _console() -> Console:

@@ -601,6 +601,12 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 def read_run(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, TrainingConfig]:
     """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use."""
+    values = read_values(path, overrides)
+    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path))
+
+
+def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """A YAML file's mapping with the overrides in it. Raises UserError for what is no mapping or no override."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a YAML configuration, such as examples/gsm8k.yaml")
@@ -615,8 +621,7 @@ def read_run(path: str | Path, overrides: list[str] | None = None) -> tuple[RunC
         if not equals or not key:
             raise UserError(f"{override!r} is not an override: write key=value")
         values[key] = _override_value(key, text)
-    named = {str(key): value for key, value in values.items()}
-    return split_run(coming_from_llama_factory.translate(named, str(path)), str(path))
+    return {str(key): value for key, value in values.items()}
 
 
 def _override_value(key: str, text: str) -> Any:

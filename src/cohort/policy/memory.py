@@ -1,6 +1,10 @@
-"""Telling an out-of-memory error from any other."""
+"""Telling an out-of-memory error from any other, and the most memory that was in use."""
 
 from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -13,3 +17,26 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def free_cached_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_bytes` count from now on, where the device (for a CPU: the kernel) can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # no Linux, or /proc is closed: the peak is the process's
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory in use since `reset_peak`: PyTorch's on a GPU, the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource
+
+        units = 1 if sys.platform == "darwin" else 1024
+        return units * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

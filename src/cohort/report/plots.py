@@ -54,8 +54,8 @@ def running_mean(values: list[float], width: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _panels(titles: list[str]) -> tuple[Any, list[Any]]:
-    """A figure with one panel a title, side by side. No pyplot: nothing global, no display needed."""
+def panels(titles: list[str]) -> tuple[Any, list[Any]]:
+    """A figure with one panel a title, side by side, by steps. No pyplot: nothing global, no display needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -91,8 +91,8 @@ def _band(axis: Any, steps: list[float], low: list[float], high: list[float], co
     axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0, label=label)
 
 
-def _legend(axis: Any, entries: int) -> None:
-    """Under the panel, where it never covers a curve."""
+def legend(axis: Any, entries: int) -> None:
+    """A legend under the panel, where it never covers a curve."""
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(entries, 3), fontsize=9)
 
 
@@ -102,7 +102,7 @@ def _reward(rows: Rows) -> Any | None:
         return None
     components = list(dict.fromkeys(key for row in rows for key in row if _is_component_mean(key)))
     titles = ["Reward of the policy's samples"] + ["Reward functions"] * (len(components) > 1)
-    figure, axes = _panels(titles)
+    figure, axes = panels(titles)
     steps, shown = _line(axes[0], rows, "reward", COLOURS[0], "mean reward")
     spread = dict(zip(*series(rows, "reward_std"), strict=True))
     if set(steps) <= set(spread):
@@ -113,12 +113,12 @@ def _reward(rows: Rows) -> Any | None:
         high = [mean + std for mean, std in zip(shown, spreads, strict=True)]
         _band(axes[0], steps, low, high, COLOURS[0], "± spread within groups")
     axes[0].set_ylabel("reward")
-    _legend(axes[0], 2)
+    legend(axes[0], 2)
     if len(components) > 1:
         for i, key in enumerate(components):
             _line(axes[1], rows, key, COLOURS[(i + 1) % len(COLOURS)], key.split("/")[1])
         axes[1].set_ylabel("mean score")
-        _legend(axes[1], len(components))
+        legend(axes[1], len(components))
     return figure
 
 
@@ -131,7 +131,7 @@ def _held_out(rows: Rows) -> Any | None:
     keys = [key for key in keys if series(rows, key)[0]]
     if not keys:
         return None
-    figure, (axis,) = _panels(["Held-out problems"])
+    figure, (axis,) = panels(["Held-out problems"])
     sizes = dict(zip(*series(rows, "eval/samples"), strict=True))
     intervals = False
     every: list[float] = []
@@ -154,7 +154,7 @@ def _held_out(rows: Rows) -> Any | None:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylabel("share correct" if keys == ["eval/accuracy"] else "mean score")
     _mark_ends(axis, *series(rows, keys[0]))
-    _legend(axis, len(keys))
+    legend(axis, len(keys))
     return figure
 
 
@@ -179,7 +179,7 @@ def _lengths(rows: Rows) -> Any | None:
     if not series(rows, "completions/mean_length")[0]:
         return None
     clipped = any(series(rows, "completions/clipped_ratio")[1])
-    figure, axes = _panels(["Completion length"] + ["Completions cut at the limit"] * clipped)
+    figure, axes = panels(["Completion length"] + ["Completions cut at the limit"] * clipped)
     low = dict(zip(*series(rows, "completions/min_length"), strict=True))
     high = dict(zip(*series(rows, "completions/max_length"), strict=True))
     steps, _ = _line(axes[0], rows, "completions/mean_length", COLOURS[0], "mean")
@@ -196,12 +196,12 @@ def _lengths(rows: Rows) -> Any | None:
         _line(axes[0], rows, "eval/completions/mean_length", COLOURS[1], "mean, held out")
     axes[0].set_ylabel("tokens")
     axes[0].set_ylim(bottom=0)
-    _legend(axes[0], 3)
+    legend(axes[0], 3)
     if clipped:
         _line(axes[1], rows, "completions/clipped_ratio", COLOURS[1], "share cut")
         axes[1].set_ylabel("share of completions")
         axes[1].set_ylim(bottom=0)
-        _legend(axes[1], 1)
+        legend(axes[1], 1)
     return figure
 
 
@@ -210,12 +210,12 @@ def _kl_entropy(rows: Rows) -> Any | None:
     present = [key for key in titles if series(rows, key)[0]]
     if not present:
         return None
-    figure, axes = _panels([titles[key] for key in present])
+    figure, axes = panels([titles[key] for key in present])
     for axis, key, colour in zip(axes, present, COLOURS, strict=False):
         _line(axis, rows, key, colour, key)
         axis.set_ylabel("nats per token")
         if len(series(rows, key)[0]) > MANY:
-            _legend(axis, 1)
+            legend(axis, 1)
     return figure
 
 
@@ -223,12 +223,12 @@ def _loss(rows: Rows) -> Any | None:
     # With rewards the loss says nothing: the advantages of a group add up to 0, and the loss stays near 0.
     if series(rows, "reward")[0] or not series(rows, "loss")[0]:
         return None
-    figure, (axis,) = _panels(["Loss"])
+    figure, (axis,) = panels(["Loss"])
     _line(axis, rows, "loss", COLOURS[0], "training")
     if series(rows, "eval/loss")[0]:
         _line(axis, rows, "eval/loss", COLOURS[1], "held out")
     axis.set_ylabel("nats per token")
-    _legend(axis, 2)
+    legend(axis, 2)
     return figure
 
 

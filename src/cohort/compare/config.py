@@ -1,0 +1,286 @@
+"""The configuration of `cohort compare`: an ordinary run's, and beside it what the methods do not share.
+
+Shared keys stand at the top, as in any run; `sft:` has those of the start, `methods:` those of single methods. Nothing
+here imports torch or transformers, so that a mistake is told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cohort.config import (
+    METHOD_CONFIGS,
+    DPOConfig,
+    GRPOConfig,
+    OnlineConfig,
+    RunConfig,
+    SampledConfig,
+    SFTConfig,
+    TrainingConfig,
+    build,
+    read_values,
+    unknown_key,
+    unknown_name,
+)
+from cohort.types import UserError
+
+
+class CompareConfig(BaseModel):
+    """What a comparison has beside a run's keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: Literal["chains"] | None = Field(None, description="A built-in task in place of `model` and `dataset`.")
+    task_kwargs: dict[str, Any] = Field(default_factory=dict, description="The task's settings.")
+    sft: dict[str, Any] | None = Field(None, description="How the start is made. None: `model` is the start.")
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Keys of single methods.")
+    correct: str = Field("accuracy", description="The reward function that says what is correct: 0 or 1.")
+    final_generations: int = Field(
+        16, ge=1, description="K: completions of each held-out problem for pass@k and maj@k, before and after."
+    )
+
+
+class ChainsConfig(BaseModel):
+    """The demo's chains, each seed with facts, teacher and start of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operations: int = Field(6, ge=1, description="k, operations of a chain.")
+    mistaught: float = Field(0.5, ge=0, le=1, description="Share of the 200 facts that the teacher has wrong.")
+    rate: float = Field(0.6, ge=0, le=1, description="Share of a mis-taught fact's uses that are wrong.")
+    problems: int = Field(6000, ge=1, description="Demonstrations, and as many problems to train on.")
+
+
+HELD_OUT = 300
+"""Held-out chains where eval_samples is not given."""
+DATA_KEYS = ("dataset", "dataset_dir", "dataset_split", "dataset_kwargs", "max_samples", "columns", "system_prompt")
+"""A run's keys that `sft:` may have for itself."""
+OF_NO_DATA = ("method", "reward_funcs", "eval_samples")
+"""A run's keys that a built-in task leaves to the configuration."""
+REFUSED = {
+    "method": "--methods says which methods run",
+    "resume_from_checkpoint": "a comparison always goes on with what its output_dir holds",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison, ready to run: everything but the seed and the folders of single runs."""
+
+    output_dir: Path
+    seeds: list[int]
+    run: RunConfig
+    """Model, data and rewards; with a built-in task its model and dataset are the task's name."""
+    chains: ChainsConfig | None
+    shared: OnlineConfig
+    sft: tuple[RunConfig, SFTConfig] | None
+    configs: dict[str, SampledConfig]
+    rewards: dict[str, list[str | dict[str, Any]]]
+    correct: str
+    final_generations: int
+    budget: int
+    """Completions that each method samples."""
+
+
+def read_plan(path: str | Path, overrides: Sequence[str], methods: Sequence[str], seeds: int) -> Plan:
+    """Read a YAML file and overrides (`sft.max_steps=400` reaches into a mapping). Raises UserError for what is
+    unknown, impossible, or would not compare on equal terms."""
+    values = _nested(read_values(path, list(overrides)))
+    where = str(path)
+    _check_methods(methods, where)
+    for key, why in REFUSED.items():
+        if key in values:
+            raise UserError(f"{where}: leave `{key}` out: {why}")
+    known = [*CompareConfig.model_fields, *RunConfig.model_fields, *_keys_of_methods()]
+    unknown = next((key for key in values if key not in known), None)
+    if unknown is not None:
+        raise UserError(f"{where}: {unknown_key(unknown, known)}")
+    compare = build(CompareConfig, _only(values, CompareConfig), where)
+    chains = _chains(compare, values, where)
+    run_values = _only(values, RunConfig)
+    if chains is not None:
+        run_values = {"eval_samples": HELD_OUT, **run_values, "model": "chains", "dataset": "chains"}
+    run = build(RunConfig, run_values, where)
+    if chains is None and run.eval_dataset is None and not run.val_size:
+        raise UserError(f"{where}: give `eval_dataset` or `val_size`: methods are compared on held-out problems")
+    settings = {"save_steps": 10, **values, "eval_strategy": values.get("eval_strategy", "steps")}
+    settings.setdefault("eval_on_start", True)
+    shared = build(OnlineConfig, _only(settings, OnlineConfig), where)
+    _check_shared(shared, where)
+    configs, rewards = _of_methods(compare, methods, settings, run, where)
+    plan = Plan(
+        output_dir=Path(shared.output_dir),
+        seeds=[shared.seed + i for i in range(seeds)],
+        run=run,
+        chains=chains,
+        shared=shared,
+        sft=_sft(compare, values, run, where),
+        configs=configs,
+        rewards=rewards,
+        correct=compare.correct,
+        final_generations=compare.final_generations,
+        budget=completions_after(shared, shared.max_steps),
+    )
+    _check_budgets(plan, where)
+    return plan
+
+
+def completions_after(config: OnlineConfig, step: int) -> int:
+    """Completions that an online method has sampled when `step` optimiser steps are done."""
+    chunks, iterations = config.batch_uses
+    batches = -(-step // (chunks * iterations))
+    return batches * config.prompts_per_step * chunks * config.num_generations
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """{"sft.max_steps": 4} -> {"sft": {"max_steps": 4}}, over what is there."""
+    found: dict[str, Any] = {key: value for key, value in values.items() if "." not in key}
+    for key, value in values.items():
+        if "." in key:
+            *path, last = key.split(".")
+            inner = found
+            for part in path:
+                if not isinstance(inner.get(part) or {}, dict):
+                    raise UserError(f"override {key}: `{part}` is {inner[part]!r} and holds no keys")
+                inner[part] = dict(inner.get(part) or {})
+                inner = inner[part]
+            inner[last] = value
+    return found
+
+
+def _only(values: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in kind.model_fields}
+
+
+def _keys_of_methods() -> list[str]:
+    return list(dict.fromkeys(key for kind in METHOD_CONFIGS.values() for key in kind.model_fields))
+
+
+def _check_methods(methods: Sequence[str], where: str) -> None:
+    able = [name for name in METHOD_CONFIGS if name != "sft"]
+    for name in methods:
+        if name == "sft":
+            raise UserError("--methods sft: SFT makes the start that the methods share, and is in every table")
+        if name not in able:
+            raise UserError(f"--methods {name}: no such method: {unknown_name(name, able)}")
+    if len(set(methods)) < len(methods):
+        raise UserError(f"--methods {','.join(methods)}: name each method once")
+
+
+def _chains(compare: CompareConfig, values: dict[str, Any], where: str) -> ChainsConfig | None:
+    if compare.task is None:
+        if compare.task_kwargs:
+            raise UserError(f"{where}: `task_kwargs` is for a built-in task: add `task: chains`, or leave it out")
+        return None
+    surplus = [key for key in values if key in RunConfig.model_fields and key not in OF_NO_DATA]
+    if surplus:
+        raise UserError(f"{where}: task: {compare.task} brings its own model and data: leave `{surplus[0]}` out")
+    if compare.sft is None:
+        raise UserError(f"{where}: task: {compare.task} starts from random weights: say under `sft:` how it learns")
+    chains = build(ChainsConfig, compare.task_kwargs, f"{where}: task_kwargs")
+    wanted, there_are = 2 * chains.problems + (values.get("eval_samples") or HELD_OUT), 10 * 20**chains.operations
+    if wanted > there_are:
+        raise UserError(
+            f"{where}: {wanted} different chains are wanted (twice `problems` and eval_samples) and with "
+            f"{chains.operations} operations there are {there_are}: lower `problems` in task_kwargs"
+        )
+    return chains
+
+
+def _check_shared(shared: OnlineConfig, where: str) -> None:
+    if shared.max_steps < 1:
+        raise UserError(
+            f"{where}: `max_steps` is {shared.max_steps}: give the steps that the methods share, such as 30"
+        )
+    if shared.eval_strategy != "steps":
+        raise UserError(f"{where}: `eval_strategy` is {shared.eval_strategy}: methods are compared along their curves")
+
+
+def _of_methods(
+    compare: CompareConfig, methods: Sequence[str], shared: dict[str, Any], run: RunConfig, where: str
+) -> tuple[dict[str, SampledConfig], dict[str, list[str | dict[str, Any]]]]:
+    """(configuration, rewards) of each method: the shared keys that it knows, its own over them."""
+    for name in compare.methods:
+        if name not in METHOD_CONFIGS or name == "sft":
+            able = [known for known in METHOD_CONFIGS if known != "sft"]
+            raise UserError(f"{where}: methods: {name}: no such method: {unknown_name(name, able)}")
+    configs: dict[str, SampledConfig] = {}
+    rewards: dict[str, list[str | dict[str, Any]]] = {}
+    for name in methods:
+        kind, own, place = METHOD_CONFIGS[name], dict(compare.methods.get(name) or {}), f"{where}: methods: {name}"
+        if "seed" in own or "output_dir" in own:
+            raise UserError(f"{place}: seeds and folders are the comparison's: leave `seed` and `output_dir` out")
+        listed = {"reward_funcs": own.pop("reward_funcs")} if "reward_funcs" in own else {}
+        rewards[name] = build(RunConfig, {"model": "", "dataset": "", **listed}, place).reward_funcs or run.reward_funcs
+        if not rewards[name]:
+            raise UserError(f"{place}: `reward_funcs` is missing: name at least {compare.correct}")
+        if kind is DPOConfig and {**shared, **own}.get("dpo_pairs") is None:
+            raise UserError(f"{where}: dpo would not sample: add `methods: {{dpo: {{dpo_pairs: best-worst}}}}`")
+        config = build(kind, {**_only(shared, kind), **own}, place)
+        assert isinstance(config, SampledConfig)
+        configs[name] = config
+    return configs, rewards
+
+
+def _sft(
+    compare: CompareConfig, values: dict[str, Any], run: RunConfig, where: str
+) -> tuple[RunConfig, SFTConfig] | None:
+    if compare.sft is None:
+        return None
+    place = f"{where}: sft"
+    of_data = {key: value for key, value in compare.sft.items() if key in DATA_KEYS}
+    if of_data and compare.task is not None:
+        raise UserError(f"{place}: task: {compare.task} brings its own data: leave `{next(iter(of_data))}` out")
+    own = {key: value for key, value in compare.sft.items() if key not in DATA_KEYS}
+    if "seed" in own or "output_dir" in own:
+        raise UserError(f"{place}: seeds and folders are the comparison's: leave `seed` and `output_dir` out")
+    # The machine's keys are shared; what learns how fast is SFT's own.
+    machine = {key: values[key] for key in MACHINE if key in values}
+    config = build(SFTConfig, {"save_steps": 100, **machine, **own}, place, [*SFTConfig.model_fields, *DATA_KEYS])
+    return run.model_copy(update=_checked_data(of_data, run, place)), config
+
+
+MACHINE = ("max_completion_length", "token_budget", "bf16", "use_cpu", "gradient_checkpointing", "model_init_kwargs",
+           "trust_remote_code", "chat_template_kwargs", "max_rows")  # fmt: skip
+"""Keys of the top that SFT has too where it gives none of its own."""
+
+
+def _checked_data(of_data: dict[str, Any], run: RunConfig, where: str) -> dict[str, Any]:
+    checked = build(RunConfig, {"model": run.model, "dataset": run.dataset, **of_data}, where)
+    return {key: getattr(checked, key) for key in of_data}
+
+
+def _check_budgets(plan: Plan, where: str) -> None:
+    """Raise UserError where a method would not sample as many completions as the others."""
+    for name, config in plan.configs.items():
+        place = f"{where}: {name}"
+        if isinstance(config, GRPOConfig) and config.dynamic_sampling:
+            raise UserError(f"{place}: dynamic_sampling samples more or less by what is rewarded: leave it out")
+        if not isinstance(config, OnlineConfig):
+            if plan.budget % config.num_generations:
+                raise UserError(
+                    f"{place}: {plan.budget} completions are no whole number of prompts with num_generations "
+                    f"{config.num_generations}: give it a divisor of {plan.budget} under `methods:`"
+                )
+            continue
+        sampled = completions_after(config, config.max_steps)
+        if sampled != plan.budget:
+            raise UserError(
+                f"{place} would sample {sampled} completions and the shared settings {plan.budget}: give it a "
+                "`max_steps` under `methods:` with which they are equal"
+            )
+
+
+def settings_of(run: RunConfig, config: TrainingConfig, **more: Any) -> dict[str, Any]:
+    """What a run's result depends on, as plain values: to know another comparison's result when it is met."""
+    own = config.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", *UNIMPORTANT})
+    return {**run.model_dump(mode="json", exclude={"method", "reward_funcs"}), **own, **more}
+
+
+UNIMPORTANT = ("save_steps", "save_total_limit", "logging_steps", "log_completions", "token_budget", "max_rows")
+"""Keys that change no result."""

@@ -1,0 +1,186 @@
+"""What `cohort compare` leaves behind: tables of its runs as Markdown, CSV and JSON, and its plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cohort.report.comparison_plots import plot_comparison
+from cohort.report.intervals import of_mean, wilson
+from cohort.types import UserError
+
+START = "start"
+RESULT = "result.json"
+Result = dict[str, Any]
+"""One run: {"method": "grpo", "seed": 0, "accuracy": .9, "problems": 300, "curve": [{"step": 10, "completions": 1280,
+"accuracy": .6}, ...], "pass@k": {"1": .8, ...}, "maj@k": {...}, "completions": 3840, "seconds": 95.1, ...}"""
+Value = tuple[float, float | None, float | None]
+"""(mean, low, high); None where one seed gives no interval."""
+
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "accuracy": lambda result: result["accuracy"],
+    "sampled": lambda result: result["sampled_accuracy"],
+    "pass@K": lambda result: _last(result["pass@k"]),
+    "maj@K": lambda result: _last(result["maj@k"]),
+}
+"""Shares of the held-out problems; K is the largest k."""
+MIB = 2**20
+
+
+def write_comparison(folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """Write comparison.md, .csv, .json and the plots from the runs' results; returns their paths.
+
+    Raises UserError where a run has no result.
+    """
+    results = {name: [_read(folder / f"seed-{seed}" / name) for seed in seeds] for name in (START, *methods)}
+    rows = [table_row(name, found) for name, found in results.items()]
+    texts = {
+        "comparison.md": markdown(results, rows),
+        "comparison.csv": _csv(rows),
+        "comparison.json": json.dumps({"table": rows, "differences": differences(results), "runs": results}, indent=1),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [*(folder / name for name in texts), *plot_comparison(results, folder)]
+
+
+def _read(folder: Path) -> Result:
+    path = folder / RESULT
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; cohort compare writes it when the run is done")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _last(by_k: dict[str, float]) -> float:
+    return by_k[max(by_k, key=int)]
+
+
+def table_row(name: str, results: Sequence[Result]) -> dict[str, Any]:
+    """A method's line: {"method": "grpo", "seeds": 5, "accuracy": .7, "accuracy_low": .6, "accuracy_high": .8, ...}.
+
+    With several seeds, means over them with Student's 95% interval; with one, Wilson's interval of the accuracy over
+    the held-out problems. Bytes are the greatest over seeds.
+    """
+    row: dict[str, Any] = {"method": name, "seeds": len(results)}
+    for measure, of in MEASURES.items():
+        mean, low, high = _value([of(result) for result in results])
+        if measure == "accuracy" and len(results) == 1:
+            problems = results[0]["problems"]
+            low, high = wilson(mean * problems, problems)
+        row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
+    row["completions"] = max(result["completions"] for result in results)
+    row["seconds"] = fmean(result["seconds"] for result in results)
+    for key in ("peak_bytes", "training_bytes"):
+        row[key] = max((result[key] for result in results if key in result), default=None)
+    return row
+
+
+def _value(values: Sequence[float]) -> Value:
+    """The mean of shares, its interval within 0 and 1."""
+    if len(values) == 1:
+        return values[0], None, None
+    mean, low, high = of_mean(values)
+    return mean, max(0.0, low), min(1.0, high)
+
+
+def along_curve(result: Result) -> float:
+    """Mean accuracy over the evaluations after the first completion."""
+    return fmean(point["accuracy"] for point in result["curve"] if point["completions"] > 0)
+
+
+def differences(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
+    """Each method against the one named before it, paired by seed, at the end and along the curve: [{"method":
+    "online_rft", "before": "rft", "end": [.1, .05, .15], "curve": [...]}] as (mean, low, high). Empty for one seed."""
+    names = [name for name in results if name != START]
+    found: list[dict[str, Any]] = []
+    for before, name in pairwise(names):
+        pairs = list(zip(results[name], results[before], strict=True))
+        if len(pairs) > 1:
+            end = of_mean([a["accuracy"] - b["accuracy"] for a, b in pairs])
+            curve = of_mean([along_curve(a) - along_curve(b) for a, b in pairs])
+            found.append({"method": name, "before": before, "end": list(end), "curve": list(curve)})
+    return found
+
+
+def markdown(results: dict[str, list[Result]], rows: list[dict[str, Any]]) -> str:
+    """The comparison as a document."""
+    start = results[START][0]
+    K, seeds = max(start["pass@k"], key=int), len(results[START])
+    budgets = sorted({row["completions"] for row in rows if row["method"] != START})
+    spread = "Student's over seeds" if seeds > 1 else "Wilson's over problems: one seed says nothing of others"
+    lines = [
+        "# Comparison",
+        "",
+        f"{seeds} seed{'s' * (seeds > 1)}; each method starts from its seed's `{START}` and samples "
+        f"{' or '.join(map(str, budgets))} completions; {start['problems']} held-out problems. 95% intervals are "
+        f"{spread}. `sampled`, pass@{K} and maj@{K} are of {K} completions a problem. Methods that sample only the "
+        "start (rft, dpo) draw all completions before their first step; their curves are placed by the share of their "
+        "steps. Seconds are of sampling and updates, without evaluation. Training state: trained weights, their "
+        "gradients and the optimiser's.",
+        "",
+        *_table(
+            ["method", "held-out accuracy", "sampled", f"pass@{K}", f"maj@{K}", "completions", "seconds",
+             "peak memory, MiB", "training state, MiB"],
+            [_cells(row) for row in rows],
+        ),
+        "",
+        "Held-out accuracy by completions:",
+        "",
+        *_curves(results),
+    ]  # fmt: skip
+    compared = differences(results)
+    if compared:
+        cells = [[f"{d['method']} - {d['before']}", _points(d["end"]), _points(d["curve"])] for d in compared]
+        lines += ["", "Differences in points, paired by seed (along the curve: mean over its evaluations):", ""]
+        lines += _table(["", "at the end", "along the curve"], cells)
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    shares = [_percent((row[name], row[f"{name}_low"], row[f"{name}_high"])) for name in MEASURES]
+    memory = ["" if row[key] is None else f"{row[key] / MIB:.1f}" for key in ("peak_bytes", "training_bytes")]
+    return [row["method"], *shares, str(row["completions"]), f"{row['seconds']:.0f}", *memory]
+
+
+def _curves(results: dict[str, list[Result]]) -> list[str]:
+    curves = {name: curve_of(found) for name, found in results.items() if name != START}
+    counts = sorted({count for curve in curves.values() for count in curve})
+    cells = [[name, *(_percent(curve[n]) if n in curve else "" for n in counts)] for name, curve in curves.items()]
+    return _table(["method", *map(str, counts)], cells)
+
+
+def curve_of(results: Sequence[Result]) -> dict[int, Value]:
+    """Completions -> accuracy over seeds."""
+    found: dict[int, list[float]] = {}
+    for result in results:
+        for point in result["curve"]:
+            found.setdefault(point["completions"], []).append(point["accuracy"])
+    return {count: _value(values) for count, values in sorted(found.items())}
+
+
+def _percent(value: Value) -> str:
+    mean, low, high = value
+    return f"{mean:.1%}" if low is None or high is None else f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _points(value: Sequence[float]) -> str:
+    mean, low, high = (100 * x for x in value)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
