@@ -1,0 +1,57 @@
+"""Mistakes in a configuration, each told with its key, what was seen and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cohort import trl_keys
+from cohort.types import UserError
+
+
+class InvalidConfig(UserError):
+    """A configuration with mistakes; `problems` are pydantic's."""
+
+    def __init__(self, message: str, problems: list[Any]):
+        super().__init__(message)
+        self.problems = problems
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def build(kind: type[Config], values: dict[str, Any], where: str, known: list[str] | None = None) -> Config:
+    """`kind(**values)`, with every problem told in one UserError: the key, what was seen, what to do."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems: list[Any] = list(error.errors())
+    except InvalidConfig as error:
+        problems = error.problems
+    known = [*(known or kind.model_fields), *trl_keys.KEYS]
+    raise UserError(f"{where}: " + "\n".join(explain(problem, known) for problem in problems))
+
+
+def explain(problem: Any, known: list[str]) -> str:
+    """One of pydantic's problems in words."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return unknown_key(key, known)
+    if problem["type"] == "missing":
+        return f"`{key}` is missing: add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"`{key}` is {problem['input']!r}: {message}" if key else message
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is not one of `known`."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"unknown key `{key}`" + (f": did you mean `{near[0]}`?" if near else "; see docs/configuration.md")

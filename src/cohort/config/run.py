@@ -1,0 +1,111 @@
+"""A run: which model, data and rewards, beside the method's own settings; read from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cohort import coming_from_llama_factory
+from cohort.config.methods import METHOD_CONFIGS, GRPOConfig
+from cohort.config.problems import build
+from cohort.config.training import TrainingConfig
+from cohort.types import UserError
+
+
+class RunConfig(BaseModel):
+    """What a YAML file says beside the method's own settings: which model, data and rewards."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    method: Literal[
+        "sft",
+        "rft",
+        "online_rft",
+        "dpo",
+        "ppo",
+        "grpo",
+        "grpo_process",
+        "rloo",
+        "opo",
+        "pass_at_k",
+        "reinforce++",
+    ] = Field("grpo", description="Row of the table of methods.")
+    model: str = Field(description="Hub name or path of a causal language model.")
+    dataset: str = Field(description="File (JSON, JSONL, CSV, Parquet), directory, hub name, or reasoning_gym:TASK.")
+    dataset_split: str = Field("train", description="Split of a hub data set.")
+    dataset_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="For datasets.load_dataset or reasoning_gym.create_dataset, such as {name: main}.",
+    )
+    max_samples: int | None = Field(None, ge=1, description="Rows to take from the start.")
+    eval_dataset: str | None = Field(None, description="Held-out data, named as dataset is.")
+    eval_split: str = Field("test", description="Split of a hub data set.")
+    eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
+    columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
+    dataset_dir: str | None = Field(
+        None, description="Folder of a LLaMA-Factory dataset_info.json; dataset then names its entries."
+    )
+    val_size: float = Field(
+        0, ge=0, description="Rows of dataset held out where there is no eval_dataset: count or share."
+    )
+    system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
+    reward_funcs: list[str | dict[str, Any]] = Field(
+        default_factory=list,
+        description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). For sft, and dpo on preference rows: "
+        "what evaluation scores.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("reward_funcs"), str):
+            names = [name.strip() for name in values["reward_funcs"].split(",")]
+            values = {**values, "reward_funcs": [name for name in names if name]}
+        elif isinstance(values, dict) and isinstance(values.get("reward_funcs"), dict):
+            values = {**values, "reward_funcs": [values["reward_funcs"]]}
+        return values
+
+
+def read_run(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, TrainingConfig]:
+    """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use."""
+    values = read_values(path, overrides)
+    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path))
+
+
+def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """A YAML file's mapping with the overrides in it. Raises UserError for what is no mapping or no override."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a YAML configuration, such as examples/gsm8k.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{override!r} is not an override: write key=value")
+        values[key] = _override_value(key, text)
+    return {str(key): value for key, value in values.items()}
+
+
+def _override_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {key}={text}: the value is not readable as YAML: {error}") from None
+
+
+def split_run(values: dict[str, Any], where: str) -> tuple[RunConfig, TrainingConfig]:
+    """Deal one flat mapping out to the run's keys and the method's."""
+    method = values.get("method", "grpo")
+    kind = METHOD_CONFIGS.get(method, GRPOConfig)
+    known = [*RunConfig.model_fields, *kind.model_fields]
+    of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
+    of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}
+    return build(RunConfig, of_run, where, known), build(kind, of_method, where, known)

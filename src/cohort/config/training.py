@@ -1,0 +1,171 @@
+"""What every method shares, and supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cohort import coming_from_trl, trl_keys
+from cohort.config.problems import InvalidConfig, explain
+
+
+class TrainingConfig(BaseModel):
+    """What every method shares: optimiser, schedule, batches, precision, saving, evaluation."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
+    seed: int = Field(42, description="Order of the data, sampling, LoRA's start.")
+
+    learning_rate: float = Field(1e-6, ge=0, description="The highest of the schedule.")
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field("linear", description="transformers' schedule of that name.")
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="The schedule's own settings, such as {min_lr_rate: 0.1}."
+    )
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps.")
+    warmup_steps: int = Field(0, ge=0, description="Wins over warmup_ratio where it is not 0.")
+    weight_decay: float = Field(0.0, ge=0, description="Not on norms and biases.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW.")
+    optim: str = Field(
+        "adamw_torch_fused",
+        description="transformers' name. AdamW always; an 8-bit one (bitsandbytes) takes its place on CUDA by name.",
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="0 leaves gradients as they are.")
+
+    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
+    max_steps: int = Field(-1, description="Optimiser steps; -1 takes num_train_epochs.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Times per_device_train_batch_size is the batch of one optimiser step."
+    )
+    token_budget: int = Field(
+        16384,
+        ge=1,
+        description="Tokens of one micro-batch: a matter of memory only, never of the gradient.",
+    )
+    shuffle_dataset: bool = Field(True, description="An order of its own in each epoch.")
+
+    bf16: bool | None = Field(None, description="None: where the hardware has fast bfloat16.")
+    use_cpu: bool = Field(False, description="Even where there is a GPU.")
+    gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
+    disable_dropout: bool = Field(True, description="Sets the model's dropout to 0.")
+    model_init_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}."
+    )
+    trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="For the chat template, such as {enable_thinking: false}."
+    )
+
+    template: str | None = Field(
+        None, description="Chat template by name (qwen, llama3, ...), where the tokenizer has none: docs/data.md"
+    )
+
+    finetuning_type: Literal["full", "lora", "freeze"] = Field(
+        "full", description="All weights, an adapter through peft, or some layers."
+    )
+    freeze_trainable_layers: int = Field(
+        2, description="For freeze: the last layers that are trained; negative: the first."
+    )
+    freeze_trainable_modules: list[str] = Field(
+        default_factory=list, description="For freeze: only these modules of them, such as mlp; none: all."
+    )
+    freeze_extra_modules: list[str] = Field(
+        default_factory=list, description="For freeze: modules beside the layers that are trained too, such as norm."
+    )
+    lora_rank: int = Field(8, ge=1, description="LoRA's r.")
+    lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
+    lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
+    use_dora: bool = Field(False, description="DoRA, arXiv 2402.09353")
+    use_rslora: bool = Field(False, description="Rank-stabilised LoRA, arXiv 2312.03732")
+    modules_to_save: list[str] = Field(
+        default_factory=list, description="Modules beside LoRA's that are trained whole and saved with the adapter."
+    )
+
+    max_prompt_length: int | None = Field(
+        None,
+        ge=1,
+        description="Longer prompts are counted, and dropped or cut. None: what the model's positions leave.",
+    )
+    truncation: Literal["drop", "cut"] = Field(
+        "drop", description="Of what is too long: left out, or a prompt keeps its end, a demonstration its beginning."
+    )
+
+    logging_steps: float = Field(
+        1, gt=0, description="Steps between on_log calls, or a share of all; metrics.jsonl has every step."
+    )
+    report_to: list[str] = Field(default_factory=list, description="Beside metrics.jsonl and the plots: tensorboard.")
+    logging_dir: str | None = Field(None, description="Of the trackers. None: runs/ in output_dir.")
+    save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="Checkpoints during the run.")
+    save_steps: float = Field(0, ge=0, description="Steps between checkpoints, or a share of all. 0: none.")
+    save_only_model: bool = Field(False, description="Checkpoints without optimiser state: a run cannot resume.")
+    save_total_limit: int | None = Field(2, ge=1, description="Newest checkpoints kept; null: all.")
+    resume_from_checkpoint: bool | str = Field(
+        False, description="true: the newest in output_dir (from the start where there is none); or a path."
+    )
+    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+        "no", description="steps: every eval_steps; epoch: after each pass; both at the end too."
+    )
+    eval_steps: float = Field(50, gt=0, description="Steps between evaluations, or a share of all.")
+    eval_on_start: bool = Field(False, description="Evaluate before the first step too.")
+    num_generations_eval: int = Field(1, ge=1, description="Completions of each held-out problem.")
+    eval_temperature: float = Field(0.0, ge=0, description="0: greedy, one completion a problem.")
+    max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
+    max_completion_length: int = Field(1024, ge=1, description="Tokens a completion may have.")
+
+    def __init__(self, output_dir: str | None = None, /, **values: Any):
+        """Keys of TRL and transformers are taken too: docs/coming-from-trl.md. Raises InvalidConfig."""
+        given = values if output_dir is None else {"output_dir": output_dir, **values}
+        try:
+            super().__init__(**coming_from_trl.translate(given, type(self).model_fields))
+        except ValidationError as error:
+            problems = error.errors()
+            known = [*type(self).model_fields, *trl_keys.KEYS]
+            lines = [explain(problem, known) for problem in problems]
+            raise InvalidConfig(f"{type(self).__name__}: " + "\n".join(lines), problems) from None
+
+    @field_validator("eval_strategy", "save_strategy", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences with loss in one optimiser step, on one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def batch_uses(self) -> tuple[int, int]:
+        """(optimiser steps that share a batch of the source, times each of those parts is used)."""
+        return 1, 1
+
+    @property
+    def training_temperature(self) -> float:
+        """Of the log-probabilities that are trained: an online method trains the distribution it samples."""
+        return 1.0
+
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on demonstrations: the row `sft` of the table of methods."""
+
+    learning_rate: float = Field(2e-5, ge=0, description="The highest of the schedule.")
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of prompt and completion; see truncation. None: the model's positions.",
+    )
