@@ -30,6 +30,8 @@ test-slow: setup
 
 bench: setup
 	$(BIN)/python bench/trl_parity.py
+	$(BIN)/python bench/speed.py
+	$(BIN)/python bench/rewards.py
 
 clean:
 	rm -rf $(VENV) output build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

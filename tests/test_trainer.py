@@ -359,9 +359,10 @@ def test_rewards_are_tried_before_the_first_step(tmp_path: Path, caplog: pytest.
     grpo(tmp_path / "bad", reward_funcs=["accuracy"], reward_weights=[0.0], max_steps=1, **NO_PREFLIGHT).train()
 
 
-def test_totals_are_clipped_counted_and_composed(tmp_path: Path) -> None:
+def test_totals_are_clipped_counted_and_composed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rewards = [{"name": digits, "weight": 100}, {"name": "format", "gate": "digits"}]
-    grpo(tmp_path / "a", reward_funcs=rewards, max_steps=1).train()
+    grpo(tmp_path / "a", reward_funcs=rewards, max_steps=2).train()
+    assert caplog.text.count("reward_clip: null leaves rewards as they are") == 1
     row = rows_of(tmp_path / "a")[0]
     assert row["rewards_clipped_ratio"] > 0.5 and 0 < row["reward"] <= 5 and "rewards/format/gated_ratio" in row
     grpo(tmp_path / "b", reward_funcs=rewards, max_steps=1, reward_clip=None).train()

@@ -90,6 +90,7 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
                 per_device_train_batch_size=128,
                 num_generations=8,
                 beta=0.0,
+                entropy_coef=0.01,  # keeps rare right values in the samples until they are found
                 max_steps=GRPO_STEPS,
                 max_completion_length=LENGTH,
                 eval_strategy="steps",

@@ -152,6 +152,7 @@ class Samples:
             groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
         self.watch.see(groups)
         metrics = statistics(rounds)
+        self.watch.see_clipped(metrics.get("rewards_clipped_ratio", 0.0), config.reward_clip)
         for attach in self.attachments:
             metrics |= attach(groups)
         for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):

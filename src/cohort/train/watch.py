@@ -43,6 +43,17 @@ class RewardWatch:
             log.warning("%s", message)
         return found
 
+    def see_clipped(self, share: float, bounds: tuple[float, float] | None) -> None:
+        """Warn once, at the first batch in which reward_clip changed a total: clipped rewards are all alike."""
+        if share and ("", "clipped") not in self._told:
+            self._told.add(("", "clipped"))
+            log.warning(
+                "reward_clip %s changed %.0f%% of this batch's rewards, which are then alike and teach nothing among "
+                "themselves: reward_clip: null leaves rewards as they are",
+                list(bounds or ()),
+                100 * share,
+            )
+
     def _of(self, name: str, groups: list[Group], shares: dict[str, float]) -> list[str]:
         scores = [score for group in groups for score in group.components[name] if score is not None]
         if not scores:
