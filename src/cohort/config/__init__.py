@@ -23,6 +23,7 @@ from cohort.config.methods import (
     differences_from_paper,
 )
 from cohort.config.problems import InvalidConfig, build, unknown_key, unknown_name
+from cohort.config.refit import RefitConfig
 from cohort.config.run import RunConfig, read_run, read_values, split_run
 from cohort.config.training import SFTConfig, TrainingConfig
 
@@ -40,6 +41,7 @@ __all__ = [
     "PPOConfig",
     "PassAtKConfig",
     "RFTConfig",
+    "RefitConfig",
     "ReinforceConfig",
     "RunConfig",
     "SFTConfig",

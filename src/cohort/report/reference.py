@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cohort.config import METHOD_CONFIGS, OnlineConfig, RunConfig, SampledConfig, TrainingConfig
+from cohort.config import METHOD_CONFIGS, OnlineConfig, RefitConfig, RunConfig, SampledConfig, TrainingConfig
 
 HEAD = """# Configuration
 
@@ -33,6 +33,7 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (TrainingConfig, "What every method has: optimiser, schedule, batches, precision, saving, evaluation."),
     (SampledConfig, "What methods that learn from sampled completions have beside TrainingConfig's keys."),
     (OnlineConfig, "What methods that sample the current policy have beside SampledConfig's keys."),
+    (RefitConfig, "The mapping `reward_model_refit`: a reward model that learns on from the policy's own samples."),
 )
 SOURCE = re.compile(r"DeepSeekMath|(?:^|(?<=\. ))[^.]+, arXiv")
 BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
@@ -105,6 +106,7 @@ NAMES = {
     str: "text",
     bool: "`true`, `false`",
     dict: "mapping",
+    RefitConfig: "mapping",
     type(None): "`null`",
 }
 PLURALS = {str: "texts", float: "numbers", int: "whole numbers", dict: "mappings"}
