@@ -42,6 +42,8 @@ def save_policy(policy: Policy, folder: Path) -> None:
     """An ordinary transformers directory (or peft adapter) with its tokenizer."""
     model = policy.peft if policy.peft is not None else policy.model
     model.save_pretrained(folder, safe_serialization=True)
+    if getattr(policy, "keeps_config", False):
+        policy.model.config.save_pretrained(folder)
     if hasattr(policy.tokenizer, "save_pretrained"):
         policy.tokenizer.save_pretrained(folder)
 
@@ -152,7 +154,7 @@ def load(
     no checkpoint of this run."""
     require(path)
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    _load_weights(path, policy)
+    load_weights(path, policy)
     policy.version = record["version"]
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng.torch"))
