@@ -185,7 +185,9 @@ def _load_companion(path: Path, companion: Companion) -> None:
     _load_optimizer(tensors, companion.optimizer, file)
 
 
-def _load_weights(path: Path, policy: Policy) -> None:
+def load_weights(path: Path, policy: Policy) -> None:
+    """Put the trained weights of a saved model into the policy. Raises UserError for an adapter where it has none,
+    or the other way round."""
     if policy.peft is not None:
         from peft import load_peft_weights, set_peft_model_state_dict
 
