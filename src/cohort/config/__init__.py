@@ -24,6 +24,7 @@ from cohort.config.methods import (
 )
 from cohort.config.problems import InvalidConfig, build, unknown_key, unknown_name
 from cohort.config.refit import RefitConfig
+from cohort.config.reward_models import REWARD_CONFIGS, ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.config.run import RunConfig, read_run, read_values, split_run
 from cohort.config.training import SFTConfig, TrainingConfig
 
@@ -31,6 +32,7 @@ __all__ = [
     "DSM",
     "METHOD_CONFIGS",
     "PAPER",
+    "REWARD_CONFIGS",
     "BaselineConfig",
     "DPOConfig",
     "GRPOConfig",
@@ -40,9 +42,12 @@ __all__ = [
     "OnlineRFTConfig",
     "PPOConfig",
     "PassAtKConfig",
+    "ProcessRewardConfig",
     "RFTConfig",
     "RefitConfig",
     "ReinforceConfig",
+    "RewardConfig",
+    "RewardModelConfig",
     "RunConfig",
     "SFTConfig",
     "SampledConfig",

@@ -89,8 +89,9 @@ def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
-    """Inject LoRA through peft. Returns the PeftModel. Raises UserError where no module matches."""
+def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_type: str = "CAUSAL_LM") -> Any:
+    """Inject LoRA through peft, which keeps a classifier's head (`task_type` SEQ_CLS, TOKEN_CLS) trained whole.
+    Returns the PeftModel. Raises UserError where no module matches."""
     from peft import LoraConfig, get_peft_model
 
     if peft_config is None:
@@ -106,7 +107,7 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any
             use_rslora=config.use_rslora,
             modules_to_save=config.modules_to_save or None,
             target_modules=targets,
-            task_type="CAUSAL_LM",
+            task_type=task_type,
         )
     try:
         return get_peft_model(model, peft_config)
@@ -136,10 +137,7 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
         freeze(model, config)
     model = (peft.get_base_model() if peft is not None else model).to(device)
     if config.disable_dropout:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        _zero_attention_dropout(model)
+        zero_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if peft is not None:
@@ -150,8 +148,11 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     return policy
 
 
-def _zero_attention_dropout(model: Any) -> None:
+def zero_dropout(model: Any) -> None:
+    """No dropout in any of the model's modules."""
     for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
         for name in ("attention_dropout", "attn_dropout_p"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
