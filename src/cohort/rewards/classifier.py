@@ -74,6 +74,8 @@ def make_classifier(
 
     function: Callable[..., Any] = score_steps if scorer.of_steps else score
     function.__name__ = log_name
+    # For what trains the model while it rewards, and compares its scores with those of its own training.
+    function.scorer, function.probability = scorer, squash  # type: ignore[attr-defined]
     return function
 
 
@@ -175,7 +177,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of the reward model {name!r} could not be loaded: {_first_words(error)}") from error
     # Where the files are missing, some classes of transformers come without a vocabulary.
-    if tokenizer("yes")["input_ids"] == tokenizer("no")["input_ids"]:
+    if tokenizer("yes 1")["input_ids"] == tokenizer("no 2")["input_ids"]:
         raise UserError(f"the tokenizer of the reward model {name!r} has no vocabulary: do its files exist?")
     return tokenizer
 

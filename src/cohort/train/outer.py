@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.policy.model import Policy
@@ -30,11 +31,13 @@ def iterations_of(
             f"iterations is {config.iterations} and would do nothing: there is no KL term, so no reference, and no "
             "reward_model_refit. Leave it out"
         )
-    scorers = reward_models(rewards)
-    guard = RewardModelGuard({name: _validation(scorer) for name, scorer in scorers.items()}) if scorers else None
+    functions = reward_models(rewards)
+    scorers = {name: function.scorer for name, function in functions.items()}
+    known = {name: _validation(function) for name, function in functions.items()}
+    guard = RewardModelGuard(known) if known else None
     refit, gold = None, None
     if config.reward_model_refit is not None:
-        name = _chosen(config.reward_model_refit.reward, rewards, scorers)
+        name = _chosen(config.reward_model_refit.reward, scorers)
         assert guard is not None
         rule = component_of(config.reward_model_refit.rule)
         refit = Refit(name, scorers[name], rule, config.reward_model_refit, config.seed, guard)
@@ -57,19 +60,20 @@ def component_of(rule: str) -> str:
     return resolve(rule)[0]
 
 
-def reward_models(rewards: Rewards) -> dict[str, Scorer]:
-    """The rewards that are models in this process and score completions, by name."""
-    found = {part.name: getattr(part.function, "scorer", None) for part in rewards.parts if not part.processes}
-    return {name: scorer for name, scorer in found.items() if scorer is not None}
+def reward_models(rewards: Rewards) -> dict[str, Any]:
+    """The rewards that are models in this process, by name."""
+    return {part.name: part.function for part in rewards.parts if hasattr(part.function, "scorer") and not part.processes}
 
 
-def _validation(scorer: Scorer) -> Validation | None:
-    """What the model's training noted of its scores on held-out data, in its configuration; None where it did not."""
-    found = getattr(scorer.model.config, "held_out", None)
-    return Validation(found["mean"], found["std"]) if isinstance(found, dict) and {"mean", "std"} <= set(found) else None
+def _validation(function: Any) -> Validation | None:
+    """What the model's training noted of its scores on held-out data, in its configuration; None where it did not, or
+    the reward is not the score."""
+    found = getattr(function.scorer.model.config, "held_out", None)
+    noted = isinstance(found, dict) and {"mean", "std"} <= set(found)
+    return Validation(found["mean"], found["std"]) if noted and not function.probability else None
 
 
-def _chosen(name: str | None, rewards: Rewards, scorers: dict[str, Scorer]) -> str:
+def _chosen(name: str | None, scorers: dict[str, Scorer]) -> str:
     """The reward model to refit."""
     able = {key: scorer for key, scorer in scorers.items() if not scorer.of_steps}
     if name is None and len(able) == 1:

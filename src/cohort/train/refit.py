@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Refit:
     def __init__(self, name: str, scorer: Scorer, rule: str, config: RefitConfig, seed: int, guard: RewardModelGuard):
         """`name` and `rule`: the model's and the rule's names among the rewards."""
         self.name, self.scorer, self.rule, self.config, self.seed, self.guard = name, scorer, rule, config, seed, guard
+        scorer.model.float()  # small steps would be lost in half precision
         settings = RewardConfig(
             loss_type=config.loss_type,
             learning_rate=config.learning_rate,
@@ -42,7 +44,9 @@ class Refit:
             max_length=scorer.max_length,
             bf16=False,
         )
-        self.updater = RewardUpdater(RewardModel(scorer.model, scorer.tokenizer, settings), settings, config.loss_type)
+        model = RewardModel(scorer.model, scorer.tokenizer, settings)
+        model.scorer = scorer  # with its own template's options
+        self.updater = RewardUpdater(model, settings, config.loss_type)
         self.replay = Replay(config.replay_size, seed)
         self.fresh: list[Item] = []
 
@@ -98,6 +102,8 @@ class Refit:
 
     def save_model(self, folder: Path) -> None:
         """An ordinary transformers directory: what `cohort reward eval` and reward_funcs load."""
+        known = self.guard.validation[self.name]
+        self.scorer.model.config.held_out = None if known is None else asdict(known)
         self.scorer.model.save_pretrained(folder)
         self.scorer.tokenizer.save_pretrained(folder)
 
