@@ -9,7 +9,6 @@ import torch
 
 from cohort.data.labels import label, sides, step_labels
 from cohort.data.preferences import has_pair
-from cohort.data.rows import load_rows
 from cohort.policy.load import find_device, quiet
 from cohort.rewards.classifier import load_classifier, load_tokenizer, require_one_label
 from cohort.rewards.compose import Rewards
@@ -54,22 +53,19 @@ class Scores:
     truncated: float = 0.0
 
 
-def score_data(
+def score_rows(
     model: str,
-    data: str,
+    rows: list[Row],
     rewards: Sequence[str],
     split: Split,
     separator: str,
     *,
     batch_size: int = 16,
     max_length: int | None = None,
-    limit: int | None = None,
     trust_remote_code: bool = False,
-    **loading: object,
 ) -> Scores:
-    """Score a data set by a reward model: by what its rows hold, and by `rewards`, where given, in the place of their
-    labels. Raises UserError for what cannot be judged by."""
-    rows = load_rows(data, max_samples=limit, **loading)  # type: ignore[arg-type]
+    """Score rows by a reward model: pairs, labelled completions, or labelled steps where the model is a process one;
+    `rewards`, where given, make the labels. Raises UserError for what cannot be judged by."""
     quiet()
     classifier = load_classifier(model, torch.float32, trust_remote_code=trust_remote_code)
     require_one_label(model, classifier.config)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 
 from cohort.config import TrainingConfig
-from cohort.data.rows import load_rows
 from cohort.data.templates import as_completion
 from cohort.policy.load import make_policy
 from cohort.rewards.compose import Rewards
@@ -154,7 +153,7 @@ def _text(row: Row, text: str) -> Any:
 
 def label_model(
     model: str,
-    data: str,
+    rows: list[Row],
     *,
     rewards: Sequence[str],
     samples: int,
@@ -163,14 +162,11 @@ def label_model(
     split: Split,
     temperature: float,
     max_completion_length: int,
-    limit: int | None,
     seed: int,
-    **loading: Any,
 ) -> Iterator[list[dict[str, Any]]]:
     """Records to write, prompt by prompt: labelled rows, pairs, or rows with step labels. Raises UserError for bad
     input."""
     functions = Rewards(list(rewards))
-    rows = load_rows(data, max_samples=limit, **loading)
     config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
     torch.manual_seed(seed)
     policy = make_policy(model, None, config)
