@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_compare, cli_data, cli_reward
+from cohort import cli_compare, cli_data, cli_reward, cli_reward_models
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+cli_reward.app.command()(cli_reward_models.label)
+cli_reward.app.command(name="eval")(cli_reward_models.evaluate)
 app.add_typer(cli_reward.app, name="reward")
 app.command()(cli_compare.compare)
 

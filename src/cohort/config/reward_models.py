@@ -18,8 +18,10 @@ class RewardModelConfig(TrainingConfig):
     max_length: int | None = Field(
         None,
         ge=2,
-        description="Tokens of prompt and completion; of what is longer the beginning is cut off. None: the model's "
-        "positions.",
+        description="Tokens of prompt and completion. None: the model's positions.",
+    )
+    truncation: Literal["drop", "cut"] = Field(
+        "drop", description="Of what is too long: left out, or the text loses its beginning."
     )
     head: Literal["linear", "mlp"] = Field(
         "linear",

@@ -90,7 +90,7 @@ def _first_lines(error: Exception) -> str:
 
 
 def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_type: str = "CAUSAL_LM") -> Any:
-    """Inject LoRA through peft, which keeps a classifier's head (`task_type` SEQ_CLS, TOKEN_CLS) trained whole.
+    """Inject LoRA through peft, which trains a classifier's head (`task_type` SEQ_CLS) whole.
     Returns the PeftModel. Raises UserError where no module matches."""
     from peft import LoraConfig, get_peft_model
 

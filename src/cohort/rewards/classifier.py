@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,13 +161,27 @@ def new_head(name: str, kind: Any, config: Any, **options: Any) -> Any:
     try:
         if isinstance(config, MLPHeadConfig):
             return MLPHeadModel(config, AutoModel.from_pretrained(name, **options))
-        model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
+        with _no_report():
+            model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name!r} could not be loaded: {_first_words(error)}") from error
     missing = [key for key in loading["missing_keys"] if not re.search(r"(^|\.)(score|classifier|pooler)\b", key)]
     if missing:
         raise UserError(f"model {name!r}: its weights lack {', '.join(sorted(missing)[:4])}")
     return model
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' report of missing weights: that a head is new is what is asked for."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool) -> Any:

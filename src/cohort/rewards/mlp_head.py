@@ -5,6 +5,7 @@ Importing this registers the type, so that AutoModelForSequenceClassification lo
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class MLPHeadConfig(PreTrainedConfig):
     def __init__(self, text_config: Any = None, reads: str = "first", **others: Any):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
-        self.text_config, self.reads = text_config, reads
+        # A copy: the trunk that it was taken from keeps its choice of attention, which is unset here.
+        self.text_config, self.reads = copy.deepcopy(text_config), reads
         others.setdefault("num_labels", 1)
         super().__init__(**others)
 

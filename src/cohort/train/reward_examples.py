@@ -32,6 +32,10 @@ class Example:
     def tokens(self) -> int:
         return sum(text.length for text in self.texts)
 
+    @property
+    def truncated(self) -> bool:
+        return any(text.truncated for text in self.texts)
+
 
 def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
     """`process`, `preference`, `bce` or `mse`: what the configuration says, or the first row."""

@@ -25,6 +25,7 @@ from cohort.train.record import METRICS, move_aside
 from cohort.train.reward_examples import Example, loss_type
 from cohort.train.reward_model import RewardUpdater, make_reward_model
 from cohort.train.schedule import picks
+from cohort.train.sources import tell_fitted
 from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
 
@@ -78,7 +79,8 @@ class RewardTrainer:
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         use_template(self.reward_model.tokenizer, config.template)
         self.updater = RewardUpdater(self.reward_model, config, kind)
-        self.examples, self.held_out = self.updater.examples(rows), self.updater.examples(held_out) if held_out else []
+        self.examples = self._fitting(self.updater.examples(rows), "rows")
+        self.held_out = self._fitting(self.updater.examples(held_out), "held-out rows") if held_out else []
         self._tell(kind)
         self.state = TrainerState()
         folder, patience = Path(config.output_dir), config.early_stopping_patience
@@ -93,15 +95,21 @@ class RewardTrainer:
             self.state,
         )
 
+    def _fitting(self, examples: list[Example], what: str) -> list[Example]:
+        """The examples; those with a text that was too long are counted and, unless `truncation` is cut, left out."""
+        dropped = [self.args.truncation != "cut" and example.truncated for example in examples]
+        fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
+        limit = self.reward_model.scorer.max_length or 2**31
+        lengths = [limit + 1 if example.truncated else limit for example in examples]
+        tell_fitted(lengths, fitted, limit, "max_length", what)
+        return [example for example in fitted if example is not None]
+
     def _tell(self, kind: str) -> None:
+        """Raise UserError for what would teach nothing; warn of what would not show."""
         if not self.held_out:
             if self.args.early_stopping_patience:
                 raise UserError("early_stopping_patience needs held-out data: val_size: 0.1, or eval_dataset")
             log.warning("no held-out data, so that nothing shows when the model overfits: val_size: 0.1 keeps some")
-        texts = [text for example in self.examples for text in example.texts]
-        cut = sum(text.truncated for text in texts)
-        if cut:
-            log.warning("%d of %d texts are longer than max_length and lose their beginning", cut, len(texts))
         targets = {target for example in self.examples for target in example.targets}
         if kind != "preference" and len(targets) == 1:
             raise UserError(
