@@ -33,7 +33,7 @@ RULE = f"{__file__}:even"
 @pytest.fixture
 def reward_model(tmp_path: Path) -> str:
     torch.manual_seed(1)
-    config = transformers.Qwen2Config(**{**SHAPE, "vocab_size": 22, "num_labels": 1, "pad_token_id": 0})
+    config = transformers.Qwen2Config(**{**SHAPE, "vocab_size": 22, "num_labels": 1, "initializer_range": 0.1})
     folder = tmp_path / "rm"
     transformers.Qwen2ForSequenceClassification(config).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
@@ -185,9 +185,7 @@ def test_refits_within_an_iteration(tmp_path: Path, reward_model: str) -> None:
     assert [row["reward_model/history"] for row in refits] == [0] + [1] * 5
 
 
-@pytest.mark.parametrize(
-    ("tuning", "loss"), [("full", "bce"), ("lora", "preference"), ("full", "mse")]
-)
+@pytest.mark.parametrize(("tuning", "loss"), [("full", "bce"), ("lora", "preference"), ("full", "mse")])
 def test_resume_in_the_middle_of_an_iteration(tmp_path: Path, reward_model: str, tuning: str, loss: str) -> None:
     values = {
         "iterations": 2,
@@ -236,7 +234,7 @@ def test_pairs_and_labels_of_a_group(tmp_path: Path, reward_model: str) -> None:
 
 def test_a_model_that_learns_tells_the_policys_samples_apart(tmp_path: Path, reward_model: str) -> None:
     """The frozen policy's samples, labelled by a rule that a small model can learn: its loss falls refit by refit."""
-    refit = {**REFIT, "rule": f"{__file__}:begins_with_a_digit", "num_train_epochs": 3, "learning_rate": 3e-3}
+    refit = {**REFIT, "rule": f"{__file__}:ends_with_a_digit", "num_train_epochs": 3, "learning_rate": 3e-3}
     values = {"learning_rate": 0.0, "iterations": 3, "steps_per_iteration": 2, "per_device_train_batch_size": 48}
     grpo(tmp_path / "run", reward_model, reward_model_refit=refit, **values).train()
     found = [row for row in rows_of(tmp_path / "run") if "reward_model/loss" in row]
@@ -244,8 +242,8 @@ def test_a_model_that_learns_tells_the_policys_samples_apart(tmp_path: Path, rew
     assert losses[0] > losses[1] > losses[2] and found[2]["reward_model/accuracy"] > 0.9
 
 
-def begins_with_a_digit(completions: list[Any], **_: Any) -> list[float]:
-    return [float(completion[0]["content"][:1].isdigit()) for completion in completions]
+def ends_with_a_digit(completions: list[Any], **_: Any) -> list[float]:
+    return [float(completion[0]["content"][-1:].isdigit()) for completion in completions]
 
 
 def test_the_run_stops_where_gold_falls(tmp_path: Path, reward_model: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,7 +301,7 @@ def test_kl_to_the_start_is_the_difference_of_log_probabilities(tmp_path: Path) 
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match="^file: ") as error:
+    with pytest.raises(UserError, match="file: ") as error:
         build(GRPOConfig, values, "file")
     assert said in str(error.value)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from cohort.report.metrics import Rows, component_keys, series
 from cohort.report.drawing import COLOURS, MANY, legend, panels, running_mean
+from cohort.report.metrics import Rows, component_keys, series
 
 Curve = dict[float, list[float]]
 """Completions sampled -> a value of each run."""

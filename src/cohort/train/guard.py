@@ -67,33 +67,34 @@ class RewardModelGuard:
         drift, spread = (mean - known.mean) / scale, std / scale
         outside = sum(abs(score - known.mean) > DRIFT * scale for score in scores) / len(scores)
         n = self.patience
-        self._tell(name, "far", abs(mean) > FAR, 1, f"has a mean of {mean:.3g}, beyond ±{FAR:g}: what it adds is no longer "
-                   "a usual reward; lower its weight, or give it a clip")  # fmt: skip
-        self._tell(
-            name,
-            "drift",
-            abs(drift) > DRIFT or outside > OUTSIDE,
-            n,
-            f"scores other completions than it was tried on: for {n} batches their mean, or more than {OUTSIDE:.0%} of "
-            f"them, has been over {DRIFT:g} standard deviations from the mean of its validation set (now the mean "
-            f"{drift:+.1f}, and {outside:.0%} of them)",
-        )
-        self._tell(
-            name,
-            "collapsed",
-            spread < COLLAPSED,
-            n,
-            f"hardly tells completions apart: for {n} batches the spread of its scores has been below {COLLAPSED:.0%} of "
-            f"the validation set's (now {spread:.1%})",
-        )
-        self._tell(
-            name,
-            "length",
-            abs(by_length) > LENGTH,
-            n,
-            f"follows length: for {n} batches its scores have had a correlation beyond ±{LENGTH:g} with the length of "
-            f"completions of one prompt (now {by_length:+.2f})",
-        )
+        complaints = {
+            "far": (
+                abs(mean) > FAR,
+                1,
+                f"has a mean of {mean:.3g}, beyond ±{FAR:g}, which is no usual reward: lower its weight, or give it a clip",
+            ),
+            "drift": (
+                abs(drift) > DRIFT or outside > OUTSIDE,
+                n,
+                f"scores other completions than it was tried on: for {n} batches their mean, or more than {OUTSIDE:.0%} "
+                f"of them, has been over {DRIFT:g} standard deviations from the mean of its validation set (now the "
+                f"mean {drift:+.1f}, and {outside:.0%} of them)",
+            ),
+            "collapsed": (
+                spread < COLLAPSED,
+                n,
+                f"hardly tells completions apart: for {n} batches the spread of its scores has been below "
+                f"{COLLAPSED:.0%} of the validation set's (now {spread:.1%})",
+            ),
+            "length": (
+                abs(by_length) > LENGTH,
+                n,
+                f"follows length: for {n} batches its scores have had a correlation beyond ±{LENGTH:g} with the length "
+                f"of completions of one prompt (now {by_length:+.2f})",
+            ),
+        }
+        for complaint, (holds, patience, message) in complaints.items():
+            self._tell(name, complaint, holds, patience, message)
         values = {"drift": drift, "outside": outside, "spread": spread, "length_correlation": by_length}
         return {f"guard/{name}/{key}": value for key, value in values.items()}
 
@@ -125,7 +126,11 @@ def length_correlation(groups: list[Group], name: str) -> float:
     """Pearson's r of score and length in tokens, both less their group's mean; 0 where either does not vary."""
     pairs: list[tuple[float, float]] = []
     for group in groups:
-        of_group = [(s, float(len(c.ids))) for s, c in zip(group.components[name], group.completions, strict=True) if s is not None]
+        of_group = [
+            (s, float(len(c.ids)))
+            for s, c in zip(group.components[name], group.completions, strict=True)
+            if s is not None
+        ]
         if of_group:
             score, length = (statistics.fmean(column) for column in zip(*of_group, strict=True))
             pairs += [(s - score, n - length) for s, n in of_group]

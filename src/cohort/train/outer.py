@@ -62,7 +62,9 @@ def component_of(rule: str) -> str:
 
 def reward_models(rewards: Rewards) -> dict[str, Any]:
     """The rewards that are models in this process, by name."""
-    return {part.name: part.function for part in rewards.parts if hasattr(part.function, "scorer") and not part.processes}
+    return {
+        part.name: part.function for part in rewards.parts if hasattr(part.function, "scorer") and not part.processes
+    }
 
 
 def _validation(function: Any) -> Validation | None:

@@ -81,7 +81,9 @@ class Refit:
         return metrics
 
     def _scores(self, items: list[Item]) -> list[float]:
-        texts = [(item["prompt"], item[key]) for item in items for key in ("completion", "chosen", "rejected") if key in item]
+        texts = [
+            (item["prompt"], item[key]) for item in items for key in ("completion", "chosen", "rejected") if key in item
+        ]
         encoded = [self.scorer.encode(*text) for text in texts]
         return [row[0] for row in self.scorer.score(encoded, self.config.per_device_train_batch_size)]
 

@@ -45,6 +45,7 @@ from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.outer import iterations_of, rules_of
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
+from cohort.train.refit import REWARD_MODEL
 from cohort.train.sources import (
     Attachment,
     Demonstrations,
@@ -54,7 +55,6 @@ from cohort.train.sources import (
     attach_step_ends,
     encode_prompts,
 )
-from cohort.train.refit import REWARD_MODEL
 from cohort.train.step import Updater
 from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
