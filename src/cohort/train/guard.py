@@ -71,13 +71,13 @@ class RewardModelGuard:
             "far": (
                 abs(mean) > FAR,
                 1,
-                f"has a mean of {mean:.3g}, beyond ±{FAR:g}, which is no usual reward: lower its weight, or give it a clip",
+                f"has a mean of {mean:.3g}, beyond ±{FAR:g}: lower its weight, or give it a clip",
             ),
             "drift": (
                 abs(drift) > DRIFT or outside > OUTSIDE,
                 n,
-                f"scores other completions than it was tried on: for {n} batches their mean, or more than {OUTSIDE:.0%} "
-                f"of them, has been over {DRIFT:g} standard deviations from the mean of its validation set (now the "
+                f"scores other completions than it was tried on: for {n} batches their mean, or over {OUTSIDE:.0%} of "
+                f"them, has been over {DRIFT:g} standard deviations from the mean of its validation set (now the "
                 f"mean {drift:+.1f}, and {outside:.0%} of them)",
             ),
             "collapsed": (
