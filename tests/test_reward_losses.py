@@ -148,6 +148,7 @@ def test_a_small_network_as_head_reads_the_first_or_the_last_token() -> None:
         assert model.score[2].p == 0.1
         fitted = updater(RewardConfig(**QUICK), "bce", architecture, model)
         fitted.model.model.eval()
+        model.requires_grad_(False)
         examples = fitted.examples(load_rows(LABELLED))
         scores = fitted.model.scorer.forward([example.texts[0] for example in examples])
         for score, example in zip(scores, examples, strict=True):
