@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from enum import Enum
 from pathlib import Path
@@ -79,8 +80,9 @@ def label(
         seed=seed,
     )
     written: list[dict[str, Any]] = []
+    first = next(records, [])  # what cannot be done shows before there is a file
     with open(output, "w", encoding="utf-8") as file:
-        for of_prompt in records:
+        for of_prompt in itertools.chain([first], records):
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in of_prompt)
             file.flush()
             written += [{key: row[key] for key in ("label", "labels") if key in row} for row in of_prompt]

@@ -148,7 +148,8 @@ def _with_adapter(name: str, kind: Any, config: Any, dtype: Any, trust_remote_co
 
     base = PeftConfig.from_pretrained(name).base_model_name_or_path or ""
     model = new_head(base, kind, config, dtype=dtype, trust_remote_code=trust_remote_code)
-    return PeftModel.from_pretrained(model, name).merge_and_unload()
+    # Loading an adapter freezes the weights; the merged model may be trained on.
+    return PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_(True)
 
 
 def new_head(name: str, kind: Any, config: Any, **options: Any) -> Any:

@@ -186,14 +186,14 @@ def _process(
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of process labels; many prompts' prefixes go to the engine together."""
     together = max(1, AT_A_TIME // (labeller.samples * rollouts))
-    steps = 1
-    while chunk := list(itertools.islice(judged, together)):
+    chunk = list(itertools.islice(judged, together))
+    if all(len(cut(c.text, split).ends) == 1 for each in chunk for c in each.completions):
+        raise UserError(
+            f"none of the first {sum(len(each.completions) for each in chunk)} completions has more than one step: the "
+            "step separator never occurs. Set --step-separator to what ends a step in this model's completions"
+        )
+    while chunk:
         labels = labeller.step_labels(chunk, split, rollouts, soft)
-        steps = max(steps, *(len(found) for of_prompt in labels for found in of_prompt))
         for each, found in zip(chunk, labels, strict=True):
             yield with_steps(each, found)
-    if steps == 1:
-        raise UserError(
-            "no completion has more than one step: the step separator never occurs. Set --step-separator to what ends "
-            "a step in this model's completions"
-        )
+        chunk = list(itertools.islice(judged, together))
