@@ -85,10 +85,10 @@ class Checksums(TrainerCallback):
         self.on_step_end()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        assert self.trainer.reference is not None
+        assert self.trainer.online_reference is not None
         before = checksum(self.trainer.policy.parameters)
         trained = [i for i, p in enumerate(self.trainer.policy.model.parameters()) if p.requires_grad]
-        with self.trainer.reference() as lent:
+        with self.trainer.online_reference() as lent:
             every = list(lent.model.parameters())
             self.reference.append(checksum(every[i] for i in trained))
         assert checksum(self.trainer.policy.parameters) == before
@@ -117,7 +117,7 @@ def test_the_reference_is_the_policy_of_the_iterations_start(tmp_path: Path, tun
     start, _, second, _, third, *_ = sums.policy
     # the reference is moved behind on_step_end: after steps 0 to 2 it is the start, after 3 and 4 the policy of step 2
     assert sums.reference == [start] * 3 + [second] * 2 + [third] * 2
-    assert checksum(trainer.reference._weights()) == sums.policy[-1]
+    assert checksum(trainer.online_reference._weights()) == sums.policy[-1]
     training = [row for row in rows_of(tmp_path) if "loss" in row]
     assert [row["iteration"] for row in training] == [0, 0, 1, 1, 2, 2]
     assert [row["num_completions"] for row in training] == [12, 24, 36, 48, 60, 72]

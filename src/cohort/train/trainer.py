@@ -107,8 +107,8 @@ class Trainer:
         self._metrics = self._evaluator(eval_rows)
         critics = self._critics()
         online = isinstance(config, OnlineConfig)
-        self.reference = reference_of(self.policy) if online and config.needs_reference else None
-        self.iterations = iterations_of(config, self.policy, self.rewards, self.reference)
+        self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
+        self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         gold = None if self.iterations is None else self.iterations.gold
         shared = next((critic for critic in critics if not critic.critic.own_trunk), None)
         self.loop = Loop(
@@ -305,8 +305,8 @@ def _samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -
     config = trainer.args
     assert isinstance(config, OnlineConfig) and trainer.rewards is not None
     prompts = encode_prompts(rows, trainer.policy, config)
-    if trainer.reference is not None:
-        reference = partial(attach_reference, reference=trainer.reference, config=config)
+    if trainer.online_reference is not None:
+        reference = partial(attach_reference, reference=trainer.online_reference, config=config)
         attachments = [reference, *attachments]
     if isinstance(config, GRPOProcessConfig):
         attachments = [partial(attach_step_ends, tokenizer=trainer.policy.tokenizer), *attachments]
