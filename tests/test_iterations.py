@@ -13,9 +13,10 @@ import transformers
 from transformers import TrainerCallback
 
 from cohort import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, UserError
-from cohort.config import OnlineRFTConfig, build
+from cohort.config import OnlineRFTConfig, build, read_run
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.rewards import resolve
+from cohort.train.run import train_from_config
 from cohort.train.trainer import Trainer
 from conftest import SHAPE, small_model
 
@@ -354,3 +355,33 @@ def test_rules_that_are_only_watched_count_nowhere(tmp_path: Path) -> None:
             grpo(folder, [even, digits], reward_weights=[1.0, 0.5], max_steps=2, gold_reward=gold, **values).train()
             found.append([(row["reward"], row["loss"], row["grad_norm"]) for row in rows_of(folder)])
         assert found[0] == found[1]
+
+
+def test_the_example_runs(tmp_path: Path, reward_model: str) -> None:
+    """On a small policy and a small reward model, with other data; everything else is the example's own."""
+    small_model(vocab_size=22).save_pretrained(tmp_path / "policy")
+    build_tokenizer().save_pretrained(tmp_path / "policy")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TRAIN[:8]))
+    overrides = {
+        "model": str(tmp_path / "policy"),
+        "dataset": str(tmp_path / "rows.jsonl"),
+        "eval_dataset": str(tmp_path / "rows.jsonl"),
+        "reward_funcs": [{"model": reward_model}],
+        "steps_per_iteration": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": 2,
+        "max_completion_length": 6,
+        "output_dir": str(tmp_path / "out"),
+        "columns": {},
+        "system_prompt": None,
+        "reward_preflight": False,
+    }
+    path = Path(__file__).parents[1] / "examples" / "iterative_grpo.yaml"
+    train_from_config(*read_run(path, [f"{key}={json.dumps(value)}" for key, value in overrides.items()]))
+    rows = rows_of(tmp_path / "out")
+    assert [row["iteration"] for row in rows if "loss" in row] == [0, 1, 2]
+    assert [row["reward_model/new"] for row in rows if "reward_model/new" in row] == [4, 4, 4]
+    assert all("guard/kl" in row and "guard/rm/drift" in row for row in rows if "loss" in row)
+    written = (tmp_path / "out" / "config.yaml").read_text()
+    again = read_run(tmp_path / "out" / "config.yaml")[1]
+    assert again.iterations == 3 and again.max_steps == 3 and again.reward_model_refit.replay_share == 0.1, written
