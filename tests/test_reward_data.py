@@ -81,7 +81,9 @@ def test_pairs_are_right_over_wrong(model: str, files: Path) -> None:
     found = read(files / "pairs.jsonl")
     assert found and all(row["answer"] for row in found)
     for row in found:
-        sides = [row[side] if isinstance(row[side], str) else row[side][0]["content"] for side in ("chosen", "rejected")]
+        sides = [
+            row[side] if isinstance(row[side], str) else row[side][0]["content"] for side in ("chosen", "rejected")
+        ]
         assert even(sides[0]) and not even(sides[1])
 
 
@@ -134,7 +136,9 @@ def test_steps_are_labelled_by_roll_outs_from_their_prefixes(soft: bool) -> None
                 prefixes.add((p, tuple(lines[:k])))
     # one call of n roll-outs for each different prefix
     assert len(engine.asked) - asked == 400 * len(prefixes)
-    assert {text for text, _ in engine.asked[asked:]} == {"x>" + "".join(x + "\n" for x in lines) for _, lines in prefixes}
+    assert {text for text, _ in engine.asked[asked:]} == {
+        "x>" + "".join(x + "\n" for x in lines) for _, lines in prefixes
+    }
 
 
 def test_process_labels_from_a_real_policy(model: str, files: Path) -> None:
@@ -148,7 +152,9 @@ def test_process_labels_from_a_real_policy(model: str, files: Path) -> None:
         assert all(min(abs(3 * value - k) for k in range(4)) < 1e-9 for value in row["labels"])
     hard = run("label", model, *arguments, "--process", "hard", "--output", "hard.jsonl")
     assert hard.exit_code == 0
-    assert [[float(v > 0) for v in row["labels"]] for row in rows] == [row["labels"] for row in read(files / "hard.jsonl")]
+    assert [[float(v > 0) for v in row["labels"]] for row in rows] == [
+        row["labels"] for row in read(files / "hard.jsonl")
+    ]
 
 
 BAD = [
@@ -234,7 +240,10 @@ def test_eval_of_rows_pairs_and_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     rng = random.Random(0)
     rows = [{"prompt": f"p{i % 5}", "completion": str(rng.random()), "answer": "4", "label": i % 2} for i in range(20)]
     pairs = [{"prompt": "p", "chosen": str(rng.random()), "rejected": str(rng.random())} for _ in range(6)]
-    steps = [{"prompt": "p", "completion": "12\n3\n4", "labels": [1, 0.5, 0]}, {"prompt": "q", "completion": "1\n2", "labels": [1, 1]}]
+    steps = [
+        {"prompt": "p", "completion": "12\n3\n4", "labels": [1, 0.5, 0]},
+        {"prompt": "q", "completion": "1\n2", "labels": [1, 1]},
+    ]
     for name, records in (("rows", rows), ("pairs", pairs), ("steps", steps)):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
         result = run("eval", "prm" if name == "steps" else "rm", "--data", f"{name}.jsonl", "--output", name)

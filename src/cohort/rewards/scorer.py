@@ -30,7 +30,9 @@ class Scorer:
     """`model`: a sequence classifier of transformers with one label, which scores texts, or a token classifier with
     one (an MLPHeadModel that reads every token), which scores step ends."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, template: dict[str, Any] | None = None):
+    def __init__(
+        self, model: Any, tokenizer: Any, max_length: int | None = None, template: dict[str, Any] | None = None
+    ):
         self.model, self.tokenizer, self.template = model, tokenizer, template or {}
         self.max_length = max_length or positions(model)
         self.pairs = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
