@@ -332,6 +332,20 @@ def test_from_a_file_with_prompts_held_out_whole(
     ) | {path.name for path in Path("out").iterdir()}
 
 
+def test_the_example_runs(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A causal model with a chat template; what it is made of scores nothing yet."""
+    rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in digits(40)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    changes = [f"model={model}", "max_steps=4", "use_cpu=true", "per_device_train_batch_size=4"]
+    example = Path(__file__).parents[1] / "examples" / "reward_model.yaml"
+    result = CliRunner().invoke(cli.app, ["train", str(example), *changes])
+    assert result.exit_code == 0, result.output
+    saved = Path("output/rm")
+    assert (saved / "adapter_config.json").is_file() and (saved / "checkpoint-4").is_dir()
+    assert len(resolve("output/rm")[1]([rows[0]["prompt"]], ["5"])) == 1
+
+
 def test_llama_factorys_stage_rm(trunks: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
