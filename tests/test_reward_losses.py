@@ -74,7 +74,9 @@ def expected_gradient(updater: RewardUpdater, loss: Tensor) -> list[Tensor]:
 def assert_same_gradient(updater: RewardUpdater, expected: list[Tensor]) -> None:
     for parameter, gradient in zip(updater.model.parameters, expected, strict=True):
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(found, torch.zeros_like(parameter) if gradient is None else gradient, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found, torch.zeros_like(parameter) if gradient is None else gradient, atol=2e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", "Bert"])

@@ -102,7 +102,9 @@ def test_a_process_model_learns_and_scores_step_ends(
 ) -> None:
     rate = 1e-2 if finetuning == "lora" else 3e-3
     settings = {**QUICK, "learning_rate": rate, "num_train_epochs": 6, "head": head, "finetuning_type": finetuning}
-    trainer = RewardTrainer(trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), lines(250), lines(50, 1))
+    trainer = RewardTrainer(
+        trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), lines(250), lines(50, 1)
+    )
     trainer.train()
     assert trainer.evaluate()["eval/accuracy"] > 0.85
     rewards = Rewards([str(tmp_path / "prm"), "repetition"], split=by_separator("\n"))
@@ -233,22 +235,27 @@ def test_fit_is_the_core_that_other_runs_call(trunks: dict[str, str]) -> None:
     assert updater.model.version == 3 * 8
 
 
+def one(**columns: Any) -> list[dict[str, Any]]:
+    return [{"prompt": "a", **columns}]
+
+
+OUTCOME, PROCESS = RewardConfig(), ProcessRewardConfig()
 BAD: list[tuple[list[dict[str, Any]], RewardModelConfig, str]] = [
-    ([{"prompt": "a", "chosen": "b", "rejected": "b"}], RewardConfig(), r"row 1: chosen and rejected are identical \('b'\)"),
-    ([{"prompt": "a", "completion": "b", "label": 1.5}], RewardConfig(), r"row 1: `label` is 1.5, out of range: .*loss_type: mse"),
-    ([{"prompt": "a", "completion": "b", "label": "x"}], RewardConfig(), "row 1: `label` holds 'x'; it must be a finite"),
-    ([{"prompt": "a", "completion": "b"}], RewardConfig(), "row 1: a reward model learns from .*here are prompt, completion"),
-    (digits(3) + pairs(1), RewardConfig(), "row 4: a reward model learns from"),
-    (pairs(1) + digits(1), RewardConfig(), "row 2: needs `chosen` and `rejected` as the first row does"),
-    ([{**pairs(1)[0], "margin": "wide"}], RewardConfig(), "row 1: `margin` holds 'wide'"),
+    (one(chosen="b", rejected="b"), OUTCOME, r"row 1: chosen and rejected are identical \('b'\)"),
+    (one(completion="b", label=1.5), OUTCOME, "row 1: `label` is 1.5, out of range: .*loss_type: mse"),
+    (one(completion="b", label="x"), OUTCOME, "row 1: `label` holds 'x'; it must be a finite"),
+    (one(completion="b"), OUTCOME, "row 1: a reward model learns from .*here are prompt, completion"),
+    (digits(3) + pairs(1), OUTCOME, "row 4: a reward model learns from"),
+    (pairs(1) + digits(1), OUTCOME, "row 2: needs `chosen` and `rejected` as the first row does"),
+    ([{**pairs(1)[0], "margin": "wide"}], OUTCOME, "row 1: `margin` holds 'wide'"),
     (digits(2), RewardConfig(center_rewards_coefficient=0.1), "center_rewards_coefficient is for pairs"),
-    ([{**row, "label": 1} for row in digits(3)], RewardConfig(), "every label is 1: there is nothing to tell apart"),
+    ([{**row, "label": 1} for row in digits(3)], OUTCOME, "every label is 1: there is nothing to tell apart"),
     (digits(9), RewardConfig(early_stopping_patience=2), "early_stopping_patience needs held-out data"),
-    ([{"prompt": "a", "completion": "b\nc", "labels": [1]}], ProcessRewardConfig(), r"row 1: 1 labels for 2 steps; the steps are \['b', 'c'\]"),
-    ([{"prompt": "a", "completion": "b\nc", "labels": [1, 3]}], ProcessRewardConfig(), "row 1: `labels` holds 3, out of range"),
-    (digits(2), ProcessRewardConfig(), "row 1: a process reward model learns from .*`labels`, a list"),
-    ([{"prompt": "a", "completion": "b c", "labels": [1]}] * 2, ProcessRewardConfig(), r"no completion of the 2 rows has more than one step: '\\n' ends none"),
-]  # fmt: skip
+    (one(completion="b\nc", labels=[1]), PROCESS, r"row 1: 1 labels for 2 steps; the steps are \['b', 'c'\]"),
+    (one(completion="b\nc", labels=[1, 3]), PROCESS, "row 1: `labels` holds 3, out of range"),
+    (digits(2), PROCESS, "row 1: a process reward model learns from .*`labels`, a list"),
+    (2 * one(completion="b c", labels=[1]), PROCESS, r"no completion of the 2 rows has more than one step: '\\n' ends"),
+]
 
 
 @pytest.mark.parametrize(("rows", "config", "message"), BAD)
@@ -295,7 +302,10 @@ def test_trls_steps_are_taken(trunks: dict[str, str]) -> None:
 def test_too_long_texts_are_left_out_or_cut(trunks: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     rows = [*digits(5), {"prompt": "x" * 20, "completion": "yyyy", "label": 1}]
     dropped = RewardTrainer(trunks["Qwen2"], RewardConfig(max_length=8, **QUICK), rows)
-    assert len(dropped.examples) == 5 and "1 of 6 rows are longer than 8 tokens (max_length) and are dropped" in caplog.text
+    assert (
+        len(dropped.examples) == 5
+        and "1 of 6 rows are longer than 8 tokens (max_length) and are dropped" in caplog.text
+    )
     kept = RewardTrainer(trunks["Qwen2"], RewardConfig(max_length=8, truncation="cut", **QUICK), rows)
     letters = byte_tokenizer()("xxxxyyyy")["input_ids"]
     assert kept.examples[5].texts[0].inputs["input_ids"] == letters and "and are cut" in caplog.text
@@ -317,9 +327,23 @@ def test_from_a_file_with_prompts_held_out_whole(
     assert len(trained) + len(held_out) == 60 and len({row.prompt for row in held_out}) == 2
     result = CliRunner().invoke(cli.app, ["train", "rm.yaml"])
     assert result.exit_code == 0, result.output
-    assert {"loss.png", "held_out_accuracy.png", "model.safetensors", "config.yaml"} <= set(map(str, Path("out").iterdir())) | {
-        path.name for path in Path("out").iterdir()
-    }
+    assert {"loss.png", "held_out_accuracy.png", "model.safetensors", "config.yaml"} <= set(
+        map(str, Path("out").iterdir())
+    ) | {path.name for path in Path("out").iterdir()}
+
+
+def test_the_example_runs(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A causal model with a chat template; what it is made of scores nothing yet."""
+    rows = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in digits(40)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    changes = [f"model={model}", "max_steps=4", "use_cpu=true", "per_device_train_batch_size=4"]
+    example = Path(__file__).parents[1] / "examples" / "reward_model.yaml"
+    result = CliRunner().invoke(cli.app, ["train", str(example), *changes])
+    assert result.exit_code == 0, result.output
+    saved = Path("output/rm")
+    assert (saved / "adapter_config.json").is_file() and (saved / "checkpoint-4").is_dir()
+    assert len(resolve("output/rm")[1]([rows[0]["prompt"]], ["5"])) == 1
 
 
 def test_llama_factorys_stage_rm(trunks: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

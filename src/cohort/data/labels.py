@@ -60,7 +60,9 @@ def probability(value: float, row: Row, column: str) -> float:
 
 def _number(value: Any, row: Row, column: str) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{row.source}: `{column}` holds {str(value)[:60]!r}; it must be a finite number, true or false")
+        raise UserError(
+            f"{row.source}: `{column}` holds {str(value)[:60]!r}; it must be a finite number, true or false"
+        )
     return float(value)
 
 

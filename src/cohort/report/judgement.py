@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 
 from cohort.report import ranking
+from cohort.report.drawing import COLOURS, STYLE, legend, panels
 from cohort.report.intervals import wilson
-from cohort.report.plots import COLOURS, STYLE, legend, panels
 
 if TYPE_CHECKING:
     from cohort.train.judging import Scored, Scores
@@ -185,9 +185,10 @@ def judgement_table(title: str, found: dict[str, Any]) -> Table:
         table.add_row("first error found", "with error {with_error:.1%}, without {without:.1%}, F1 {f1:.1%}".format(
             **found["first_error"]))  # fmt: skip
     length, position = found["length"], found["position"]
-    table.add_row("score by length", ", ".join(
-        f"{name.removeprefix('correlation_')} {value:+.2f}" for name, value in length.items()
-        if name.startswith("correlation") and value is not None))  # fmt: skip
+    by_length = [f"{name.removeprefix('correlation_')} {value:+.2f}" for name, value in length.items()
+                 if name.startswith("correlation") and value is not None]  # fmt: skip
+    if by_length:
+        table.add_row("score by length", ", ".join(by_length))
     told = [f"{name} {length[key]:.1%}" for name in ("longer", "shorter")
             if length[key := f"ranking_accuracy_right_{name}"] is not None]  # fmt: skip
     if told:
@@ -245,7 +246,8 @@ def _scores(scores: Scores, found: dict[str, Any]) -> Any:
     low, high = min(t.score for t in scores.texts), max(t.score for t in scores.texts)
     for name, colour, kept in zip(names, COLOURS, kinds, strict=False):
         if kept:
-            left.hist([t.score for t in kept], 30, (low, max(high, low + 1e-6)), color=colour, alpha=0.5, label=name)
+            bounds = (low, max(high, low + 1e-6))
+            left.hist([t.score for t in kept], bins=30, range=bounds, color=colour, alpha=0.5, label=name)
             right.scatter([t.length for t in kept], [t.score for t in kept], s=6, color=colour, alpha=0.4, label=name)
     left.set_xlabel("score")
     left.set_ylabel("texts" if scores.kind != "steps" else "steps")

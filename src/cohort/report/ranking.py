@@ -43,7 +43,11 @@ def pearson(a: Sequence[float], b: Sequence[float]) -> float | None:
         return None
     mean_a, mean_b = math.fsum(a) / n, math.fsum(b) / n
     spread = math.fsum((x - mean_a) ** 2 for x in a) * math.fsum((y - mean_b) ** 2 for y in b)
-    return math.fsum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True)) / math.sqrt(spread) if spread else None
+    return (
+        math.fsum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True)) / math.sqrt(spread)
+        if spread
+        else None
+    )
 
 
 class Bin(NamedTuple):

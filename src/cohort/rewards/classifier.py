@@ -191,7 +191,9 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of the reward model {name!r} could not be loaded: {_first_words(error)}") from error
+        raise UserError(
+            f"the tokenizer of the reward model {name!r} could not be loaded: {_first_words(error)}"
+        ) from error
     # Where the files are missing, some classes of transformers come without a vocabulary.
     if tokenizer("yes 1")["input_ids"] == tokenizer("no 2")["input_ids"]:
         raise UserError(f"the tokenizer of the reward model {name!r} has no vocabulary: do its files exist?")

@@ -30,7 +30,9 @@ class Scorer:
     """`model`: a sequence classifier of transformers with one label, which scores texts, or a token classifier with
     one (an MLPHeadModel that reads every token), which scores step ends."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int | None = None, template: dict[str, Any] | None = None):
+    def __init__(
+        self, model: Any, tokenizer: Any, max_length: int | None = None, template: dict[str, Any] | None = None
+    ):
         self.model, self.tokenizer, self.template = model, tokenizer, template or {}
         self.max_length = max_length or positions(model)
         self.pairs = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
@@ -66,35 +68,42 @@ class Scorer:
 
     def encode_steps(self, prompt: Text, completion: Text, steps: Sequence[str]) -> Encoded:
         """A text with the last token of each step: of the white space behind it too, of the last step the end of the
-        text. The text is what a policy writes: the prompt's template, then the completion, then the end token. Steps
-        that a limit cuts off are scored at the nearest token that is left."""
-        tokenizer, text = self.tokenizer, content(completion)
-        ends = step_ends(text, steps)
-        if isinstance(prompt, str) or not tokenizer.chat_template:
-            written, special = _plain(prompt), {}
-        else:
-            options = {"add_generation_prompt": True, "tokenize": False, **self.template}
-            written, special = tokenizer.apply_chat_template(prompt, **options), {"add_special_tokens": False}
-        if self.pairs and not special:
-            found = tokenizer(written, text, return_offsets_mapping=True, truncation=self.max_length is not None, max_length=self.max_length)
-            first, start = [part == 1 for part in found.sequence_ids()], 0
-            cut = self.max_length is not None and len(found["input_ids"]) == self.max_length
-        else:
-            found = tokenizer(written + text, return_offsets_mapping=True, **special)
-            first, start, cut = [True] * len(found["input_ids"]), len(written), False
-        spans = [(i, span[0]) for i, span in enumerate(found.pop("offset_mapping")) if first[i] and span[1] > span[0]]
-        inputs = {key: list(value) for key, value in found.items()}
-        if not (self.pairs and not special):
-            inputs["input_ids"].append(tokenizer.eos_token_id or 0)
-            for key in inputs.keys() - {"input_ids"}:
-                inputs[key].append(1 if key == "attention_mask" else 0)
-        starts = [at for _, at in spans]
-        places = [bisect.bisect_left(starts, start + end) - 1 for end in ends[:-1]]
+        text. The text is what a policy writes: the prompt's template, then the completion, then the end token. What
+        is too long loses its beginning, as in `encode`; steps that this cuts off end at the nearest token left."""
+        text = content(completion)
+        inputs, starts, cut = self._written(prompt, text)
+        characters = [character for _, character in starts]
         last = len(inputs["input_ids"]) - 1
-        indices = [*(spans[place][0] if place >= 0 else 0 for place in places), last]
+        ends = []
+        for end in step_ends(text, steps)[:-1]:
+            # The last token that begins before the step's end holds the step's last character.
+            place = bisect.bisect_left(characters, end) - 1
+            ends.append(starts[place][0] if place >= 0 else 0)
         over = 0 if self.max_length is None else max(0, last + 1 - self.max_length)
         kept = {key: value[over:] for key, value in inputs.items()}
-        return Encoded(kept, [max(0, index - over) for index in indices], cut or over > 0)
+        return Encoded(kept, [max(0, end - over) for end in (*ends, last)], cut or over > 0)
+
+    def _written(self, prompt: Text, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], bool]:
+        """(the tokenizer's inputs, (token, character it begins at) of the completion's tokens, whether it was cut)."""
+        tokenizer = self.tokenizer
+        templated = not isinstance(prompt, str) and tokenizer.chat_template
+        if self.pairs and not templated:
+            limit = self.max_length
+            cut = {"truncation": limit is not None, "max_length": limit}
+            found = tokenizer(_plain(prompt), text, return_offsets_mapping=True, **cut)
+            spans, parts = found.pop("offset_mapping"), found.sequence_ids()
+            starts = [(i, span[0]) for i, span in enumerate(spans) if parts[i] == 1]
+            return dict(found), starts, limit is not None and len(spans) == limit
+        if templated:
+            options = {"add_generation_prompt": True, "tokenize": False, **self.template}
+            before, special = tokenizer.apply_chat_template(prompt, **options), False
+        else:
+            before, special = _plain(prompt), True
+        found = tokenizer(before + text, return_offsets_mapping=True, add_special_tokens=special)
+        spans = found.pop("offset_mapping")
+        starts = [(i, span[0] - len(before)) for i, span in enumerate(spans) if span[1] > len(before)]
+        end = {"input_ids": tokenizer.eos_token_id or 0, "attention_mask": 1}
+        return {key: [*value, end.get(key, 0)] for key, value in found.items()}, starts, False
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
         """One padded forward pass: float32 scores (logits) of B texts [B], or of the step ends of all, in order."""

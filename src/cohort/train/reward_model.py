@@ -81,7 +81,9 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:
         # transformers finds a text's last token by it; what learns and what scores, here or elsewhere, must agree.
-        text_config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        text_config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
     if peft is None and (peft_config is not None or config.finetuning_type == "lora"):
         # By this type peft keeps the head whole, a token classifier's too.
         peft = add_lora(model, config, peft_config, task_type="SEQ_CLS")

@@ -70,7 +70,9 @@ class RewardTrainer:
     ):
         args = args or RewardConfig()
         if not isinstance(args, RewardConfig | ProcessRewardConfig):
-            raise UserError(f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}")
+            raise UserError(
+                f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
+            )
         config, tokenizer = settle(args, model, processing_class, familiar)
         self.args = config
         rows, held_out = _rows(train_dataset), [] if eval_dataset is None else _rows(eval_dataset)
