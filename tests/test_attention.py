@@ -83,6 +83,21 @@ def test_no_scores_are_kept_for_the_gradient() -> None:
     assert max(sizes) <= tokens * 48  # the widest activation, the MLP's
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4)])
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"softcap": 5.0}], ids=["plain", "window", "softcap"])
+@pytest.mark.parametrize("lengths", LAYOUTS)
+def test_flex_equals_scores(
+    lengths: tuple[list[int], list[list[int]]], heads: tuple[int, int], options: dict[str, Any]
+) -> None:
+    # Uncompiled, FlexAttention has no gradient on the CPU.
+    layout = GroupLayout(*lengths, torch.device("cpu"))
+    inputs = [x.detach() for x in stream(layout, *heads, torch.float32)]
+    head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
+    expected = layout._by_scores(*inputs, head)
+    torch.testing.assert_close(layout._by_flex(*inputs, head), expected, rtol=0, atol=1e-5)
+
+
 class _LargestTensor(TorchDispatchMode):
     """The most numbers that any operation's result held."""
 
