@@ -11,19 +11,16 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-<<<<<<< HEAD
-from cohort.config import METHOD_CONFIGS, OnlineConfig, RefitConfig, RunConfig, SampledConfig, TrainingConfig
-=======
 from cohort.config import (
     METHOD_CONFIGS,
     REWARD_CONFIGS,
     OnlineConfig,
+    RefitConfig,
     RewardModelConfig,
     RunConfig,
     SampledConfig,
     TrainingConfig,
 )
->>>>>>> rm
 
 HEAD = """# Configuration
 
@@ -45,11 +42,8 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (TrainingConfig, "What every method has: optimiser, schedule, batches, precision, saving, evaluation."),
     (SampledConfig, "What methods that learn from sampled completions have beside TrainingConfig's keys."),
     (OnlineConfig, "What methods that sample the current policy have beside SampledConfig's keys."),
-<<<<<<< HEAD
     (RefitConfig, "The mapping `reward_model_refit`: a reward model that learns on from the policy's own samples."),
-=======
     (RewardModelConfig, "What reward models have beside TrainingConfig's keys."),
->>>>>>> rm
 )
 KINDS: dict[str, type[TrainingConfig]] = {**METHOD_CONFIGS, **REWARD_CONFIGS}
 SOURCE = re.compile(r"DeepSeekMath|(?:^|(?<=\. ))[^.]+, arXiv")
