@@ -20,6 +20,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,39 @@ from cohort.train.trainer import Trainer
 from cohort.train.trainers import SFTTrainer
 
 LENGTH = 32
-MANY, FEW = 3000, 20
-"""Problems whose samples a reward model sees."""
-SAMPLES = 8
-HELD_OUT = 300
-STEPS, ITERATIONS = 90, 3
+SAMPLES, ROLLOUTS = 8, 16
+ITERATIONS = 3
 PARTS = ("outcome", "few", "refit", "process", "rules")
 RULES = ["accuracy", "format", "overlong"]
 
-OUTCOME = {"learning_rate": 1e-3, "max_steps": 400, "per_device_train_batch_size": 64}
-ON_FEW = {"learning_rate": 1e-3, "max_steps": 60, "per_device_train_batch_size": 32}
-PROCESS = {"learning_rate": 1e-3, "max_steps": 300, "per_device_train_batch_size": 32}
+
+@dataclass(frozen=True)
+class Size:
+    """Problems and steps of one seed."""
+
+    many: int = 6000
+    """Problems whose samples the outcome model learns from."""
+    few: int = 20
+    stepwise: int = 750
+    """Problems whose samples get Monte Carlo labels."""
+    held_out: int = 300
+    judging: int = 200
+    """Problems that reward models are judged on."""
+    sft: int = 300
+    outcome: int = 1600
+    on_few: int = 60
+    process: int = 400
+    policy: int = 90
+
+
+QUICK = Size(many=16, few=4, stepwise=4, held_out=8, judging=8, sft=6, outcome=3, on_few=3, process=3, policy=6)
+"""To see that everything runs."""
+
+REWARD_MODEL = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98}
 REFIT = {
     "rule": "accuracy",
-    "learning_rate": 3e-4,
+    "learning_rate": 5e-4,
+    "num_train_epochs": 2,
     "per_device_train_batch_size": 64,
     "every": 5,
 }
@@ -83,10 +103,10 @@ POLICY = {
 class Seed:
     """One seed's problems and folder; each method makes a part, or finds it made."""
 
-    def __init__(self, number: int, output: Path):
-        self.number, self.folder = number, output / f"seed-{number}"
+    def __init__(self, number: int, output: Path, size: Size):
+        self.number, self.folder, self.size = number, output / f"seed-{number}", size
         self.demonstrations, self.train, held_out = make_chains(3, 6000, 1000, number, Teacher(number))
-        self.held_out, self.judging = held_out[:HELD_OUT], held_out[HELD_OUT : HELD_OUT + 200]
+        self.held_out, self.judging = held_out[: size.held_out], held_out[-size.judging :]
         self.start = self.folder / "start"
 
     def make_start(self) -> None:
@@ -96,20 +116,28 @@ class Seed:
         tokenizer = build_tokenizer()
         settings = {"learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98}
         config = SFTConfig(
-            str(self.start), seed=self.number, per_device_train_batch_size=32, max_steps=300, **settings,
+            str(self.start), seed=self.number, per_device_train_batch_size=32, max_steps=self.size.sft, **settings,
             max_completion_length=LENGTH,
         )  # fmt: skip
         model = build_model(tokenizer, self.number)
         SFTTrainer(model, config, self.demonstrations, processing_class=tokenizer).train()
 
     def labelled(self, name: str, problems: list[dict[str, Any]], kind: Any = "rows") -> list[dict[str, Any]]:
-        """The start's samples with labels by the rule; `kind` hard: of their steps, by 8 roll-outs from each."""
+        """The start's samples with labels by the rule; `kind` hard: of their steps, by ROLLOUTS from each."""
         path = self.folder / f"{name}.jsonl"
         if not path.is_file():
             found = label_model(
-                str(self.start), load_rows(problems), rewards=["accuracy"], samples=SAMPLES, kind=kind, rollouts=8,
-                split=by_separator("\n"), temperature=1.0, max_completion_length=LENGTH, seed=self.number,
-            )  # fmt: skip
+                str(self.start),
+                load_rows(problems),
+                rewards=["accuracy"],
+                samples=SAMPLES,
+                kind=kind,
+                rollouts=ROLLOUTS,
+                split=by_separator("\n"),
+                temperature=1.0,
+                max_completion_length=LENGTH,
+                seed=self.number,
+            )
             lines = [json.dumps(record) + "\n" for records in found for record in records]
             path.write_text("".join(lines), encoding="utf-8")
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -135,7 +163,7 @@ class Seed:
         path = folder / "result.json"
         if not path.is_file():
             kind = GRPOProcessConfig if method == "grpo_process" else GRPOConfig
-            steps = {} if "iterations" in values else {"max_steps": STEPS}
+            steps = {} if "iterations" in values else {"max_steps": self.size.policy}
             config = kind(str(folder), seed=self.number, **{**POLICY, **steps, **values})
             trainer = Trainer(str(self.start), rewards, config, self.train, self.held_out, method=method)
             trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
@@ -149,6 +177,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     steps, accuracy = series(rows, "eval/accuracy")
     parted = series(rows, "guard/overoptimized_from")
     return {
+        "problems": round(series(rows, "eval/samples")[1][-1]),
         "accuracy": accuracy[-1],
         "highest": max(accuracy),
         "curve": list(zip(steps, accuracy, strict=True)),
@@ -161,8 +190,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def outcome_part(seed: Seed) -> dict[str, Any]:
-    rows, judging = seed.labelled("many", seed.train[:MANY]), seed.labelled("judging", seed.judging)
-    model = seed.reward_model("outcome-model", rows, judging, loss_type="bce", **OUTCOME)
+    rows, judging = seed.labelled("many", seed.train[: seed.size.many]), seed.labelled("judging", seed.judging)
+    steps = {"max_steps": seed.size.outcome, "per_device_train_batch_size": 64}
+    model = seed.reward_model("outcome-model", rows, judging, loss_type="bce", **steps)
     found = seed.judge(model, judging)
     return {"ranking_accuracy": found["ranking_accuracy"], **seed.policy("outcome", [model])}
 
@@ -173,12 +203,13 @@ def few_part(seed: Seed) -> dict[str, Any]:
 
 
 def few_model(seed: Seed) -> str:
-    rows, judging = seed.labelled("few", seed.train[:FEW]), seed.labelled("judging", seed.judging)
-    return seed.reward_model("few-model", rows, judging, loss_type="bce", **ON_FEW)
+    rows, judging = seed.labelled("few", seed.train[: seed.size.few]), seed.labelled("judging", seed.judging)
+    steps = {"max_steps": seed.size.on_few, "per_device_train_batch_size": 32}
+    return seed.reward_model("few-model", rows, judging, loss_type="bce", **steps)
 
 
 def refit_part(seed: Seed) -> dict[str, Any]:
-    model, length = few_model(seed), STEPS // ITERATIONS
+    model, length = few_model(seed), seed.size.policy // ITERATIONS
     found = seed.policy("refit", [model], iterations=ITERATIONS, steps_per_iteration=length, reward_model_refit=REFIT)
     after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
     return {"ranking_accuracy": after["ranking_accuracy"], **found}
@@ -186,9 +217,10 @@ def refit_part(seed: Seed) -> dict[str, Any]:
 
 def process_part(seed: Seed) -> dict[str, Any]:
     """Labels by roll-outs; agreement with the exact checker of steps, and GRPO process with the model."""
-    rows = seed.labelled("steps", seed.train[: MANY // 4], kind="hard")
+    rows = seed.labelled("steps", seed.train[: seed.size.stepwise], kind="hard")
     judging = seed.labelled("judging-steps", seed.judging, kind="hard")
-    model = seed.reward_model("process-model", rows, judging, **PROCESS)
+    steps = {"max_steps": seed.size.process, "per_device_train_batch_size": 32}
+    model = seed.reward_model("process-model", rows, judging, **steps)
     exact = [{**row, "labels": exact_labels(row)} for row in judging]
     found = seed.judge(model, exact)
     labels = [(float(a), b) for row, by_rule in zip(judging, exact, strict=True)
@@ -238,7 +270,7 @@ def run(seed: Seed, parts: list[str], say: Callable[[str], None]) -> dict[str, A
 
 
 def line(result: dict[str, Any]) -> str:
-    low, high = wilson(result["accuracy"] * HELD_OUT, HELD_OUT)
+    low, high = wilson(result["accuracy"] * result["problems"], result["problems"])
     words = [f"held-out accuracy {result['curve'][0][1]:.1%} -> {result['accuracy']:.1%} [{low:.1%}, {high:.1%}]"]
     words.append(f"highest {result['highest']:.1%}, proxy {result['proxy'][0]:.3g} -> {result['proxy'][1]:.3g}")
     words.append(f"KL {result['kl']:.3g}")
@@ -273,11 +305,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--threads", type=int, default=0, help="of this process; 0: all")
+    parser.add_argument("--quick", action="store_true", help="A few steps of everything, to see that it runs.")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    seeds = [Seed(int(number), options.output) for number in options.seeds.split(",")]
+    size = QUICK if options.quick else Size()
+    seeds = [Seed(int(number), options.output, size) for number in options.seeds.split(",")]
     parts = options.parts.split(",")
     found = {seed.number: run(seed, parts, lambda text: print(text, flush=True)) for seed in seeds}
     (options.output / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
