@@ -103,7 +103,7 @@ def test_a_process_model_learns_and_scores_step_ends(
     rate = 1e-2 if finetuning == "lora" else 3e-3
     settings = {**QUICK, "learning_rate": rate, "num_train_epochs": 6, "head": head, "finetuning_type": finetuning}
     trainer = RewardTrainer(
-        trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), lines(250), lines(50, 1)
+        trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), lines(160), lines(40, 1)
     )
     trainer.train()
     assert trainer.evaluate()["eval/accuracy"] > 0.85
