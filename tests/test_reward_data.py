@@ -261,6 +261,15 @@ def test_eval_of_rows_pairs_and_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     # a rule in place of the labels: none of these answers is 4
     ruled = run("eval", "rm", "--data", "rows.jsonl", "--reward", "accuracy", "--output", "ruled")
     assert ruled.exit_code == 0 and json.loads(Path("ruled/judgement.json").read_text())["ranking_accuracy"] is None
+    # an exact checker in place of the labels of steps
+    worked = [{"prompt": "7+5-8=", "completion": "7+5=2\n2-8=5"}, {"prompt": "1+1=", "completion": "1+1=2\n2"}]
+    Path("worked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in worked))
+    checked = run("eval", "prm", "--data", "worked.jsonl", "--reward", "chain_steps", "--output", "checked")
+    assert checked.exit_code == 0, checked.output
+    found = json.loads(Path("checked/judgement.json").read_text())
+    assert found["kind"] == "steps" and found["texts"] == 4 and found["prompts"] == 2
+    ranks = run("eval", "rm", "--data", "pairs.jsonl", "--reward", "accuracy", "--output", "bad")
+    assert ranks.exit_code == 2 and "pairs are judged by which side is chosen" in ranks.stderr
     bad = run("eval", "rm", "--data", "steps.jsonl", "--output", "bad")
     assert bad.exit_code == 2 and "learns from `prompt`, `completion` and `label`" in bad.stderr
     assert not Path("bad").exists()

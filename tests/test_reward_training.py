@@ -103,7 +103,7 @@ def test_a_process_model_learns_and_scores_step_ends(
     rate = 1e-2 if finetuning == "lora" else 3e-3
     settings = {**QUICK, "learning_rate": rate, "num_train_epochs": 6, "head": head, "finetuning_type": finetuning}
     trainer = RewardTrainer(
-        trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), lines(250), lines(50, 1)
+        trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), lines(160), lines(40, 1)
     )
     trainer.train()
     assert trainer.evaluate()["eval/accuracy"] > 0.85
@@ -133,7 +133,6 @@ def test_a_process_model_rewards_the_steps_of_grpo(tmp_path: Path, tokenizer: An
         max_completion_length=12,
         max_steps=1,
         step_separator="+",
-        reward_preflight=False,
         use_cpu=True,
         bf16=False,
     )
@@ -320,6 +319,8 @@ def test_from_a_file_with_prompts_held_out_whole(
     settings = {"method": "reward_model", "model": trunks["Bert"], "dataset": "rows.jsonl", "val_size": 0.2, "seed": 3}
     quick = {"max_steps": 3, "use_cpu": True, "output_dir": "out"}
     Path("rm.yaml").write_text(json.dumps({**settings, **quick}))
+    refused = CliRunner().invoke(cli.app, ["train", "rm.yaml", "reward_funcs=accuracy"])
+    assert refused.exit_code == 2 and "reward_funcs has no effect for method reward_model" in refused.stderr
     run, config = read_run("rm.yaml")
     assert isinstance(config, RewardConfig) and config.learning_rate == 2e-5
     trained, held_out = configured_rows(run, config.seed, by_prompt=True)

@@ -101,7 +101,9 @@ def _summary(written: list[dict[str, Any]], output: Path) -> str:
 def evaluate(
     model: Annotated[str, typer.Argument(help="Name or path of a reward model.")],
     data: Data,
-    reward: Annotated[str, typer.Option(help="A rule that labels the rows, in place of their column label.")] = "",
+    reward: Annotated[
+        str, typer.Option(help="A rule that labels texts or steps, in the place of the rows' labels.")
+    ] = "",
     output: Annotated[Path, typer.Option(help="Folder for judgement.json and plots.")] = Path("output/reward_eval"),
     step_separator: Separator = "\\n",
     step_pattern: Pattern = None,

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cohort.data.labels import label, sides, step_labels
+from cohort.data.labels import label, sides
 from cohort.data.preferences import has_pair
 from cohort.policy.load import find_device, quiet
 from cohort.rewards.classifier import load_classifier, load_tokenizer, require_one_label
 from cohort.rewards.compose import Rewards
+from cohort.rewards.compose import Scores as Rule
 from cohort.rewards.scorer import Encoded, Scorer
-from cohort.rewards.steps import Split
+from cohort.rewards.steps import Split, cut
 from cohort.rewards.text import content
 from cohort.train.reward_examples import steps_of
-from cohort.types import Row, UserError
+from cohort.types import Row, Text, UserError
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,11 @@ def score_rows(
     scorer = Scorer(classifier.to(find_device()).eval(), load_tokenizer(model, trust_remote_code), max_length)
     log_odds = classifier.config.problem_type != "regression"
     if scorer.of_steps:
-        return _steps(rows, scorer, split, separator, batch_size)
+        judged = _steps_by_rule(rows, rewards, split) if rewards else [steps_of(row, split, separator) for row in rows]
+        return _steps(rows, judged, scorer, batch_size)
     if has_pair(rows[0]):
+        if rewards:
+            raise UserError(f"{rows[0].source}: pairs are judged by which side is chosen: leave out --reward")
         return _pairs(rows, scorer, batch_size, log_odds)
     labels = _by_rule(rows, rewards) if rewards else [label(row) for row in rows]
     encoded = [scorer.encode(row.prompt, _completion(row)) for row in rows]
@@ -99,9 +103,11 @@ def _pairs(rows: list[Row], scorer: Scorer, batch_size: int, log_odds: bool) -> 
     return Scores(texts, "pairs", log_odds, places, _truncated(encoded))
 
 
-def _steps(rows: list[Row], scorer: Scorer, split: Split, separator: str, batch_size: int) -> Scores:
-    step_labels(rows[0])
-    found = [steps_of(row, split, separator) for row in rows]
+Judged = list[tuple[str, list[str], list[float]]]
+"""Of each row: the completion, its steps, their labels."""
+
+
+def _steps(rows: list[Row], found: Judged, scorer: Scorer, batch_size: int) -> Scores:
     encoded = [scorer.encode_steps(row.prompt, text, steps) for row, (text, steps, _) in zip(rows, found, strict=True)]
     texts = [
         Scored(i, a, b, len(step), right, place)
@@ -116,13 +122,25 @@ def _steps(rows: list[Row], scorer: Scorer, split: Split, separator: str, batch_
 def _by_rule(rows: list[Row], rewards: Sequence[str]) -> list[float]:
     """1 where the first reward is above 0."""
     functions = Rewards(list(rewards))
-    names = list(dict.fromkeys(name for row in rows for name in row.columns))
-    columns = {name: [row.columns.get(name) for row in rows] for name in names}
-    scores = functions([row.prompt for row in rows], [_completion(row) for row in rows], [[]] * len(rows), columns)
+    scores = _scores(functions, rows)
     return [float(value is not None and value > 0) for value in scores.components[functions.names[0]]]
 
 
-def _completion(row: Row) -> object:
+def _steps_by_rule(rows: list[Row], rewards: Sequence[str], split: Split) -> Judged:
+    """1 where the step rewards' sum is above 0."""
+    scores = _scores(Rewards(list(rewards), split=split), rows)
+    texts = [content(_completion(row)) for row in rows]
+    labels = [[float(reward > 0) for reward in of_row] for of_row in scores.step_rewards]
+    return [(text, cut(text, split).texts, found) for text, found in zip(texts, labels, strict=True)]
+
+
+def _scores(functions: Rewards, rows: list[Row]) -> Rule:
+    names = list(dict.fromkeys(name for row in rows for name in row.columns))
+    columns = {name: [row.columns.get(name) for row in rows] for name in names}
+    return functions([row.prompt for row in rows], [_completion(row) for row in rows], [[]] * len(rows), columns)
+
+
+def _completion(row: Row) -> Text:
     if row.completion is None:
         raise UserError(f"{row.source}: no `completion`, and no `chosen` and `rejected`, to score")
     return row.completion

@@ -201,15 +201,16 @@ class RewardUpdater:
     ) -> dict[str, float]:
         """So many passes over the examples at a constant rate, each in an order of its own that `seed` gives; the
         means of the last pass's metrics. Dropout, where there is any, draws from torch's global generator."""
-        steps = max(1, round(epochs * len(examples) / batch_size))
+        size = min(batch_size, len(examples))
+        steps = max(1, round(epochs * len(examples) / size))
         training = self.model.model.training
         self.model.model.train()
         rows: list[dict[str, float]] = []
         for index in range(steps):
-            chosen = picks(len(examples), index * batch_size, min(batch_size, len(examples)), seed, True)
+            chosen = picks(len(examples), index * size, size, seed, True)
             rows.append(self.step([examples[i] for i in chosen], 0.0, learning_rate))
         self.model.model.train(training)
-        last = rows[-max(1, len(examples) // batch_size) :]
+        last = rows[-max(1, len(examples) // size) :]
         return {name: sum(row[name] for row in last) / len(last) for name in last[0]}
 
     def gradient(self, examples: list[Example]) -> dict[str, float]:

@@ -30,6 +30,11 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
     """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
     trainer: Trainer | RewardTrainer
     if isinstance(config, RewardModelConfig):
+        if run.reward_funcs:
+            raise UserError(
+                f"reward_funcs has no effect for method {run.method}, which learns from the labels in the data; "
+                "`cohort reward label` makes labels by reward functions"
+            )
         rows, eval_rows = configured_rows(run, config.seed, by_prompt=True)
         trainer = RewardTrainer(run.model, config, rows, eval_rows, callbacks=callbacks)
     else:
