@@ -237,7 +237,7 @@ def exact_labels(row: dict[str, Any]) -> list[float]:
     """1 for each step up to the first that the checker calls wrong, as a step that cannot lead to the answer is
     labelled by roll-outs."""
     steps = cut(content(row["completion"]), by_separator("\n")).texts
-    scores = chain_steps([row["prompt"]], [row["completion"]], [steps])[0]
+    scores = chain_steps([row["prompt"]], [steps])[0]
     right, labels = True, []
     for score in scores:
         right = right and score > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from cohort.train.replay import Item, Replay, history_count
 from cohort.train.reward_model import RewardModel, RewardUpdater
 from cohort.train.schedule import derive
 from cohort.types import Group, Row, UserError
+
+log = logging.getLogger("cohort")
 
 WEIGHTS, SAMPLES = "reward_model.safetensors", "replay.json"
 """Files of a checkpoint."""
@@ -78,6 +81,13 @@ class Refit:
         self.guard.start_anew(self.name, validation_of(self._scores(new[:SCORED])))
         metrics |= {f"reward_model/{name}": value for name, value in found.items()}
         metrics["seconds/refit"] = time.perf_counter() - started
+        log.info(
+            "reward model %s: learned from %d new samples and %d of history, loss %.3g",
+            self.name,
+            len(new),
+            len(history),
+            metrics["reward_model/loss"],
+        )
         return metrics
 
     def _scores(self, items: list[Item]) -> list[float]:
