@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from cohort.report import ranking
 from cohort.report.drawing import COLOURS, STYLE, legend, panels
@@ -168,39 +169,50 @@ def _first_error(scores: Scores) -> dict[str, Any] | None:
 
 def judgement_table(title: str, found: dict[str, Any]) -> Table:
     """The numbers for a terminal."""
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", show_header=False)
-    table.add_row("scored", f"{found['texts']} {'steps' if found['kind'] == 'steps' else 'texts'}, "
-                  f"{found['prompts']} {'completions' if found['kind'] == 'steps' else 'prompts'}")  # fmt: skip
+    table = Table(title=Text(title), box=box.SIMPLE, title_justify="left", show_header=False)
+    for name, told in [*_quality_lines(found), *_bias_lines(found)]:
+        table.add_row(name, Text(told))
+    return table
+
+
+def _quality_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    texts, prompts = ("steps", "completions") if found["kind"] == "steps" else ("texts", "prompts")
+    lines = [("scored", f"{found['texts']} {texts}, {found['prompts']} {prompts}")]
     if found["ranking_accuracy"]:
-        table.add_row("ranking accuracy", _with_interval(found["ranking_accuracy"]))
+        lines.append(("ranking accuracy", _with_interval(found["ranking_accuracy"])))
     if found.get("auc") is not None:
-        table.add_row("AUC", f"{found['auc']:.3f}")
+        lines.append(("AUC", f"{found['auc']:.3f}"))
     if found.get("agreement"):
-        table.add_row("agreement with the labels", _with_interval(found["agreement"]))
-    table.add_row("calibration error (ECE)", f"{found['calibration']['ece']:.3f}")
+        lines.append(("agreement with the labels", _with_interval(found["agreement"])))
+    lines.append(("calibration error (ECE)", f"{found['calibration']['ece']:.3f}"))
     for each in found.get("best_of_n") or []:
         told = f"{_with_interval(each)}, lift {each['lift']:+.1%}; by the labels {each['best']:.1%}"
-        table.add_row(f"best of {each['n']}", told)
+        lines.append((f"best of {each['n']}", told))
     if found.get("first_error"):
-        table.add_row("first error found", "with error {with_error:.1%}, without {without:.1%}, F1 {f1:.1%}".format(
-            **found["first_error"]))  # fmt: skip
+        told = "with error {with_error:.1%}, without {without:.1%}, F1 {f1:.1%}".format(**found["first_error"])
+        lines.append(("first error found", told))
+    return lines
+
+
+def _bias_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     length, position = found["length"], found["position"]
-    by_length = [f"{name.removeprefix('correlation_')} {value:+.2f}" for name, value in length.items()
-                 if name.startswith("correlation") and value is not None]  # fmt: skip
-    if by_length:
-        table.add_row("score by length", ", ".join(by_length))
-    told = [f"{name} {length[key]:.1%}" for name in ("longer", "shorter")
-            if length[key := f"ranking_accuracy_right_{name}"] is not None]  # fmt: skip
-    if told:
-        table.add_row("ranking, the right one", ", ".join(told))
-    if position.get("correlation_step") is not None:
-        labels = position["correlation_step_labels"]
-        beside = "" if labels is None else f" (labels {labels:+.2f})"
-        table.add_row("score by step's place", f"{position['correlation_step']:+.2f}{beside}")
-    table.add_row("change by order of texts", f"{position['largest_change_by_order']:.1e}")
-    if found["truncated"]:
-        table.add_row("texts cut at the limit", f"{found['truncated']:.1%}")
-    return table
+    lines = [
+        ("score by length", _listed(length, "correlation_", "{:+.2f}")),
+        ("ranking, the right one", _listed(length, "ranking_accuracy_right_", "{:.1%}")),
+        ("score by step's place", _listed(position, "correlation_", "{:+.2f}")),
+        ("change by order of texts", f"{position['largest_change_by_order']:.1e}"),
+        ("texts cut at the limit", f"{found['truncated']:.1%}" if found["truncated"] else ""),
+    ]
+    return [(name, told) for name, told in lines if told]
+
+
+def _listed(values: dict[str, Any], start: str, form: str) -> str:
+    """Those of the values whose names start so: "all +0.12, right -0.03"."""
+    return ", ".join(
+        f"{name.removeprefix(start).replace('_', ' ')} {form.format(value)}"
+        for name, value in values.items()
+        if name.startswith(start) and value is not None
+    )
 
 
 def _with_interval(share: dict[str, Any]) -> str:
