@@ -33,6 +33,11 @@ class Policy:
             embeddings.padding_idx = None  # a sampled pad token is a token like any other and earns its gradient
 
     @property
+    def name(self) -> str:
+        """The name or path that the model was loaded from; of an object made from nothing, its class."""
+        return getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 

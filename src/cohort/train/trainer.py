@@ -36,7 +36,8 @@ from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
-from cohort.train import checkpoint
+from cohort.train import checkpoint, hub
+from cohort.train.card import describe, write_card
 from cohort.train.critic import CriticUpdater
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
@@ -94,8 +95,11 @@ class Trainer:
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
         self.rows = rows
+        if config.push_to_hub:
+            hub.require_token()
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
+        _require_trainable(self.policy)
         use_template(self.policy.tokenizer, config.template)
         self.engine = local_engine(self.policy, config.max_rows)
         self.state = TrainerState()
@@ -154,9 +158,10 @@ class Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        config = self.args
         self._try_rewards()
-        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        folder = Path(self.args.output_dir)
+        resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        folder = Path(config.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
         if path is not None:
             checkpoint.require(path)  # before anything is sampled for it
@@ -168,9 +173,11 @@ class Trainer:
         if path is not None:
             self.loop.resume(path)
         elif resume:
-            log.warning("no checkpoint in %s: starting from the beginning", self.args.output_dir)
+            log.warning("no checkpoint in %s: starting from the beginning", config.output_dir)
         self.loop.run()
         self.save_model()
+        if config.push_to_hub:
+            self.push_to_hub()
         return self.state
 
     def _try_rewards(self) -> None:
@@ -190,8 +197,20 @@ class Trainer:
         self.loop.callbacks += made([callback])
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """An ordinary transformers directory, or peft adapter, with its tokenizer."""
-        checkpoint.save_policy(self.policy, Path(output_dir or self.args.output_dir))
+        """An ordinary transformers directory, or peft adapter, with its tokenizer and model card."""
+        folder = Path(output_dir or self.args.output_dir)
+        checkpoint.save_policy(self.policy, folder)
+        names = [] if self.rewards is None else self.rewards.names
+        adapter = self.policy.peft is not None
+        write_card(folder, describe(self.method.name, self.policy.name, self.rows, names, self.args, adapter))
+
+    def push_to_hub(self, commit_message: str = "Upload the model") -> str:
+        """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
+        folder = Path(self.args.output_dir)
+        repo = self.args.hub_model_id or folder.resolve().name
+        address = hub.push(folder, repo, private=self.args.hub_private_repo, message=commit_message)
+        log.info("pushed to %s", address)
+        return address
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         return self._metrics(state)
@@ -228,6 +247,15 @@ class Trainer:
         found = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
         return -sum(float(logprobs.mean()) for logprobs in found.values()) / len(found)
+
+
+def _require_trainable(policy: Policy) -> None:
+    if not policy.parameters:
+        raise UserError(
+            f"there is nothing to train: every weight of {policy.name!r} is frozen. An adapter by name is loaded for "
+            "use: merge it first (cohort export ADAPTER --merge --output DIR) and train DIR; a PeftModel is loaded "
+            "with is_trainable=True"
+        )
 
 
 def _named(name: str) -> Method:
