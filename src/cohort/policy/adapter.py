@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cohort.types import UserError
 
 CONFIG = "adapter_config.json"
@@ -51,29 +49,15 @@ def put_on(base: Any, name: str, *, allow_pickle: bool = False) -> Any:
 
 def merged(model: Any) -> Any:
     """The base model with the PeftModel's adapter in its weights. Raises UserError where that cannot be."""
-    base = model.get_base_model()
-    if getattr(base, "is_quantized", False):
+    if getattr(model.get_base_model(), "is_quantized", False):
         raise UserError(
             "the adapter's base model is stored quantised: merging would round its weights again. Name the model it "
             "was quantised from in base_model_name_or_path of adapter_config.json"
         )
     try:
-        base = model.merge_and_unload(safe_merge=True)
+        return model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise UserError(f"the adapter cannot be merged: {_line(error)}") from error
-    _untie(base)
-    return base
-
-
-def _untie(model: Any) -> None:
-    """An output layer that an adapter trained is the embeddings no longer, and must be saved."""
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    config = model.config.get_text_config()
-    if outputs is None or not getattr(config, "tie_word_embeddings", False):
-        return
-    if outputs.weight is not inputs.weight and not torch.equal(outputs.weight, inputs.weight):
-        config.tie_word_embeddings = model.config.tie_word_embeddings = False
-        model._tied_weights_keys, model.all_tied_weights_keys = {}, {}
 
 
 def _file(name: str, file: str) -> str | None:
