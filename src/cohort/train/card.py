@@ -205,14 +205,19 @@ def _front(data: dict[str, Any]) -> str:
 
 
 def _use(name: str, base_model: str, adapter: bool) -> str:
-    what = shlex.quote(name)
+    what = _word(name)
     if adapter:
-        base = shlex.quote(base_model)
+        base = _word(base_model)
         lines = [f"cohort generate {what}", f"vllm serve {base} --enable-lora --lora-modules adapter={what}"]
     else:
         lines = [f"cohort generate {what}", f"vllm serve {what}"]
     kind = "An adapter of peft" if adapter else "An ordinary transformers model"
     return f"## Use\n\n{kind}.\n\n{fenced(chr(10).join(lines), 'bash')}\n"
+
+
+def _word(text: str) -> str:
+    """One word of a shell's command, in one line."""
+    return shlex.quote(" ".join(text.split()))
 
 
 def _results(metrics: list[dict[str, Any]]) -> Iterable[str]:

@@ -33,7 +33,7 @@ def push(folder: Path, repo: str, *, private: bool | None = None, message: str =
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, allow_patterns=patterns, commit_message=message)
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a hub repository: {_line(error)}") from error
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         advice = f". Is it yours? Else {LOG_IN}" if status in (401, 403, 404) else ""
         raise UserError(
