@@ -217,7 +217,7 @@ def test_text_of_users_cannot_break_out_of_a_card() -> None:
     card = Card(evil, "grpo", evil, [evil], 1, [evil], {"stop": ["```\n# out"]}, [], adapter=False, command=evil)
     text = card.text()
     assert front(text)["tags"] == ["cohort", "grpo"]
-    assert [line for line in text.splitlines() if line.startswith("# ")] == [f"# {plain(evil)}", "# out"]
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [f"# {plain(evil)}"]
     fence = text.split("````yaml\n")[1].split("\n````")[0]
     assert yaml.safe_load(fence) == {"stop": ["```\n# out"]}
     assert "\n- Base model: ````" in text and "\n- Rewards: ````" in text
