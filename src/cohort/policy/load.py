@@ -63,13 +63,10 @@ def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool
     try:
         return AutoModelForCausalLM.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
-        reason = _first_lines(error)
-        hint = ""
-        if not allow_pickle and "safetensors" in reason:
+        hint = _remote_code_hint(error)
+        if not allow_pickle and "safetensors" in str(error):
             hint = ". Weights of another form are pickles, which can run code: allow_pickle loads them"
-        elif not trust_remote_code and "trust_remote_code" in reason:
-            hint = ". Here too the option is trust_remote_code"
-        raise UserError(f"model {name!r} could not be loaded: {reason}{hint}") from error
+        raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
 
 
 def _load_adapter(name: str, *, allow_pickle: bool, **options: Any) -> Any:
@@ -91,7 +88,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}") from error
+        hint = _remote_code_hint(error)
+        raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
 
 
 def context_length(name: str, *, trust_remote_code: bool = False) -> int:
@@ -116,6 +114,11 @@ def _must_be_model(name: str) -> None:
 
 def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def _remote_code_hint(error: Exception) -> str:
+    needed = "trust_remote_code" in str(error)
+    return ". Read that code; trust_remote_code: true (--trust-remote-code) runs it" if needed else ""
 
 
 def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:

@@ -76,10 +76,14 @@ def reward(name: str, /, **options: Any) -> Callable[..., Any]:
         raise UserError(f"reward {name!r}: {problems}") from None
 
 
-def listed(reward_funcs: Any, max_completion_length: int) -> list[Any]:
-    """One or several rewards as a list, in which `overlong` has the run's limit where it names none of its own."""
+def listed(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False) -> list[Any]:
+    """One or several rewards as a list, in which `overlong` has the run's limit, and with `use_cpu` a reward model its
+    place, where it names none of its own."""
     one = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
     specs = [{"name": spec} if spec == "overlong" else spec for spec in ([reward_funcs] if one else reward_funcs or [])]
+    if use_cpu:
+        specs = [{"device": "cpu", **spec} if isinstance(spec, Mapping) and "model" in spec else spec for spec in specs]
+        specs = [{"model": spec, "device": "cpu"} if _is_model(spec) else spec for spec in specs]
     return [
         {"max_length": max_completion_length, **spec}
         if isinstance(spec, Mapping) and spec.get("name") == "overlong"
@@ -101,7 +105,7 @@ def with_tokenizers(reward_funcs: Any, tokenizers: Any) -> Any:
             "function or for the tokenizer that is saved beside the model"
         )
     return [
-        reward("model", model=spec, processing_class=tokenizer) if tokenizer is not None and _is_model(spec) else spec
+        {"model": spec, "processing_class": tokenizer} if tokenizer is not None and _is_model(spec) else spec
         for spec, tokenizer in zip(specs, given, strict=True)
     ]
 

@@ -16,7 +16,7 @@ NOT_HERE = {
     "rollout_func": "the built-in engine samples; rewards judge what it sampled",
     "environment_factory": "there are no environments: a completion is one turn",
     "optimizers": "AdamW and its schedule are made from args: learning_rate, lr_scheduler_type, optim",
-    "ref_model": "the reference is the starting model, or the model without its adapter",
+    "ref_model": "the reference is the starting model, or the model without its adapter; DPOTrainer takes another",
     "data_collator": "batches are packed",
     "compute_metrics": "evaluation scores completions by reward_funcs",
     "formatting_func": "give rows with a prompt column",

@@ -86,6 +86,7 @@ class Trainer:
         **familiar: Any,
     ):
         self.method = method if isinstance(method, Method) else _named(method)
+        ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
         reward_funcs = with_tokenizers(reward_funcs, familiar.pop("reward_processing_classes", None))
         config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
         self.args = config
@@ -100,6 +101,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         _require_trainable(self.policy)
+        self.reference = self.policy if ref_model is None else _frozen(ref_model, self.policy, config)
         use_template(self.policy.tokenizer, config.template)
         self.engine = local_engine(self.policy, config.max_rows)
         self.state = TrainerState()
@@ -221,7 +223,7 @@ class Trainer:
             self.eval_prompts = encode_prompts(rows, self.policy, self.args)
         elif rows and self.method.source == "preferences":
             assert isinstance(self.args, DPOConfig)
-            pairs = HeldOutPairs(rows, self.policy, self.args)
+            pairs = HeldOutPairs(rows, self.policy, self.args, self.reference)
             return lambda state: pairs.metrics()
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
@@ -247,6 +249,17 @@ class Trainer:
         found = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
         return -sum(float(logprobs.mean()) for logprobs in found.values()) / len(found)
+
+
+def _frozen(model: Any, policy: Policy, config: TrainingConfig) -> Policy:
+    """A reference model of its own: a name, or a model."""
+    if model is policy.model or model is policy.peft:
+        raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
+    reference = make_policy(model, policy.tokenizer, config)
+    if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
+        raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
+    reference.model.requires_grad_(False)
+    return reference
 
 
 def _require_trainable(policy: Policy) -> None:
@@ -280,7 +293,7 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
 def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
     if functions is None:
         return None
-    specs = listed(functions, config.max_completion_length)
+    specs = listed(functions, config.max_completion_length, config.use_cpu)
     if not specs:
         return None
     split = None
@@ -339,10 +352,13 @@ def _preferences(trainer: Trainer, rows: list[Row], attachments: list[Attachment
     assert isinstance(config, DPOConfig)
     if config.dpo_pairs is None:
         pairs = encoded_pairs(rows, policy, config)
-        return Preferences(lambda folder, reuse: pairs, policy, config, trainer.method)
+        return Preferences(lambda folder, reuse: pairs, trainer.reference, config, trainer.method)
     samples = _starting_samples(trainer, rows)
     return Preferences(
-        lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config), policy, config, trainer.method
+        lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config),
+        trainer.reference,
+        config,
+        trainer.method,
     )
 
 
