@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from cohort.policy import flash
+
 NAME = "cohort_grouped"
+FEW_KEYS = 64
+"""Up to this many keys a query the scores fit the cache and are as fast as the flash kernel; above, it takes half to
+nine tenths of their time and keeps none of them."""
 
 
 class Layout(Protocol):
@@ -141,8 +146,31 @@ class GroupLayout:
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        self._plans: dict[int, flash.FlashPlan] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+        return self._by_flash(q, k, v, head) if self._flashes(q, v, head) else self._by_scores(q, k, v, head)
+
+    def _flashes(self, q: Tensor, v: Tensor, head: HeadOptions) -> bool:
+        """Whether the kernel knows all that this layer asks for, and is the faster one."""
+        _, L, _, C = self.shape
+        plain = head.softcap is None and head.sinks is None and (head.window is None or head.window >= L + C)
+        return plain and L + C > FEW_KEYS and q.shape[-1] == v.shape[-1] and flash.available(q.device)
+
+    def _by_flash(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+        if torch.is_autocast_enabled(q.device.type):
+            q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+        K = k.shape[1]
+        if K not in self._plans:
+            self._plans[K] = flash.FlashPlan(self.shape, K, self.grid, self.valid, self.places, self.prompt_lengths)
+        plan = self._plans[K]
+        if self.captured is not None:
+            P, L, _, _ = self.shape
+            k_prompt, v_prompt = (plan.prompts(plan.blocks(x)).reshape(P, K, L, -1) for x in (k, v))
+            self.captured[head.layer] = (k_prompt, v_prompt)
+        return flash.GroupedFlash.apply(q, k, v, plan, head.scaling)
+
+    def _by_scores(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         P, L, R, C = self.shape
         H, D = q.shape[1:]
         K, Dv = k.shape[1], v.shape[-1]
