@@ -18,7 +18,7 @@ from cohort.coming_from_llama_factory import QUANTIZED
 from cohort.data.chains import build_tokenizer
 from cohort.formulas.preference import preference
 from cohort.policy.load import load_model, load_tokenizer
-from cohort.rewards.resolve import listed, with_tokenizers
+from cohort.rewards.resolve import listed
 from conftest import small_model
 
 ROWS = [{"prompt": f"{i}+{i}=", "answer": str(2 * i % 10)} for i in range(4)]
@@ -181,10 +181,6 @@ def test_reward_models_go_where_use_cpu_says() -> None:
     ]
     assert listed([{"model": "me/scores", "device": "cuda:1"}], 8, use_cpu=True)[0]["device"] == "cuda:1"
     assert listed(["me/scores"], 8) == ["me/scores"]
-    with_one = with_tokenizers("me/scores", "its tokenizer")
-    assert listed(with_one, 8, use_cpu=True) == [
-        {"device": "cpu", "model": "me/scores", "processing_class": "its tokenizer"}
-    ]
 
 
 PAIRS = [{"prompt": f"{i}+{i}=", "chosen": str(2 * i % 10), "rejected": "7-7"} for i in range(4)]

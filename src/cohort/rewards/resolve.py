@@ -92,7 +92,7 @@ def listed(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False)
     ]
 
 
-def with_tokenizers(reward_funcs: Any, tokenizers: Any) -> Any:
+def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -> Any:
     """The rewards, each model among them with its tokenizer of TRL's `reward_processing_classes`; a function has no
     use for one. Raises UserError where there are not as many of them as rewards."""
     if tokenizers is None:
@@ -104,8 +104,11 @@ def with_tokenizers(reward_funcs: Any, tokenizers: Any) -> Any:
             f"{len(given)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
             "function or for the tokenizer that is saved beside the model"
         )
+    device = "cpu" if use_cpu else None
     return [
-        {"model": spec, "processing_class": tokenizer} if tokenizer is not None and _is_model(spec) else spec
+        reward("model", model=spec, processing_class=tokenizer, device=device)
+        if tokenizer is not None and _is_model(spec)
+        else spec
         for spec, tokenizer in zip(specs, given, strict=True)
     ]
 

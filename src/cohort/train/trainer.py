@@ -87,9 +87,10 @@ class Trainer:
     ):
         self.method = method if isinstance(method, Method) else _named(method)
         ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
-        reward_funcs = with_tokenizers(reward_funcs, familiar.pop("reward_processing_classes", None))
+        tokenizers = familiar.pop("reward_processing_classes", None)
         config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
         self.args = config
+        reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
         self.rewards = _rewards(reward_funcs, config)
         # Data first: its mistakes are told before a model is loaded.
         rows = _rows(train_dataset)
