@@ -123,8 +123,10 @@ def _remote_code_hint(error: Exception) -> str:
 
 def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
     """Inject LoRA through peft. Returns the PeftModel. Raises UserError where no module matches."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftConfig, get_peft_model
 
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise UserError(f"peft_config is a {type(peft_config).__name__}: give a configuration of peft, LoraConfig(...)")
     if peft_config is None:
         targets = config.lora_target
         if isinstance(targets, str):
@@ -166,6 +168,8 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     device = find_device(config.use_cpu)
     peft = None
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        if peft_config is not None:
+            raise UserError("the model has an adapter already: leave peft_config out, or merge the adapter first")
         peft = model
     elif peft_config is not None or config.finetuning_type == "lora":
         peft = add_lora(model, config, peft_config)
