@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,6 +180,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A completion may hold characters that this terminal's encoding lacks.
         stream.reconfigure(errors="replace")
+    # What other packages will change some day is nothing that who runs a command can act on.
+    warnings.simplefilter("ignore", FutureWarning)
     app()
 
 

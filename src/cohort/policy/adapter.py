@@ -11,19 +11,19 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def is_adapter(name: str) -> bool:
+def is_adapter(name: str, revision: str | None = None) -> bool:
     """Whether the directory, or the hub repository of that name, holds a peft adapter."""
     if Path(name).is_dir():
         return (Path(name) / CONFIG).is_file()
-    return _file(name, CONFIG) is not None
+    return _file(name, CONFIG, revision) is not None
 
 
-def base_of(name: str) -> str:
+def base_of(name: str, revision: str | None = None) -> str:
     """The model that the adapter was trained on. Raises UserError where the adapter does not say."""
     from peft import PeftConfig
 
     try:
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+        base = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"adapter {name!r}: its {CONFIG} cannot be read: {_line(error)}") from error
     if not base:
@@ -31,18 +31,18 @@ def base_of(name: str) -> str:
     return str(base)
 
 
-def put_on(base: Any, name: str, *, allow_pickle: bool = False) -> Any:
+def put_on(base: Any, name: str, *, allow_pickle: bool = False, revision: str | None = None) -> Any:
     """The PeftModel of a loaded base model with the adapter, for use, not for training. Raises UserError for weights
     that are a pickle, or do not fit."""
     from peft import PeftModel
 
-    if not allow_pickle and _file(name, WEIGHTS) is None:
+    if not allow_pickle and _file(name, WEIGHTS, revision) is None:
         raise UserError(
             f"adapter {name!r} has no {WEIGHTS}. Weights of another form are pickles, which can run code: allow_pickle "
             "loads them"
         )
     try:
-        return PeftModel.from_pretrained(base, name)
+        return PeftModel.from_pretrained(base, name, revision=revision)
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"adapter {name!r} cannot be put on its base model: {_line(error)}") from error
 
@@ -60,12 +60,13 @@ def merged(model: Any) -> Any:
         raise UserError(f"the adapter cannot be merged: {_line(error)}") from error
 
 
-def _file(name: str, file: str) -> str | None:
+def _file(name: str, file: str, revision: str | None) -> str | None:
     from transformers.utils.hub import cached_file
 
     found: str | None = cached_file(
         name,
         file,
+        revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

@@ -52,7 +52,7 @@ def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool
     from transformers import AutoModelForCausalLM
 
     _must_be_model(name)
-    if is_adapter(name):
+    if is_adapter(name, kwargs.get("revision")):
         return _load_adapter(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, **kwargs)
     options = {
         "dtype": torch.float32,
@@ -69,13 +69,13 @@ def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool
         raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
 
 
-def _load_adapter(name: str, *, allow_pickle: bool, **options: Any) -> Any:
-    base = base_of(name)
+def _load_adapter(name: str, *, allow_pickle: bool, revision: str | None = None, **options: Any) -> Any:
+    base = base_of(name, revision)
     try:
         model = load_model(base, allow_pickle=allow_pickle, **options)
     except UserError as error:
         raise UserError(f"{name!r} is an adapter of {base!r}: {error}") from error
-    return put_on(model, name, allow_pickle=allow_pickle)
+    return put_on(model, name, allow_pickle=allow_pickle, revision=revision)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.policy.adapter import CONFIG, WEIGHTS, base_of, merged
-from cohort.policy.load import load_model, load_tokenizer
+from cohort.policy.load import load_model, load_tokenizer, quiet
 from cohort.train.card import merged_card
 from cohort.train.checkpoint import newest
 from cohort.types import UserError
@@ -76,6 +76,7 @@ def export(
     `merge`: an adapter's weights go into its base model's, of which an ordinary transformers directory is left, in
     the base model's own precision or `dtype`. Raises UserError for what is no model, or a target that is there.
     """
+    quiet()
     folder = model_folder(source)
     adapter = (folder / CONFIG).is_file()
     if merge and not adapter:
