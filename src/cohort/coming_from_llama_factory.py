@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 _PACKED = "batches are always packed, without padding and without mixing examples"
 _LOADED = "rows are read and tokenised once, in one process"
-_EXPORT = "`cohort export OUTPUT_DIR --merge` leaves a model by itself, an adapter merged into it, and --push uploads it"
+_EXPORT = "`cohort export OUTPUT_DIR --merge` leaves a model with its adapter merged, --push uploads it"
 _IMAGES = "prompts are text"
 _INFERENCE = "the built-in engine samples"
 _OPTIMISER = "AdamW trains"
