@@ -43,12 +43,8 @@ def evaluate(
     """Measure a model on a data set or a benchmark: accuracy with its 95% interval, pass@k, maj@k."""
     check_output(output)
     if lm_eval is not None:
-        others = {"--data": data, "--benchmark": benchmark, "--reward": reward}
-        given = [option for option, value in others.items() if value is not None]
-        if given:
-            raise UserError(f"--lm-eval names tasks with data and scores of their own: leave {given[0]} out")
-        tasks = names(lm_eval, "--lm-eval", "gsm8k,arc_easy")
-        _lm_eval(model, tasks, limit, num_fewshot, include_path, output, trust_remote_code, seed)
+        _alone({"--data": data, "--benchmark": benchmark, "--reward": reward})
+        _lm_eval(model, lm_eval, limit, num_fewshot, include_path, output, trust_remote_code, seed)
         return
     _check_source(data, benchmark, columns)
     settings: dict[str, Any] = {
@@ -81,6 +77,12 @@ def evaluate(
     _write(output, result)
 
 
+def _alone(others: dict[str, str | None]) -> None:
+    given = [option for option, value in others.items() if value is not None]
+    if given:
+        raise UserError(f"--lm-eval names tasks with data and scores of their own: leave {given[0]} out")
+
+
 def _check_source(data: str | None, benchmark: str | None, columns: str) -> None:
     from cohort.config import unknown_name
     from cohort.data.benchmarks import BENCHMARKS
@@ -95,7 +97,7 @@ def _check_source(data: str | None, benchmark: str | None, columns: str) -> None
 
 def _lm_eval(
     model: str,
-    tasks: list[str],
+    tasks: str,
     limit: int | None,
     num_fewshot: int | None,
     include_path: Path | None,
@@ -103,6 +105,7 @@ def _lm_eval(
     trust_remote_code: bool,
     seed: int,
 ) -> None:
+    wanted = names(tasks, "--lm-eval", "gsm8k,arc_easy")
     log_console()
 
     from cohort.report.tables import harmless
@@ -110,7 +113,7 @@ def _lm_eval(
 
     result, table = run_tasks(
         model,
-        tasks,
+        wanted,
         limit=limit,
         num_fewshot=num_fewshot,
         include_path=include_path,

@@ -7,15 +7,17 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cohort.config import DPOConfig
+from cohort.config import DPOConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
 from cohort.formulas.preference import preference
 from cohort.methods import Method
+from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
 from cohort.train.offline import next_groups
@@ -50,6 +52,17 @@ class Preferences:
 
     def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
         return next_groups(self.pairs, self.per_batch, index, self.config), {}
+
+
+def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Policy:
+    """A reference of its own, by name or as a model, frozen. Raises UserError where it cannot be one."""
+    if model is policy.model or model is policy.peft:
+        raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
+    reference = make_policy(model, policy.tokenizer, config)
+    if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
+        raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
+    reference.model.requires_grad_(False)
+    return reference
 
 
 def attach_start(groups: list[Group], policy: Policy, config: DPOConfig) -> None:

@@ -42,7 +42,7 @@ from cohort.train.critic import CriticUpdater
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
-from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
+from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs, reference_model
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
 from cohort.train.sources import (
     Attachment,
@@ -101,8 +101,8 @@ class Trainer:
             hub.require_token()
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
-        _require_trainable(self.policy)
-        self.reference = self.policy if ref_model is None else _frozen(ref_model, self.policy, config)
+        self.policy.require_trainable()
+        self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         use_template(self.policy.tokenizer, config.template)
         self.engine = local_engine(self.policy, config.max_rows)
         self.state = TrainerState()
@@ -250,26 +250,6 @@ class Trainer:
         found = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
         return -sum(float(logprobs.mean()) for logprobs in found.values()) / len(found)
-
-
-def _frozen(model: Any, policy: Policy, config: TrainingConfig) -> Policy:
-    """A reference model of its own: a name, or a model."""
-    if model is policy.model or model is policy.peft:
-        raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
-    reference = make_policy(model, policy.tokenizer, config)
-    if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
-        raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
-    reference.model.requires_grad_(False)
-    return reference
-
-
-def _require_trainable(policy: Policy) -> None:
-    if not policy.parameters:
-        raise UserError(
-            f"there is nothing to train: every weight of {policy.name!r} is frozen. An adapter by name is loaded for "
-            "use: merge it first (cohort export ADAPTER --merge --output DIR) and train DIR; a PeftModel is loaded "
-            "with is_trainable=True"
-        )
 
 
 def _named(name: str) -> Method:
