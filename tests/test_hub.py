@@ -241,6 +241,7 @@ def test_fences_and_plain_text() -> None:
     ("arguments", "expected"),
     [
         (["/x/bin/cohort", "train", "a b.yaml", "lr=1"], "cohort train 'a b.yaml' lr=1"),
+        (["/lib/cohort/__main__.py", "train", "a.yaml"], "cohort train a.yaml"),
         (["/home/me/run.py", "--hf_token", "hf_x", "--n", "2"], "python run.py --hf_token ... --n 2"),
         (["cohort", "train", "a.yaml", "hub_token=hf_x"], "cohort train a.yaml hub_token=..."),
         (["/usr/lib/ipykernel_launcher", "-f", "k.json"], ""),

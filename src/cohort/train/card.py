@@ -148,7 +148,8 @@ def _open(value: Any) -> Any:
 
 def command_line(arguments: list[str]) -> str:
     """The command as it was typed, without what looks like a secret; nothing where there was no program or script."""
-    program = Path(arguments[0]).name
+    path = Path(arguments[0])
+    program = "cohort" if path.parts[-2:] == ("cohort", "__main__.py") else path.name  # python -m cohort
     if program != "cohort" and not program.endswith(".py"):
         return ""
     kept: list[str] = []
