@@ -117,7 +117,8 @@ def _seconds(*arguments: str) -> float:
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    assert all(f" {command} " in result.output for command in ("train", "eval", "demo", "plot", "doctor"))
+    commands = ("train", "eval", "generate", "export", "demo", "plot", "doctor")
+    assert all(f" {command} " in result.output for command in commands)
 
 
 def test_train_without_a_configuration_is_a_usage_error() -> None:
@@ -219,6 +220,7 @@ def test_eval_passes_its_options_and_prints_the_table(evaluated: Calls, tmp_path
         {
             "model": "m",
             "data": "d.jsonl",
+            "benchmark": None,
             "split": "dev",
             "rewards": ["accuracy", "format"],
             "samples": 8,
@@ -229,7 +231,10 @@ def test_eval_passes_its_options_and_prints_the_table(evaluated: Calls, tmp_path
             "columns": {"prompt": "question", "answer": "solution"},
             "dataset_kwargs": {"name": "main"},
             "system_prompt": "Think first.",
+            "template": None,
             "seed": 7,
+            "trust_remote_code": False,
+            "allow_pickle": False,
         }
     ]
     assert "m on d.jsonl" in result.stdout and "27.0% [19.3, 36.4]" in result.stdout
@@ -241,7 +246,7 @@ def test_eval_passes_its_options_and_prints_the_table(evaluated: Calls, tmp_path
 def test_eval_defaults(evaluated: Calls) -> None:
     assert run("eval", "m", "--data", "d").exit_code == 0
     (call,) = evaluated
-    assert (call["samples"], call["ks"], call["rewards"], call["temperature"]) == (1, [1], ["accuracy"], None)
+    assert (call["samples"], call["ks"], call["rewards"], call["temperature"]) == (1, [1], [], None)
     assert (call["columns"], call["dataset_kwargs"], call["system_prompt"]) == ({}, {}, None)
 
 
@@ -259,6 +264,22 @@ def test_eval_defaults(evaluated: Calls) -> None:
 )
 def test_eval_refuses_bad_options_before_loading_a_model(evaluated: Calls, options: list[str], message: str) -> None:
     result = run("eval", "m", "--data", "d", *options)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not evaluated
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name what to measure on: --data FILE, --benchmark gsm8k or --lm-eval TASKS"),
+        (["--benchmark", "gsm9k"], "--benchmark 'gsm9k' is unknown: did you mean 'gsm8k'?"),
+        (["--benchmark", "gsm8k", "--columns", "prompt=q"], "--benchmark reads its own columns"),
+        (["--lm-eval", "arc_easy", "--data", "d"], "leave --data out"),
+        (["--lm-eval", ","], "--lm-eval ',': give at least one name"),
+    ],
+)
+def test_eval_refuses_what_it_cannot_measure_on(evaluated: Calls, options: list[str], message: str) -> None:
+    result = run("eval", "m", *options)
     assert result.exit_code == 2 and message in result.stderr
     assert not evaluated
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_compare, cli_data, cli_reward, cli_reward_models
+from cohort import cli_compare, cli_data, cli_eval, cli_model, cli_reward, cli_reward_models
+from cohort.cli_console import log_console
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -49,18 +49,9 @@ cli_reward.app.command()(cli_reward_models.label)
 cli_reward.app.command(name="eval")(cli_reward_models.evaluate)
 app.add_typer(cli_reward.app, name="reward")
 app.command()(cli_compare.compare)
-
-
-def _console() -> Console:
-    """Standard output; what cohort logs goes there too, above a live display."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    console = Console()
-    log = logging.getLogger("cohort")
-    log.handlers = [RichHandler(console=console, show_path=False, show_time=False, show_level=False)]
-    log.setLevel(logging.INFO)
-    return console
+app.command(name="eval")(cli_eval.evaluate)
+app.command()(cli_model.generate)
+app.command()(cli_model.export)
 
 
 @app.command()
@@ -76,7 +67,7 @@ def train(
     changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
     run, settings = read_run(config, changes)
     check_names(run, settings)
-    console = _console()
+    console = log_console()
 
     from cohort.report.live import LiveDisplay
     from cohort.train.run import train_from_config
@@ -117,85 +108,13 @@ def _say_where(folder: Path, console: Console) -> None:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(name="eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Name or path of a model.")],
-    data: Annotated[str, typer.Option(help="A file, a folder, a hub name or reasoning_gym:TASK.")],
-    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
-    reward: Annotated[str, typer.Option(help="Reward functions; the first says what is correct.")] = "accuracy",
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
-    k: Annotated[str, typer.Option(help="For pass@k and maj@k, such as 1,4,8; at most --samples.")] = "1",
-    temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, else 1.")] = None,
-    max_completion_length: Annotated[int, typer.Option(min=1, help="Tokens.")] = 1024,
-    limit: Annotated[int | None, typer.Option(min=1, help="Problems to take.")] = None,
-    columns: Annotated[str, typer.Option(help="Ours=theirs, such as prompt=question,answer=solution.")] = "",
-    dataset_kwargs: Annotated[str, typer.Option(help="For the data set's loader, such as name=main.")] = "",
-    system_prompt: Annotated[str | None, typer.Option(help="Makes plain prompts conversational.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the result with every completion as JSON.")] = None,
-    seed: Annotated[int, typer.Option(help="For sampling.")] = 42,
-) -> None:
-    """Measure a model on a data set: accuracy with its 95% interval, pass@k, maj@k."""
-    settings: dict[str, Any] = {
-        "split": split,
-        "rewards": _names(reward, "--reward"),
-        "samples": samples,
-        "ks": _numbers(k, samples),
-        "temperature": temperature,
-        "max_completion_length": max_completion_length,
-        "limit": limit,
-        "columns": _pairs(columns, "--columns", "prompt=question"),
-        "dataset_kwargs": _pairs(dataset_kwargs, "--dataset-kwargs", "name=main"),
-        "system_prompt": system_prompt,
-        "seed": seed,
-    }
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
-    console = _console()
-
-    from cohort.report.intervals import wilson
-    from cohort.report.tables import evaluation_table
-    from cohort.train.run import evaluate_model
-
-    result = evaluate_model(model, data, **settings)
-    # Samples of one problem are not independent of each other: the interval counts problems.
-    result["interval"] = wilson(result["accuracy"] * result["problems"], result["problems"])
-    console.print(evaluation_table(f"{model} on {data}", result))
-    if output is not None:
-        output.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
-        console.print(f"written to {output}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _names(text: str, option: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise UserError(f"{option} {text!r}: give at least one name, such as accuracy")
-    return names
-
-
-def _numbers(text: str, samples: int) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise UserError(f"--k {text!r}: give whole numbers of at least 1, such as 1,4,8")
-    ks = sorted({int(part) for part in parts})
-    if ks[-1] > samples:
-        raise UserError(f"--k {text} needs {ks[-1]} completions of each problem: add --samples {ks[-1]}")
-    return ks
-
-
-def _pairs(text: str, option: str, example: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if not all(key.strip() and value.strip() for key, _, value in pairs):
-        raise UserError(f"{option} {text!r}: write name=value, such as {example}, commas between several")
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Another task, teacher and model.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output/grpo_metrics"),
 ) -> None:
     """Watch a small model learn arithmetic: SFT on a flawed teacher, then GRPO on its own answers."""
-    console = _console()
+    console = log_console()
 
     from cohort.demo import run_demo
 
@@ -220,7 +139,7 @@ def methods() -> None:
     from cohort.methods import METHODS
     from cohort.report.methods import methods_tables
 
-    console = _console()
+    console = log_console()
     for table in methods_tables(list(METHODS.values())):
         console.print(table)
 
@@ -263,6 +182,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A completion may hold characters that this terminal's encoding lacks.
         stream.reconfigure(errors="replace")
+    # What other packages will change some day is nothing that who runs a command can act on.
+    warnings.simplefilter("ignore", FutureWarning)
     app()
 
 

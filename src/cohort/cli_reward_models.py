@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cohort import cli_options
 from cohort.types import UserError
 
 
@@ -158,14 +159,7 @@ def _names(text: str) -> list[str]:
 def _loading(split: str, columns: str, dataset_kwargs: str, system_prompt: str | None) -> dict[str, Any]:
     return {
         "split": split,
-        "columns": _mapping(columns, "--columns", "prompt=question"),
-        "dataset_kwargs": _mapping(dataset_kwargs, "--dataset-kwargs", "name=main"),
+        "columns": cli_options.pairs(columns, "--columns", "prompt=question"),
+        "dataset_kwargs": cli_options.pairs(dataset_kwargs, "--dataset-kwargs", "name=main"),
         "system_prompt": system_prompt,
     }
-
-
-def _mapping(text: str, option: str, example: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if not all(key.strip() and value.strip() for key, _, value in pairs):
-        raise UserError(f"{option} {text!r}: write name=value, such as {example}, commas between several")
-    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
 _PACKED = "batches are always packed, without padding and without mixing examples"
 _LOADED = "rows are read and tokenised once, in one process"
-_EXPORT = "the model in output_dir is ready to load; an adapter is merged with peft's merge_and_unload"
+_EXPORT = "`cohort export OUTPUT_DIR --merge` leaves a model with its adapter merged, --push uploads it"
 _IMAGES = "prompts are text"
 _INFERENCE = "the built-in engine samples"
 _OPTIMISER = "AdamW trains"
@@ -45,7 +45,9 @@ _OPTIMISER = "AdamW trains"
 GROUPS: dict[str, dict[str, Key]] = {
     "Model": {
         "model_name_or_path": Key("a name or a path", ours="model"),
-        "adapter_name_or_path": Key("merge the adapter into its model first, and name the result", refused=True),
+        "adapter_name_or_path": Key(
+            "merge the adapter into its model first (cohort export ADAPTER --merge), and name the result", refused=True
+        ),
         "model_revision": Key("of model_init_kwargs", ours="revision"),
         "quantization_bit": Key("4, by bitsandbytes, with LoRA: a quantization_config in model_init_kwargs"),
         "quantization_method": Key("bitsandbytes", off=("bitsandbytes", "bnb")),

@@ -39,7 +39,7 @@ OPTIMISER = "AdamW, by adam_beta1, adam_beta2, adam_epsilon and weight_decay"
 _PLACES = "one process on one device; torchrun and sharding are not set by keys"
 _LOADER = "rows are tokenised once, before the first step: there is no data loader to tune"
 _BEST = "checkpoints stay in output_dir (save_total_limit) and metrics.jsonl has every evaluation: choose from them"
-_HUB = "the model in output_dir is an ordinary transformers directory: `hf upload NAME OUTPUT_DIR`"
+_HUB = "with push_to_hub the final model is uploaded, once"
 _EVAL_BATCH = "max_rows says how many completions are decoded side by side, token_budget how many tokens are scored"
 _LOGS = "Python's logging, logger `cohort`"
 _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups share their prompt"
@@ -57,7 +57,8 @@ SUPPORTED: dict[str, str] = {
     "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
     "Logging and evaluation": "logging_steps report_to logging_dir log_completions eval_strategy eval_steps "
     "eval_on_start num_generations_eval",
-    "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint",
+    "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint "
+    "push_to_hub hub_model_id hub_private_repo",
     "Data and randomness": "seed shuffle_dataset",
 }
 """Keys that GRPOConfig has under the same name, by group."""
@@ -180,11 +181,8 @@ GROUPS: dict[str, dict[str, Key]] = {
         "save_on_each_node": Key(_PLACES),
         "enable_jit_checkpoint": Key("save_steps: a run goes on from its newest checkpoint"),
         "overwrite_output_dir": Key("what an earlier run left in output_dir is moved to earlier-N"),
-        "push_to_hub": Key(_HUB),
-        "hub_token": Key(_HUB),
-        "hub_private_repo": Key(_HUB),
-        "hub_model_id": Key(_HUB),
-        "hub_strategy": Key(_HUB, off=("every_save",)),
+        "hub_token": Key("run `hf auth login`, or set HF_TOKEN"),
+        "hub_strategy": Key(_HUB, off=("every_save", "end")),
         "hub_always_push": Key(_HUB),
         "hub_revision": Key(_HUB),
         "ignore_data_skip": Key("the order of the data is a function of the step: nothing is skipped over"),

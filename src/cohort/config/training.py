@@ -67,6 +67,7 @@ class TrainingConfig(BaseModel):
         default_factory=dict, description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}."
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
+    allow_pickle: bool = Field(False, description="Load weights that are no safetensors, which can run code.")
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="For the chat template, such as {enable_thinking: false}."
     )
@@ -117,6 +118,11 @@ class TrainingConfig(BaseModel):
     save_total_limit: int | None = Field(2, ge=1, description="Newest checkpoints kept; null: all.")
     resume_from_checkpoint: bool | str = Field(
         False, description="true: the newest in output_dir (from the start where there is none); or a path."
+    )
+    push_to_hub: bool = Field(False, description="Upload the final model to the Hugging Face hub: needs a token.")
+    hub_model_id: str | None = Field(None, description="NAME or OWNER/NAME there. None: output_dir's name.")
+    hub_private_repo: bool | None = Field(
+        None, description="Whether a repository that is made is private. None: the owner's setting."
     )
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
         "no", description="steps: every eval_steps; epoch: after each pass; both at the end too."

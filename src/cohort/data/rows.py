@@ -223,14 +223,15 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
     if name in ("messages", "conversations") and prompt[-1]["role"] == "assistant" and completion is None:
         prompt, completion = prompt[:-1], prompt[-1:]
     if system_prompt is not None and isinstance(prompt, str):
-        prompt = _turns(prompt, system_prompt)
+        prompt = turns(prompt, system_prompt)
     if isinstance(prompt, list) and isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     others = {k: v for k, v in mapped.items() if k not in (name, "prompt", "completion") or k in columns.values()}
     return Row(prompt, completion, others, where)
 
 
-def _turns(prompt: str, system_prompt: str) -> list[Message]:
+def turns(prompt: str, system_prompt: str) -> list[Message]:
+    """A plain prompt as a conversation; no system turn where `system_prompt` is empty."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": prompt}]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from cohort.config import TrainingConfig
+from cohort.policy.adapter import base_of, is_adapter, put_on
 from cohort.policy.cache import DecodeCache
 from cohort.policy.decoder import decoder_of
 from cohort.policy.freeze import freeze
@@ -45,32 +47,57 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_model(name: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`, float32 unless told otherwise. Raises UserError for a bad name."""
+def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, **kwargs: Any) -> Any:
+    """`AutoModelForCausalLM.from_pretrained`, float32 and from safetensors unless told otherwise; of an adapter the
+    PeftModel with its base model, for use. Raises UserError for what cannot be loaded."""
     from transformers import AutoModelForCausalLM
 
     _must_be_model(name)
-    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **kwargs}
+    if is_adapter(name, kwargs.get("revision")):
+        return _load_adapter(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, **kwargs)
+    options = {
+        "dtype": torch.float32,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": None if allow_pickle else True,
+        **kwargs,
+    }
     try:
         return AutoModelForCausalLM.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}") from error
+        hint = _remote_code_hint(error)
+        if not allow_pickle and "safetensors" in str(error):
+            hint = ". Weights of another form are pickles, which can run code: allow_pickle loads them"
+        raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
+
+
+def _load_adapter(name: str, *, allow_pickle: bool, revision: str | None = None, **options: Any) -> Any:
+    base = base_of(name, revision)
+    try:
+        model = load_model(base, allow_pickle=allow_pickle, **options)
+    except UserError as error:
+        raise UserError(f"{name!r} is an adapter of {base!r}: {error}") from error
+    return put_on(model, name, allow_pickle=allow_pickle, revision=revision)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer beside the model; an adapter without one has its base model's."""
     from transformers import AutoTokenizer
 
     _must_be_model(name)
+    if Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file() and is_adapter(name):
+        name = base_of(name)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}") from error
+        hint = _remote_code_hint(error)
+        raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
 
 
 def context_length(name: str, *, trust_remote_code: bool = False) -> int:
     """Positions the named model was made for, from its configuration alone; a large number where it does not say."""
     from transformers import AutoConfig
 
+    name = base_of(name) if Path(name).is_dir() and is_adapter(name) else name
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -90,11 +117,18 @@ def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def _remote_code_hint(error: Exception) -> str:
+    needed = "trust_remote_code" in str(error)
+    return ". Read that code; trust_remote_code: true (--trust-remote-code) runs it" if needed else ""
+
+
 def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_type: str = "CAUSAL_LM") -> Any:
     """Inject LoRA through peft, which trains a classifier's head (`task_type` SEQ_CLS) whole.
     Returns the PeftModel. Raises UserError where no module matches."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftConfig, get_peft_model
 
+    if peft_config is not None and not isinstance(peft_config, PeftConfig):
+        raise UserError(f"peft_config is a {type(peft_config).__name__}: give a configuration of peft, LoraConfig(...)")
     if peft_config is None:
         targets = config.lora_target
         if isinstance(targets, str):
@@ -122,7 +156,12 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)
-        model = load_model(model, trust_remote_code=config.trust_remote_code, **config.model_init_kwargs)
+        model = load_model(
+            model,
+            trust_remote_code=config.trust_remote_code,
+            allow_pickle=config.allow_pickle,
+            **quantized_options(config, find_device(config.use_cpu), peft_config is not None),
+        )
     if tokenizer is None:
         name = getattr(model.config, "name_or_path", None) or model.config._name_or_path
         if not name:
@@ -131,6 +170,8 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     device = find_device(config.use_cpu)
     peft = None
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        if peft_config is not None:
+            raise UserError("the model has an adapter already: leave peft_config out, or merge the adapter first")
         peft = model
     elif peft_config is not None or config.finetuning_type == "lora":
         peft = add_lora(model, config, peft_config)
@@ -147,6 +188,21 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
     choose_path(policy)
     return policy
+
+
+def quantized_options(config: TrainingConfig, device: torch.device, has_adapter: bool) -> dict[str, Any]:
+    """model_init_kwargs, for quantised weights with the device they are made on. Raises UserError where they would be
+    trained themselves, or bitsandbytes is missing."""
+    options = dict(config.model_init_kwargs)
+    if options.get("quantization_config") is None:
+        return options
+    if config.finetuning_type != "lora" and not has_adapter:
+        raise UserError("quantised weights are not trained: set finetuning_type: lora beside quantization_config")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("quantization_config needs bitsandbytes: pip install 'cohort[quantization]'")
+    if device.type != "cuda":
+        log.warning("quantised weights on %s save memory and cost time; they are made for CUDA", device.type)
+    return {"device_map": {"": device}, **options}
 
 
 def zero_dropout(model: Any) -> None:
@@ -168,14 +224,14 @@ def choose_path(policy: Policy) -> None:
     policy.model.eval()
     try:
         difference, why = _parity(policy)
-        if difference is not None and difference > (PARITY_BF16 if policy.bf16 else PARITY):
+        if difference is not None and difference > _tolerance(policy):
             policy.fuses = False
             difference, why = _parity(policy)
-        if difference is None or difference > (PARITY_BF16 if policy.bf16 else PARITY):
+        if difference is None or difference > _tolerance(policy):
             why = why or f"packed log-probabilities differ from its own by {difference:.1e}"
             policy.grouped = False
             difference, _ = _parity(policy)
-            if difference is None or difference > (PARITY_BF16 if policy.bf16 else PARITY):
+            if difference is None or difference > _tolerance(policy):
                 raise UserError(
                     f"{type(policy.model).__name__}: this model's logits are not its output layer's applied to its "
                     "last hidden states, so it cannot be trained here"
@@ -183,6 +239,11 @@ def choose_path(policy: Policy) -> None:
             log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, why)
     finally:
         policy.model.train(was_training)
+
+
+def _tolerance(policy: Policy) -> float:
+    """Quantised weights are multiplied in bfloat16 whatever the rest is."""
+    return PARITY_BF16 if policy.bf16 or getattr(policy.model, "is_quantized", False) else PARITY
 
 
 @torch.no_grad()

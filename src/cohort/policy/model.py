@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cohort.policy.attention import NAME
 from cohort.policy.head import Head
 from cohort.policy.pack import Pack, Part, pack_groups, pack_rows
+from cohort.types import UserError
 
 
 class Policy:
@@ -34,8 +35,22 @@ class Policy:
             embeddings.padding_idx = None  # a sampled pad token is a token like any other and earns its gradient
 
     @property
+    def name(self) -> str:
+        """The name or path that the model was loaded from; of an object made from nothing, its class."""
+        return getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def require_trainable(self) -> None:
+        """Raise UserError where every weight is frozen."""
+        if not self.parameters:
+            raise UserError(
+                f"there is nothing to train: every weight of {self.name!r} is frozen. An adapter by name is loaded for "
+                "use: merge it first (cohort export ADAPTER --merge --output DIR) and train DIR; a PeftModel is loaded "
+                "with is_trainable=True"
+            )
 
     @property
     def context_length(self) -> int:

@@ -76,10 +76,14 @@ def reward(name: str, /, **options: Any) -> Callable[..., Any]:
         raise UserError(f"reward {name!r}: {problems}") from None
 
 
-def listed(reward_funcs: Any, max_completion_length: int) -> list[Any]:
-    """One or several rewards as a list, in which `overlong` has the run's limit where it names none of its own."""
+def listed(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False) -> list[Any]:
+    """One or several rewards as a list, in which `overlong` has the run's limit, and with `use_cpu` a reward model its
+    place, where it names none of its own."""
     one = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
     specs = [{"name": spec} if spec == "overlong" else spec for spec in ([reward_funcs] if one else reward_funcs or [])]
+    if use_cpu:
+        specs = [{"device": "cpu", **spec} if isinstance(spec, Mapping) and "model" in spec else spec for spec in specs]
+        specs = [{"model": spec, "device": "cpu"} if _is_model(spec) else spec for spec in specs]
     return [
         {"max_length": max_completion_length, **spec}
         if isinstance(spec, Mapping) and spec.get("name") == "overlong"
@@ -88,7 +92,7 @@ def listed(reward_funcs: Any, max_completion_length: int) -> list[Any]:
     ]
 
 
-def with_tokenizers(reward_funcs: Any, tokenizers: Any) -> Any:
+def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -> Any:
     """The rewards, each model among them with its tokenizer of TRL's `reward_processing_classes`; a function has no
     use for one. Raises UserError where there are not as many of them as rewards."""
     if tokenizers is None:
@@ -100,8 +104,11 @@ def with_tokenizers(reward_funcs: Any, tokenizers: Any) -> Any:
             f"{len(given)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
             "function or for the tokenizer that is saved beside the model"
         )
+    device = "cpu" if use_cpu else None
     return [
-        reward("model", model=spec, processing_class=tokenizer) if tokenizer is not None and _is_model(spec) else spec
+        reward("model", model=spec, processing_class=tokenizer, device=device)
+        if tokenizer is not None and _is_model(spec)
+        else spec
         for spec, tokenizer in zip(specs, given, strict=True)
     ]
 

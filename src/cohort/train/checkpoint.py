@@ -224,7 +224,7 @@ def load_weights(path: Path, policy: Policy) -> None:
         return
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} holds an adapter, but this run trains all weights: resume with the same settings")
-    saved = type(policy.model).from_pretrained(path, dtype=next(policy.model.parameters()).dtype)
+    saved = type(policy.model).from_pretrained(path, dtype=next(policy.model.parameters()).dtype, use_safetensors=True)
     policy.model.load_state_dict(saved.state_dict())
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from cohort.config import TrainingConfig
 from cohort.types import UserError
+
+log = logging.getLogger("cohort")
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -16,7 +19,7 @@ NOT_HERE = {
     "rollout_func": "the built-in engine samples; rewards judge what it sampled",
     "environment_factory": "there are no environments: a completion is one turn",
     "optimizers": "AdamW and its schedule are made from args: learning_rate, lr_scheduler_type, optim",
-    "ref_model": "the reference is the starting model, or the model without its adapter",
+    "ref_model": "the reference is the starting model, or the model without its adapter; DPOTrainer takes another",
     "data_collator": "batches are packed",
     "compute_metrics": "evaluation scores completions by reward_funcs",
     "formatting_func": "give rows with a prompt column",
@@ -36,8 +39,12 @@ def settle(config: Config, model: Any, processing_class: Any, familiar: dict[str
     if quantization is not None:
         if not isinstance(model, str):
             raise UserError("quantization_config is for a model that is named; this one is loaded already")
+        if config.model_init_kwargs.get("quantization_config") is not None:
+            raise UserError("quantization_config is given twice, here and in model_init_kwargs: give it once")
         kwargs = {**config.model_init_kwargs, "quantization_config": quantization}
         config = config.model_copy(update={"model_init_kwargs": kwargs})
+    if config.model_init_kwargs and not isinstance(model, str):
+        log.warning("model_init_kwargs have no effect here: the model is loaded already")
     for name, value in given.items():
         if name in NOT_HERE:
             raise UserError(f"{name} is a {type(value).__name__}, and is not supported: {NOT_HERE[name]}")

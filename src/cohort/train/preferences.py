@@ -7,15 +7,17 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cohort.config import DPOConfig
+from cohort.config import DPOConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
 from cohort.formulas.preference import preference
 from cohort.methods import Method
+from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
 from cohort.train.offline import next_groups
@@ -26,11 +28,15 @@ log = logging.getLogger("cohort")
 
 
 class Preferences:
-    """Pairs behind one prompt, the chosen completion first, with the starting model's log-probabilities as the
-    reference's: computed once."""
+    """Pairs behind one prompt, the chosen completion first, with the reference's log-probabilities, computed once.
 
-    def __init__(self, pairs: Callable[[Path, bool], list[Group]], policy: Policy, config: DPOConfig, method: Method):
-        self.make, self.policy, self.config, self.method = pairs, policy, config, method
+    `reference`: the policy itself before its first update, or another model.
+    """
+
+    def __init__(
+        self, pairs: Callable[[Path, bool], list[Group]], reference: Policy, config: DPOConfig, method: Method
+    ):
+        self.make, self.reference, self.config, self.method = pairs, reference, config, method
         self.per_batch = config.batch_size
         self.pairs: list[Group] = []
 
@@ -40,7 +46,7 @@ class Preferences:
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         self.pairs = self.make(folder, reuse)
-        attach_start(self.pairs, self.policy, self.config)
+        attach_start(self.pairs, self.reference, self.config)
         for group, advantages in zip(self.pairs, self.method.credit(self.pairs, self.config), strict=True):
             group.advantages = advantages
 
@@ -48,8 +54,19 @@ class Preferences:
         return next_groups(self.pairs, self.per_batch, index, self.config), {}
 
 
+def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Policy:
+    """A reference of its own, by name or as a model, frozen. Raises UserError where it cannot be one."""
+    if model is policy.model or model is policy.peft:
+        raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
+    reference = make_policy(model, policy.tokenizer, config)
+    if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
+        raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
+    reference.model.requires_grad_(False)
+    return reference
+
+
 def attach_start(groups: list[Group], policy: Policy, config: DPOConfig) -> None:
-    """The policy's own log-probabilities as the reference's; to be called before its first update."""
+    """The model's log-probabilities as the reference's; the policy's own are so before its first update."""
     training = policy.model.training
     policy.model.eval()
     attach_reference(groups, lambda: nullcontext(policy), config)
@@ -122,9 +139,9 @@ def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
 class HeldOutPairs:
     """Preference rows to measure on: the loss and how often the chosen completion is the policy's choice too."""
 
-    def __init__(self, rows: list[Row], policy: Policy, config: DPOConfig):
+    def __init__(self, rows: list[Row], policy: Policy, config: DPOConfig, reference: Policy):
         self.pairs, self.policy, self.config = encoded_pairs(rows, policy, config), policy, config
-        attach_start(self.pairs, policy, config)
+        attach_start(self.pairs, reference, config)
 
     def metrics(self) -> dict[str, float]:
         """eval/loss and TRL's eval/rewards/*, means over pairs."""

@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from cohort.config import RewardModelConfig, RunConfig, TrainingConfig
+from cohort.data.benchmarks import BENCHMARKS, as_chat, benchmark_rows
+from cohort.data.chat_templates import use_template
 from cohort.data.configured import configured_rows
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
@@ -23,7 +25,7 @@ from cohort.rollouts.sampling import Sampling
 from cohort.train.reward_trainer import RewardTrainer
 from cohort.train.sources import encode_prompts
 from cohort.train.trainer import Trainer
-from cohort.types import TrainerState, UserError
+from cohort.types import Row, TrainerState, UserError
 
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
@@ -54,10 +56,11 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
 
 def evaluate_model(
     model: str,
-    data: str,
+    data: str | None = None,
     *,
-    split: str = "test",
-    rewards: Sequence[str] = ("accuracy",),
+    benchmark: str | None = None,
+    split: str | None = None,
+    rewards: Sequence[str] = (),
     samples: int = 1,
     ks: Sequence[int] = (1,),
     temperature: float | None = None,
@@ -67,11 +70,14 @@ def evaluate_model(
     system_prompt: str | None = None,
     dataset_kwargs: dict[str, Any] | None = None,
     seed: int = 42,
+    template: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy (the first reward above 0), pass@k and maj@k of a model on a data set.
+    """Accuracy (the first reward above 0), pass@k and maj@k of a model, or an adapter, on a data set or a benchmark.
 
-    Greedy with one sample a problem, temperature 1 with several, unless told. Raises UserError where k exceeds the
-    samples.
+    A benchmark's problems are asked in a chat turn where the tokenizer has a chat template. Greedy with one sample a
+    problem, temperature 1 with several, unless told. Raises UserError where k exceeds the samples.
     """
     too_many = [k for k in ks if k > samples]
     if too_many:
@@ -80,22 +86,45 @@ def evaluate_model(
         temperature = 0.0 if samples == 1 else 1.0
     if temperature == 0 and samples > 1:
         raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
-    functions = Rewards(list(rewards))
-    rows = load_rows(
+    functions = Rewards(list(rewards) or [BENCHMARKS[benchmark].reward if benchmark else "accuracy"])
+    rows = _rows_to_measure(data, benchmark, split, limit, columns, system_prompt, dataset_kwargs)
+    config = TrainingConfig(
+        seed=seed,
+        max_completion_length=max_completion_length,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    torch.manual_seed(seed)
+    policy = make_policy(model, None, config)
+    use_template(policy.tokenizer, template)
+    if benchmark is not None and (system_prompt is not None or getattr(policy.tokenizer, "chat_template", None)):
+        rows = as_chat(rows, system_prompt or "")
+    sampling = Sampling(temperature=temperature, max_tokens=max_completion_length, eos_ids=policy.eos_ids)
+    engine = local_engine(policy, config.max_rows)
+    found = evaluate(encode_prompts(rows, policy, config), engine, functions, sampling, samples, seed, TrainerState())
+    return summary(found, functions.names[0], ks)
+
+
+def _rows_to_measure(
+    data: str | None,
+    benchmark: str | None,
+    split: str | None,
+    limit: int | None,
+    columns: dict[str, str] | None,
+    system_prompt: str | None,
+    dataset_kwargs: dict[str, Any] | None,
+) -> list[Row]:
+    if benchmark is not None:
+        return benchmark_rows(benchmark, data, split=split, max_samples=limit, dataset_kwargs=dataset_kwargs)
+    assert data is not None
+    return load_rows(
         data,
-        split=split,
+        split=split or "test",
         columns=columns,
         system_prompt=system_prompt,
         max_samples=limit,
         dataset_kwargs=dataset_kwargs,
     )
-    config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
-    torch.manual_seed(seed)
-    policy = make_policy(model, None, config)
-    sampling = Sampling(temperature=temperature, max_tokens=max_completion_length, eos_ids=policy.eos_ids)
-    engine = local_engine(policy, config.max_rows)
-    found = evaluate(encode_prompts(rows, policy, config), engine, functions, sampling, samples, seed, TrainerState())
-    return summary(found, functions.names[0], ks)
 
 
 def summary(found: Evaluation, component: str, ks: Sequence[int]) -> dict[str, Any]:

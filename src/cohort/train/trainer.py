@@ -37,13 +37,14 @@ from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
-from cohort.train import checkpoint
+from cohort.train import checkpoint, hub
+from cohort.train.card import describe, write_card
 from cohort.train.critic import CriticUpdater
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.outer import iterations_of, rules_of
-from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs
+from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs, reference_model
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
 from cohort.train.refit import REWARD_MODEL
 from cohort.train.sources import (
@@ -88,8 +89,10 @@ class Trainer:
         **familiar: Any,
     ):
         self.method = method if isinstance(method, Method) else _named(method)
-        reward_funcs = with_tokenizers(reward_funcs, familiar.pop("reward_processing_classes", None))
+        ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
+        tokenizers = familiar.pop("reward_processing_classes", None)
         config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
+        reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
         self.rewards = _rewards(reward_funcs, config)
         self.args = config = _with_weights(config, self.rewards)
         # Data first: its mistakes are told before a model is loaded.
@@ -97,8 +100,12 @@ class Trainer:
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
         self.rows = rows
+        if config.push_to_hub:
+            hub.require_token()
         torch.manual_seed(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
+        self.policy.require_trainable()
+        self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         use_template(self.policy.tokenizer, config.template)
         self.engine = local_engine(self.policy, config.max_rows)
         self.state = TrainerState()
@@ -162,9 +169,10 @@ class Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        config = self.args
         self._try_rewards()
-        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        folder = Path(self.args.output_dir)
+        resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        folder = Path(config.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
         if path is not None:
             checkpoint.require(path)  # before anything is sampled for it
@@ -176,11 +184,13 @@ class Trainer:
         if path is not None:
             self.loop.resume(path)
         elif resume:
-            log.warning("no checkpoint in %s: starting from the beginning", self.args.output_dir)
+            log.warning("no checkpoint in %s: starting from the beginning", config.output_dir)
         self.loop.run()
         self.save_model()
         if self.iterations is not None and self.iterations.refit is not None:
             self.iterations.refit.save_model(folder / REWARD_MODEL)
+        if config.push_to_hub:
+            self.push_to_hub()
         return self.state
 
     def _try_rewards(self) -> None:
@@ -200,8 +210,20 @@ class Trainer:
         self.loop.callbacks += made([callback])
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """An ordinary transformers directory, or peft adapter, with its tokenizer."""
-        checkpoint.save_policy(self.policy, Path(output_dir or self.args.output_dir))
+        """An ordinary transformers directory, or peft adapter, with its tokenizer and model card."""
+        folder = Path(output_dir or self.args.output_dir)
+        checkpoint.save_policy(self.policy, folder)
+        names = [] if self.rewards is None else self.rewards.names
+        adapter = self.policy.peft is not None
+        write_card(folder, describe(self.method.name, self.policy.name, self.rows, names, self.args, adapter))
+
+    def push_to_hub(self, commit_message: str = "Upload the model") -> str:
+        """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
+        folder = Path(self.args.output_dir)
+        repo = self.args.hub_model_id or folder.resolve().name
+        address = hub.push(folder, repo, private=self.args.hub_private_repo, message=commit_message)
+        log.info("pushed to %s", address)
+        return address
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         return self._metrics(state)
@@ -212,7 +234,7 @@ class Trainer:
             self.eval_prompts = encode_prompts(rows, self.policy, self.args)
         elif rows and self.method.source == "preferences":
             assert isinstance(self.args, DPOConfig)
-            pairs = HeldOutPairs(rows, self.policy, self.args)
+            pairs = HeldOutPairs(rows, self.policy, self.args, self.reference)
             return lambda state: pairs.metrics()
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
@@ -262,7 +284,7 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
 def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
     if functions is None:
         return None
-    specs = listed(functions, config.max_completion_length)
+    specs = listed(functions, config.max_completion_length, config.use_cpu)
     if not specs:
         return None
     split = None
@@ -333,10 +355,13 @@ def _preferences(trainer: Trainer, rows: list[Row], attachments: list[Attachment
     assert isinstance(config, DPOConfig)
     if config.dpo_pairs is None:
         pairs = encoded_pairs(rows, policy, config)
-        return Preferences(lambda folder, reuse: pairs, policy, config, trainer.method)
+        return Preferences(lambda folder, reuse: pairs, trainer.reference, config, trainer.method)
     samples = _starting_samples(trainer, rows)
     return Preferences(
-        lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config), policy, config, trainer.method
+        lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config),
+        trainer.reference,
+        config,
+        trainer.method,
     )
 
 

@@ -1,0 +1,163 @@
+"""Benchmarks by name: where their rows are, how a problem is asked, and what scores an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cohort.data.rows import make_row, read_records, turns
+from cohort.types import Row, UserError
+
+Record = dict[str, Any]
+
+STEPS = "Reason step by step and put the final answer inside \\boxed{}."
+STEPS_ZH = "请一步一步地推理,并把最终答案写在 \\boxed{} 里。"
+LETTER = "Think it over, then put the letter of the right choice inside \\boxed{}."
+CODE = "Answer with the whole program in one block fenced with ```python and ```."
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Benchmark("openai/gsm8k", gsm8k, "accuracy", kwargs={"name": "main"})"""
+
+    source: str | None
+    """Its data set on the hub; None: a file is to be named."""
+    form: Callable[[Record], Record]
+    """A record of that data set as a row: `prompt`, and the columns that the reward reads. Raises KeyError for a
+    record without what it needs."""
+    reward: str
+    """Above 0 where an answer is correct."""
+    kwargs: dict[str, str] = field(default_factory=dict)
+    split: str = "test"
+
+
+def gsm8k(record: Record) -> Record:
+    return {"prompt": f"{record['question']}\n\n{STEPS}", "answer": record["answer"]}
+
+
+def math(record: Record) -> Record:
+    """The answer in a column of its own (MATH-500), else boxed in the solution (MATH)."""
+    problem = record.get("problem") or record["question"]
+    reference = record["answer"] if record.get("answer") is not None else record["solution"]
+    return {"prompt": f"{problem}\n\n{STEPS}", "answer": reference}
+
+
+def mgsm_zh(record: Record) -> Record:
+    return {"prompt": f"{record['question']}\n\n{STEPS_ZH}", "answer": str(record["answer_number"])}
+
+
+def cmath(record: Record) -> Record:
+    return {"prompt": f"{record['question']}\n\n{STEPS_ZH}", "answer": str(record["golden"])}
+
+
+def mbpp(record: Record) -> Record:
+    """The task and its tests, which say how the function is called; `prompt` and `test_imports` are the sanitized
+    set's columns."""
+    task = record.get("text") or record["prompt"]
+    tests = list(record["test_list"])
+    setup = [record.get("test_setup_code") or "", *(record.get("test_imports") or [])]
+    return {
+        "prompt": f"{task}\n\nThese tests are to pass:\n\n" + "\n".join(tests) + f"\n\n{CODE}",
+        "test_list": tests,
+        "test_setup_code": "\n".join(line for line in setup if line),
+    }
+
+
+def humaneval(record: Record) -> Record:
+    signature = record["prompt"].strip("\n")
+    return {
+        "prompt": f"Write out this function with its body.\n\n```python\n{signature}\n```\n\n{CODE}",
+        "test": record["test"],
+        "entry_point": record["entry_point"],
+    }
+
+
+def choice(record: Record) -> Record:
+    """A question with choices as MMLU (`choices`, the answer's number), ARC (`choices` with labels, `answerKey`) or
+    C-Eval and CMMLU (columns A to D) have them."""
+    choices = _choices(record)
+    answer = record.get("answerKey", record.get("answer", record.get("Answer")))
+    if answer is None or isinstance(answer, bool):
+        raise KeyError("answer")
+    label = list(choices)[answer] if isinstance(answer, int) and 0 <= answer < len(choices) else str(answer).strip()
+    if label not in choices:
+        named = [name for name, text in choices.items() if text == label]
+        if len(named) != 1:
+            raise UserError(f"the answer is {answer!r}, and the choices are {', '.join(choices)}")
+        label = named[0]
+    question = record.get("question") or record["Question"]
+    listed = "\n".join(f"{name}. {text}" for name, text in choices.items())
+    return {"prompt": f"{question}\n{listed}\n\n{LETTER}", "choices": choices, "answer": label}
+
+
+def _choices(record: Record) -> dict[str, str]:
+    found = record.get("choices", record.get("options"))
+    if isinstance(found, dict) and {"text", "label"} <= found.keys():
+        return dict(zip(map(str, found["label"]), map(str, found["text"]), strict=True))
+    if isinstance(found, dict) and found:
+        return {str(label): str(text) for label, text in found.items()}
+    if isinstance(found, list | tuple) and found:
+        return dict(zip(LETTERS, map(str, found), strict=False))
+    letters = {name: str(record[name]) for name in "ABCDE" if record.get(name) is not None}
+    if len(letters) < 2:
+        raise KeyError("choices")
+    return letters
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "gsm8k": Benchmark("openai/gsm8k", gsm8k, "accuracy", {"name": "main"}),
+    "math": Benchmark("HuggingFaceH4/MATH-500", math, "accuracy"),
+    "mgsm_zh": Benchmark("juletxara/mgsm", mgsm_zh, "accuracy", {"name": "zh"}),
+    "cmath": Benchmark("weitianwen/cmath", cmath, "accuracy"),
+    "mbpp": Benchmark("google-research-datasets/mbpp", mbpp, "unit_tests", {"name": "full"}),
+    "humaneval": Benchmark("openai/openai_humaneval", humaneval, "unit_tests"),
+    "mmlu": Benchmark("cais/mmlu", choice, "choice", {"name": "all"}),
+    "arc": Benchmark("allenai/ai2_arc", choice, "choice", {"name": "ARC-Challenge"}),
+    "choice": Benchmark(None, choice, "choice"),
+}
+
+
+def benchmark_rows(
+    name: str,
+    data: str | None = None,
+    *,
+    split: str | None = None,
+    max_samples: int | None = None,
+    dataset_kwargs: dict[str, Any] | None = None,
+) -> list[Row]:
+    """Rows of a benchmark, from the hub or from `data` in the same form. Raises UserError naming the row that is in
+    another form."""
+    benchmark = BENCHMARKS[name]
+    if data is None and benchmark.source is None:
+        raise UserError(f"--benchmark {name} has no data of its own: name a file by --data")
+    kwargs = dataset_kwargs or (benchmark.kwargs if data is None or data == benchmark.source else {})
+    rows = []
+    for where, record in read_records(data or benchmark.source, split or benchmark.split, kwargs):
+        rows.append(_row(name, benchmark, record, where))
+        if len(rows) == max_samples:
+            break
+    if not rows:
+        raise UserError(f"--benchmark {name}: the data is empty")
+    return rows
+
+
+def as_chat(rows: list[Row], system_prompt: str) -> list[Row]:
+    """Plain prompts as conversations."""
+    return [
+        replace(row, prompt=turns(row.prompt, system_prompt)) if isinstance(row.prompt, str) else row for row in rows
+    ]
+
+
+def _row(name: str, benchmark: Benchmark, record: Any, where: str) -> Row:
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
+    try:
+        return make_row(benchmark.form(record), where, {}, None)
+    except KeyError as error:
+        raise UserError(
+            f"{where}: --benchmark {name} needs the column {error}; it has {', '.join(map(str, record))}"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{where}: --benchmark {name}: {error}") from None

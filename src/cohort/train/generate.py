@@ -1,0 +1,81 @@
+"""Completions of a model by name: what `cohort generate` calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from cohort.config import TrainingConfig
+from cohort.data.chat_templates import use_template
+from cohort.data.rows import turns
+from cohort.data.templates import encode_prompt
+from cohort.policy.load import make_policy
+from cohort.rollouts.engine import local_engine
+from cohort.rollouts.sampling import Sampling
+from cohort.types import Completion, Row, Text, UserError
+
+log = logging.getLogger("cohort")
+
+CHUNK = 256
+"""Prompts that are answered before the first of them is given back."""
+
+
+class Generator:
+    """A model, or an adapter with its base model, that answers prompts by the local engine."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        template: str | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        seed: int = 42,
+    ):
+        config = TrainingConfig(seed=seed, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        torch.manual_seed(seed)
+        self.policy = make_policy(model, None, config)
+        use_template(self.policy.tokenizer, template)
+        self.engine = local_engine(self.policy, config.max_rows)
+        self.seed = seed
+
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self.policy.tokenizer, "chat_template", None))
+
+    def asked(self, prompt: str, system_prompt: str | None, plain: bool) -> Text:
+        """A prompt in the form that the model is asked in: as a chat turn where there is a template, unless `plain`."""
+        if plain and system_prompt is not None:
+            raise UserError("a plain prompt has no system turn: leave --system-prompt or --plain out")
+        return turns(prompt, system_prompt or "") if not plain and (self.chats or system_prompt is not None) else prompt
+
+    def answers(self, prompts: list[Text], sampling: dict[str, Any], n: int = 1) -> list[list[Completion]]:
+        """`n` completions of each prompt; `sampling` has the fields of Sampling but the end tokens. Raises UserError
+        for a prompt that leaves no room for an answer."""
+        encoded = [torch.tensor(encode_prompt(self.policy.tokenizer, prompt)) for prompt in prompts]
+        room = self.policy.context_length
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if len(ids) >= room:
+                start = str(prompt if isinstance(prompt, str) else prompt[-1]["content"])[:60]
+                raise UserError(
+                    f"a prompt has {len(ids)} tokens and the model {room} positions: no room for an answer ({start!r})"
+                )
+        settings = Sampling(**sampling, eos_ids=self.policy.eos_ids)
+        return self.engine.generate(encoded, n, settings, self.seed)
+
+    def rows(self, rows: list[Row], sampling: dict[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
+        """One record for each row, in order: its prompt, its columns, its completions and which of them were cut."""
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            for row, found in zip(chunk, self.answers([row.prompt for row in chunk], sampling, n), strict=True):
+                yield {
+                    "prompt": row.prompt,
+                    **row.columns,
+                    "completions": [completion.text for completion in found],
+                    "truncated": [completion.truncated for completion in found],
+                }
+            log.info("%d of %d prompts answered", min(start + CHUNK, len(rows)), len(rows))

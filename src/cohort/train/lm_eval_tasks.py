@@ -1,0 +1,68 @@
+"""Tasks of EleutherAI's lm-eval by name, on a model or an adapter."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from cohort.policy.adapter import base_of, is_adapter
+from cohort.policy.load import find_device
+from cohort.types import UserError
+
+BATCH = 8
+"""Requests side by side."""
+
+
+def run_tasks(
+    model: str,
+    tasks: list[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: Path | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 42,
+) -> tuple[dict[str, Any], str]:
+    """(lm-eval's results with what every task measured, its table as text). Raises UserError where the package is
+    missing, a task is unknown, or it cannot be run."""
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import make_table
+    except ImportError:
+        raise UserError("--lm-eval needs the package: pip install 'cohort[lm-eval]'") from None
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    for task in tasks:
+        if not manager.match_tasks([task]):
+            near = get_close_matches(task, manager.all_tasks, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`lm-eval ls tasks` lists them"
+            raise UserError(f"--lm-eval: there is no task {task!r}: {hint}")
+    try:
+        found = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=model_arguments(model, trust_remote_code),
+            tasks=tasks,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_size=BATCH,
+            device=str(find_device()),
+            task_manager=manager,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        hint = ". Programs run in the sandbox with --benchmark mbpp or humaneval" if "unsafe" in reason else ""
+        raise UserError(f"--lm-eval {','.join(tasks)}: {reason}{hint}") from error
+    return {key: found[key] for key in ("results", "versions", "n-samples", "samples")}, make_table(found)
+
+
+def model_arguments(model: str, trust_remote_code: bool) -> dict[str, Any]:
+    """What lm-eval's transformers model is made with."""
+    options = {"trust_remote_code": trust_remote_code, "use_safetensors": True}
+    if is_adapter(model):
+        return {"pretrained": base_of(model), "peft": model, **options}
+    return {"pretrained": model, **options}
