@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_compare, cli_data, cli_reward
+from cohort import cli_compare, cli_data, cli_plan, cli_reward
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_reward.app, name="reward")
 app.command()(cli_compare.compare)
+app.command()(cli_plan.plan)
 
 
 def _console() -> Console:
