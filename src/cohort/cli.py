@@ -43,6 +43,7 @@ app = typer.Typer(
     help="Teach a language model by comparing its own answers with each other (GRPO).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help would cost a third of the start
     add_completion=False,
 )
 app.add_typer(cli_reward.app, name="reward")
@@ -70,10 +71,12 @@ def train(
 ) -> None:
     """Train a model as a configuration says."""
     from cohort.config import read_run
-    from cohort.data.configured import check_names
 
     changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
     run, settings = read_run(config, changes)
+
+    from cohort.data.configured import check_names
+
     check_names(run, settings)
     console = _console()
 

@@ -18,7 +18,7 @@ from cohort.types import UserError
 class RunConfig(BaseModel):
     """What a YAML file says beside the method's own settings: which model, data and rewards."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     method: Literal[
         "sft",

@@ -1,4 +1,4 @@
-"""`cohort plan`: what a configuration needs, with PPO and the usual padded pass beside it, and what could be changed."""
+"""`cohort plan`: what a configuration needs, beside it PPO and the usual padded pass, and what could be changed."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ def _seconds(
     rate = machine.flops * SHARE_OF_PEAK
     share = batch.tokens / batch.first_tokens
     """Micro-batches of the step, in first ones."""
-    chunks, uses = config.batch_uses
+    uses = config.batch_uses[1]
+    # Chunks are optimiser steps that share a sampled batch of as many times the prompts: a step pays its own.
     update, score = found.update.flops * share / rate, found.score.flops * share / rate
     seconds = {}
     if batch.sampled:
