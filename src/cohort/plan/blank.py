@@ -37,8 +37,8 @@ class Weights:
     trunk_trained_size: int
     read: int
     """Bytes read to decode one token: all but the embeddings."""
-    largest: int
-    """Entries of the largest matrix of a linear layer."""
+    unpacked: int
+    """Bytes of the largest 4-bit layer as its products read it; 0 where none is in 4 bits."""
 
 
 def model_config(run: RunConfig, config: TrainingConfig) -> Any:
@@ -117,7 +117,6 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear]) -> W
     scale = (1 + 4 / 256) / BLOCK if _quantization(config, "bnb_4bit_use_double_quant") else 4 / BLOCK
     size -= round(sum(w.weight.numel() * (w.weight.element_size() - 0.5 - scale) for w in quantized))
     output = model.get_output_embeddings()
-    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not output]
     embeddings = model.get_input_embeddings().weight
     tied = output.weight is embeddings
     return Weights(
@@ -128,7 +127,7 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear]) -> W
         trunk_trained=sum(p.numel() for p in trunk),
         trunk_trained_size=sum(p.numel() * p.element_size() for p in trunk),
         read=size - (0 if tied else embeddings.numel() * embeddings.element_size()),
-        largest=max((w.numel() for w in linear), default=0),
+        unpacked=max((layer.weight.nbytes for layer in quantized), default=0),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.methods import Method
@@ -18,6 +19,7 @@ from cohort.rollouts.engine import PREFILL_TOKENS
 from cohort.rollouts.sampling import Sampling
 from cohort.types import UserError
 
+BY_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
 WHOLE = 6
 """Layers up to which a model is measured whole."""
 PASSES = ("update", "score", "prefill", "sample", "padded")
@@ -95,8 +97,8 @@ def figures(found: Any, config: TrainingConfig, machine: Machine, batch: Batch, 
     def take(layers: int) -> Figures:
         try:
             return _passes(Blank(shortened(found, layers), config, machine.device, machine.bf16), config, batch, padded)
-        except torch._subclasses.fake_tensor.UnsupportedFakeTensorException as error:
-            raise UserError(f"this model cannot be planned, its passes depend on values: {error}") from error
+        except BY_VALUE as error:
+            raise UserError(f"this model cannot be planned: its passes depend on values ({error})") from error
 
     layers = found.get_text_config().num_hidden_layers
     if layers <= WHOLE:
@@ -126,10 +128,6 @@ def _passes(blank: Blank, config: TrainingConfig, batch: Batch, padded: bool) ->
     rows = sum(len(part.rows) for part in first)
     length = len(first[0].prompt_ids) + len(first[0].completion_ids[0])
     prompts = [first[0].prompt_ids] * _prefilled(config, batch, len(first[0].prompt_ids))
-    text = blank.policy.model.config.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = 2 if blank.bf16 else next(blank.policy.model.parameters()).element_size()
     sampling = Sampling(
         **{key: getattr(config, key) for key in ("temperature", "top_p", "top_k", "min_p") if hasattr(config, key)}
     )
@@ -141,8 +139,18 @@ def _passes(blank: Blank, config: TrainingConfig, batch: Batch, padded: bool) ->
         passes.sample(blank, min(config.max_rows, batch.groups * batch.rows), sampling),
         passes.padded(blank, rows, length) if padded else Update(0.0, 0.0, 0.0, 0.0, 0.0),
         blank.policy.grouped,
-        2 * text.num_hidden_layers * heads * width * size,
+        _kv_per_token(blank),
     )
+
+
+def _kv_per_token(blank: Blank) -> float:
+    text = blank.policy.model.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    if heads is None:  # a state, whatever the length
+        return 0.0
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    size = 2 if blank.bf16 else next(blank.policy.model.parameters()).element_size()
+    return 2.0 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * width * size
 
 
 def _prefilled(config: TrainingConfig, batch: Batch, prompt: int) -> int:

@@ -55,6 +55,7 @@ def needs(
     parts["optimiser"] = states(config, machine, weights.trained, weights.trained_size)
     if own_critic:
         parts["critic's optimiser"] = states(config, machine, weights.trunk_trained, weights.trunk_trained_size)
+    parts["unpacked"] = weights.unpacked
     base = sum(parts.values())
     parts["gradients"] = weights.trained_size
     parts["activations"] = update.kept

@@ -17,6 +17,7 @@ PARTS = {
     "critic": "critic",
     "optimiser": "optimiser",
     "critic's optimiser": "critic's optimiser",
+    "unpacked": "the 4-bit layer in use, unpacked",
     "gradients": "gradients",
     "activations": "activations of a micro-batch",
     "head": "head: chunks of logits, their gradients",
@@ -103,6 +104,8 @@ def sentences(plan: Plan) -> list[str]:
         f"The usual way (these {rows} completions as padded rows of {length:,} tokens, {rows * length:,} in all, "
         f"logits kept): {size(plan.naive)}."
     )
+    if machine.device == "cpu":
+        found.append("On a CPU: growth of resident memory, beside some 0.6 GiB of the program itself.")
     if not plan.figures.grouped:
         found.append("This model does not run the grouped attention: it trains on padded rows, and decodes with them.")
     if plan.fits:
