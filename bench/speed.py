@@ -93,7 +93,7 @@ def build(workload: Workload, folder: str) -> None:
         num_hidden_layers=workload.layers,
         num_attention_heads=workload.heads,
         num_key_value_heads=workload.heads // 2,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         tie_word_embeddings=False,
         **ends,
     )

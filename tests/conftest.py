@@ -84,6 +84,12 @@ def random_groups(sizes: list[tuple[int, list[int]]], seed: int = 0, vocabulary:
     return groups
 
 
+@pytest.fixture(params=[0, 10_000], ids=["flash", "scores"])
+def attention_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways a packed group attends, whatever its length."""
+    monkeypatch.setattr("cohort.policy.attention.FEW_KEYS", request.param)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return build_tokenizer()

@@ -36,6 +36,7 @@ TRAIN, HELD_OUT = 6000, 1000
 LENGTH = 32
 SFT_STEPS, GRPO_STEPS = 300, 90
 REWARDS = ("accuracy", "format")
+GRPO_REWARDS = (*REWARDS, "overlong")  # nothing else says that an answer should end
 # Where GRPO can start from: below, SFT has not learned the task and there is nothing to reward.
 LEAST_ACCURACY, LEAST_FORMAT = 0.15, 0.9
 
@@ -56,17 +57,7 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
     with LiveDisplay("1. SFT on the teacher's demonstrations", console) as display:
         sft = SFTTrainer(
             str(output / "start"),
-            SFTConfig(
-                output_dir=str(sft_dir),
-                seed=seed,
-                learning_rate=3e-3,
-                lr_scheduler_type="cosine",
-                warmup_ratio=0.1,
-                adam_beta2=0.98,
-                per_device_train_batch_size=32,
-                max_steps=SFT_STEPS,
-                max_completion_length=LENGTH,
-            ),
+            sft_config(sft_dir, seed),
             demonstrations,
             callbacks=[display],
         )
@@ -80,23 +71,8 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
     with LiveDisplay("2. GRPO on its own answers", console) as display:
         grpo = GRPOTrainer(
             str(sft_dir),
-            [*REWARDS, "overlong"],  # nothing else says that an answer should end
-            GRPOConfig(
-                output_dir=str(output),
-                seed=seed,
-                learning_rate=3e-4,
-                lr_scheduler_type="constant",
-                adam_beta2=0.99,
-                per_device_train_batch_size=128,
-                num_generations=8,
-                beta=0.0,
-                entropy_coef=0.01,  # keeps rare right values in the samples until they are found
-                max_steps=GRPO_STEPS,
-                max_completion_length=LENGTH,
-                eval_strategy="steps",
-                eval_steps=15,
-                eval_on_start=True,
-            ),
+            list(GRPO_REWARDS),
+            grpo_config(output, seed),
             train,
             held_out[:200],
             callbacks=[display],
@@ -111,6 +87,39 @@ def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
     plots = plot_training(output)
     _show(console, before, after, summary, output, plots)
     return summary
+
+
+def sft_config(output: Path, seed: int) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(output),
+        seed=seed,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.1,
+        adam_beta2=0.98,
+        per_device_train_batch_size=32,
+        max_steps=SFT_STEPS,
+        max_completion_length=LENGTH,
+    )
+
+
+def grpo_config(output: Path, seed: int) -> GRPOConfig:
+    return GRPOConfig(
+        output_dir=str(output),
+        seed=seed,
+        learning_rate=3e-4,
+        lr_scheduler_type="constant",
+        adam_beta2=0.99,
+        per_device_train_batch_size=128,
+        num_generations=8,
+        beta=0.0,
+        entropy_coef=0.01,  # keeps rare right values in the samples until they are found
+        max_steps=GRPO_STEPS,
+        max_completion_length=LENGTH,
+        eval_strategy="steps",
+        eval_steps=15,
+        eval_on_start=True,
+    )
 
 
 def _evaluations(model: str, held_out: list[dict[str, Any]], seed: int) -> dict[str, Evaluation]:

@@ -6,6 +6,7 @@ training and decoding without model code of its own. The model passes the layout
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from cohort.policy import flash, flex
+
+log = logging.getLogger("cohort")
+
 NAME = "cohort_grouped"
+FEW_KEYS = 64
+"""Up to this many keys a query the scores fit the cache and are as fast as the flash kernel; above, it takes half to
+nine tenths of their time and keeps none of them."""
 
 
 class Layout(Protocol):
@@ -138,11 +146,44 @@ class GroupLayout:
         self.places = torch.from_numpy(places).to(device)
         self.positions = torch.from_numpy(position.repeat(length) + offset).to(device)
         self.sources = torch.from_numpy(sources).to(device)
+        self.groups = torch.from_numpy(group.repeat(length)).to(device)
+        self.segments = torch.from_numpy((np.arange(len(length)) * completion).repeat(length)).to(device)
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        self._plans: dict[int, flash.FlashPlan] = {}
+        self._flex: flex.FlexPlan | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+        if torch.is_autocast_enabled(q.device.type):
+            q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+        if self.captured is not None:
+            P, L, _, _ = self.shape
+            prompts = (x[self.grid[: P * L]].view(P, L, *x.shape[1:]) for x in (k, v))
+            keys, values = (x.transpose(1, 2).contiguous() for x in prompts)
+            self.captured[head.layer] = (keys, values)
+        if self._flashes(q, v, head):
+            return self._by_flash(q, k, v, head)
+        return self._by_flex(q, k, v, head) if _flexes(q, k, v, head) else self._by_scores(q, k, v, head)
+
+    def _flashes(self, q: Tensor, v: Tensor, head: HeadOptions) -> bool:
+        """Whether the CPU's kernel knows all that this layer asks for, and is the faster one."""
+        _, L, _, C = self.shape
+        plain = head.softcap is None and head.sinks is None and (head.window is None or head.window >= L + C)
+        return plain and L + C > FEW_KEYS and q.shape[-1] == v.shape[-1] and flash.available(q.device)
+
+    def _by_flash(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+        K = k.shape[1]
+        if K not in self._plans:
+            self._plans[K] = flash.FlashPlan(self.shape, K, self.grid, self.valid, self.places, self.prompt_lengths)
+        return flash.GroupedFlash.apply(q, k, v, self._plans[K], head.scaling)
+
+    def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+        if self._flex is None:
+            self._flex = flex.FlexPlan(self.groups, self.segments, self.positions)
+        return self._flex.attend(q, k, v, head)
+
+    def _by_scores(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         P, L, R, C = self.shape
         H, D = q.shape[1:]
         K, Dv = k.shape[1], v.shape[-1]
@@ -151,8 +192,6 @@ class GroupLayout:
         prompt_bias, completion_bias = self._bias_for(head.window, q.dtype)
         k_prompt = k[: P * L].view(P, L, K, D).transpose(1, 2).contiguous()
         v_prompt = v[: P * L].view(P, L, K, Dv).transpose(1, 2).contiguous()
-        if self.captured is not None:
-            self.captured[head.layer] = (k_prompt, v_prompt)
         q_prompt = q[: P * L].view(P, L, K, rep, D).permute(0, 2, 3, 1, 4).reshape(P * K, rep * L, D)
         k_flat, v_flat = k_prompt.view(P * K, L, D), v_prompt.view(P * K, L, Dv)
         scores = head.cap(q_prompt @ k_flat.transpose(1, 2)).view(P, K, rep, L, L) + prompt_bias
@@ -193,6 +232,43 @@ class GroupLayout:
             else:
                 self._biases[window, dtype] = (prompt, None)
         return self._biases[window, dtype]
+
+
+_FLEXES: dict[tuple[Any, ...], bool] = {}
+
+
+def _flexes(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> bool:
+    """Whether FlexAttention gives this layer's results and gradients, tried once for its shape on a small layout:
+    it must be compiled, which asks for a card and a Triton that know it."""
+    if q.device.type != "cuda" or head.sinks is not None:
+        return False
+    key = (*q.shape[1:], *k.shape[1:], v.shape[-1], q.dtype, head.window, head.softcap)
+    if key not in _FLEXES:
+        _FLEXES[key] = _flex_equals_scores(q, k, v, head)
+    return _FLEXES[key]
+
+
+def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> bool:
+    layout = GroupLayout([5, 9], [[4, 2], [3, 6]], q.device)
+    found = []
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            T, random = len(layout.places), torch.Generator(q.device).manual_seed(0)
+            inputs = [
+                torch.randn(T, *x.shape[1:], dtype=x.dtype, device=x.device, generator=random, requires_grad=True)
+                for x in (q, k, v)
+            ]
+            for attend in (layout._by_flex, layout._by_scores):
+                out = attend(*inputs, head)
+                found.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        log.warning("FlexAttention does not run here (%s): attention makes its scores", str(error).split("\n")[0])
+        return False
+    bound = 2e-3 if q.dtype == torch.float32 else 5e-2  # TF32 products on the card
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
+    if worst > bound:
+        log.warning("FlexAttention is off by %.0e here: attention makes its scores", worst)
+    return worst <= bound
 
 
 def _causal(n: int, window: int | None, device: torch.device) -> Tensor:

@@ -1,0 +1,5 @@
+"""`python -m cohort` is `cohort`."""
+
+from cohort.cli import main
+
+main()

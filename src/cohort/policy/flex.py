@@ -1,0 +1,69 @@
+"""The attention of packed groups by FlexAttention (arXiv 2412.05496), on CUDA: one compiled kernel over the stream,
+which skips the blocks that nobody sees and keeps no scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+if TYPE_CHECKING:
+    from cohort.policy.attention import HeadOptions
+
+
+@cache
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Compiled once for all lengths, at the first call of each."""
+    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask, dynamic=True)
+
+
+class FlexPlan:
+    """Who sees whom in the stream: `group` [T], `segment` [T] (0 for prompts, else a number for each completion),
+    `position` [T]. A token sees those before it of its prompt and of its own completion."""
+
+    def __init__(self, group: Tensor, segment: Tensor, position: Tensor):
+        self.group, self.segment, self.position = group, segment, position
+        self.attention, self.block_mask = (
+            _compiled() if group.device.type == "cuda" else (flex_attention, create_block_mask)
+        )
+        self._masks: dict[int | None, BlockMask] = {}
+
+    def _mask(self, window: int | None) -> BlockMask:
+        if window not in self._masks:
+            group, segment, position = self.group, self.segment, self.position
+
+            def seen(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+                mine = (segment[kv] == 0) | (segment[kv] == segment[q])
+                return (group[q] == group[kv]) & mine & (kv <= q)
+
+            def near(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+                return seen(b, h, q, kv) & (position[q] - position[kv] < window)
+
+            T = len(group)
+            self._masks[window] = self.block_mask(
+                seen if window is None else near, None, None, T, T, device=group.device.type
+            )
+        return self._masks[window]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+        """q [T, H, D], k [T, K, D] and v [T, K, Dv] to [T, H, Dv]."""
+        softcap = head.softcap
+
+        def capped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return softcap * torch.tanh(score / softcap)
+
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        out = self.attention(
+            q,
+            k,
+            v,
+            score_mod=None if softcap is None else capped,
+            block_mask=self._mask(head.window),
+            scale=head.scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return out[0].transpose(0, 1)

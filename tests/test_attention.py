@@ -1,0 +1,144 @@
+"""The flash form of the grouped attention against the form that makes its scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cohort.config import TrainingConfig
+from cohort.methods import METHODS
+from cohort.policy import attention
+from cohort.policy.attention import GroupLayout, HeadOptions
+from cohort.policy.head import CHUNK_BYTES
+from cohort.policy.pack import Part
+from cohort.rollouts.engine import LocalEngine
+from cohort.rollouts.sampling import Sampling
+from cohort.train.step import Updater
+from conftest import random_groups, small_policy
+from test_step import settings, tokens_of
+
+LAYOUTS: list[tuple[list[int], list[list[int]]]] = [
+    ([5, 3], [[4, 2, 1], [3]]),
+    ([4, 4], [[3, 3], [3, 3]]),
+    ([7, 2, 40], [[], [1], [50, 3]]),
+    ([6, 3], [[], []]),
+]
+
+
+def stream(layout: GroupLayout, heads: int, kv_heads: int, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    tokens = len(layout.places)
+    return [torch.randn(tokens, n, 16, dtype=dtype, requires_grad=True) for n in (heads, kv_heads, kv_heads)]
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
+@pytest.mark.parametrize("lengths", LAYOUTS)
+def test_flash_equals_scores(
+    lengths: tuple[list[int], list[list[int]]], heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = GroupLayout(*lengths, torch.device("cpu"))
+    inputs = stream(layout, *heads, torch.float64)
+    grad = torch.randn(inputs[0].shape, dtype=torch.float64)
+    found = []
+    for few in (0, 10_000):
+        monkeypatch.setattr(attention, "FEW_KEYS", few)
+        out = layout.attend(*inputs, HeadOptions(0, 0.2, None, None, None))
+        found.append([out, *torch.autograd.grad(out, inputs, grad)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": 3}, {"softcap": 5.0}, {"sinks": torch.zeros(4)}], ids=["window", "softcap", "sinks"]
+)
+def test_what_the_kernel_does_not_know_is_not_given_to_it(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = GroupLayout([7, 2], [[5, 3], [4]], torch.device("cpu"))
+    q, k, v = stream(layout, 4, 2, torch.float32)
+    head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
+    monkeypatch.setattr(attention, "FEW_KEYS", 10_000)
+    expected = layout.attend(q, k, v, head)
+    monkeypatch.setattr(attention, "FEW_KEYS", 0)
+    torch.testing.assert_close(layout.attend(q, k, v, head), expected, rtol=0, atol=0)
+
+
+def test_no_scores_are_kept_for_the_gradient() -> None:
+    policy = small_policy()
+    groups = random_groups([(40, [60, 50, 60, 55])])
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    config = settings(beta=0.0)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        Updater(policy, METHODS["grpo"], config).gradient(groups, tokens_of(groups))
+    tokens = 40 + 60 + 50 + 60 + 55
+    assert max(sizes) <= tokens * 48  # the widest activation, the MLP's
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4)])
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"softcap": 5.0}], ids=["plain", "window", "softcap"])
+@pytest.mark.parametrize("lengths", LAYOUTS)
+def test_flex_equals_scores(
+    lengths: tuple[list[int], list[list[int]]], heads: tuple[int, int], options: dict[str, Any]
+) -> None:
+    # Uncompiled, FlexAttention has no gradient on the CPU.
+    layout = GroupLayout(*lengths, torch.device("cpu"))
+    inputs = [x.detach() for x in stream(layout, *heads, torch.float32)]
+    head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
+    expected = layout._by_scores(*inputs, head)
+    torch.testing.assert_close(layout._by_flex(*inputs, head), expected, rtol=0, atol=1e-5)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """The most numbers that any operation's result held."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return found
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_no_tensor_of_tokens_by_vocabulary(beta: float) -> None:
+    vocabulary, rows = 40_000, 2
+    policy = small_policy(vocab_size=vocabulary)
+    prompts = [torch.randint(2, vocabulary, (8,)) for _ in range(2)]
+    config = settings(beta=beta, entropy_coef=0.01)
+    with _LargestTensor() as seen:
+        sampled = LocalEngine(policy, max_rows=4).generate(prompts, rows, Sampling(max_tokens=110, eos_ids=[]), 0)
+        groups = random_groups([(8, [110] * rows)] * 2)
+        parts = []
+        for g, (group, prompt, found) in enumerate(zip(groups, prompts, sampled, strict=True)):
+            group.prompt_ids, group.completions = prompt, found
+            parts.append(Part(g, prompt, range(rows), [c.ids for c in found]))
+        scores = policy.logprobs(iter([parts]), 1.0)
+        for g, group in enumerate(groups):
+            group.reference_logprobs = [scores[g, r] for r in range(rows)] if beta else None
+        Updater(policy, METHODS["grpo"], config).step(groups, tokens_of(groups), 1e-6)
+    tokens = 2 * rows * 110
+    # The weights themselves, and one chunk of the head.
+    assert seen.largest <= max(vocabulary * 32, CHUNK_BYTES // 4) < tokens * vocabulary
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    groups = random_groups([(40, [60, 50]), (9, [12, 61])])
+    found = []
+    for bf16 in (False, True):
+        policy = small_policy(config=TrainingConfig(bf16=bf16, use_cpu=True))
+        config = settings(beta=0.0).model_copy(update={"bf16": bf16})
+        Updater(policy, METHODS["grpo"], config).gradient(groups, tokens_of(groups))
+        found.append(torch.cat([p.grad.flatten().float() for p in policy.model.parameters()]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.1
