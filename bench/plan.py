@@ -1,8 +1,8 @@
-"""How far `cohort plan` is from what a run takes: peak resident memory of two GRPO steps, estimated and measured.
+"""How far `cohort plan` is from what a run takes: peak resident memory of two GRPO updates, estimated and measured.
 
     python bench/plan.py [small medium large]
 
-Each run is a process of its own. Its growth counts from after the imports to the end of the second step, so that the
+Each run is a process of its own. Its growth counts from after the imports to the end of the second update, so that the
 optimiser's states are there; completions all run to their limit.
 """
 
@@ -25,7 +25,7 @@ SIZES = {
     for w in (
         Workload("small", 8_000, 256, 4, 8, 704, 64, 64, 4),
         Workload("medium", 16_000, 512, 8, 8, 1408, 128, 128, 2),
-        Workload("large", 32_000, 1024, 12, 16, 2816, 128, 64, 2),
+        Workload("large", 32_000, 1024, 12, 16, 2816, 128, 64, 1),
     )
 }
 TINY = Workload("tiny", 64, 16, 2, 8, 32, 4, 4, 1)
@@ -46,6 +46,7 @@ def settings(size: Workload, folder: str, variant: str) -> dict[str, Any]:
         "max_prompt_length": size.prompt,
         "beta": 0.04,
         "max_steps": 2,
+        "num_iterations": 2,
         "use_cpu": True,
         "bf16": False,
         "log_completions": 0,

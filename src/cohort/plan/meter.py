@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -18,6 +19,14 @@ MAPPED = 32 * 2**20
 HEAP = 0.33
 """Share that holes between smaller blocks add on a CPU: measured, bench/plan.py. With a threshold fixed at 64 KiB
 (MALLOC_MMAP_THRESHOLD_) it is 0.03, and steps take longer."""
+
+ON_A_GPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""The CPU's kernel -> the one whose operations PyTorch knows to count."""
 
 
 class Meter(TorchDispatchMode):
@@ -49,11 +58,16 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = function(*args, **kwargs)
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        # A layout's own indices have values, which it looks at.
+        real = given and not any(isinstance(each, FakeTensor) for each in given)
+        with unset_fake_temporarily() if real else nullcontext():
+            found = function(*args, **kwargs)
         for each in tree_leaves(found):
             if isinstance(each, Tensor):
                 self.add(each)
-        count = flop_registry.get(function._overloadpacket)
+        packet = function._overloadpacket
+        count = flop_registry.get(ON_A_GPU.get(packet, packet))
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=found)
         return found
