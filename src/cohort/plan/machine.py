@@ -70,7 +70,7 @@ def find_machine(
             "--bandwidth 2e12, or plan for this machine with use_cpu=true"
         )
     if bf16 is None:
-        bf16 = fast_bf16(here) if here.type == device else True
+        bf16 = True if device == "cuda" and here.type != "cuda" else fast_bf16(here)
     if memory is None:
         on_gpu = device == "cuda"
         pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
