@@ -186,6 +186,7 @@ def test_out_of_memory_halves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         return hidden(inputs)
 
     monkeypatch.setattr(policy, "hidden", small_memory)
+    policy.fuses = False  # decode through what was patched
     engine = LocalEngine(policy, 20)
     found = engine.generate(prompts, 4, Sampling(max_tokens=5, eos_ids=[]), 0)
     assert engine.max_rows == 10

@@ -10,6 +10,7 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.policy.cache import DecodeCache
+from cohort.policy.decoder import decoder_of
 from cohort.policy.freeze import freeze
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
@@ -182,6 +183,9 @@ def choose_path(policy: Policy) -> None:
     policy.model.eval()
     try:
         difference, why = _parity(policy)
+        if difference is not None and difference > (PARITY_BF16 if policy.bf16 else PARITY):
+            policy.fuses = False
+            difference, why = _parity(policy)
         if difference is None or difference > (PARITY_BF16 if policy.bf16 else PARITY):
             why = why or f"packed log-probabilities differ from its own by {difference:.1e}"
             policy.grouped = False
@@ -234,7 +238,8 @@ def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
     layout = prompts.inputs["grouped"]
     layout.captured = {}
     hidden = policy.hidden(prompts.inputs)
-    cache = DecodeCache(share=True)
+    cache, decoder = DecodeCache(share=True), decoder_of(policy)
+    layout.captured = decoder.captured(layout.captured)
     cache.extend(layout, [len(part.rows) for part in parts])
     rows = [ids for part in parts for ids in part.completion_ids]
     last = hidden[layout.prompt_lengths.cumsum(0) - 1][cache.group]
@@ -243,5 +248,6 @@ def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
         tokens = torch.tensor([int(ids[min(t, len(ids) - 1)]) for ids in rows], device=policy.device)
         found.append(policy.head.logprobs(last, tokens).cpu())
         cache.advance()
-        last = policy.hidden({"input_ids": tokens[None], "position_ids": cache.positions[None], "grouped": cache})
+        with policy.autocast():
+            last = decoder(tokens, cache)
     return [torch.stack(found, 1)[i, : len(ids)] for i, ids in enumerate(rows)]

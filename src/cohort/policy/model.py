@@ -25,6 +25,8 @@ class Policy:
         self.trunk = model.base_model
         self.grouped = True
         """False: the model has an attention of its own and takes padded rows."""
+        self.fuses = True
+        """False: it decodes by the model's own code, though it looks like one that can be fused."""
         self.native_attention: str = model.config._attn_implementation
         self.version = 0
         """Counts updates, so that a completion can say which weights made it."""

@@ -23,7 +23,7 @@ def few_rows(model: nn.Module) -> Iterator[None]:
         if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype is torch.float32
     ]
     for layer in layers:
-        layer.forward = partial(_from_the_weight, layer)  # type: ignore[method-assign]
+        layer.forward = partial(from_the_weight, weight=layer.weight, bias=layer.bias)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -31,10 +31,13 @@ def few_rows(model: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _from_the_weight(layer: nn.Linear, rows: Tensor) -> Tensor:
+def from_the_weight(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer's result, computed as weight @ rows.T where that is faster."""
     count = rows.numel() // rows.shape[-1]
-    if count not in FEW or rows.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
-        return nn.functional.linear(rows, layer.weight, layer.bias)
-    out = (layer.weight @ rows.reshape(count, -1).t()).t()
-    out = out.contiguous() if layer.bias is None else out + layer.bias
-    return out.view(*rows.shape[:-1], -1)
+    few = count in FEW and rows.device.type == "cpu" and rows.dtype is weight.dtype is torch.float32
+    if not few or torch.is_autocast_enabled("cpu"):
+        return nn.functional.linear(rows, weight, bias)
+    out = weight @ rows.reshape(count, -1).t()
+    if bias is not None:
+        out += bias.unsqueeze(1)
+    return out.t().contiguous().view(*rows.shape[:-1], -1)

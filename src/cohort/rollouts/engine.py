@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cohort.policy.cache import DecodeCache
+from cohort.policy.decoder import decoder_of
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
@@ -92,7 +93,7 @@ class _Decoding:
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
         self.share = max((len(prompt) for prompt in prompts), default=0) > SHORT_PROMPT
-        self.cache = DecodeCache(self.share)
+        self.cache, self.decoder = DecodeCache(self.share), decoder_of(policy)
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[N], which of the `total` rows each cached row is."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
@@ -106,13 +107,8 @@ class _Decoding:
                 self._admit()
                 continue  # rows that ended at their first token leave before the next pass
             self.cache.advance()
-            hidden = self.policy.hidden(
-                {
-                    "input_ids": self.tokens[None],
-                    "position_ids": self.cache.positions[None],
-                    "grouped": self.cache,
-                }
-            )
+            with self.policy.autocast():
+                hidden = self.decoder(self.tokens, self.cache)
             self.tokens = self._sample(hidden, self.row, self.alive)
 
     def _make_room(self) -> None:
@@ -141,6 +137,7 @@ class _Decoding:
         layout.captured = {}
         hidden = self.policy.hidden(pack.inputs)
         counts = [count for _, _, count in pieces]
+        layout.captured = self.decoder.captured(layout.captured)
         self.cache.extend(layout, counts)
         new = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
         new = new.to(self.row.device)

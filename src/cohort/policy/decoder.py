@@ -1,0 +1,172 @@
+"""One token for every row through a decoder of Llama's family, in a quarter of the operations of the model's own code.
+
+A token of a small model, or of a large one on a GPU, costs the operations' own overhead before it costs arithmetic. For
+one generation the weights are laid out for it: a layer's projections of queries, keys and values are one matrix, so are
+the MLP's two, norms' weights and the attention's scale are inside them, and a head's numbers lie in the pairs that the
+rotary embedding turns, so that it is one product of complex numbers. Where it computes in bfloat16 the matrices are
+converted once instead of at every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+
+from cohort.policy.attention import HeadOptions
+from cohort.policy.cache import DecodeCache
+from cohort.policy.model import Policy
+from cohort.policy.products import from_the_weight
+
+FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+"""transformers' layers that do what this file does; each model is compared with its own forward before it is used."""
+MOVING = ("dynamic", "longrope")
+"""Rotary embeddings whose angles depend on the length of the sequence."""
+
+
+@dataclass(frozen=True)
+class _Projection:
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return from_the_weight(rows.to(self.weight.dtype), self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    head: HeadOptions
+    in_heads: _Projection
+    """[Dm] to queries, keys and values, [(H + 2 Hkv) * D]."""
+    head_norms: tuple[Tensor, Tensor] | None
+    """Weights [D] of the queries' and the keys' norm, the scale inside the first."""
+    out: _Projection
+    gate_up: _Projection
+    down: _Projection
+
+
+class FusedDecoder:
+    """`FusedDecoder(trunk, dtype)` for a trunk that `fuses`; call it with the rows' last tokens and their cache."""
+
+    def __init__(self, trunk: Any, dtype: torch.dtype):
+        first = trunk.layers[0].self_attn
+        self.trunk, self.eps = trunk, trunk.norm.variance_epsilon
+        self.D = first.head_dim
+        self.K = first.k_proj.out_features // self.D
+        self.H = first.q_proj.out_features // self.D
+        self.pairs = torch.arange(self.D, device=first.q_proj.weight.device).view(2, -1).t().flatten()
+        """[D], which of a head's numbers, as the model has them, stands where."""
+        self.layers = [self._layer(i, layer, dtype) for i, layer in enumerate(trunk.layers)]
+        self.turns = torch.zeros(0)
+        """[positions, 1, D / 2], complex: the rotary embedding."""
+
+    def _layer(self, index: int, layer: Any, dtype: torch.dtype) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        scale, norms = attention.scaling, None
+        if hasattr(attention, "q_norm"):
+            norms = (attention.q_norm.weight[self.pairs] * scale, attention.k_norm.weight[self.pairs])
+            scale = 1.0
+        queries, keys, values = attention.q_proj, attention.k_proj, attention.v_proj
+        in_heads = _joined(
+            [(queries, scale, self.pairs), (keys, 1.0, self.pairs), (values, 1.0, None)], layer.input_layernorm, dtype
+        )
+        gate_up = _joined([(mlp.gate_proj, 1.0, None), (mlp.up_proj, 1.0, None)], layer.post_attention_layernorm, dtype)
+        head = HeadOptions(index, 1.0, _window(attention), None, None)
+        return _Layer(head, in_heads, norms, _joined([(attention.o_proj, 1.0, None)], None, dtype), gate_up,
+                      _joined([(mlp.down_proj, 1.0, None)], None, dtype))  # fmt: skip
+
+    def captured(self, prompts: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+        """What the model's own forward left of the prompts, keys [..., D] in this decoder's order."""
+        return {layer: (keys[..., self.pairs], values) for layer, (keys, values) in prompts.items()}
+
+    def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
+        """The final hidden states [N, Dm] after one more token in each row; `cache.advance()` comes before."""
+        N, H, K, D = len(tokens_N), self.H, self.K, self.D
+        turns = self._turns(cache.positions)
+        rows = self.trunk.embed_tokens(tokens_N)
+        for layer in self.layers:
+            heads = layer.in_heads(self._normed(rows)).view(N, H + 2 * K, D)
+            turning, values = heads[:, : H + K], heads[:, H + K :]
+            if layer.head_norms is not None:
+                of_queries, of_keys = layer.head_norms
+                normed = rms_norm(turning.float(), (D,), None, self.eps)
+                turning = torch.cat([normed[:, :H] * of_queries, normed[:, H:] * of_keys], 1)
+            pairs = torch.view_as_complex(turning.float().reshape(N, H + K, D // 2, 2))
+            turned = torch.view_as_real(pairs * turns).view(N, H + K, D).to(heads.dtype)
+            attended = cache.attend(turned[:, :H], turned[:, H:], values, layer.head)
+            rows = rows + layer.out(attended.view(N, H * D))
+            gate, up = layer.gate_up(self._normed(rows)).chunk(2, -1)
+            rows = rows + layer.down(silu(gate) * up)
+        return self.trunk.norm(rows)
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        return rms_norm(rows, rows.shape[-1:], None, self.eps)
+
+    def _turns(self, positions_N: Tensor) -> Tensor:
+        last = int(positions_N.max())
+        if last >= len(self.turns):
+            every = torch.arange(2 * last + 64, device=positions_N.device)
+            cos, sin = self.trunk.rotary_emb(torch.zeros(1, device=every.device), every.unsqueeze(0))
+            self.turns = torch.complex(cos[0, :, : self.D // 2], sin[0, :, : self.D // 2]).unsqueeze(1)
+        return self.turns[positions_N]
+
+
+class ModelDecoder:
+    """The same by the model's own code, for every other model."""
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def captured(self, prompts: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+        return prompts
+
+    def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
+        return self.policy.hidden(
+            {"input_ids": tokens_N[None], "position_ids": cache.positions[None], "grouped": cache}
+        )
+
+
+def decoder_of(policy: Policy) -> FusedDecoder | ModelDecoder:
+    """For one generation: a fused decoder holds the weights as they are now."""
+    if not (policy.fuses and fuses(policy.trunk)):
+        return ModelDecoder(policy)
+    return FusedDecoder(policy.trunk, torch.bfloat16 if policy.bf16 else policy.head.output.weight.dtype)
+
+
+def fuses(trunk: Any) -> bool:
+    """Whether the trunk is a decoder of the family with plain matrices: no adapters, no quantised weights."""
+    layers = getattr(trunk, "layers", None)
+    if not layers or any(type(layer).__name__ not in FAMILY for layer in layers):
+        return False
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    linear = [module for layer in layers for name, module in layer.named_modules() if name.split(".")[-1] in names]
+    plain = len(linear) == len(names) * len(layers) and all(type(module) is nn.Linear for module in linear)
+    activation = type(layers[0].mlp.act_fn).__name__
+    return plain and activation in ("SiLU", "SiLUActivation") and trunk.rotary_emb.rope_type not in MOVING
+
+
+def _window(attention: Any) -> int | None:
+    window: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    return window
+
+
+def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> _Projection:
+    """The matrices below one another: each with its scale, a head's rows in the given order, and the weight of the
+    norm before it inside."""
+    weights, biases = [], []
+    for linear, scale, order in parts:
+        weight = linear.weight.float() * scale
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.float() * scale
+        if order is not None:
+            weight = weight.view(-1, len(order), weight.shape[1])[:, order].flatten(0, 1)
+            bias = bias.view(-1, len(order))[:, order].flatten()
+        weights.append(weight)
+        biases.append(bias)
+    whole = torch.cat(weights)
+    if norm is not None:
+        whole = whole * norm.weight.float()
+    has_bias = any(linear.bias is not None for linear, _, _ in parts)
+    return _Projection(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None)

@@ -1,0 +1,84 @@
+"""The fused decoder against the model's own code, token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cohort.config import TrainingConfig
+from cohort.methods import METHODS
+from cohort.policy.decoder import fuses
+from cohort.policy.model import Policy
+from cohort.rollouts.engine import LocalEngine
+from cohort.rollouts.sampling import Sampling
+from cohort.train.step import Updater
+from cohort.types import Completion
+from conftest import random_groups, small_policy
+from test_step import settings, tokens_of
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen2": ("Qwen2", {}),
+    "Qwen3": ("Qwen3", {}),
+    "Mistral, window": ("Mistral", {}),
+    "Llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "Llama, scaled rope": ("Llama", {"rope_parameters": LLAMA3}),
+}
+
+
+def sampled(policy: Policy, fused: bool) -> list[Completion]:
+    policy.fuses = fused
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(2, 97, (n,), generator=generator) for n in (5, 40, 2)]
+    found = LocalEngine(policy, 8).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1]), 0)
+    return [completion for group in found for completion in group]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_samples_what_the_model_samples(name: str) -> None:
+    architecture, overrides = MODELS[name]
+    policy = small_policy(architecture, **overrides)
+    assert policy.fuses and fuses(policy.trunk)
+    with torch.no_grad():  # biases start at zero, norms at one
+        for parameter in policy.model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    for ours, models in zip(sampled(policy, True), sampled(policy, False), strict=True):
+        assert ours.ids.tolist() == models.ids.tolist()
+        torch.testing.assert_close(ours.logprobs, models.logprobs, rtol=0, atol=1e-4)
+
+
+def test_it_decodes_with_the_weights_of_the_moment() -> None:
+    policy = small_policy()
+    before = sampled(policy, True)
+    groups = random_groups([(5, [4, 7, 1])])
+    Updater(policy, METHODS["grpo"], settings(beta=0.0)).step(groups, tokens_of(groups), 1e-2)
+    after, models = sampled(policy, True), sampled(policy, False)
+    assert [c.ids.tolist() for c in after] == [c.ids.tolist() for c in models]
+    assert [c.ids.tolist() for c in after] != [c.ids.tolist() for c in before]
+
+
+def test_in_bfloat16_it_stays_near_the_model() -> None:
+    policy = small_policy(config=TrainingConfig(bf16=True, use_cpu=True))
+    ours, models = sampled(policy, True), sampled(policy, False)
+    first = [(a.logprobs[0] - b.logprobs[0]).abs() for a, b in zip(ours, models, strict=True) if a.ids[0] == b.ids[0]]
+    assert len(first) > 6 and max(first) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("Gemma", {}), ("Granite", {}), ("Qwen2", {"finetuning_type": "lora", "lora_rank": 2})],
+    ids=["Gemma", "Granite", "LoRA"],
+)
+def test_other_models_decode_by_their_own_code(architecture: str, settings: dict[str, Any]) -> None:
+    policy = small_policy(architecture, TrainingConfig(bf16=False, use_cpu=True, **settings))
+    assert policy.grouped and not fuses(policy.trunk)
