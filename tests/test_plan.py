@@ -163,7 +163,7 @@ def test_ppo_beside_grpo_has_a_critic_to_train(seven: make.Plan) -> None:
     )
     assert full.other is not None
     trunk = full.figures.weights.trunk_trained_size
-    assert trunk == full.figures.weights.size - 97 * 32 * 4  # all but the output layer
+    assert trunk == full.figures.weights.trained_size - 97 * 32 * 4  # all but the output layer
     assert full.other[1].persistent - full.needs.persistent == 3 * trunk
     assert full.needs.parts["reference"] == full.figures.weights.size
     assert "critic" in full.other[1].phases and full.other[1].step > full.needs.step
@@ -183,7 +183,8 @@ def test_four_bit_weights_take_half_a_byte_and_their_scales() -> None:
 
 
 def test_a_model_that_looks_at_values_is_planned_or_refused() -> None:
-    experts = {"model_type": "qwen3_moe", **SHAPE, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4}
+    experts = {"model_type": "qwen3_moe", **SHAPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    experts["moe_intermediate_size"] = 16
     config = GRPOConfig(num_generations=2, per_device_train_batch_size=2)
     try:
         found = make_plan(of_sizes(**experts), config, CPU, Lengths(8, 8))

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cohort.config import RunConfig, TrainingConfig
 from cohort.plan.meter import Meter, autocast_of_cuda
+from cohort.policy.decoder import fuses
 from cohort.policy.load import adapt, load_model_config, set_up
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
@@ -39,6 +40,8 @@ class Weights:
     """Bytes read to decode one token: all but the embeddings."""
     unpacked: int
     """Bytes of the largest 4-bit layer as its products read it; 0 where none is in 4 bits."""
+    decoder: int
+    """Bytes of the matrices that decoding lays out anew; 0 where it uses the model's own."""
 
 
 def model_config(run: RunConfig, config: TrainingConfig) -> Any:
@@ -107,7 +110,7 @@ def _quantized(model: Any, config: TrainingConfig) -> list[nn.Linear]:
     return [module for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
 
 
-def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear]) -> Weights:
+def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16: bool) -> Weights:
     """What the model's parameters count and take. A 4-bit weight takes half a byte and its share of a block's scale:
     a float32 for 64 weights, or with double quantisation a byte and a float32 for 256 of these."""
     every = list(model.parameters())
@@ -127,8 +130,16 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear]) -> W
         trunk_trained=sum(p.numel() for p in trunk),
         trunk_trained_size=sum(p.numel() * p.element_size() for p in trunk),
         read=size - (0 if tied else embeddings.numel() * embeddings.element_size()),
+        decoder=_laid_out(model.base_model, bf16),
         unpacked=max((layer.weight.nbytes for layer in quantized), default=0),
     )
+
+
+def _laid_out(trunk: Any, bf16: bool) -> int:
+    if not fuses(trunk):
+        return 0
+    matrices = [module.weight for module in trunk.layers.modules() if isinstance(module, nn.Linear)]
+    return sum(w.numel() * (2 if bf16 else w.element_size()) for w in matrices)
 
 
 def blank_reward_model(name: str, device: str) -> float:
@@ -152,7 +163,7 @@ class Blank:
         self.meter = Meter(heap=not self.gpu)
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         model, peft, quantized = blank_model(found, config, bf16)
-        self.weights = weights(model, config, quantized)
+        self.weights = weights(model, config, quantized, bf16)
         with self._fake:
             # Its buffers are made on the CPU: autocast and attention choose by device, and no GPU need be there.
             model = model.to_empty(device="cpu")

@@ -92,29 +92,31 @@ def figures(found: Any, config: TrainingConfig, machine: Machine, batch: Batch, 
     """Run the passes, on a shorter model where the layers are many. Raises UserError for a model whose passes depend
     on values."""
     model, _, quantized = blank_model(found, config, machine.bf16)
-    whole = weights(model, config, quantized)
+    whole = weights(model, config, quantized, machine.bf16)
+
+    every = found.get_text_config().num_hidden_layers
 
     def take(layers: int) -> Figures:
         try:
-            return _passes(Blank(shortened(found, layers), config, machine.device, machine.bf16), config, batch, padded)
+            cut = found if layers == every else shortened(found, layers)
+            return _passes(Blank(cut, config, machine.device, machine.bf16), config, batch, padded)
         except BY_VALUE as error:
             raise UserError(f"this model cannot be planned: its passes depend on values ({error})") from error
 
-    layers = found.get_text_config().num_hidden_layers
-    if layers <= WHOLE:
-        return take(layers)
+    if every <= WHOLE:
+        return take(every)
     few, more = (take(n) for n in SAMPLE)
-    grown = _follow(few.weights.count, more.weights.count, layers)
+    grown = _follow(few.weights.count, more.weights.count, every)
     if abs(grown - whole.count) > 0.001 * whole.count:
-        return take(layers)
+        return take(every)
     return Figures(
         whole,
         *(
-            type(a)(*(_follow(x, y, layers) for x, y in zip(a, b, strict=True)))
+            type(a)(*(_follow(x, y, every) for x, y in zip(a, b, strict=True)))
             for a, b in ((getattr(few, name), getattr(more, name)) for name in PASSES)
         ),
         grouped=few.grouped,
-        kv_per_token=_follow(few.kv_per_token, more.kv_per_token, layers),
+        kv_per_token=_follow(few.kv_per_token, more.kv_per_token, every),
     )
 
 

@@ -62,8 +62,8 @@ def needs(
     parts["head"] = update.head
     if batch.sampled:
         cache, sampling = _decoding(found, config, batch, lengths)
-        parts["KV cache"], parts["sampling"] = cache, sampling
-        phases["generate"] = base + max(found.prefill.peak, cache + sampling)
+        parts["decoder"], parts["KV cache"], parts["sampling"] = weights.decoder, cache, sampling
+        phases["generate"] = base + weights.decoder + max(found.prefill.peak, cache + sampling)
         if needs_scoring(config):
             phases["score"] = base + found.score.peak
     phases["update"] = base + max(update.peak, weights.trained_size)

@@ -21,6 +21,7 @@ PARTS = {
     "gradients": "gradients",
     "activations": "activations of a micro-batch",
     "head": "head: chunks of logits, their gradients",
+    "decoder": "decoding's own layout of the weights",
     "KV cache": "KV cache",
     "sampling": "sampling: logits of the rows",
 }
