@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from cohort.config import GRPOConfig, OnlineConfig, SampledConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, fit_prompt, prompt_limit
@@ -192,7 +193,7 @@ def attach_reference(groups: list[Group], reference: Reference, config: SampledC
         Part(g, group.prompt_ids, range(len(group.completions)), [c.ids for c in group.completions])
         for g, group in enumerate(groups)
     ]
-    with reference() as model:
+    with record_function("reference"), reference() as model:
         found = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
     for g, group in enumerate(groups):
         group.reference_logprobs = [found[g, r] for r in range(len(group.completions))]

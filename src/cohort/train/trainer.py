@@ -43,6 +43,7 @@ from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs, reference_model
+from cohort.train.profile import profilers
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
 from cohort.train.sources import (
     Attachment,
@@ -117,7 +118,7 @@ class Trainer:
             SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
             self._evaluate if eval_rows else None,
             config,
-            [*made(callbacks or ()), *trackers(config)],
+            [*made(callbacks or ()), *trackers(config), *profilers(config)],
             self.state,
             critics,
         )
