@@ -94,14 +94,16 @@ def test_help_and_mistakes_import_nothing_heavy_and_are_quick() -> None:
         "import sys, cohort.cli, cohort.config\n"
         "import cohort.report.live, cohort.report.plots, cohort.report.reference, cohort.report.tables\n"
         "from typer.testing import CliRunner\n"
-        "for arguments in (['--help'], ['train', '--help'], ['train', 'none.yaml']):\n"
+        "wrong = ['examples/gsm8k.yaml', 'lerning_rate=1']\n"
+        "for arguments in (['--help'], ['train', '--help'], ['train', 'none.yaml'], ['train', *wrong],\n"
+        "                  ['plan', '--help'], ['plan', *wrong], ['plan', wrong[0], '--memory', 'much']):\n"
         "    CliRunner().invoke(cohort.cli.app, arguments)\n"
         "heavy = {'torch', 'transformers', 'datasets', 'math_verify', 'matplotlib', 'peft'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", code]
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "[]"
     quickest = min(_seconds("--help") for _ in range(3))
     # 0.3 s on an idle core; the bound leaves room for a busy one, and none for torch and transformers (4 s).
@@ -117,7 +119,7 @@ def _seconds(*arguments: str) -> float:
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    commands = ("train", "eval", "generate", "export", "demo", "plot", "doctor")
+    commands = ("train", "eval", "plan", "generate", "export", "demo", "plot", "doctor")
     assert all(f" {command} " in result.output for command in commands)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -221,7 +222,8 @@ def test_text_of_users_cannot_break_out_of_a_card() -> None:
     fence = text.split("````yaml\n")[1].split("\n````")[0]
     assert yaml.safe_load(fence) == {"stop": ["```\n# out"]}
     assert "\n- Base model: ````" in text and "\n- Rewards: ````" in text
-    assert "<script>" not in text.replace(code(evil), "")
+    outside = re.sub(r"^(`{3,})\w*\n.*?\n\1$", "", text.replace(code(evil), ""), flags=re.DOTALL | re.MULTILINE)
+    assert "<script>" not in outside and len(outside) < len(text)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_compare, cli_data, cli_eval, cli_model, cli_reward, cli_reward_models
+from cohort import cli_compare, cli_data, cli_eval, cli_model, cli_plan, cli_reward, cli_reward_models
 from cohort.cli_console import log_console
 from cohort.types import UserError
 
@@ -43,6 +43,7 @@ app = typer.Typer(
     help="Teach a language model by comparing its own answers with each other (GRPO).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help would cost a third of the start
     add_completion=False,
 )
 cli_reward.app.command()(cli_reward_models.label)
@@ -52,6 +53,7 @@ app.command()(cli_compare.compare)
 app.command(name="eval")(cli_eval.evaluate)
 app.command()(cli_model.generate)
 app.command()(cli_model.export)
+app.command()(cli_plan.plan)
 
 
 @app.command()
@@ -62,10 +64,12 @@ def train(
 ) -> None:
     """Train a model as a configuration says."""
     from cohort.config import read_run
-    from cohort.data.configured import check_names
 
     changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
     run, settings = read_run(config, changes)
+
+    from cohort.data.configured import check_names
+
     check_names(run, settings)
     console = log_console()
 

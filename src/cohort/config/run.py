@@ -19,7 +19,7 @@ from cohort.types import UserError
 class RunConfig(BaseModel):
     """What a YAML file says beside the method's own settings: which model, data and rewards."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     method: Literal[
         "sft",
@@ -37,6 +37,11 @@ class RunConfig(BaseModel):
         "process_reward_model",
     ] = Field("grpo", description="Row of the table of methods, or what kind of reward model is trained.")
     model: str = Field(description="Hub name or path of a causal language model; of an encoder too for a reward model.")
+    model_sizes: dict[str, Any] = Field(
+        default_factory=dict,
+        description="For cohort plan alone: values of the model's config.json, where it cannot be read; such as "
+        "{model_type: qwen2, hidden_size: 3584, ...}.",
+    )
     dataset: str = Field(description="File (JSON, JSONL, CSV, Parquet), directory, hub name, or reasoning_gym:TASK.")
     dataset_split: str = Field("train", description="Split of a hub data set.")
     dataset_kwargs: dict[str, Any] = Field(

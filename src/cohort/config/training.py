@@ -13,7 +13,7 @@ from cohort.config.problems import InvalidConfig, explain, nested_keys
 class TrainingConfig(BaseModel):
     """What every method shares: optimiser, schedule, batches, precision, saving, evaluation."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
     seed: int = Field(42, description="Order of the data, sampling, LoRA's start.")
@@ -112,6 +112,9 @@ class TrainingConfig(BaseModel):
     )
     report_to: list[str] = Field(default_factory=list, description="Beside metrics.jsonl and the plots: tensorboard.")
     logging_dir: str | None = Field(None, description="Of the trackers. None: runs/ in output_dir.")
+    profile: bool = Field(
+        False, description="Trace two steps: trace.json for Perfetto and profile.txt in output_dir, printed too."
+    )
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="Checkpoints during the run.")
     save_steps: float = Field(0, ge=0, description="Steps between checkpoints, or a share of all. 0: none.")
     save_only_model: bool = Field(False, description="Checkpoints without optimiser state: a run cannot resume.")

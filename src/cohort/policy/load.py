@@ -93,15 +93,21 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
 
 
-def context_length(name: str, *, trust_remote_code: bool = False) -> int:
-    """Positions the named model was made for, from its configuration alone; a large number where it does not say."""
+def load_model_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """transformers' configuration of the named model. Raises UserError for a bad name."""
     from transformers import AutoConfig
 
     name = base_of(name) if Path(name).is_dir() and is_adapter(name) else name
+    _must_be_model(name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"the configuration of {name!r} could not be read: {_first_lines(error)}") from error
+
+
+def context_length(name: str, *, trust_remote_code: bool = False) -> int:
+    """Positions the named model was made for, from its configuration alone; a large number where it does not say."""
+    config = load_model_config(name, trust_remote_code=trust_remote_code)
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
@@ -168,26 +174,37 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
             raise UserError("the model object names no directory to load a tokenizer from: pass processing_class=")
         tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
     device = find_device(config.use_cpu)
-    peft = None
+    peft = adapt(model, config, peft_config)
+    model = (peft.get_base_model() if peft is not None else model).to(device)
+    set_up(model, peft, config)
+    bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
+    policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
+    choose_path(policy)
+    return policy
+
+
+def adapt(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
+    """Leave what `finetuning_type` names to be trained. Returns the PeftModel, or None without an adapter. Raises
+    UserError for a second adapter."""
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if peft_config is not None:
             raise UserError("the model has an adapter already: leave peft_config out, or merge the adapter first")
-        peft = model
-    elif peft_config is not None or config.finetuning_type == "lora":
-        peft = add_lora(model, config, peft_config)
-    elif config.finetuning_type == "freeze":
+        return model
+    if peft_config is not None or config.finetuning_type == "lora":
+        return add_lora(model, config, peft_config)
+    if config.finetuning_type == "freeze":
         freeze(model, config)
-    model = (peft.get_base_model() if peft is not None else model).to(device)
+    return None
+
+
+def set_up(model: Any, peft: Any, config: TrainingConfig) -> None:
+    """Dropout and gradient checkpointing as configured."""
     if config.disable_dropout:
         zero_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if peft is not None:
             model.enable_input_require_grads()
-    bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
-    policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
-    choose_path(policy)
-    return policy
 
 
 def quantized_options(config: TrainingConfig, device: torch.device, has_adapter: bool) -> dict[str, Any]:

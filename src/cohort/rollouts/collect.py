@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from cohort.config import SampledConfig
 from cohort.data.templates import as_completion
@@ -74,9 +75,11 @@ def collect(
     """Sample and reward one group for each prompt."""
     G = config.num_generations
     started = time.perf_counter()
-    sampled = engine.generate([prompt.ids for prompt in prompts], G, sampling, seed)
+    with record_function("generate"):
+        sampled = engine.generate([prompt.ids for prompt in prompts], G, sampling, seed)
     generated = time.perf_counter()
-    scores = score(prompts, sampled, rewards, state)
+    with record_function("reward"):
+        scores = score(prompts, sampled, rewards, state)
     rewarded = time.perf_counter()
     steps = [Steps(*pair) for pair in zip(scores.step_rewards, scores.step_ends, strict=True)]
     groups = [

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.profiler import record_function
+
 from cohort.config import TrainingConfig
 from cohort.policy.model import Policy
 from cohort.train import checkpoint
@@ -94,9 +96,10 @@ class Loop:
         of_highest = share(progress.step, self.total, self.config)
         rate = of_highest * self.config.learning_rate
         before_update = time.perf_counter()
-        update = self.updater.step(groups, generation_tokens, rate)
-        for companion in self.companions:
-            update |= companion.step(groups, generation_tokens, of_highest)
+        with record_function("update"):
+            update = self.updater.step(groups, generation_tokens, rate)
+            for companion in self.companions:
+                update |= companion.step(groups, generation_tokens, of_highest)
         ended = time.perf_counter()
         metrics = {**(progress.batch_metrics or {}), **update, "learning_rate": rate}
         metrics["seconds/update"] = ended - before_update

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from cohort.config import GRPOConfig, OnlineConfig, SampledConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, fit_prompt, prompt_limit
@@ -203,7 +204,7 @@ def logprobs_under(reference: Reference, groups: list[Group], config: SampledCon
         Part(g, group.prompt_ids, range(len(group.completions)), [c.ids for c in group.completions])
         for g, group in enumerate(groups)
     ]
-    with reference() as model:
+    with record_function("reference"), reference() as model:
         found = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
     return [[found[g, r] for r in range(len(group.completions))] for g, group in enumerate(groups)]
 

@@ -45,6 +45,7 @@ from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.outer import iterations_of, rules_of
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs, reference_model
+from cohort.train.profile import profilers
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
 from cohort.train.refit import REWARD_MODEL
 from cohort.train.sources import (
@@ -124,7 +125,7 @@ class Trainer:
             SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
             self._evaluate if eval_rows else None,
             config,
-            [*([] if gold is None else [gold]), *made(callbacks or ()), *trackers(config)],
+            [*([] if gold is None else [gold]), *made(callbacks or ()), *trackers(config), *profilers(config)],
             self.state,
             critics,
             self.iterations,

@@ -1,0 +1,90 @@
+"""Counting bytes and floating-point operations of code that runs on tensors without storage."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+MAPPED = 32 * 2**20
+"""Bytes from which glibc maps a block by itself and gives it back when it is freed, once its threshold has grown."""
+HEAP = 0.33
+"""Share that holes between smaller blocks add on a CPU: measured, bench/plan.py. With a threshold fixed at 64 KiB
+(MALLOC_MMAP_THRESHOLD_) it is 0.03, and steps take longer."""
+
+ON_A_GPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""The CPU's kernel -> the one whose operations PyTorch knows to count."""
+
+
+class Meter(TorchDispatchMode):
+    """Inside, every storage that an operation makes is counted from its birth to its end, and every matrix product.
+
+    `live` and `peak` are bytes, `flops` floating-point operations (a multiplication and an addition are two).
+    `heap`: count what the C library's heap adds to blocks that it does not map by themselves.
+    """
+
+    def __init__(self, heap: bool) -> None:
+        super().__init__()
+        self.live = self.peak = self.flops = 0.0
+        self._heap = heap
+        self._sizes: dict[int, float] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the tensor's storage, once however many tensors share it."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key not in self._sizes:
+            size = storage.nbytes()
+            self._sizes[key] = size * (1 + HEAP) if self._heap and size < MAPPED else size
+            self.live += self._sizes[key]
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._drop, key).atexit = False
+
+    def _drop(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        # A layout's own indices have values, which it looks at.
+        real = given and not any(isinstance(each, FakeTensor) for each in given)
+        with unset_fake_temporarily() if real else nullcontext():
+            found = function(*args, **kwargs)
+        for each in tree_leaves(found):
+            if isinstance(each, Tensor):
+                self.add(each)
+        packet = function._overloadpacket
+        count = flop_registry.get(ON_A_GPU.get(packet, packet))
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=found)
+        return found
+
+
+@contextmanager
+def autocast_of_cuda() -> Iterator[None]:
+    """Inside, autocast on the CPU makes softmax float32, as a GPU's does: elsewhere in the models here they agree."""
+
+    def softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+            return torch.softmax(scores, dim, torch.float32)
+
+    # Below autograd, so that a layer that checkpointing runs again does the same.
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        library.impl("softmax.int", softmax, "AutocastCPU")
+        yield
+    finally:
+        library._destroy()
