@@ -104,6 +104,12 @@ def test_preflight_shows_what_each_function_gave() -> None:
     assert first.endswith(" ms a completion") and found.milliseconds["accuracy"] > 0
 
 
+def test_preflight_leaves_a_rule_that_is_only_watched_out_of_account() -> None:
+    """What is learned from need not agree with it."""
+    assert preflight(Rewards([silence, {"name": "accuracy", "weight": 0}]), NUMBERS).problem is None
+    assert preflight(Rewards([silence], watched=["accuracy"]), NUMBERS).problem is None
+
+
 @pytest.mark.parametrize(
     ("funcs", "weights", "message"),
     [

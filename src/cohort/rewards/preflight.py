@@ -103,8 +103,10 @@ def _texts(case: Case, style: str) -> dict[str, str]:
 def _judge(result: Preflight, rewards: Rewards, known: list[Case]) -> None:
     """Fill in the problem and the warnings."""
     names = PROGRAM_REWARDS if compares_programs(rewards) else OWN_ANSWER_SCORES
+    # Beside others, one of weight 0 is only watched.
     weighed = zip(rewards.parts, rewards.weights, strict=True)
-    judges = [part.name for part, weight in weighed if weight and _is_one_of(part, names)]
+    counting = [part for part, weight in weighed if weight or not any(rewards.weights)]
+    judges = [part.name for part in counting if _is_one_of(part, names)]
     if not known or not judges:
         if len({total for totals in result.totals.values() for total in totals}) == 1:
             result.warnings.append("the rewards gave the same total to every completion tried")
