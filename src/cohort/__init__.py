@@ -14,10 +14,13 @@ if TYPE_CHECKING:
         OnlineRFTConfig,
         PassAtKConfig,
         PPOConfig,
+        ProcessRewardConfig,
         ReinforceConfig,
+        RewardConfig,
         RFTConfig,
         SFTConfig,
     )
+    from cohort.train.reward_trainer import RewardTrainer
     from cohort.train.trainer import Trainer
     from cohort.train.trainers import DPOTrainer, GRPOTrainer, PPOTrainer, RFTTrainer, SFTTrainer
     from cohort.types import UserError
@@ -34,9 +37,12 @@ __all__ = [
     "PPOConfig",
     "PPOTrainer",
     "PassAtKConfig",
+    "ProcessRewardConfig",
     "RFTConfig",
     "RFTTrainer",
     "ReinforceConfig",
+    "RewardConfig",
+    "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
     "Trainer",
@@ -46,6 +52,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys([name for name in __all__ if name.endswith("Config")], "cohort.config"),
     **dict.fromkeys([name for name in __all__ if name.endswith("Trainer")], "cohort.train.trainers"),
+    "RewardTrainer": "cohort.train.reward_trainer",
     "Trainer": "cohort.train.trainer",
     "UserError": "cohort.types",
 }

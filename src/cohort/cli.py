@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cohort import cli_compare, cli_data, cli_eval, cli_model, cli_plan, cli_reward
+from cohort import cli_compare, cli_data, cli_eval, cli_model, cli_plan, cli_reward, cli_reward_models
 from cohort.cli_console import log_console
 from cohort.types import UserError
 
@@ -46,6 +46,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's help would cost a third of the start
     add_completion=False,
 )
+cli_reward.app.command()(cli_reward_models.label)
+cli_reward.app.command(name="eval")(cli_reward_models.evaluate)
 app.add_typer(cli_reward.app, name="reward")
 app.command()(cli_compare.compare)
 app.command(name="eval")(cli_eval.evaluate)

@@ -35,6 +35,8 @@ def show(
 
     run, settings = read_run(config, overrides or [])
     check_names(run, settings)
+    if run.method not in METHOD_CONFIGS:
+        raise UserError(f"{config}: method {run.method}: prompts are shown for methods that train a policy")
     loaded, held_out = configured_rows(run, settings.seed)
 
     from cohort.data.chat_templates import use_template

@@ -25,7 +25,11 @@ class Output(str, Enum):
     csv = "csv"
 
 
-app = typer.Typer(help="Try and audit reward functions.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Try and audit reward functions; label data for reward models and judge them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 Format = Annotated[Output, typer.Option("--output-format", help="How to print the result.")]
 BATCH = 16

@@ -17,11 +17,9 @@ log = logging.getLogger("cohort")
 MARKS = ("stage", "model_name_or_path", "cutoff_len", "do_train")
 """A file with one of these keys is LLaMA-Factory's."""
 
-STAGES = {"sft": "sft", "grpo": "grpo", "dpo": "dpo", "ppo": "ppo"}
+STAGES = {"sft": "sft", "grpo": "grpo", "dpo": "dpo", "ppo": "ppo", "rm": "reward_model"}
 NO_STAGES = {
     "pt": "further pre-training on raw text is not done here: use transformers' run_clm.py or LLaMA-Factory",
-    "rm": "reward models are not trained here: train one with TRL or LLaMA-Factory, save it as a sequence classifier "
-    "with one label, and name it in reward_funcs",
     "kto": "it has no counterpart here: make pairs of good and bad answers and use stage: dpo, or stage: grpo",
 }
 
@@ -74,7 +72,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "eval_dataset": Key("likewise", ours="eval_dataset"),
         "dataset_dir": Key("where dataset_info.json is; `data` unless given", ours="dataset_dir"),
         "template": Key("used where the tokenizer has no chat template of its own", ours="template"),
-        "cutoff_len": Key("becomes max_length (sft, dpo) or max_prompt_length; what is longer is cut and counted"),
+        "cutoff_len": Key("becomes max_length (sft, dpo, rm) or max_prompt_length; what is longer is cut and counted"),
         "max_samples": Key("of each data set, of eval_dataset too", ours="max_samples"),
         "val_size": Key("a count or a share", ours="val_size"),
         "default_system": Key("for rows without a system turn", ours="system_prompt"),
@@ -96,7 +94,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "tool_format": Key("there are no tools", refused=True),
     },
     "Method": {
-        "stage": Key("sft, grpo, dpo, ppo", ours="method"),
+        "stage": Key("sft, grpo, dpo, ppo; rm is reward_model", ours="method"),
         "finetuning_type": Key("full, lora, freeze", ours="finetuning_type"),
         "reward_funcs": Key("names with commas", ours="reward_funcs"),
         "reward_model": Key("joins reward_funcs"),
@@ -142,7 +140,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "predict_with_generate": Key("evaluation samples where there are reward_funcs", off=(True,)),
         "plot_loss": Key("plots are always drawn: `cohort plot` draws them again", off=(True,)),
         "compute_accuracy": Key("reward_funcs score completions of the held-out rows"),
-        "early_stopping_steps": Key("Ctrl-C stops; the newest checkpoint stays"),
+        "early_stopping_steps": Key("for rm: early_stopping_patience"),
         "disable_shuffling": Key("shuffle_dataset: false"),
         "max_new_tokens": Key("", ours="max_completion_length"),
         "do_sample": Key("sampling by temperature", off=(True,)),
@@ -218,7 +216,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _cutoff(value: Any, found: dict[str, Any], where: str) -> None:
-    whole = found["method"] == "sft" or (found["method"] == "dpo" and not found.get("dpo_pairs"))
+    whole = found["method"] in ("sft", "reward_model") or (found["method"] == "dpo" and not found.get("dpo_pairs"))
     found["max_length" if whole else "max_prompt_length"] = value
 
 
@@ -238,6 +236,13 @@ def _reward_model(value: Any, found: dict[str, Any], where: str) -> None:
     named = found.get("reward_funcs") or []
     functions = named.split(",") if isinstance(named, str) else list(named)
     found["reward_funcs"] = [*functions, value]
+
+
+def _early_stopping(value: Any, found: dict[str, Any], where: str) -> None:
+    if found["method"] == "reward_model":
+        found["early_stopping_patience"] = value
+    else:
+        log.warning("early_stopping_steps: %r has no effect here: it is for the stage rm; Ctrl-C stops", value)
 
 
 def _revision(value: Any, found: dict[str, Any], where: str) -> None:
@@ -268,6 +273,7 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "pref_beta": _preference_beta,
     "enable_thinking": _thinking,
     "reward_model": _reward_model,
+    "early_stopping_steps": _early_stopping,
     "model_revision": _revision,
     "quantization_bit": _quantization,
 }

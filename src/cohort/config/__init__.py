@@ -23,6 +23,7 @@ from cohort.config.methods import (
     differences_from_paper,
 )
 from cohort.config.problems import InvalidConfig, build, unknown_key, unknown_name
+from cohort.config.reward_models import REWARD_CONFIGS, ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.config.run import RunConfig, read_run, read_values, split_run
 from cohort.config.training import SFTConfig, TrainingConfig
 
@@ -30,6 +31,7 @@ __all__ = [
     "DSM",
     "METHOD_CONFIGS",
     "PAPER",
+    "REWARD_CONFIGS",
     "BaselineConfig",
     "DPOConfig",
     "GRPOConfig",
@@ -39,8 +41,11 @@ __all__ = [
     "OnlineRFTConfig",
     "PPOConfig",
     "PassAtKConfig",
+    "ProcessRewardConfig",
     "RFTConfig",
     "ReinforceConfig",
+    "RewardConfig",
+    "RewardModelConfig",
     "RunConfig",
     "SFTConfig",
     "SampledConfig",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cohort import coming_from_llama_factory
 from cohort.config.methods import METHOD_CONFIGS, GRPOConfig
 from cohort.config.problems import build
+from cohort.config.reward_models import REWARD_CONFIGS
 from cohort.config.training import TrainingConfig
 from cohort.types import UserError
 
@@ -32,8 +33,10 @@ class RunConfig(BaseModel):
         "opo",
         "pass_at_k",
         "reinforce++",
-    ] = Field("grpo", description="Row of the table of methods.")
-    model: str = Field(description="Hub name or path of a causal language model.")
+        "reward_model",
+        "process_reward_model",
+    ] = Field("grpo", description="Row of the table of methods, or what kind of reward model is trained.")
+    model: str = Field(description="Hub name or path of a causal language model; of an encoder too for a reward model.")
     model_sizes: dict[str, Any] = Field(
         default_factory=dict,
         description="For cohort plan alone: values of the model's config.json, where it cannot be read; such as "
@@ -109,7 +112,7 @@ def _override_value(key: str, text: str) -> Any:
 def split_run(values: dict[str, Any], where: str) -> tuple[RunConfig, TrainingConfig]:
     """Deal one flat mapping out to the run's keys and the method's."""
     method = values.get("method", "grpo")
-    kind = METHOD_CONFIGS.get(method, GRPOConfig)
+    kind = {**METHOD_CONFIGS, **REWARD_CONFIGS}.get(method, GRPOConfig)
     known = [*RunConfig.model_fields, *kind.model_fields]
     of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 from cohort.config import RunConfig, TrainingConfig
@@ -22,12 +23,13 @@ def check_names(run: RunConfig, config: TrainingConfig) -> None:
         named_template(config.template)
 
 
-def configured_rows(run: RunConfig, seed: int) -> tuple[list[Row], list[Row] | None]:
-    """(training rows, held-out rows or None). Raises UserError for what cannot be used."""
+def configured_rows(run: RunConfig, seed: int, by_prompt: bool = False) -> tuple[list[Row], list[Row] | None]:
+    """(training rows, held-out rows or None); `by_prompt`: val_size holds out prompts with all of their rows. Raises
+    UserError for what cannot be used."""
     rows = _rows(run, run.dataset, run.dataset_split, run.max_samples, seed)
     if run.eval_dataset is not None:
         return rows, _rows(run, run.eval_dataset, run.eval_split, run.eval_samples, seed)
-    return _split(rows, run.val_size, seed) if run.val_size else (rows, None)
+    return _split(rows, run.val_size, seed, by_prompt) if run.val_size else (rows, None)
 
 
 def _rows(run: RunConfig, names: str, split: str, limit: int | None, seed: int) -> list[Row]:
@@ -45,15 +47,24 @@ def _rows(run: RunConfig, names: str, split: str, limit: int | None, seed: int) 
     return [row for entry in entries for row in entry_rows(entry, **options)]
 
 
-def _split(rows: list[Row], size: float, seed: int) -> tuple[list[Row], list[Row]]:
-    held_out = round(len(rows) * size) if size < 1 else int(size)
-    if not 0 < held_out < len(rows):
-        raise UserError(f"val_size {size:g} of {len(rows)} rows leaves {held_out} held out: both parts need some")
-    chosen = set(random.Random(seed).sample(range(len(rows)), held_out))
+def _split(rows: list[Row], size: float, seed: int, by_prompt: bool) -> tuple[list[Row], list[Row]]:
+    units = list(dict.fromkeys(_unit(i, row, by_prompt) for i, row in enumerate(rows)))
+    held_out = round(len(units) * size) if size < 1 else int(size)
+    if not 0 < held_out < len(units):
+        what = "prompts" if by_prompt else "rows"
+        raise UserError(f"val_size {size:g} of {len(units)} {what} leaves {held_out} held out: both parts need some")
+    places = set(random.Random(seed).sample(range(len(units)), held_out))
+    chosen = {unit for i, unit in enumerate(units) if i in places}
+    held = [_unit(i, row, by_prompt) in chosen for i, row in enumerate(rows)]
     return (
-        [row for i, row in enumerate(rows) if i not in chosen],
-        [row for i, row in enumerate(rows) if i in chosen],
+        [row for row, out in zip(rows, held, strict=True) if not out],
+        [row for row, out in zip(rows, held, strict=True) if out],
     )
+
+
+def _unit(i: int, row: Row, by_prompt: bool) -> str | int:
+    """What is held out as one: the row, or all rows of its prompt."""
+    return json.dumps(row.prompt, sort_keys=True, default=str) if by_prompt else i
 
 
 def prompt_limit(context_length: int, config: TrainingConfig) -> int:

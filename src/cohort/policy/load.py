@@ -128,8 +128,9 @@ def _remote_code_hint(error: Exception) -> str:
     return ". Read that code; trust_remote_code: true (--trust-remote-code) runs it" if needed else ""
 
 
-def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
-    """Inject LoRA through peft. Returns the PeftModel. Raises UserError where no module matches."""
+def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_type: str = "CAUSAL_LM") -> Any:
+    """Inject LoRA through peft, which trains a classifier's head (`task_type` SEQ_CLS) whole.
+    Returns the PeftModel. Raises UserError where no module matches."""
     from peft import LoraConfig, PeftConfig, get_peft_model
 
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
@@ -147,7 +148,7 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any
             use_rslora=config.use_rslora,
             modules_to_save=config.modules_to_save or None,
             target_modules=targets,
-            task_type="CAUSAL_LM",
+            task_type=task_type,
         )
     try:
         return get_peft_model(model, peft_config)
@@ -199,10 +200,7 @@ def adapt(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
 def set_up(model: Any, peft: Any, config: TrainingConfig) -> None:
     """Dropout and gradient checkpointing as configured."""
     if config.disable_dropout:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        _zero_attention_dropout(model)
+        zero_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if peft is not None:
@@ -224,8 +222,11 @@ def quantized_options(config: TrainingConfig, device: torch.device, has_adapter:
     return {"device_map": {"": device}, **options}
 
 
-def _zero_attention_dropout(model: Any) -> None:
+def zero_dropout(model: Any) -> None:
+    """No dropout in any of the model's modules."""
     for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
         for name in ("attention_dropout", "attn_dropout_p"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)

@@ -227,7 +227,8 @@ def _loss(rows: Rows) -> Any | None:
     _line(axis, rows, "loss", COLOURS[0], "training")
     if series(rows, "eval/loss")[0]:
         _line(axis, rows, "eval/loss", COLOURS[1], "held out")
-    axis.set_ylabel("nats per token")
+    # A reward model's loss is of texts, pairs or steps; it has no entropy.
+    axis.set_ylabel("nats per token" if series(rows, "entropy")[0] else "loss")
     legend(axis, 2)
     return figure
 

@@ -11,7 +11,15 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cohort.config import METHOD_CONFIGS, OnlineConfig, RunConfig, SampledConfig, TrainingConfig
+from cohort.config import (
+    METHOD_CONFIGS,
+    REWARD_CONFIGS,
+    OnlineConfig,
+    RewardModelConfig,
+    RunConfig,
+    SampledConfig,
+    TrainingConfig,
+)
 
 HEAD = """# Configuration
 
@@ -33,19 +41,21 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (TrainingConfig, "What every method has: optimiser, schedule, batches, precision, saving, evaluation."),
     (SampledConfig, "What methods that learn from sampled completions have beside TrainingConfig's keys."),
     (OnlineConfig, "What methods that sample the current policy have beside SampledConfig's keys."),
+    (RewardModelConfig, "What reward models have beside TrainingConfig's keys."),
 )
+KINDS: dict[str, type[TrainingConfig]] = {**METHOD_CONFIGS, **REWARD_CONFIGS}
 SOURCE = re.compile(r"DeepSeekMath|(?:^|(?<=\. ))[^.]+, arXiv")
 BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
 def configuration_markdown() -> str:
     """docs/configuration.md: every key with its values, default, meaning and source."""
-    methods = [(kind, _of_method(kind)) for kind in dict.fromkeys(METHOD_CONFIGS.values())]
+    methods = [(kind, _of_method(kind)) for kind in dict.fromkeys(KINDS.values())]
     return HEAD + "".join(_section(kind, text) for kind, text in (*SHARED, *methods))
 
 
 def _of_method(kind: type[TrainingConfig]) -> str:
-    names = ", ".join(f"`method: {name}`" for name, other in METHOD_CONFIGS.items() if other is kind)
+    names = ", ".join(f"`method: {name}`" for name, other in KINDS.items() if other is kind)
     about = " ".join((kind.__doc__ or "").split())
     return f"{names}. {about} All keys of {kind.__mro__[1].__name__}, and what it adds or has otherwise:"
 

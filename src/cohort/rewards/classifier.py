@@ -1,13 +1,18 @@
-"""A reward model: any sequence classifier of transformers with one label, with its own tokenizer and chat template."""
+"""A reward model as a reward function: by name, by path, or a model of transformers, with its own tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from cohort.rewards.text import content
+from cohort.rewards.scorer import Encoded, Scorer
 from cohort.types import Text, UserError
+
+Log = Callable[[str, float], None]
 
 
 def make_classifier(
@@ -17,17 +22,19 @@ def make_classifier(
     max_length: int | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
     device: str | None = None,
+    probability: bool | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Callable[..., Any]:
-    """The logit of a sequence classifier as a reward.
+    """The score of a reward model as a reward: of a completion, or of each step where the model is a process one.
 
     `model`: a directory, a hub name or a transformers model with one label; `processing_class`: its tokenizer, else
     the one saved with it. A conversation is written by its chat template; without one, prompt and completion are a
     pair where the tokenizer has a classifier token (BERT), else one text. Texts beyond `max_length` tokens (default:
     the model's positions) lose their beginning, of a pair the longer text its end; `NAME/truncated` is their share.
-    `dtype`: float32 on a CPU, else the weights' own. Raises UserError for what is not such a classifier.
+    `probability`: the logit's sigmoid; None: for process models only. `dtype`: float32 on a CPU, else the weights'
+    own. Raises UserError for what is not such a model.
     """
     import torch
 
@@ -37,133 +44,92 @@ def make_classifier(
     name = model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
     if isinstance(model, str):
         precision = dtype or ("float32" if place.type == "cpu" else "auto")
-        model = _load(model, precision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    if model.config.num_labels != 1:
-        raise UserError(
-            f"reward model {name!r} has {model.config.num_labels} labels: a reward model has one, "
-            "whose logit is the reward"
-        )
-    tokenizer = processing_class or _tokenizer(name, trust_remote_code)
-    scorer = _Scorer(model.to(place).eval(), tokenizer, batch_size, max_length, chat_template_kwargs or {})
+        model = load_classifier(model, precision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    require_one_label(name, model.config)
+    tokenizer = processing_class or load_tokenizer(name, trust_remote_code)
+    scorer = Scorer(model.to(place).eval(), tokenizer, max_length, chat_template_kwargs)
+    squash = scorer.of_steps if probability is None else probability
+    log_name = Path(name).resolve().name
+
+    def encoded(texts: list[Encoded], log_metric: Log | None) -> list[list[float]]:
+        if log_metric is not None:
+            log_metric(f"{log_name}/truncated", sum(each.truncated for each in texts) / max(1, len(texts)))
+        scores = scorer.score(texts, batch_size)
+        return [[_sigmoid(score) for score in row] for row in scores] if squash else scores
 
     def score(
+        prompts: Sequence[Text], completions: Sequence[Text], log_metric: Log | None = None, **_: Any
+    ) -> list[float]:
+        texts = [scorer.encode(*each) for each in zip(prompts, completions, strict=True)]
+        return [row[0] for row in encoded(texts, log_metric)]
+
+    def score_steps(
         prompts: Sequence[Text],
         completions: Sequence[Text],
-        log_metric: Callable[[str, float], None] | None = None,
+        steps: Sequence[Sequence[str]],
+        log_metric: Log | None = None,
         **_: Any,
-    ) -> list[float]:
-        scores, truncated = scorer.scores(prompts, completions)
-        if log_metric is not None:
-            log_metric(f"{score.__name__}/truncated", truncated)
-        return scores
+    ) -> list[list[float]]:
+        texts = [scorer.encode_steps(*each) for each in zip(prompts, completions, steps, strict=True)]
+        return encoded(texts, log_metric)
 
-    score.__name__ = Path(name).resolve().name
-    return score
-
-
-class _Scorer:
-    """A classifier with its tokenizer."""
-
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None, template: dict[str, Any]):
-        self.model, self.tokenizer, self.batch_size, self.template = model, tokenizer, batch_size, template
-        self.max_length = max_length or _positions(model)
-        self.pairs = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
-
-    def scores(self, prompts: Sequence[Text], completions: Sequence[Text]) -> tuple[list[float], float]:
-        """(one score for each completion, the share of texts that were cut)."""
-        encoded = [self._encode(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
-        # Of like lengths together, so that little is padding.
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]["input_ids"]))
-        found = [0.0] * len(encoded)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for i, score in zip(batch, self._forward([encoded[i][0] for i in batch]), strict=True):
-                found[i] = score
-        return found, sum(cut for _, cut in encoded) / max(1, len(encoded))
-
-    def _encode(self, prompt: Text, completion: Text) -> tuple[dict[str, list[int]], bool]:
-        """(the tokenizer's inputs for one text, whether it was cut)."""
-        tokenizer = self.tokenizer
-        if not isinstance(prompt, str) and tokenizer.chat_template:
-            reply = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-            written = tokenizer.apply_chat_template([*prompt, *reply], tokenize=False, **self.template)
-            ids = tokenizer(written, add_special_tokens=False)
-        elif self.pairs:
-            ids = tokenizer(_plain(prompt), content(completion))
-        else:
-            ids = tokenizer(_plain(prompt) + content(completion))
-        if not ids["input_ids"]:
-            return {"input_ids": [self.tokenizer.eos_token_id or 0], "attention_mask": [1]}, False
-        limit = self.max_length
-        if limit is None or len(ids["input_ids"]) <= limit:
-            return dict(ids), False
-        if self.pairs and (isinstance(prompt, str) or not tokenizer.chat_template):
-            return dict(tokenizer(_plain(prompt), content(completion), truncation=True, max_length=limit)), True
-        return {key: value[-limit:] for key, value in ids.items()}, True
-
-    def _forward(self, batch: list[dict[str, list[int]]]) -> list[float]:
-        import torch
-
-        width = max(len(row["input_ids"]) for row in batch)
-        pad = self._pad(batch)
-        fill = {"input_ids": pad, "token_type_ids": self.tokenizer.pad_token_type_id}
-        inputs = {
-            key: torch.tensor([row[key] + [fill.get(key, 0)] * (width - len(row[key])) for row in batch])
-            for key in batch[0]
-        }
-        config = self.model.config.get_text_config()
-        kept, config.pad_token_id = config.pad_token_id, pad
-        try:
-            with torch.no_grad():
-                logits = self.model(**{key: value.to(self.model.device) for key, value in inputs.items()}).logits
-        finally:
-            config.pad_token_id = kept
-        return logits[:, 0].float().tolist()
-
-    def _pad(self, batch: list[dict[str, list[int]]]) -> int:
-        """The padding token.
-
-        transformers takes the score of a causal model at the last token that is not padding. Where the model names
-        a padding token, that is how its scores were learnt, even where the text's own end is the same token. Where
-        it names none, the text's last token is meant: the padding is a token with which no text of the batch ends.
-        """
-        named = self.model.config.get_text_config().pad_token_id
-        if named is not None:
-            return named
-        last = {row["input_ids"][-1] for row in batch}
-        return next(token for token in range(len(last) + 1) if token not in last)
+    function: Callable[..., Any] = score_steps if scorer.of_steps else score
+    function.__name__ = log_name
+    return function
 
 
-def _plain(prompt: Text) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(content([message]) for message in prompt)
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
-def _positions(model: Any) -> int | None:
-    """Tokens that the model has positions for; RoBERTa's first ones stand behind its padding token's."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None or positions < 1:
-        return None
-    embeddings = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    offset = getattr(embeddings[0], "padding_idx", None) if embeddings else None
-    return positions if offset is None else positions - offset - 1
+def require_one_label(name: str, config: Any) -> None:
+    """Raise UserError for a classifier with several labels."""
+    if config.num_labels != 1:
+        raise UserError(
+            f"reward model {name!r} has {config.num_labels} labels: a reward model has one, whose logit is the reward"
+        )
 
 
-def _load(name: str, dtype: str, *, trust_remote_code: bool, allow_pickle: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def is_classifier(config: Any) -> bool:
+    """Whether the weights that a configuration belongs to have a classifier's head."""
+    architecture = (config.architectures or [""])[0]
+    return architecture.endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
 
-    options = {"trust_remote_code": trust_remote_code}
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model by name or path. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    import cohort.rewards.mlp_head  # noqa: F401  # registers its type
+
     try:
-        config = AutoConfig.from_pretrained(name, **options)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"reward model {name!r} could not be loaded: {_first_words(error)}") from error
+
+
+def load_classifier(name: str, dtype: Any, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Any:
+    """A trained reward model by name or path; an adapter that lies there is merged into the model it is for. Raises
+    UserError for what cannot be loaded or has no trained head."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    of_tokens = (config.architectures or [""])[0].endswith("ForTokenClassification")
+    kind = AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
+    adapter = (Path(name) / "adapter_config.json").is_file()
+    if adapter:
+        return _with_adapter(name, kind, config, dtype, trust_remote_code)
+    try:
+        model, loading = kind.from_pretrained(
             name,
             config=config,
             dtype=dtype,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
-            **options,
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _first_words(error)
         hint = ". Other files than safetensors are read with allow_pickle: true" if "safetensors" in reason else ""
         raise UserError(f"reward model {name!r} could not be loaded: {reason}{hint}") from error
     if loading["missing_keys"]:
@@ -174,15 +140,63 @@ def _load(name: str, dtype: str, *, trust_remote_code: bool, allow_pickle: bool)
     return model
 
 
-def _tokenizer(name: str, trust_remote_code: bool) -> Any:
+def _with_adapter(name: str, kind: Any, config: Any, dtype: Any, trust_remote_code: bool) -> Any:
+    """The model that a peft adapter was trained on, of the class `config` names, with the adapter merged into it."""
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path or ""
+    model = new_head(base, kind, config, dtype=dtype, trust_remote_code=trust_remote_code)
+    # Loading an adapter freezes the weights; the merged model may be trained on.
+    return PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_(True)
+
+
+def new_head(name: str, kind: Any, config: Any, **options: Any) -> Any:
+    """A model by name or path with the head of `config`, new where the weights have none. Raises UserError where
+    they lack more than that."""
+    from transformers import AutoModel
+
+    from cohort.rewards.mlp_head import MLPHeadConfig, MLPHeadModel
+
+    try:
+        if isinstance(config, MLPHeadConfig):
+            return MLPHeadModel(config, AutoModel.from_pretrained(name, **options))
+        with _no_report():
+            model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r} could not be loaded: {_first_words(error)}") from error
+    missing = [key for key in loading["missing_keys"] if not re.search(r"(^|\.)(score|classifier|pooler)\b", key)]
+    if missing:
+        raise UserError(f"model {name!r}: its weights lack {', '.join(sorted(missing)[:4])}")
+    return model
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' report of missing weights: that a head is new is what is asked for."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the tokenizer of the reward model {name!r} could not be loaded: {reason}") from error
+        raise UserError(
+            f"the tokenizer of the reward model {name!r} could not be loaded: {_first_words(error)}"
+        ) from error
     # Where the files are missing, some classes of transformers come without a vocabulary.
-    if tokenizer("yes")["input_ids"] == tokenizer("no")["input_ids"]:
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise UserError(f"the tokenizer of the reward model {name!r} has no vocabulary: do its files exist?")
     return tokenizer
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

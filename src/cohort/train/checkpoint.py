@@ -42,6 +42,8 @@ def save_policy(policy: Policy, folder: Path) -> None:
     """An ordinary transformers directory (or peft adapter) with its tokenizer."""
     model = policy.peft if policy.peft is not None else policy.model
     model.save_pretrained(folder, safe_serialization=True)
+    if getattr(policy, "keeps_config", False):
+        policy.model.config.save_pretrained(folder)
     if hasattr(policy.tokenizer, "save_pretrained"):
         policy.tokenizer.save_pretrained(folder)
 
@@ -152,7 +154,7 @@ def load(
     no checkpoint of this run."""
     require(path)
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    _load_weights(path, policy)
+    load_weights(path, policy)
     policy.version = record["version"]
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng.torch"))
@@ -183,7 +185,9 @@ def _load_companion(path: Path, companion: Companion) -> None:
     _load_optimizer(tensors, companion.optimizer, file)
 
 
-def _load_weights(path: Path, policy: Policy) -> None:
+def load_weights(path: Path, policy: Policy) -> None:
+    """Put the trained weights of a saved model into the policy. Raises UserError for an adapter where it has none,
+    or the other way round."""
     if policy.peft is not None:
         from peft import load_peft_weights, set_peft_model_state_dict
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from cohort.config import RunConfig, TrainingConfig
+from cohort.config import RewardModelConfig, RunConfig, TrainingConfig
 from cohort.data.benchmarks import BENCHMARKS, as_chat, benchmark_rows
 from cohort.data.chat_templates import use_template
 from cohort.data.configured import configured_rows
@@ -22,6 +22,7 @@ from cohort.rewards.quantities import quantity
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
 from cohort.rollouts.sampling import Sampling
+from cohort.train.reward_trainer import RewardTrainer
 from cohort.train.sources import encode_prompts
 from cohort.train.trainer import Trainer
 from cohort.types import Row, TrainerState, UserError
@@ -29,9 +30,19 @@ from cohort.types import Row, TrainerState, UserError
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
     """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
-    rows, eval_rows = configured_rows(run, config.seed)
-    functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
-    trainer = Trainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks, method=run.method)
+    trainer: Trainer | RewardTrainer
+    if isinstance(config, RewardModelConfig):
+        if run.reward_funcs:
+            raise UserError(
+                f"reward_funcs has no effect for method {run.method}, which learns from the labels in the data; "
+                "`cohort reward label` makes labels by reward functions"
+            )
+        rows, eval_rows = configured_rows(run, config.seed, by_prompt=True)
+        trainer = RewardTrainer(run.model, config, rows, eval_rows, callbacks=callbacks)
+    else:
+        rows, eval_rows = configured_rows(run, config.seed)
+        functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
+        trainer = Trainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks, method=run.method)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {

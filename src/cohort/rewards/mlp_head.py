@@ -1,0 +1,58 @@
+"""A trunk of transformers with a small network as its reward head, as a model of transformers of its own type.
+
+Importing this registers the type, so that AutoModelForSequenceClassification loads a saved one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class MLPHeadConfig(PreTrainedConfig):
+    """`text_config`: the trunk's; `reads`: the token that is scored, `first` (encoders), `last` (decoders), or
+    `every` one (process models)."""
+
+    model_type = "cohort_reward_model"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(self, text_config: Any = None, reads: str = "first", **others: Any):
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        # A copy: the trunk that it was taken from keeps its choice of attention, which is unset here.
+        self.text_config, self.reads = copy.deepcopy(text_config), reads
+        others.setdefault("num_labels", 1)
+        super().__init__(**others)
+
+
+class MLPHeadModel(PreTrainedModel):
+    """Linear(h, h/2), ReLU, Dropout 0.1, Linear(h/2, 1) on the trunk's last hidden states."""
+
+    config_class = MLPHeadConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: MLPHeadConfig, trunk: Any = None):
+        super().__init__(config)
+        self.model = AutoModel.from_config(config.text_config) if trunk is None else trunk
+        h = config.text_config.get_text_config().hidden_size
+        self.score = nn.Sequential(nn.Linear(h, h // 2), nn.ReLU(), nn.Dropout(0.1), nn.Linear(h // 2, 1))
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> SequenceClassifierOutput:
+        """Token ids and mask [B, T], padded on the right -> logits [B, 1], or [B, T, 1] where every token is read."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        if self.config.reads == "every":
+            return SequenceClassifierOutput(logits=self.score(hidden))
+        rows = torch.arange(len(hidden), device=hidden.device)
+        at = attention_mask.sum(1) - 1 if self.config.reads == "last" else torch.zeros_like(rows)
+        return SequenceClassifierOutput(logits=self.score(hidden[rows, at]))
+
+
+AutoConfig.register(MLPHeadConfig.model_type, MLPHeadConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(MLPHeadConfig, MLPHeadModel, exist_ok=True)
