@@ -23,7 +23,7 @@ def cohort(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-OTHERS = ("gsm8k.yaml", "compare_chains.yaml", "reward_model.yaml")
+OTHERS = ("gsm8k.yaml", "compare_chains.yaml", "iterative_grpo.yaml", "reward_model.yaml")
 METHOD_EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if path.name not in OTHERS)
 
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console, RenderableType
 from scipy.stats import binomtest
 
+from cohort.report.drawing import running_mean
 from cohort.report.intervals import wilson
 from cohort.report.metrics import component_keys, read_metrics, series
-from cohort.report.plots import running_mean
 from cohort.report.reference import configuration_markdown
 from cohort.report.tables import before_after_table, evaluation_table, examples_panel, harmless, share
 from cohort.types import UserError

@@ -23,6 +23,7 @@ from cohort.config.methods import (
     differences_from_paper,
 )
 from cohort.config.problems import InvalidConfig, build, unknown_key, unknown_name
+from cohort.config.refit import RefitConfig
 from cohort.config.reward_models import REWARD_CONFIGS, ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.config.run import RunConfig, read_run, read_values, split_run
 from cohort.config.training import SFTConfig, TrainingConfig
@@ -43,6 +44,7 @@ __all__ = [
     "PassAtKConfig",
     "ProcessRewardConfig",
     "RFTConfig",
+    "RefitConfig",
     "ReinforceConfig",
     "RewardConfig",
     "RewardModelConfig",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cohort.config.refit import RefitConfig
 from cohort.config.training import SFTConfig, TrainingConfig
 
 DSM = "DeepSeekMath, arXiv 2402.03300, section 4.2"
@@ -50,6 +52,53 @@ class OnlineConfig(SampledConfig):
         0.0, ge=0, description="Weight of the bonus for the policy's entropy, its mean over the step's tokens."
     )
     log_completions: int = Field(8, ge=0, description="Completions of each step kept in completions.jsonl.")
+    iterations: int = Field(
+        1,
+        ge=1,
+        description="I: the reference becomes the policy at the start of each. DeepSeekMath, arXiv 2402.03300, "
+        "Algorithm 1",
+    )
+    steps_per_iteration: int | None = Field(
+        None, ge=1, description="M, optimiser steps of an iteration; I x M take max_steps' place."
+    )
+    reward_model_refit: RefitConfig | None = Field(
+        None, description="Train a reward model further on the policy's own samples; its keys: RefitConfig."
+    )
+    gold_reward: str | None = Field(
+        None,
+        description="Reward function that says what is really good: logged with weight 0 and compared with the rewards "
+        "that are learned from. Scaling laws for reward model overoptimization, arXiv 2210.10760",
+    )
+    stop_on_overoptimization: bool = Field(
+        False, description="Stop where gold_reward falls while the rewards that are learned from rise."
+    )
+
+    @model_validator(mode="after")
+    def _whole_iterations(self) -> OnlineConfig:
+        steps, uses = self.steps_per_iteration, math.prod(self.batch_uses)
+        if steps is None and self.iterations > 1:
+            raise ValueError(f"iterations is {self.iterations}: say with steps_per_iteration how long each is")
+        if self.stop_on_overoptimization and self.gold_reward is None:
+            raise ValueError("stop_on_overoptimization needs to know what is good: name a rule as gold_reward")
+        if self.reward_model_refit is not None and steps is None and self.reward_model_refit.every is None:
+            raise ValueError(
+                "reward_model_refit would act after the last step: give steps_per_iteration, or its own `every`"
+            )
+        if steps is None:
+            return self
+        if steps % uses:
+            raise ValueError(
+                f"steps_per_iteration is {steps}, and a sampled batch serves {uses} steps: an iteration ends with a "
+                f"batch; use a multiple of {uses}"
+            )
+        total = self.iterations * steps
+        if self.max_steps not in (-1, total):
+            raise ValueError(
+                f"max_steps is {self.max_steps}, and {self.iterations} iterations of {steps} steps are {total}: leave "
+                "max_steps out"
+            )
+        self.max_steps = total
+        return self
 
     @property
     def training_temperature(self) -> float:

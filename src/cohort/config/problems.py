@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -31,8 +31,19 @@ def build(kind: type[Config], values: dict[str, Any], where: str, known: list[st
         problems: list[Any] = list(error.errors())
     except InvalidConfig as error:
         problems = error.problems
-    known = [*(known or kind.model_fields), *trl_keys.KEYS]
+    known = [*(known or kind.model_fields), *nested_keys(kind), *trl_keys.KEYS]
     raise UserError(f"{where}: " + "\n".join(explain(problem, known) for problem in problems))
+
+
+def nested_keys(kind: type[BaseModel]) -> list[str]:
+    """The keys of fields that are mappings with keys of their own: ["reward_model_refit.rule", …]."""
+    return [
+        f"{name}.{key}"
+        for name, field in kind.model_fields.items()
+        for part in get_args(field.annotation)
+        if isinstance(part, type) and issubclass(part, BaseModel)
+        for key in part.model_fields
+    ]
 
 
 def explain(problem: Any, known: list[str]) -> str:

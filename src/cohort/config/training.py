@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cohort import coming_from_trl, trl_keys
-from cohort.config.problems import InvalidConfig, explain
+from cohort.config.problems import InvalidConfig, explain, nested_keys
 
 
 class TrainingConfig(BaseModel):
@@ -144,7 +144,7 @@ class TrainingConfig(BaseModel):
             super().__init__(**coming_from_trl.translate(given, type(self).model_fields))
         except ValidationError as error:
             problems = error.errors()
-            known = [*type(self).model_fields, *trl_keys.KEYS]
+            known = [*type(self).model_fields, *nested_keys(type(self)), *trl_keys.KEYS]
             lines = [explain(problem, known) for problem in problems]
             raise InvalidConfig(f"{type(self).__name__}: " + "\n".join(lines), problems) from None
 

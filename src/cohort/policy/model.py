@@ -1,8 +1,7 @@
-"""The policy: a causal language model of transformers, packed forward passes, its head and its reference."""
+"""The policy: a causal language model of transformers, packed forward passes and its head."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -110,19 +109,3 @@ class Policy:
             lengths = [len(ids) for part in parts for ids in part.completion_ids]
             found.update(zip(keys, values.split(lengths), strict=True))
         return found
-
-
-def reference_of(policy: Policy) -> Callable[[], AbstractContextManager[Policy]]:
-    """The reference model as it is now, as a context that lends it: with LoRA the same model with its adapter off
-    (bit for bit the base model), else a frozen copy."""
-    if policy.peft is not None:
-
-        @contextmanager
-        def without_adapter() -> Iterator[Policy]:
-            with policy.peft.disable_adapter():
-                yield policy
-
-        return without_adapter
-    frozen = Policy(copy.deepcopy(policy.model).requires_grad_(False).eval(), policy.tokenizer, bf16=policy.bf16)
-    frozen.grouped = policy.grouped
-    return lambda: nullcontext(frozen)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cohort.report.plots import COLOURS, STYLE, legend, panels
+from cohort.report.drawing import COLOURS, STYLE, legend, panels
 
 Results = dict[str, list[dict[str, Any]]]
 """Method -> its runs' results, one a seed; the first method is the start."""

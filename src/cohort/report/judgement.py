@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cohort.report import ranking
+from cohort.report.drawing import COLOURS, STYLE, legend, panels
 from cohort.report.intervals import wilson
-from cohort.report.plots import COLOURS, STYLE, legend, panels
 
 if TYPE_CHECKING:
     from cohort.train.judging import Scored, Scores

@@ -6,26 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cohort.report import learning_plots
+from cohort.report.drawing import COLOURS, MANY, STYLE, legend, panels, running_mean
 from cohort.report.intervals import wilson
 from cohort.report.metrics import Rows, component_keys, read_metrics, series
-
-# Okabe and Ito's palette: colour-blind readers can tell its colours apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MANY = 30
-"""More points than this are drawn faintly, with their running mean over them."""
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "text.parse_math": False,
-}
 
 
 def plot_training(run_dir: str | Path) -> list[Path]:
@@ -47,29 +31,6 @@ def plot_training(run_dir: str | Path) -> list[Path]:
     return written
 
 
-def running_mean(values: list[float], width: int) -> list[float]:
-    """Mean of the `width` (odd) values around each, fewer at the ends: [0, 1, 2, 9], 3 -> [.5, 1, 4, 5.5]."""
-    reach = width // 2
-    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
-
-
-def panels(titles: list[str]) -> tuple[Any, list[Any]]:
-    """A figure with one panel a title, side by side, by steps. No pyplot: nothing global, no display needed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(max(7.0, 5.4 * len(titles)), 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    return figure, axes
-
-
 def _line(axis: Any, rows: Rows, key: str, colour: str, label: str) -> tuple[list[float], list[float]]:
     """Draw a metric; many points faintly under their running mean, as the axis then says. Returns the steps and what
     stands out."""
@@ -89,11 +50,6 @@ def _line(axis: Any, rows: Rows, key: str, colour: str, label: str) -> tuple[lis
 
 def _band(axis: Any, steps: list[float], low: list[float], high: list[float], colour: str, label: str) -> None:
     axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0, label=label)
-
-
-def legend(axis: Any, entries: int) -> None:
-    """A legend under the panel, where it never covers a curve."""
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(entries, 3), fontsize=9)
 
 
 def _reward(rows: Rows) -> Any | None:
@@ -239,4 +195,6 @@ PLOTS: dict[str, Callable[[Rows], Any]] = {
     "lengths.png": _lengths,
     "kl_entropy.png": _kl_entropy,
     "loss.png": _loss,
+    "overoptimization.png": learning_plots.overoptimization,
+    "iterations.png": lambda rows: learning_plots.iterations([rows]),
 }

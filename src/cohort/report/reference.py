@@ -15,6 +15,7 @@ from cohort.config import (
     METHOD_CONFIGS,
     REWARD_CONFIGS,
     OnlineConfig,
+    RefitConfig,
     RewardModelConfig,
     RunConfig,
     SampledConfig,
@@ -41,6 +42,7 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (TrainingConfig, "What every method has: optimiser, schedule, batches, precision, saving, evaluation."),
     (SampledConfig, "What methods that learn from sampled completions have beside TrainingConfig's keys."),
     (OnlineConfig, "What methods that sample the current policy have beside SampledConfig's keys."),
+    (RefitConfig, "The mapping `reward_model_refit`: a reward model that learns on from the policy's own samples."),
     (RewardModelConfig, "What reward models have beside TrainingConfig's keys."),
 )
 KINDS: dict[str, type[TrainingConfig]] = {**METHOD_CONFIGS, **REWARD_CONFIGS}
@@ -115,6 +117,7 @@ NAMES = {
     str: "text",
     bool: "`true`, `false`",
     dict: "mapping",
+    RefitConfig: "mapping",
     type(None): "`null`",
 }
 PLURALS = {str: "texts", float: "numbers", int: "whole numbers", dict: "mappings"}

@@ -75,6 +75,8 @@ def make_classifier(
 
     function: Callable[..., Any] = score_steps if scorer.of_steps else score
     function.__name__ = log_name
+    # For what trains the model while it rewards, and compares its scores with those of its own training.
+    function.scorer, function.probability = scorer, squash  # type: ignore[attr-defined]
     return function
 
 

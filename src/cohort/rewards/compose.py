@@ -66,7 +66,8 @@ class Rewards:
     `funcs`: functions, names, or mappings `{name: …, weight: …, gate: …, clip: …, timeout: …, processes: …}`;
     `weights`: TRL's reward_weights, in place of the mappings' own; `clip`: bounds of the sum. With `split`, functions
     that take `steps` score the steps of each completion; the others' sum is the total as ever (the mean over steps
-    where there are no others).
+    where there are no others). `watched`: rules that are called and logged with weight 0 where they are not among
+    the functions.
     """
 
     def __init__(
@@ -75,12 +76,17 @@ class Rewards:
         weights: Sequence[float] | None = None,
         clip: Bounds | None = None,
         split: steps.Split | None = None,
+        watched: Sequence[str] = (),
     ) -> None:
         if not funcs:
             raise UserError("reward_funcs is empty: name at least one reward, for example accuracy")
         self.parts: list[Component] = components(funcs)
-        self.names = [part.name for part in self.parts]
         self.weights = weights_of(self.parts, weights)
+        for rule in dict.fromkeys(watched):
+            if resolve(rule)[0] not in [part.name for part in self.parts]:
+                self.parts += components([rule])
+                self.weights.append(0.0)
+        self.names = [part.name for part in self.parts]
         self.clip = checked_bounds(clip)
         self.split = split
         self.of_steps = [split is not None and steps.takes_steps(part.function) for part in self.parts]
@@ -170,7 +176,8 @@ class Rewards:
         return results
 
     def _sum(self, row: tuple[float | None, ...], prompt: Text) -> float:
-        counted = [not of_steps for of_steps in self.of_steps] if not all(self.of_steps) else [True] * len(row)
+        counted = [weight != 0 and not steps for weight, steps in zip(self.weights, self.of_steps, strict=True)]
+        counted = counted if any(counted) else [True] * len(row)
         pairs = [(w, s) for w, s, counts in zip(self.weights, row, counted, strict=True) if counts and s is not None]
         if not pairs:
             raise UserError(

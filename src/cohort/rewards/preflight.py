@@ -103,7 +103,8 @@ def _texts(case: Case, style: str) -> dict[str, str]:
 def _judge(result: Preflight, rewards: Rewards, known: list[Case]) -> None:
     """Fill in the problem and the warnings."""
     names = PROGRAM_REWARDS if compares_programs(rewards) else OWN_ANSWER_SCORES
-    judges = [part.name for part in rewards.parts if _is_one_of(part, names)]
+    weighed = zip(rewards.parts, rewards.weights, strict=True)
+    judges = [part.name for part, weight in weighed if weight and _is_one_of(part, names)]
     if not known or not judges:
         if len({total for totals in result.totals.values() for total in totals}) == 1:
             result.warnings.append("the rewards gave the same total to every completion tried")

@@ -64,6 +64,14 @@ class Companion(Protocol):
     def restore(self, tensors: dict[str, Tensor]) -> None: ...
 
 
+class Kept(Protocol):
+    """What changes in a run beside policy and companions, and writes files of its own into a checkpoint."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def restore(self, folder: Path) -> None: ...
+
+
 def save(
     folder: Path,
     policy: Policy,
@@ -71,6 +79,7 @@ def save(
     progress: Progress,
     keep: int | None,
     companions: Sequence[Companion] = (),
+    kept: Kept | None = None,
 ) -> Path:
     """Write `checkpoint-{step}` beside its final name, then rename; delete the oldest beyond `keep`."""
     target = folder / f"checkpoint-{progress.step}"
@@ -79,8 +88,9 @@ def save(
     partial.mkdir(parents=True)
     save_policy(policy, partial)
     for companion in companions:
-        weights = {f"weights.{name}": value.contiguous() for name, value in companion.tensors().items()}
-        save_file({**weights, **_optimizer_tensors(companion.optimizer)}, partial / f"{companion.name}.safetensors")
+        save_learner(partial / f"{companion.name}.safetensors", companion.tensors(), companion.optimizer)
+    if kept is not None:
+        kept.save(partial)
     tensors = _optimizer_tensors(optimizer)
     tensors["rng.torch"] = torch.get_rng_state()
     if policy.device.type == "cuda":
@@ -148,7 +158,11 @@ def require(path: Path) -> None:
 
 
 def load(
-    path: Path, policy: Policy, optimizer: torch.optim.Optimizer, companions: Sequence[Companion] = ()
+    path: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    companions: Sequence[Companion] = (),
+    kept: Kept | None = None,
 ) -> Progress:
     """Put the policy, the optimiser and the random states where they were. Raises UserError for a folder that is
     no checkpoint of this run."""
@@ -165,6 +179,8 @@ def load(
     _load_optimizer(tensors, optimizer, path)
     for companion in companions:
         _load_companion(path, companion)
+    if kept is not None:
+        kept.restore(path)
     version, internal, gauss = record["rng_python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = record["rng_numpy"]
@@ -179,10 +195,21 @@ def _load_companion(path: Path, companion: Companion) -> None:
     file = path / f"{companion.name}.safetensors"
     if not file.is_file():
         raise UserError(f"{path} has no {companion.name}: it is another method's checkpoint; resume with that method")
+    companion.restore(load_learner(file, companion.optimizer))
+
+
+def save_learner(file: Path, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Weights and the optimiser that moves them, in one file."""
+    named = {f"weights.{name}": value.contiguous() for name, value in weights.items()}
+    save_file({**named, **_optimizer_tensors(optimizer)}, file)
+
+
+def load_learner(file: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put the optimiser back where it was and return the weights of `save_learner`."""
     tensors = load_file(file)
-    marked = [name for name in tensors if name.startswith("weights.")]
-    companion.restore({name.removeprefix("weights."): tensors.pop(name) for name in marked})
-    _load_optimizer(tensors, companion.optimizer, file)
+    weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("weights.")}
+    _load_optimizer(tensors, optimizer, file)
+    return {name.removeprefix("weights."): value for name, value in weights.items()}
 
 
 def load_weights(path: Path, policy: Policy) -> None:

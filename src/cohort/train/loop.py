@@ -15,6 +15,7 @@ from cohort.config import TrainingConfig
 from cohort.policy.model import Policy
 from cohort.train import checkpoint
 from cohort.train.checkpoint import Companion, Progress
+from cohort.train.iteration import Iterations
 from cohort.train.record import Recorder, rounded
 from cohort.train.schedule import interval, share
 from cohort.train.sources import Source
@@ -37,10 +38,11 @@ class Loop:
         callbacks: list[Any],
         state: TrainerState,
         companions: Sequence[Companion] = (),
+        iterations: Iterations | None = None,
     ):
         self.policy, self.updater, self.source, self.evaluator = policy, updater, source, evaluator
         self.config, self.callbacks, self.state, self.control = config, callbacks, state, TrainerControl()
-        self.companions = companions
+        self.companions, self.iterations = companions, iterations
         self.chunks, iterations = config.batch_uses
         self.updates_per_batch = self.chunks * iterations
         self.log_completions: int = getattr(config, "log_completions", 0)
@@ -55,7 +57,7 @@ class Loop:
         return self.config.max_steps if self.config.max_steps > 0 else batches * self.updates_per_batch
 
     def resume(self, path: Path) -> None:
-        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer, self.companions)
+        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer, self.companions, self.iterations)
         self.updater.token_budget = self.progress.token_budget
         log.info("resumed from %s at step %d", path, self.progress.step)
 
@@ -76,6 +78,7 @@ class Loop:
             self._log(metrics)
             self._call("on_step_end")
             self._evaluate_if_due()
+            self._turn()
             self._save_if_due()
         self._call("on_train_end")
 
@@ -137,6 +140,14 @@ class Loop:
         self.state.log_history.append(row)
         self._call("on_evaluate", metrics=row)
 
+    def _turn(self) -> None:
+        """End an iteration where it is due: after its last evaluation, before its last checkpoint."""
+        found = {} if self.iterations is None else self.iterations.turn(self.progress.step)
+        if found:
+            row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **found})
+            self.recorder.metrics(row)
+            self.state.log_history.append(row)
+
     def _save_if_due(self) -> None:
         if self._due(self.config.save_strategy, self.save_every) or self.control.should_save:
             self._save()
@@ -155,6 +166,7 @@ class Loop:
             self.progress,
             self.config.save_total_limit,
             self.companions,
+            self.iterations,
         )
 
     def _due(self, strategy: str, every: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from cohort.data.templates import encode_demonstration, encode_prompt
 from cohort.methods import Method
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
+from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import Prompt, Round, collect, says_nothing, statistics, training_sampling
 from cohort.rollouts.engine import Engine
@@ -28,7 +28,8 @@ from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
-Reference = Callable[[], AbstractContextManager[Policy]]
+Observer = Callable[[list[Group], int], dict[str, float]]
+"""Looks at all groups that were sampled for a batch, and the step that begins with it; returns what to log."""
 Attachment = Callable[[list[Group]], dict[str, float]]
 """Fills in a field of rewarded groups that credit or coefficient needs; returns what to log."""
 
@@ -134,9 +135,10 @@ class Samples:
         rewards: Rewards,
         config: OnlineConfig,
         method: Method,
+        observer: Observer | None = None,
     ):
         self.prompts, self.policy, self.engine, self.attachments = prompts, policy, engine, attachments
-        self.rewards, self.config, self.method = rewards, config, method
+        self.rewards, self.config, self.method, self.observer = rewards, config, method, observer
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
         self.watch = RewardWatch(rewards.names, rewards.weights)
@@ -156,6 +158,8 @@ class Samples:
         self.watch.see_clipped(metrics.get("rewards_clipped_ratio", 0.0), config.reward_clip)
         for attach in self.attachments:
             metrics |= attach(groups)
+        if self.observer is not None:
+            metrics |= self.observer([group for found in rounds for group in found.groups], state.global_step + 1)
         for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
             group.advantages = advantages
         return groups, metrics
@@ -189,15 +193,20 @@ class Samples:
 def attach_reference(groups: list[Group], reference: Reference, config: SampledConfig) -> dict[str, float]:
     """Fill in `reference_logprobs` of every completion; returns the time it took."""
     started = time.perf_counter()
+    for group, found in zip(groups, logprobs_under(reference, groups, config), strict=True):
+        group.reference_logprobs = found
+    return {"seconds/reference": time.perf_counter() - started}
+
+
+def logprobs_under(reference: Reference, groups: list[Group], config: SampledConfig) -> list[list[Tensor]]:
+    """By group and completion, [n] log-probabilities under the reference."""
     parts = [
         Part(g, group.prompt_ids, range(len(group.completions)), [c.ids for c in group.completions])
         for g, group in enumerate(groups)
     ]
     with record_function("reference"), reference() as model:
         found = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
-    for g, group in enumerate(groups):
-        group.reference_logprobs = [found[g, r] for r in range(len(group.completions))]
-    return {"seconds/reference": time.perf_counter() - started}
+    return [[found[g, r] for r in range(len(group.completions))] for g, group in enumerate(groups)]
 
 
 def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:

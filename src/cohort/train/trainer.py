@@ -26,8 +26,9 @@ from cohort.data.preferences import require_pairs
 from cohort.data.rows import load_rows
 from cohort.methods import METHODS, Method
 from cohort.policy.load import make_policy
-from cohort.policy.model import Policy, reference_of
+from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
+from cohort.policy.reference import reference_of
 from cohort.rewards.compose import Rewards
 from cohort.rewards.preflight import preflight
 from cohort.rewards.resolve import listed, with_tokenizers
@@ -42,9 +43,11 @@ from cohort.train.critic import CriticUpdater
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
 from cohort.train.offline import KeptSamples, StartingSamples
+from cohort.train.outer import iterations_of, rules_of
 from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs, reference_model
 from cohort.train.profile import profilers
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
+from cohort.train.refit import REWARD_MODEL
 from cohort.train.sources import (
     Attachment,
     Demonstrations,
@@ -90,9 +93,9 @@ class Trainer:
         ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
         tokenizers = familiar.pop("reward_processing_classes", None)
         config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
-        self.args = config
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
         self.rewards = _rewards(reward_funcs, config)
+        self.args = config = _with_weights(config, self.rewards)
         # Data first: its mistakes are told before a model is loaded.
         rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
@@ -111,6 +114,10 @@ class Trainer:
         self.eval_prompts: list[Prompt] = []
         self._metrics = self._evaluator(eval_rows)
         critics = self._critics()
+        online = isinstance(config, OnlineConfig)
+        self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
+        self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
+        gold = None if self.iterations is None else self.iterations.gold
         shared = next((critic for critic in critics if not critic.critic.own_trunk), None)
         self.loop = Loop(
             self.policy,
@@ -118,9 +125,10 @@ class Trainer:
             SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
             self._evaluate if eval_rows else None,
             config,
-            [*made(callbacks or ()), *trackers(config), *profilers(config)],
+            [*([] if gold is None else [gold]), *made(callbacks or ()), *trackers(config), *profilers(config)],
             self.state,
             critics,
+            self.iterations,
         )
         if isinstance(config, OnlineConfig):
             G, P = config.num_generations, config.prompts_per_step
@@ -180,6 +188,8 @@ class Trainer:
             log.warning("no checkpoint in %s: starting from the beginning", config.output_dir)
         self.loop.run()
         self.save_model()
+        if self.iterations is not None and self.iterations.refit is not None:
+            self.iterations.refit.save_model(folder / REWARD_MODEL)
         if config.push_to_hub:
             self.push_to_hub()
         return self.state
@@ -281,7 +291,16 @@ def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: Traini
     split = None
     if isinstance(config, GRPOProcessConfig):
         split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
-    return Rewards(specs, getattr(config, "reward_weights", None), getattr(config, "reward_clip", None), split)
+    weights, clip = getattr(config, "reward_weights", None), getattr(config, "reward_clip", None)
+    return Rewards(specs, weights, clip, split, rules_of(config))
+
+
+def _with_weights(config: TrainingConfig, rewards: Rewards | None) -> TrainingConfig:
+    """The configuration with a weight for each reward where a credit reads them: those that stand beside a reward's
+    name, or are 0 for a rule that is only watched, count there too."""
+    if rewards is None or getattr(config, "multi_objective_aggregation", None) != "normalize_then_sum":
+        return config
+    return config.model_copy(update={"reward_weights": rewards.weights})
 
 
 def _rows(dataset: Any) -> list[Row]:
@@ -309,12 +328,15 @@ def _samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -
     config = trainer.args
     assert isinstance(config, OnlineConfig) and trainer.rewards is not None
     prompts = encode_prompts(rows, trainer.policy, config)
-    if config.needs_reference:
-        reference = partial(attach_reference, reference=reference_of(trainer.policy), config=config)
+    if trainer.online_reference is not None:
+        reference = partial(attach_reference, reference=trainer.online_reference, config=config)
         attachments = [reference, *attachments]
     if isinstance(config, GRPOProcessConfig):
         attachments = [partial(attach_step_ends, tokenizer=trainer.policy.tokenizer), *attachments]
-    return Samples(prompts, trainer.policy, trainer.engine, attachments, trainer.rewards, config, trainer.method)
+    observer = None if trainer.iterations is None else trainer.iterations.see
+    return Samples(
+        prompts, trainer.policy, trainer.engine, attachments, trainer.rewards, config, trainer.method, observer
+    )
 
 
 def _starting_samples(trainer: Trainer, rows: list[Row]) -> StartingSamples:

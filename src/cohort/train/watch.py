@@ -30,7 +30,8 @@ class RewardWatch:
     """Looks at every batch's component scores. It changes nothing, and starts anew when a run is resumed."""
 
     def __init__(self, names: list[str], weights: list[float], patience: int = PATIENCE):
-        self.weights = dict(zip(names, weights, strict=True))
+        # One that is only logged may do as it likes.
+        self.weights = {name: weight for name, weight in zip(names, weights, strict=True) if weight}
         self.patience = patience
         self._seen = {name: _Seen() for name in names}
         self._told: set[tuple[str, str]] = set()

@@ -1,0 +1,323 @@
+"""Reward models on the demo's task: judged, learned from, hacked, and kept learning (docs/comparison.md).
+
+    python bench/iterative.py output/iterative --seeds 0,1,2
+
+For each seed, from the demo's start (chains of three operations, a teacher with 40% of the facts wrong):
+
+    outcome   a reward model on many labelled samples of the start; GRPO with it alone
+    few       a reward model on few of them; GRPO with it alone, frozen
+    refit     the same start and the same few; three iterations, the model refitted every so many steps
+    process   a process model on Monte Carlo labels, against the exact checker of steps; GRPO process with it
+    rules     GRPO with the rule, for comparison
+
+What is done is found in the output folder and not done again. `--parts few,refit` does some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cohort.config import GRPOConfig, GRPOProcessConfig, ProcessRewardConfig, RewardConfig, SFTConfig
+from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
+from cohort.data.rows import load_rows
+from cohort.report.drawing import STYLE
+from cohort.report.intervals import wilson
+from cohort.report.judgement import judgement
+from cohort.report.learning_plots import iterations
+from cohort.report.metrics import read_metrics, series
+from cohort.report.plots import plot_training
+from cohort.rewards.steps import by_separator, cut
+from cohort.rewards.text import content
+from cohort.rewards.working import chain_steps
+from cohort.train.judging import score_rows
+from cohort.train.labelling import label_model
+from cohort.train.reward_trainer import RewardTrainer
+from cohort.train.trainer import Trainer
+from cohort.train.trainers import SFTTrainer
+
+LENGTH = 32
+SAMPLES, ROLLOUTS = 8, 16
+ITERATIONS = 3
+PARTS = ("outcome", "few", "refit", "process", "rules")
+RULES = ["accuracy", "format", "overlong"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Problems and steps of one seed."""
+
+    many: int = 6000
+    """Problems whose samples the outcome model learns from."""
+    few: int = 20
+    stepwise: int = 750
+    """Problems whose samples get Monte Carlo labels."""
+    held_out: int = 300
+    judging: int = 200
+    """Problems that reward models are judged on."""
+    sft: int = 300
+    outcome: int = 1600
+    on_few: int = 60
+    process: int = 400
+    policy: int = 90
+
+
+QUICK = Size(many=16, few=4, stepwise=4, held_out=8, judging=8, sft=6, outcome=3, on_few=3, process=3, policy=6)
+"""To see that everything runs."""
+
+REWARD_MODEL = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98}
+REFIT = {
+    "rule": "accuracy",
+    "learning_rate": 5e-4,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 64,
+    "every": 5,
+}
+POLICY = {
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "constant",
+    "adam_beta2": 0.99,
+    "per_device_train_batch_size": 128,
+    "num_generations": 8,
+    "beta": 0.02,
+    "entropy_coef": 0.01,
+    "max_completion_length": LENGTH,
+    "reward_clip": None,
+    "gold_reward": "accuracy",
+    "eval_strategy": "steps",
+    "eval_steps": 10,
+    "eval_on_start": True,
+    "save_steps": 15,
+    "save_total_limit": 1,
+}
+
+
+class Seed:
+    """One seed's problems and folder; each method makes a part, or finds it made."""
+
+    def __init__(self, number: int, output: Path, size: Size):
+        self.number, self.folder, self.size = number, output / f"seed-{number}", size
+        self.demonstrations, self.train, held_out = make_chains(3, 6000, 1000, number, Teacher(number))
+        self.held_out, self.judging = held_out[: size.held_out], held_out[-size.judging :]
+        self.start = self.folder / "start"
+
+    def make_start(self) -> None:
+        """Imitation of the teacher, as the demo does it."""
+        if (self.start / "config.json").is_file():
+            return
+        tokenizer = build_tokenizer()
+        settings = {"learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98}
+        config = SFTConfig(
+            str(self.start), seed=self.number, per_device_train_batch_size=32, max_steps=self.size.sft, **settings,
+            max_completion_length=LENGTH,
+        )  # fmt: skip
+        model = build_model(tokenizer, self.number)
+        SFTTrainer(model, config, self.demonstrations, processing_class=tokenizer).train()
+
+    def labelled(self, name: str, problems: list[dict[str, Any]], kind: Any = "rows") -> list[dict[str, Any]]:
+        """The start's samples with labels by the rule; `kind` hard: of their steps, by ROLLOUTS from each."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.is_file():
+            found = label_model(
+                str(self.start),
+                load_rows(problems),
+                rewards=["accuracy"],
+                samples=SAMPLES,
+                kind=kind,
+                rollouts=ROLLOUTS,
+                split=by_separator("\n"),
+                temperature=1.0,
+                max_completion_length=LENGTH,
+                seed=self.number,
+            )
+            lines = [json.dumps(record) + "\n" for records in found for record in records]
+            path.write_text("".join(lines), encoding="utf-8")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def reward_model(self, name: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]], **values: Any) -> str:
+        """Trained from the start's own weights with a new head; returns its folder."""
+        folder = self.folder / name
+        if not (folder / "config.json").is_file():
+            kind = ProcessRewardConfig if "labels" in rows[0] else RewardConfig
+            shared = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98, "eval_steps": 0.25}
+            RewardTrainer(
+                str(self.start), kind(str(folder), seed=self.number, **shared, **values), rows, held_out
+            ).train()
+        return str(folder)
+
+    def judge(self, model: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        scores = score_rows(model, load_rows(rows), [], by_separator("\n"), "\n", batch_size=64)
+        return judgement(scores)
+
+    def policy(self, name: str, rewards: list[Any], method: str = "grpo", **values: Any) -> dict[str, Any]:
+        """Train from the start; held-out accuracy along the way, and what the guard found."""
+        folder = self.folder / name
+        path = folder / "result.json"
+        if not path.is_file():
+            kind = GRPOProcessConfig if method == "grpo_process" else GRPOConfig
+            steps = {} if "iterations" in values else {"max_steps": self.size.policy}
+            config = kind(str(folder), seed=self.number, **{**POLICY, **steps, **values})
+            trainer = Trainer(str(self.start), rewards, config, self.train, self.held_out, method=method)
+            trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+            plot_training(folder)
+            path.write_text(json.dumps(outcome(folder), indent=1), encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    rows = read_metrics(folder)
+    steps, accuracy = series(rows, "eval/accuracy")
+    parted = series(rows, "guard/overoptimized_from")
+    return {
+        "problems": round(series(rows, "eval/samples")[1][-1]),
+        "accuracy": accuracy[-1],
+        "highest": max(accuracy),
+        "curve": list(zip(steps, accuracy, strict=True)),
+        "proxy": [series(rows, "guard/proxy")[1][i] for i in (0, -1)],
+        "kl": series(rows, "guard/kl")[1][-1],
+        "overoptimized_from": parted[1][0] if parted[1] else None,
+        "noticed_at": parted[0][0] if parted[0] else None,
+        "seconds": sum(series(rows, "seconds/step")[1]),
+    }
+
+
+def outcome_part(seed: Seed) -> dict[str, Any]:
+    rows, judging = seed.labelled("many", seed.train[: seed.size.many]), seed.labelled("judging", seed.judging)
+    steps = {"max_steps": seed.size.outcome, "per_device_train_batch_size": 64}
+    model = seed.reward_model("outcome-model", rows, judging, loss_type="bce", **steps)
+    found = seed.judge(model, judging)
+    return {"ranking_accuracy": found["ranking_accuracy"], **seed.policy("outcome", [model])}
+
+
+def few_part(seed: Seed) -> dict[str, Any]:
+    found = seed.judge(few_model(seed), seed.labelled("judging", seed.judging))
+    return {"ranking_accuracy": found["ranking_accuracy"], **seed.policy("few", [few_model(seed)])}
+
+
+def few_model(seed: Seed) -> str:
+    rows, judging = seed.labelled("few", seed.train[: seed.size.few]), seed.labelled("judging", seed.judging)
+    steps = {"max_steps": seed.size.on_few, "per_device_train_batch_size": 32}
+    return seed.reward_model("few-model", rows, judging, loss_type="bce", **steps)
+
+
+def refit_part(seed: Seed) -> dict[str, Any]:
+    model, length = few_model(seed), seed.size.policy // ITERATIONS
+    found = seed.policy("refit", [model], iterations=ITERATIONS, steps_per_iteration=length, reward_model_refit=REFIT)
+    after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
+    return {"ranking_accuracy": after["ranking_accuracy"], **found}
+
+
+def process_part(seed: Seed) -> dict[str, Any]:
+    """Labels by roll-outs; agreement with the exact checker of steps, and GRPO process with the model."""
+    rows = seed.labelled("steps", seed.train[: seed.size.stepwise], kind="hard")
+    judging = seed.labelled("judging-steps", seed.judging, kind="hard")
+    steps = {"max_steps": seed.size.process, "per_device_train_batch_size": 32}
+    model = seed.reward_model("process-model", rows, judging, **steps)
+    exact = [{**row, "labels": exact_labels(row)} for row in judging]
+    found = seed.judge(model, exact)
+    labels = [(float(a), b) for row, by_rule in zip(judging, exact, strict=True)
+              for a, b in zip(row["labels"], by_rule["labels"], strict=True)]  # fmt: skip
+    agreement = {
+        "of_labels": sum(a == b for a, b in labels) / len(labels),
+        "of_model": found["agreement"],
+        "steps": len(labels),
+    }
+    return {"agreement": agreement, **seed.policy("process", [{"model": model}], method="grpo_process")}
+
+
+def exact_labels(row: dict[str, Any]) -> list[float]:
+    """1 for each step up to the first that the checker calls wrong, as a step that cannot lead to the answer is
+    labelled by roll-outs."""
+    steps = cut(content(row["completion"]), by_separator("\n")).texts
+    scores = chain_steps([row["prompt"]], [steps])[0]
+    right, labels = True, []
+    for score in scores:
+        right = right and score > 0
+        labels.append(float(right))
+    return labels
+
+
+def rules_part(seed: Seed) -> dict[str, Any]:
+    return seed.policy("rules", RULES)
+
+
+WORK: dict[str, Callable[[Seed], dict[str, Any]]] = {
+    "outcome": outcome_part,
+    "few": few_part,
+    "refit": refit_part,
+    "process": process_part,
+    "rules": rules_part,
+}
+
+
+def run(seed: Seed, parts: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+    seed.folder.mkdir(parents=True, exist_ok=True)
+    seed.make_start()
+    found = {}
+    for part in parts:
+        started = time.perf_counter()
+        found[part] = WORK[part](seed)
+        say(f"seed {seed.number}, {part} ({time.perf_counter() - started:.0f} s now): {line(found[part])}")
+    return found
+
+
+def line(result: dict[str, Any]) -> str:
+    low, high = wilson(result["accuracy"] * result["problems"], result["problems"])
+    words = [f"held-out accuracy {result['curve'][0][1]:.1%} -> {result['accuracy']:.1%} [{low:.1%}, {high:.1%}]"]
+    words.append(f"highest {result['highest']:.1%}, proxy {result['proxy'][0]:.3g} -> {result['proxy'][1]:.3g}")
+    words.append(f"KL {result['kl']:.3g}")
+    if result.get("ranking_accuracy"):
+        ranking = result["ranking_accuracy"]
+        words.append(f"ranking accuracy {ranking['value']:.1%} {[round(x, 3) for x in ranking['interval']]}")
+    if "agreement" in result:
+        of = result["agreement"]
+        words.append(f"of {of['steps']} steps the labels agree with the checker on {of['of_labels']:.1%}, the model on "
+                     f"{of['of_model']['value']:.1%}")  # fmt: skip
+    if result["overoptimized_from"] is not None:
+        at = result["overoptimized_from"], result["noticed_at"]
+        words.append("over-optimised from step {:.0f}, noticed at step {:.0f}".format(*at))
+    return ", ".join(words)
+
+
+def plot_iterations(seeds: list[Seed], output: Path) -> Path | None:
+    """Iterations 0, 1 and 2 of all seeds in one picture."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure = iterations([read_metrics(seed.folder / "refit") for seed in seeds])
+        if figure is None:
+            return None
+        figure.savefig(output / "iterations.png", dpi=150)
+    return output / "iterations.png"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--threads", type=int, default=0, help="of this process; 0: all")
+    parser.add_argument("--quick", action="store_true", help="A few steps of everything, to see that it runs.")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    size = QUICK if options.quick else Size()
+    seeds = [Seed(int(number), options.output, size) for number in options.seeds.split(",")]
+    parts = options.parts.split(",")
+    found = {seed.number: run(seed, parts, lambda text: print(text, flush=True)) for seed in seeds}
+    (options.output / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if "refit" in parts:
+        print(plot_iterations(seeds, options.output))
+
+
+if __name__ == "__main__":
+    main()

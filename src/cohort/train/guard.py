@@ -1,0 +1,138 @@
+"""Warnings about reward models while a policy learns from them: scores unlike those that the model was tried on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cohort.types import Group
+
+log = logging.getLogger("cohort")
+
+PATIENCE = 10
+"""Batches in a row before a model is named."""
+FAR = 10.0
+"""Mean score beyond which a reward model is out of any usual range."""
+DRIFT = 3.0
+"""Distance from the validation set's mean, in its standard deviations."""
+OUTSIDE = 0.25
+"""Share of a batch's scores that lie so far away."""
+COLLAPSED = 0.1
+"""Spread of a batch's scores, as a share of the validation set's."""
+LENGTH = 0.7
+"""Correlation, within groups, of score and length in tokens."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A reward model's scores on its validation set. Validation(mean=0.4, std=2.1)"""
+
+    mean: float
+    std: float
+
+
+def validation_of(scores: list[float]) -> Validation:
+    return Validation(statistics.fmean(scores), statistics.pstdev(scores))
+
+
+class RewardModelGuard:
+    """Compares the scores of reward models with those of their validation sets, batch by batch."""
+
+    def __init__(self, validation: Mapping[str, Validation | None], patience: int = PATIENCE):
+        """`validation`: reward model's name -> its validation scores; None: the first batch takes their place."""
+        self.validation = dict(validation)
+        self.patience = patience
+        self.counts: dict[str, int] = {}
+        self.told: list[str] = []
+
+    def see(self, groups: list[Group]) -> dict[str, float]:
+        """What to log of a batch; its warnings are logged."""
+        metrics: dict[str, float] = {}
+        for name in self.validation:
+            scores = [s for group in groups for s in group.components[name] if s is not None]
+            if scores:
+                metrics |= self._of(name, scores, length_correlation(groups, name))
+        return metrics
+
+    def _of(self, name: str, scores: list[float], by_length: float) -> dict[str, float]:
+        mean, std = statistics.fmean(scores), statistics.pstdev(scores)
+        known = self.validation[name]
+        if known is None:
+            known = self.validation[name] = validation_of(scores)
+        scale = max(known.std, 1e-9)
+        drift, spread = (mean - known.mean) / scale, std / scale
+        outside = sum(abs(score - known.mean) > DRIFT * scale for score in scores) / len(scores)
+        n = self.patience
+        complaints = {
+            "far": (
+                abs(mean) > FAR,
+                1,
+                f"has a mean of {mean:.3g}, beyond ±{FAR:g}: lower its weight, or give it a clip",
+            ),
+            "drift": (
+                abs(drift) > DRIFT or outside > OUTSIDE,
+                n,
+                f"scores other completions than it was tried on: for {n} batches their mean, or over {OUTSIDE:.0%} of "
+                f"them, has been over {DRIFT:g} standard deviations from the mean of its validation set (now the "
+                f"mean {drift:+.1f}, and {outside:.0%} of them)",
+            ),
+            "collapsed": (
+                spread < COLLAPSED,
+                n,
+                f"hardly tells completions apart: for {n} batches the spread of its scores has been below "
+                f"{COLLAPSED:.0%} of the validation set's (now {spread:.1%})",
+            ),
+            "length": (
+                abs(by_length) > LENGTH,
+                n,
+                f"follows length: for {n} batches its scores have had a correlation beyond ±{LENGTH:g} with the length "
+                f"of completions of one prompt (now {by_length:+.2f})",
+            ),
+        }
+        for complaint, (holds, patience, message) in complaints.items():
+            self._tell(name, complaint, holds, patience, message)
+        values = {"drift": drift, "outside": outside, "spread": spread, "length_correlation": by_length}
+        return {f"guard/{name}/{key}": value for key, value in values.items()}
+
+    def _tell(self, name: str, complaint: str, holds: bool, patience: int, message: str) -> None:
+        """Warn once, when it has held for `patience` batches in a row."""
+        key = f"{name}/{complaint}"
+        self.counts[key] = self.counts.get(key, 0) + 1 if holds else 0
+        if self.counts[key] >= patience and key not in self.told:
+            self.told.append(key)
+            log.warning("reward model %s %s", name, message)
+
+    def start_anew(self, name: str, validation: Validation) -> None:
+        """The model was refitted: its scores are compared with new ones, and it may be complained of again."""
+        self.validation[name] = validation
+        self.counts = {key: count for key, count in self.counts.items() if not key.startswith(f"{name}/")}
+        self.told = [key for key in self.told if not key.startswith(f"{name}/")]
+
+    def state(self) -> dict[str, Any]:
+        validation = {name: None if known is None else asdict(known) for name, known in self.validation.items()}
+        return {"validation": validation, "counts": self.counts, "told": self.told}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        found = state["validation"]
+        self.validation = {name: None if known is None else Validation(**known) for name, known in found.items()}
+        self.counts, self.told = state["counts"], state["told"]
+
+
+def length_correlation(groups: list[Group], name: str) -> float:
+    """Pearson's r of score and length in tokens, both less their group's mean; 0 where either does not vary."""
+    pairs: list[tuple[float, float]] = []
+    for group in groups:
+        of_group = [
+            (s, float(len(c.ids)))
+            for s, c in zip(group.components[name], group.completions, strict=True)
+            if s is not None
+        ]
+        if of_group:
+            score, length = (statistics.fmean(column) for column in zip(*of_group, strict=True))
+            pairs += [(s - score, n - length) for s, n in of_group]
+    over = math.sqrt(sum(s * s for s, _ in pairs) * sum(n * n for _, n in pairs))
+    return sum(s * n for s, n in pairs) / over if over > 0 else 0.0
