@@ -190,7 +190,7 @@ def test_a_model_that_looks_at_values_is_planned_or_refused() -> None:
         found = make_plan(of_sizes(**experts), config, CPU, Lengths(8, 8))
         assert found.needs.peak > found.figures.weights.size
     except UserError as error:
-        assert "its passes depend on values" in str(error)
+        assert "its passes depend on values" in str(error) or "set bf16: true" in str(error)
 
 
 def test_a_model_with_a_state_is_planned_on_rows() -> None:

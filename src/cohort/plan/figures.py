@@ -20,6 +20,7 @@ from cohort.rollouts.sampling import Sampling
 from cohort.types import UserError
 
 BY_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 WHOLE = 6
 """Layers up to which a model is measured whole."""
 PASSES = ("update", "score", "prefill", "sample", "padded")
@@ -90,7 +91,7 @@ def make_batch(method: Method, config: TrainingConfig, lengths: Lengths) -> Batc
 
 def figures(found: Any, config: TrainingConfig, machine: Machine, batch: Batch, padded: bool) -> Figures:
     """Run the passes, on a shorter model where the layers are many. Raises UserError for a model whose passes depend
-    on values."""
+    on values, or do not run without storage."""
     model, _, quantized = blank_model(found, config, machine.bf16)
     whole = weights(model, config, quantized, machine.bf16)
 
@@ -102,6 +103,11 @@ def figures(found: Any, config: TrainingConfig, machine: Machine, batch: Batch, 
             return _passes(Blank(cut, config, machine.device, machine.bf16), config, batch, padded)
         except BY_VALUE as error:
             raise UserError(f"this model cannot be planned: its passes depend on values ({error})") from error
+        except RuntimeError as error:
+            if not any(hasattr(found.get_text_config(), key) for key in EXPERTS):
+                raise
+            # PyTorch knows the shapes of a product over experts in bfloat16 only.
+            raise UserError("a mixture of experts can be planned in bfloat16 only: set bf16: true") from error
 
     if every <= WHOLE:
         return take(every)
