@@ -100,7 +100,7 @@ def test_a_process_model_learns_and_scores_step_ends(
     trunks: dict[str, str], tmp_path: Path, kind: str, head: str, finetuning: str
 ) -> None:
     rate = 1e-2 if finetuning == "lora" else 3e-3
-    settings = {**QUICK, "learning_rate": rate, "num_train_epochs": 6, "head": head, "finetuning_type": finetuning}
+    settings = {**QUICK, "learning_rate": rate, "num_train_epochs": 10, "head": head, "finetuning_type": finetuning}
     trainer = RewardTrainer(
         trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), lines(160), lines(40, 1)
     )
