@@ -32,6 +32,9 @@ bench: setup
 	$(BIN)/python bench/trl_parity.py
 	$(BIN)/python bench/speed.py
 	$(BIN)/python bench/rewards.py
+	$(BIN)/python bench/plan.py
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/time_to_accuracy.py
 
 clean:
 	rm -rf $(VENV) output build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
