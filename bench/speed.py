@@ -166,6 +166,19 @@ def measure_ours(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
     }
 
 
+def timed(owner: Any, name: str, seconds: list[float]) -> None:
+    """From now on each call of the method notes how long it took."""
+    inner = getattr(owner, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = inner(*args, **kwargs)
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    setattr(owner, name, call)
+
+
 def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) -> dict[str, Any]:
     import torch
     from datasets import Dataset
@@ -199,17 +212,6 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
             if "completions/mean_length" in logs:
                 lengths.append(logs["completions/mean_length"])
 
-    def timed(trainer: Any, name: str, phase: str) -> None:
-        inner = getattr(trainer, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = inner(*args, **kwargs)
-            clock[phase].append(time.perf_counter() - started)
-            return result
-
-        setattr(trainer, name, call)
-
     before = peak_memory()
     trainer = GRPOTrainer(
         folder,
@@ -219,8 +221,8 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
         callbacks=[Clock()],
         processing_class=words_tokenizer(workload),
     )
-    timed(trainer, "_generate", "generate")
-    timed(trainer, "_generate_and_score_completions", "prepare")
+    timed(trainer, "_generate", clock["generate"])
+    timed(trainer, "_generate_and_score_completions", clock["prepare"])
     trainer.train()
     generate, prepared, step = (clock[name][WARM_UP:] for name in ("generate", "prepare", "step"))
     # The batch is prepared before the step's own clock starts or after it, by version: the sum is the step.

@@ -64,6 +64,11 @@ def evaluate(
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
     }
+    _measured(model, data, settings, output)
+
+
+def _measured(model: str, data: str | None, settings: dict[str, Any], output: Path | None) -> None:
+    """Evaluate, print the table, write the result."""
     console = log_console()
 
     from cohort.report.intervals import wilson
@@ -73,7 +78,8 @@ def evaluate(
     result = evaluate_model(model, data, **settings)
     # Samples of one problem are not independent of each other: the interval counts problems.
     result["interval"] = wilson(result["accuracy"] * result["problems"], result["problems"])
-    console.print(evaluation_table(f"{model} on {' of '.join(filter(None, (benchmark, data)))}", result))
+    on = " of ".join(filter(None, (settings["benchmark"], data)))
+    console.print(evaluation_table(f"{model} on {on}", result))
     _write(output, result)
 
 

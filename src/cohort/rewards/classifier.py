@@ -73,10 +73,13 @@ def make_classifier(
         texts = [scorer.encode_steps(*each) for each in zip(prompts, completions, steps, strict=True)]
         return encoded(texts, log_metric)
 
-    function: Callable[..., Any] = score_steps if scorer.of_steps else score
-    function.__name__ = log_name
-    # For what trains the model while it rewards, and compares its scores with those of its own training.
-    function.scorer, function.probability = scorer, squash  # type: ignore[attr-defined]
+    return _marked(score_steps if scorer.of_steps else score, log_name, scorer, squash)
+
+
+def _marked(function: Callable[..., Any], name: str, scorer: Scorer, probability: bool) -> Callable[..., Any]:
+    """With what is needed to train the model while it rewards, and to compare its scores with those of its training."""
+    function.__name__ = name
+    function.scorer, function.probability = scorer, probability  # type: ignore[attr-defined]
     return function
 
 

@@ -67,15 +67,7 @@ def make_judge(
     `extra_body`: more keys for each request. Raises UserError for a setting or an endpoint that cannot work.
     """
     low, high = scale
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"judge: scale is {list(scale)}: give the worst and the best score, such as [0, 10]")
-    if not rubric.strip():
-        raise UserError("judge: rubric is empty: say in plain words what a good answer has")
-    if concurrency < 1 or retries < 0 or timeout <= 0:
-        raise UserError(
-            f"judge: concurrency {concurrency}, retries {retries}, timeout {timeout}: at least one request at a "
-            "time, no retries or more, and some seconds"
-        )
+    _check(low, high, rubric, concurrency, retries, timeout)
     settings = {"temperature": temperature, "max_tokens": max_tokens, **(extra_body or {})}
     grader = _Grader(
         Endpoint(url, _key(api_key_env), retries, timeout),
@@ -108,6 +100,18 @@ def make_judge(
 
     judge.__name__ = name
     return judge
+
+
+def _check(low: float, high: float, rubric: str, concurrency: int, retries: int, timeout: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"judge: scale is {[low, high]}: give the worst and the best score, such as [0, 10]")
+    if not rubric.strip():
+        raise UserError("judge: rubric is empty: say in plain words what a good answer has")
+    if concurrency < 1 or retries < 0 or timeout <= 0:
+        raise UserError(
+            f"judge: concurrency {concurrency}, retries {retries}, timeout {timeout}: at least one request at a "
+            "time, no retries or more, and some seconds"
+        )
 
 
 @dataclass(frozen=True)

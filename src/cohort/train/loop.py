@@ -43,8 +43,8 @@ class Loop:
         self.policy, self.updater, self.source, self.evaluator = policy, updater, source, evaluator
         self.config, self.callbacks, self.state, self.control = config, callbacks, state, TrainerControl()
         self.companions, self.iterations = companions, iterations
-        self.chunks, iterations = config.batch_uses
-        self.updates_per_batch = self.chunks * iterations
+        self.chunks, passes = config.batch_uses
+        self.updates_per_batch = self.chunks * passes
         self.log_completions: int = getattr(config, "log_completions", 0)
         share(0, 1, config)  # settings that the schedule refuses are told before anything is sampled
         self.progress = Progress(token_budget=config.token_budget)

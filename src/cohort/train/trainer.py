@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +37,17 @@ from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
 from cohort.train import checkpoint, hub
+from cohort.train.batches import SOURCES
 from cohort.train.card import describe, write_card
 from cohort.train.critic import CriticUpdater
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
-from cohort.train.offline import KeptSamples, StartingSamples
 from cohort.train.outer import iterations_of, rules_of
-from cohort.train.preferences import HeldOutPairs, Preferences, encoded_pairs, made_pairs, reference_model
+from cohort.train.preferences import HeldOutPairs, reference_model
 from cohort.train.profile import profilers
 from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
 from cohort.train.refit import REWARD_MODEL
-from cohort.train.sources import (
-    Attachment,
-    Demonstrations,
-    Samples,
-    Source,
-    attach_reference,
-    attach_step_ends,
-    encode_prompts,
-)
+from cohort.train.sources import Demonstrations, encode_prompts
 from cohort.train.step import Updater
 from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
@@ -130,6 +121,11 @@ class Trainer:
             critics,
             self.iterations,
         )
+        self._announce()
+
+    def _announce(self) -> None:
+        """Say what a step samples, and where the settings are not the paper's."""
+        config = self.args
         if isinstance(config, OnlineConfig):
             G, P = config.num_generations, config.prompts_per_step
             # A batch that is no whole number of groups is told even where nobody listens to more than warnings.
@@ -318,58 +314,3 @@ def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: Trai
         log.warning("rewards: %s", warning)
     if found.problem is not None:
         raise UserError(found.problem)
-
-
-def _demonstrations(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    return Demonstrations(rows, trainer.policy, trainer.args, trainer.method)
-
-
-def _samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    config = trainer.args
-    assert isinstance(config, OnlineConfig) and trainer.rewards is not None
-    prompts = encode_prompts(rows, trainer.policy, config)
-    if trainer.online_reference is not None:
-        reference = partial(attach_reference, reference=trainer.online_reference, config=config)
-        attachments = [reference, *attachments]
-    if isinstance(config, GRPOProcessConfig):
-        attachments = [partial(attach_step_ends, tokenizer=trainer.policy.tokenizer), *attachments]
-    observer = None if trainer.iterations is None else trainer.iterations.see
-    return Samples(
-        prompts, trainer.policy, trainer.engine, attachments, trainer.rewards, config, trainer.method, observer
-    )
-
-
-def _starting_samples(trainer: Trainer, rows: list[Row]) -> StartingSamples:
-    config = trainer.args
-    assert isinstance(config, SampledConfig) and trainer.rewards is not None
-    prompts = encode_prompts(rows, trainer.policy, config)
-    return StartingSamples(prompts, trainer.policy, trainer.engine, trainer.rewards, config)
-
-
-def _kept_samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    assert isinstance(trainer.args, SampledConfig)
-    return KeptSamples(_starting_samples(trainer, rows), trainer.args, trainer.method)
-
-
-def _preferences(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    config, policy = trainer.args, trainer.policy
-    assert isinstance(config, DPOConfig)
-    if config.dpo_pairs is None:
-        pairs = encoded_pairs(rows, policy, config)
-        return Preferences(lambda folder, reuse: pairs, trainer.reference, config, trainer.method)
-    samples = _starting_samples(trainer, rows)
-    return Preferences(
-        lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config),
-        trainer.reference,
-        config,
-        trainer.method,
-    )
-
-
-SOURCES: dict[str, Callable[[Trainer, list[Row], list[Attachment]], Source]] = {
-    "demonstrations": _demonstrations,
-    "start": _kept_samples,
-    "preferences": _preferences,
-    "policy": _samples,
-}
-"""A row's `source` -> what makes its batches."""
