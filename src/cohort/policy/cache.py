@@ -51,7 +51,7 @@ class DecodeCache:
 
     def extend(self, layout: GroupLayout, rows: list[int]) -> None:
         """Let in the prompts that `layout` captured, `rows[i]` rows for the i-th."""
-        assert layout.captured is not None
+        assert layout.captured, "no layer of the model called the grouped attention"
         device = layout.grid.device
         group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
         lengths = layout.prompt_lengths

@@ -31,9 +31,9 @@ from cohort.rewards.classifier import (
     require_one_label,
 )
 from cohort.rewards.scorer import Scorer, scores_steps
+from cohort.train.optimizer import descend, make_optimizer
 from cohort.train.reward_examples import Example, at_every_token, examples_of
 from cohort.train.schedule import picks
-from cohort.train.step import descend, make_optimizer
 from cohort.types import Row, UserError
 
 log = logging.getLogger("cohort")
