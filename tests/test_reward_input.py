@@ -10,7 +10,8 @@ import pytest
 from cohort import GRPOConfig, ProcessRewardConfig, RewardConfig, RewardTrainer
 from cohort.config import RewardModelConfig
 from cohort.data.rows import load_rows
-from cohort.train.reward_model import RewardUpdater, make_reward_model
+from cohort.train.reward_model import make_reward_model
+from cohort.train.reward_updater import RewardUpdater
 from cohort.types import UserError
 from test_reward_losses import token_classifier
 from test_reward_training import QUICK, digits, lines, pairs
@@ -57,10 +58,13 @@ def test_models_that_do_not_fit_are_told(tmp_path: Path) -> None:
     for model in (str(tmp_path / "two"), two):
         with pytest.raises(UserError, match="has 2 labels: a reward model has one"):
             RewardTrainer(model, RewardConfig(), digits(4), processing_class=tokenizer)
-    with pytest.raises(UserError, match="every_token: BertForSequenceClassification scores a text at its first token"):
+    with pytest.raises(UserError, match="every_token: BertForSequenceClassification does not score a text at its last"):
         RewardTrainer(
             classifier("Bert"), RewardConfig(every_token=True), digits(4), processing_class=byte_tokenizer(bert=True)
         )
+    with pytest.raises(UserError, match="pooling: mean is for a reward model of texts with head: mlp"):
+        trunk = saved(tmp_path / "trunk", classifier("Qwen2").base_model, tokenizer)
+        RewardTrainer(trunk, RewardConfig(pooling="mean"), digits(4))
     with pytest.raises(UserError, match="scores every token: train it with method: process_reward_model"):
         RewardTrainer(token_classifier("Qwen2"), RewardConfig(), digits(4), processing_class=tokenizer)
     with pytest.raises(UserError, match="scores the text: train it with method: reward_model"):

@@ -13,7 +13,8 @@ from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.rows import load_rows
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
 from cohort.rewards.scorer import step_ends
-from cohort.train.reward_model import RewardUpdater, make_reward_model, micro_batches
+from cohort.train.reward_model import make_reward_model
+from cohort.train.reward_updater import RewardUpdater, micro_batches
 from test_rewards_classifier import byte_tokenizer, classifier
 
 QUICK: dict[str, Any] = {"use_cpu": True, "bf16": False, "max_grad_norm": 0.0}
@@ -188,6 +189,41 @@ def test_a_small_network_as_head_reads_the_first_or_the_last_token() -> None:
             hidden = trunk(**inputs).last_hidden_state[0, place]
             a, b, c, d = model.score.parameters()
             assert float(score) == pytest.approx(float(c[0] @ torch.relu(a @ hidden + b) + d), abs=1e-5)
+
+
+def test_a_head_alone_reads_each_text_once_and_gets_the_same_gradient() -> None:
+    from cohort.rewards.mlp_head import MLPHeadConfig, MLPHeadModel
+
+    trunk = classifier("Bert").base_model
+    torch.manual_seed(1)
+    model = MLPHeadModel(MLPHeadConfig(trunk.config, reads="mean"), trunk)
+    config = RewardConfig(finetuning_type="freeze", freeze_trainable_layers=0, **QUICK)
+    fitted = updater(config, "preference", "Bert", model)
+    fitted.model.model.eval()
+    assert {id(p) for p in fitted.model.parameters} == {id(p) for p in model.score.parameters()}
+    losses = []
+    for row in PAIRS:
+        score = []
+        for side in ("chosen", "rejected"):
+            ids = fitted.model.tokenizer(str(row["prompt"]), str(row[side]), return_tensors="pt")
+            a, b, c, d = model.score.parameters()
+            hidden = trunk(**ids).last_hidden_state[0].mean(0)
+            score.append(c[0] @ torch.relu(a @ hidden + b) + d[0])
+        losses.append(-torch.log(torch.sigmoid(score[0] - score[1] - float(row.get("margin", 0)))))
+    loss = sum(losses) / 3
+    expected = expected_gradient(fitted, loss)
+    examples = fitted.lessons(load_rows(PAIRS))
+    read = []
+    trunk.register_forward_hook(lambda *_: read.append(1))
+    for _ in range(3):
+        assert fitted.gradient(examples)["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
+        assert_same_gradient(fitted, expected)
+    assert len(read) == 1
+    # as a reward later: the whole model, every time
+    scores = fitted.model.scorer.score([text for example in examples for text in example.texts], 2)
+    assert [fitted._forward([text])[0].item() for e in examples for text in e.texts] == pytest.approx(
+        [score for (score,) in scores], abs=1e-5
+    )
 
 
 def test_dropout_is_off_but_in_the_head_unless_told_otherwise() -> None:

@@ -17,7 +17,8 @@ from cohort.data.configured import configured_rows
 from cohort.data.rows import load_rows
 from cohort.rewards import Rewards, resolve
 from cohort.rewards.steps import by_separator
-from cohort.train.reward_model import RewardUpdater, make_reward_model
+from cohort.train.reward_model import make_reward_model
+from cohort.train.reward_updater import RewardUpdater
 from cohort.train.trainer import Trainer
 from test_reward_losses import token_classifier
 from test_rewards_classifier import byte_tokenizer, classifier

@@ -28,6 +28,10 @@ class RewardModelConfig(TrainingConfig):
         description="linear: transformers' classifier; mlp: Linear(h, h/2), ReLU, Dropout 0.1, Linear(h/2, 1) on the "
         "first token of encoders, the last of decoders. For a model that has none.",
     )
+    pooling: Literal["token", "mean"] = Field(
+        "token",
+        description="What head: mlp sees of a text: that token, or the mean of all, as sentence encoders are trained.",
+    )
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
         "steps", description="Held-out loss every eval_steps, or after each pass; both at the end too."
     )

@@ -80,7 +80,7 @@ class TrainingConfig(BaseModel):
         "full", description="All weights, an adapter through peft, or some layers."
     )
     freeze_trainable_layers: int = Field(
-        2, description="For freeze: the last layers that are trained; negative: the first."
+        2, description="For freeze: the last layers that are trained; negative: the first; 0: a reward model's head."
     )
     freeze_trainable_modules: list[str] = Field(
         default_factory=list, description="For freeze: only these modules of them, such as mlp; none: all."

@@ -15,8 +15,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class MLPHeadConfig(PreTrainedConfig):
-    """`text_config`: the trunk's; `reads`: the token that is scored, `first` (encoders), `last` (decoders), or
-    `every` one (process models)."""
+    """`text_config`: the trunk's; `reads`: the token that is scored, `first` (encoders) or `last` (decoders), the
+    `mean` of all, or `every` one (process models)."""
 
     model_type = "cohort_reward_model"
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
@@ -46,12 +46,19 @@ class MLPHeadModel(PreTrainedModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> SequenceClassifierOutput:
         """Token ids and mask [B, T], padded on the right -> logits [B, 1], or [B, T, 1] where every token is read."""
+        return SequenceClassifierOutput(logits=self.score(self.read(input_ids, attention_mask, **inputs)))
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
+        """What the head sees of the trunk's hidden states, [B, h] or [B, T, h]."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         if self.config.reads == "every":
-            return SequenceClassifierOutput(logits=self.score(hidden))
+            return hidden
+        if self.config.reads == "mean":
+            seen = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            return (hidden * seen).sum(1) / seen.sum(1)
         rows = torch.arange(len(hidden), device=hidden.device)
         at = attention_mask.sum(1) - 1 if self.config.reads == "last" else torch.zeros_like(rows)
-        return SequenceClassifierOutput(logits=self.score(hidden[rows, at]))
+        return hidden[rows, at]
 
 
 AutoConfig.register(MLPHeadConfig.model_type, MLPHeadConfig, exist_ok=True)

@@ -72,8 +72,8 @@ class Scorer:
         that scores the first token, from which an encoder sees the whole text."""
         if not scores_last(self.model):
             raise UserError(
-                f"every_token: {type(self.model).__name__} scores a text at its first token; only a decoder, which "
-                "scores it at the last, has a score for what stands up to each token"
+                f"every_token: {type(self.model).__name__} does not score a text at its last token; only a decoder "
+                "that does has a score for what stands up to each token"
             )
         text, before = self.encode(prompt, completion), self.encode(prompt, "")
         last = text.length - 1
@@ -124,16 +124,10 @@ class Scorer:
         """One padded forward pass: float32 scores (logits) of B texts [B], or of the `ends` of all, in order."""
         import torch
 
-        width = max(each.length for each in batch)
         pad = self._pad(batch)
-        fill = {"input_ids": pad, "token_type_ids": self.tokenizer.pad_token_type_id}
-        inputs = {
-            key: torch.tensor([x.inputs[key] + [fill.get(key, 0)] * (width - x.length) for x in batch])
-            for key in batch[0].inputs
-        }
+        placed = self._padded(batch, pad)
         config = self.model.config.get_text_config()
         kept, config.pad_token_id = config.pad_token_id, pad
-        placed = {key: value.to(self.model.device) for key, value in inputs.items()}
         try:
             if batch[0].ends and not self.of_steps:
                 logits = self.model.score(self.model.base_model(**placed).last_hidden_state)
@@ -146,6 +140,20 @@ class Scorer:
         rows = torch.tensor([i for i, each in enumerate(batch) for _ in each.ends], device=logits.device)
         places = torch.tensor([end for each in batch for end in each.ends], device=logits.device)
         return logits[rows, places, 0].float()
+
+    def read(self, batch: Sequence[Encoded]) -> Tensor:
+        """What the head of an MLPHeadModel sees of B texts, [B, h]."""
+        return self.model.read(**self._padded(batch, self._pad(batch)))
+
+    def _padded(self, batch: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
+        import torch
+
+        width = max(each.length for each in batch)
+        fill = {"input_ids": pad, "token_type_ids": self.tokenizer.pad_token_type_id}
+        rows = {
+            key: [x.inputs[key] + [fill.get(key, 0)] * (width - x.length) for x in batch] for key in batch[0].inputs
+        }
+        return {key: torch.tensor(value, device=self.model.device) for key, value in rows.items()}
 
     def score(self, encoded: Sequence[Encoded], batch_size: int) -> list[list[float]]:
         """The scores of each text without gradient: one, or one for each step."""

@@ -16,7 +16,8 @@ from cohort.rewards.scorer import Scorer
 from cohort.train.checkpoint import load_learner, save_learner
 from cohort.train.guard import RewardModelGuard, validation_of
 from cohort.train.replay import Item, Replay, history_count
-from cohort.train.reward_model import RewardModel, RewardUpdater
+from cohort.train.reward_model import RewardModel
+from cohort.train.reward_updater import RewardUpdater
 from cohort.train.schedule import derive
 from cohort.types import Group, Row, UserError
 

@@ -23,7 +23,8 @@ from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
 from cohort.train.record import METRICS, move_aside
 from cohort.train.reward_examples import Example, loss_type
-from cohort.train.reward_model import RewardUpdater, make_reward_model
+from cohort.train.reward_model import make_reward_model
+from cohort.train.reward_updater import RewardUpdater
 from cohort.train.schedule import picks
 from cohort.train.sources import tell_fitted
 from cohort.train.trackers import trackers
