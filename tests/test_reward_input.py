@@ -32,6 +32,7 @@ BAD: list[tuple[list[dict[str, Any]], RewardModelConfig, str]] = [
     ([{**pairs(1)[0], "margin": "wide"}], OUTCOME, "row 1: `margin` holds 'wide'"),
     (digits(2), RewardConfig(center_rewards_coefficient=0.1), "center_rewards_coefficient is for pairs"),
     ([{**row, "label": 1} for row in digits(3)], OUTCOME, "every label is 1: there is nothing to tell apart"),
+    (pairs(2), RewardConfig(every_token=True), "every_token is for rows with labels"),
     (digits(9), RewardConfig(early_stopping_patience=2), "early_stopping_patience needs held-out data"),
     (one(completion="b\nc", labels=[1]), PROCESS, r"row 1: 1 labels for 2 steps; the steps are \['b', 'c'\]"),
     (one(completion="b\nc", labels=[1, 3]), PROCESS, "row 1: `labels` holds 3, out of range"),
@@ -56,6 +57,10 @@ def test_models_that_do_not_fit_are_told(tmp_path: Path) -> None:
     for model in (str(tmp_path / "two"), two):
         with pytest.raises(UserError, match="has 2 labels: a reward model has one"):
             RewardTrainer(model, RewardConfig(), digits(4), processing_class=tokenizer)
+    with pytest.raises(UserError, match="every_token: BertForSequenceClassification scores a text at its first token"):
+        RewardTrainer(
+            classifier("Bert"), RewardConfig(every_token=True), digits(4), processing_class=byte_tokenizer(bert=True)
+        )
     with pytest.raises(UserError, match="scores every token: train it with method: process_reward_model"):
         RewardTrainer(token_classifier("Qwen2"), RewardConfig(), digits(4), processing_class=tokenizer)
     with pytest.raises(UserError, match="scores the text: train it with method: reward_model"):

@@ -138,6 +138,36 @@ def test_a_step_on_steps_has_the_textbook_gradient(architecture: str, budget: in
     assert_same_gradient(fitted, expected)
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_a_step_on_every_token_has_the_textbook_gradient(head: str, kind: str, budget: int) -> None:
+    """Each token of a completion has the text's label; a text cut off behind it would have that token's score."""
+    from cohort.rewards.mlp_head import MLPHeadConfig, MLPHeadModel
+
+    model = classifier("Qwen2")
+    if head == "mlp":
+        torch.manual_seed(1)
+        model = MLPHeadModel(MLPHeadConfig(model.base_model.config, reads="last"), model.base_model)
+    config = RewardConfig(loss_type=kind, token_budget=budget, every_token=True, **QUICK)
+    fitted = updater(config, kind, model=model.eval())
+    losses = []
+    for row in LABELLED:
+        prompt, text, y = str(row["prompt"]), str(row["completion"]), float(row["label"])  # type: ignore[arg-type]
+        for end in range(1, len(text) + 1):
+            ids = fitted.model.tokenizer(prompt + text[:end], return_tensors="pt")
+            score = fitted.model.model(ids["input_ids"], attention_mask=ids["attention_mask"]).logits[0, 0]
+            p = 1 / (1 + torch.exp(-score))
+            losses.append((score - y) ** 2 if kind == "mse" else -(y * torch.log(p) + (1 - y) * torch.log(1 - p)))
+    loss = sum(losses) / len(losses)
+    expected = expected_gradient(fitted, loss)
+    found = fitted.gradient(fitted.lessons(load_rows(LABELLED)))
+    assert found["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
+    assert_same_gradient(fitted, expected)
+    # Judged is the text as a whole, as a run that is rewarded by the model sees it.
+    assert [example.targets for example in fitted.examples(load_rows(LABELLED))] == [(1.0,), (0.0,), (0.75,)]
+
+
 def test_a_small_network_as_head_reads_the_first_or_the_last_token() -> None:
     from cohort.rewards.mlp_head import MLPHeadConfig, MLPHeadModel
 
@@ -185,6 +215,13 @@ def test_where_steps_end() -> None:
     found = scorer.encode_steps(prompt, [{"role": "assistant", "content": "a\nb"}], ["a", "b"])
     ids = chat("<user>?<eos>")["input_ids"] + chat("a\nb")["input_ids"] + [1]
     assert found.inputs["input_ids"] == ids and found.ends == [len(ids) - 3, len(ids) - 1]
+    outcome = updater(RewardConfig(**QUICK), "bce").model.scorer
+    outcome.tokenizer = chat
+    # of a conversation the reply, with the end that the template puts behind it
+    found = outcome.encode_tokens(prompt, [{"role": "assistant", "content": "a\nb"}])
+    assert found.inputs == outcome.encode(prompt, "a\nb").inputs
+    assert [found.inputs["input_ids"][i] for i in found.ends] == chat("a\nb<eos>")["input_ids"]
+    assert outcome.encode_tokens("p", "").ends == [0]
     scorer.max_length = 3
     cut = scorer.encode_steps(prompt, "aaa\nb\ncc", ["aaa", "b", "cc"])
     assert cut.truncated and cut.ends == [0, 0, 2] and len(cut.inputs["input_ids"]) == 3

@@ -19,6 +19,9 @@ class RefitConfig(BaseModel):
         description="bce: right where the rule's score is above 0; mse: the score itself; preference: a right "
         "completion above a wrong one of its group.",
     )
+    every_token: bool = Field(
+        False, description="The label is learnt at every token of a completion, as RewardConfig's every_token says."
+    )
     learning_rate: float = Field(2e-5, gt=0, description="Constant. DeepSeekMath, arXiv 2402.03300, section 4.2")
     num_train_epochs: int = Field(1, ge=1, description="Passes over the samples of one refit.")
     per_device_train_batch_size: int = Field(32, ge=1, description="Completions, or pairs, of one optimiser step.")

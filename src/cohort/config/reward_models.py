@@ -48,6 +48,12 @@ class RewardConfig(RewardModelConfig):
         description="preference: Bradley and Terry's, on pairs; bce: labels from 0 to 1 as probabilities; mse: labels "
         "as scores. None: preference where rows have pairs, else bce.",
     )
+    every_token: bool = Field(
+        False,
+        description="The label is learnt at every token of a completion, as what is to be expected of the text up to "
+        "there, so that the model finds where texts go wrong; the score stays the last token's. Decoders; bce and mse. "
+        "Cobbe et al., arXiv 2110.14168, section 4.3",
+    )
     center_rewards_coefficient: float | None = Field(
         None, ge=0, description="Of the squared sum of a pair's scores, which keeps them around 0; 0.01 is common."
     )

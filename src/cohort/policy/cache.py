@@ -19,10 +19,17 @@ class DecodeCache:
     `share`: prompts stand once for all their rows, worth it where they are long; else each row has its prompt's keys
     in front of its own, and the shared part is empty. Keys are kept transposed, the form in which their product with
     a query reads them in order.
+
+    `fixed`: own keys are read to the end of their room, so that from one `change` to the next every step has the same
+    shapes and asks the device for nothing: what a CUDA graph records.
     """
 
-    def __init__(self, share: bool) -> None:
-        self.share = share
+    def __init__(self, share: bool, fixed: bool = False) -> None:
+        self.share, self.fixed = share, fixed
+        self.change = object()
+        """Another one after each change of the rows or of their room."""
+        self.reach = 0
+        """No row's position gets here before the next change."""
         self.prompt: dict[int, tuple[Tensor, Tensor]] = {}
         """layer -> shared keys [P, Hkv, D, L] and values [P, Hkv, L, D]."""
         self.own: dict[int, tuple[Tensor, Tensor]] = {}
@@ -44,7 +51,7 @@ class DecodeCache:
 
     def extend(self, layout: GroupLayout, rows: list[int]) -> None:
         """Let in the prompts that `layout` captured, `rows[i]` rows for the i-th."""
-        assert layout.captured is not None
+        assert layout.captured, "no layer of the model called the grouped attention"
         device = layout.grid.device
         group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
         lengths = layout.prompt_lengths
@@ -69,12 +76,12 @@ class DecodeCache:
             written = torch.cat([self.lengths, written])
             group = torch.cat([self.group, group + len(self.prompt_lengths)])
         self.prompt_lengths, self.lengths, self.group = shared, written, group
+        self._settle()
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every row but `rows` (ascending) and the prompts that no row needs any more."""
+        """Drop every row but `rows` (ascending, at least one) and the prompts that no row needs any more."""
         groups, group = torch.unique_consecutive(self.group[rows], return_inverse=True)
-        used = int(self.lengths[rows].max()) if len(rows) else 0
-        longest = int(self.prompt_lengths[groups].max()) if len(rows) else 0
+        used, longest = int(self.lengths[rows].max()), int(self.prompt_lengths[groups].max())
         for layer, (keys, values) in self.own.items():
             if len(groups) < len(self.prompt_lengths):
                 k_prompt, v_prompt = self.prompt[layer]
@@ -85,18 +92,39 @@ class DecodeCache:
             room = min(values.shape[2], -(-(used + 1) // GROWTH) * GROWTH)
             self.own[layer] = (keys[rows, :, :, :room], values[rows, :, :room])
         self.prompt_lengths, self.group, self.lengths = self.prompt_lengths[groups], group, self.lengths[rows]
+        self._settle()
 
     def advance(self) -> None:
-        """Make room for one more token in every row, and lay out this step's masks."""
-        self.lengths = self.lengths + 1
-        self._used = int(self.lengths.max())
-        for layer, (keys, values) in self.own.items():
-            if self._used > values.shape[2]:
-                more = max(GROWTH, self._used // 4)
+        """Make room for one more token in every row."""
+        self.lengths += 1
+        self._used += 1
+        if self._used > self._room:
+            more = max(GROWTH, self._used // 4)
+            for layer, (keys, values) in self.own.items():
                 self.own[layer] = (pad(keys, (0, more)), pad(values, (0, 0, 0, more)))
+            self._moved()
+        self.forget()
+
+    def forget(self) -> None:
+        """Lay out this step's masks anew."""
+        self._biases: dict[tuple[int | None, torch.dtype], Tensor] = {}
+
+    @property
+    def _room(self) -> int:
+        return next(iter(self.own.values()))[1].shape[2]
+
+    def _moved(self) -> None:
+        self.change = object()
+        self.reach = self._longest + self._room
+
+    def _settle(self) -> None:
+        """What stays the same while the rows do."""
+        self._used, self._longest = int(self.lengths.max()), int(self.prompt_lengths.max())
         self._rows = torch.arange(len(self), device=self.group.device)
         self._even = bool((self.lengths == self._used).all())
-        self._biases: dict[tuple[int | None, torch.dtype], Tensor] = {}
+        shared = next(iter(self.prompt.values()))[1].shape[2]
+        self._full = self._even and bool((self.prompt_lengths == shared).all())
+        self._moved()
         if self.share:
             # Rows on a grid [P, R], so that a prompt's keys meet all its rows in one product.
             P, counts = len(self.prompt_lengths), torch.bincount(self.group, minlength=len(self.prompt_lengths))
@@ -112,19 +140,21 @@ class DecodeCache:
         (N, H, D), K, Dv = q.shape, k.shape[1], v.shape[-1]
         rep = H // K
         keys, values = self.own[head.layer]
-        if self._even:
+        if self._even and not self.fixed:
             keys[..., self._used - 1] = k
             values[:, :, self._used - 1] = v
         else:
             keys[self._rows, :, :, self.lengths - 1] = k.to(keys.dtype)
             values[self._rows, :, self.lengths - 1] = v.to(values.dtype)
-        keys, values = keys[..., : self._used], values[:, :, : self._used]
+        if not self.fixed:
+            keys, values = keys[..., : self._used], values[:, :, : self._used]
         q = (q * head.scaling).reshape(N, K, rep, D)
         scores = q @ keys
         L = self.prompt[head.layer][0].shape[3]
         if self.share:
             scores = torch.cat([self._prompt_scores(q, head.layer), scores], -1)
-        weights = head.softmax(head.cap(scores) + self._bias_for(head.window, q.dtype, L), (1, K, rep))
+        scores, bias = head.cap(scores), self._bias_for(head.window, q.dtype, L)
+        weights = head.softmax(scores if bias is None else scores + bias, (1, K, rep))
         out = weights[..., L:] @ values
         if self.share:
             out = out + self._prompt_values(weights[..., :L], head.layer)
@@ -150,13 +180,16 @@ class DecodeCache:
     def _to_rows(self, grid: Tensor) -> Tensor:
         return grid if self._slot is None else grid[self._slot]
 
-    def _bias_for(self, window: int | None, dtype: torch.dtype, L: int) -> Tensor:
-        """Additive mask [N, 1, 1, L + own] over prompt keys, then own keys."""
+    def _bias_for(self, window: int | None, dtype: torch.dtype, L: int) -> Tensor | None:
+        """Additive mask [N, 1, 1, L + own] over prompt keys, then own keys; None where every row sees them all."""
+        if window is None and self._full and not self.fixed:
+            return None
         if (window, dtype) not in self._biases:
             device = self.group.device
             prompt_lengths = self.prompt_lengths[self.group].unsqueeze(1)
             lengths = self.lengths.unsqueeze(1)
-            prompt, own = torch.arange(L, device=device), torch.arange(self._used, device=device)
+            room = self._room if self.fixed else self._used
+            prompt, own = torch.arange(L, device=device), torch.arange(room, device=device)
             seen_prompt, seen_own = prompt < prompt_lengths, own < lengths
             if window is not None:
                 seen_prompt = seen_prompt & (prompt_lengths + lengths - 1 - prompt < window)

@@ -85,7 +85,7 @@ class FusedDecoder:
     def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
         """The final hidden states [N, Dm] after one more token in each row; `cache.advance()` comes before."""
         N, H, K, D = len(tokens_N), self.H, self.K, self.D
-        turns = self._turns(cache.positions)
+        turns = self._turns(cache)
         rows = self.trunk.embed_tokens(tokens_N)
         for layer in self.layers:
             heads = layer.in_heads(self._normed(rows)).view(N, H + 2 * K, D)
@@ -105,10 +105,10 @@ class FusedDecoder:
     def _normed(self, rows: Tensor) -> Tensor:
         return rms_norm(rows, rows.shape[-1:], None, self.eps)
 
-    def _turns(self, positions_N: Tensor) -> Tensor:
-        last = int(positions_N.max())
-        if last >= len(self.turns):
-            every = torch.arange(2 * last + 64, device=positions_N.device)
+    def _turns(self, cache: DecodeCache) -> Tensor:
+        positions_N = cache.positions
+        if cache.reach > len(self.turns):
+            every = torch.arange(2 * cache.reach, device=positions_N.device)
             cos, sin = self.trunk.rotary_emb(torch.zeros(1, device=every.device), every.unsqueeze(0))
             self.turns = torch.complex(cos[0, :, : self.D // 2], sin[0, :, : self.D // 2]).unsqueeze(1)
         return self.turns[positions_N]

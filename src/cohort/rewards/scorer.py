@@ -18,7 +18,8 @@ class Encoded(NamedTuple):
 
     inputs: dict[str, list[int]]
     ends: list[int]
-    """Index of each step's last token; empty where the text is scored as a whole."""
+    """Index of each step's last token, or of each token that is to have a score of its own; empty where the text is
+    scored as a whole."""
     truncated: bool = False
 
     @property
@@ -66,6 +67,20 @@ class Scorer:
             return Encoded(dict(cut), [], True)
         return Encoded({key: value[-limit:] for key, value in ids.items()}, [], True)
 
+    def encode_tokens(self, prompt: Text, completion: Text) -> Encoded:
+        """A text whose completion has a score at every token, the text's own score last. Raises UserError for a model
+        that scores the first token, from which an encoder sees the whole text."""
+        if not scores_last(self.model):
+            raise UserError(
+                f"every_token: {type(self.model).__name__} scores a text at its first token; only a decoder, which "
+                "scores it at the last, has a score for what stands up to each token"
+            )
+        text, before = self.encode(prompt, completion), self.encode(prompt, "")
+        last = text.length - 1
+        ids = zip(text.inputs["input_ids"][:last], before.inputs["input_ids"], strict=False)
+        start = next((i for i, (a, b) in enumerate(ids) if a != b), min(last, before.length))
+        return text._replace(ends=list(range(start, last + 1)))
+
     def encode_steps(self, prompt: Text, completion: Text, steps: Sequence[str]) -> Encoded:
         """A text with the last token of each step: of the white space behind it too, of the last step the end of the
         text. The text is what a policy writes: the prompt's template, then the completion, then the end token. What
@@ -106,7 +121,7 @@ class Scorer:
         return {key: [*value, end.get(key, 0)] for key, value in found.items()}, starts, False
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
-        """One padded forward pass: float32 scores (logits) of B texts [B], or of the step ends of all, in order."""
+        """One padded forward pass: float32 scores (logits) of B texts [B], or of the `ends` of all, in order."""
         import torch
 
         width = max(each.length for each in batch)
@@ -118,11 +133,15 @@ class Scorer:
         }
         config = self.model.config.get_text_config()
         kept, config.pad_token_id = config.pad_token_id, pad
+        placed = {key: value.to(self.model.device) for key, value in inputs.items()}
         try:
-            logits = self.model(**{key: value.to(self.model.device) for key, value in inputs.items()}).logits
+            if batch[0].ends and not self.of_steps:
+                logits = self.model.score(self.model.base_model(**placed).last_hidden_state)
+            else:
+                logits = self.model(**placed).logits
         finally:
             config.pad_token_id = kept
-        if not self.of_steps:
+        if not batch[0].ends:
             return logits[:, 0].float()
         rows = torch.tensor([i for i, each in enumerate(batch) for _ in each.ends], device=logits.device)
         places = torch.tensor([end for each in batch for end in each.ends], device=logits.device)
@@ -163,6 +182,12 @@ class Scorer:
 def scores_steps(model: Any) -> bool:
     """Whether it gives a score to every token, for step ends, and not one to the text."""
     return type(model).__name__.endswith("ForTokenClassification") or getattr(model.config, "reads", None) == "every"
+
+
+def scores_last(model: Any) -> bool:
+    """Whether a text's score is that of its last token, by a head that could read any."""
+    reads = getattr(model.config, "reads", None)
+    return reads == "last" if reads else hasattr(model, "score") and not scores_steps(model)
 
 
 def step_ends(text: str, steps: Sequence[str]) -> list[int]:

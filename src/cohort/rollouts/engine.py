@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from cohort.policy.cache import DecodeCache
-from cohort.policy.decoder import decoder_of
+from cohort.policy.decoder import FusedDecoder, decoder_of
+from cohort.policy.graph import GraphDecoder
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
@@ -105,7 +106,10 @@ class _Decoding:
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
         self.share = max((len(prompt) for prompt in prompts), default=0) > SHORT_PROMPT
-        self.cache, self.decoder = DecodeCache(self.share), decoder_of(policy)
+        decoder = decoder_of(policy)
+        self.fixed = device.type == "cuda" and isinstance(decoder, FusedDecoder)
+        self.decoder = GraphDecoder(decoder) if isinstance(decoder, FusedDecoder) and self.fixed else decoder
+        self.cache = DecodeCache(self.share, self.fixed)
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[N], which of the `total` rows each cached row is."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
@@ -113,8 +117,12 @@ class _Decoding:
         """[N], the last token of each cached row."""
 
     def run(self) -> None:
-        while self.waiting or bool(self.alive.any()):
-            self._make_room()
+        while True:
+            # A device is waited for here, once a token.
+            living = int(self.alive.sum())
+            if not (self.waiting or living):
+                return
+            self._make_room(living)
             if self.waiting and len(self.cache) + self.waiting[0][2] <= self.max_rows:
                 self._admit()
                 continue  # rows that ended at their first token leave before the next pass
@@ -123,15 +131,15 @@ class _Decoding:
                 hidden = self.decoder(self.tokens, self.cache)
             self.tokens = self._sample(hidden, self.row, self.alive)
 
-    def _make_room(self) -> None:
+    def _make_room(self, living: int) -> None:
         """Drop ended rows once an eighth of the batch has ended, or where somebody waits for the place."""
-        dead = int((~self.alive).sum())
+        dead = len(self.alive) - living
         if dead and (self.waiting or 8 * dead >= len(self.alive)):
             kept = self.alive.nonzero().squeeze(1)
             if len(kept):
                 self.cache.keep(kept)
             else:
-                self.cache = DecodeCache(self.share)
+                self.cache = DecodeCache(self.share, self.fixed)
             self.row, self.tokens, self.alive = self.row[kept], self.tokens[kept], self.alive[kept]
 
     def _admit(self) -> None:
@@ -165,18 +173,20 @@ class _Decoding:
         with self.policy.autocast():
             logits = self.policy.head.logits(hidden)
         tokens, logprobs = draw(logits, self.sampling, self.generator)
-        living, drawn = row[alive], tokens[alive]
-        at = self.counts[living]
-        self.ids[living, at] = drawn
-        self.logprobs[living, at] = logprobs[alive]
-        self.counts[living] = at + 1
-        done = torch.isin(drawn, self.eos)
+        # Every row is written, an ended one with what stands there: taking the living ones out would wait for a device.
+        counts, limits = self.counts[row], self.limits[row]
+        at = torch.minimum(counts, limits - 1)
+        self.ids[row, at] = torch.where(alive, tokens, self.ids[row, at])
+        self.logprobs[row, at] = torch.where(alive, logprobs, self.logprobs[row, at])
+        self.counts[row] = counts = counts + alive
+        done = torch.isin(tokens, self.eos)
         if self.sampling.stop:
-            done |= torch.tensor([self._stopped(int(r)) for r in living], device=done.device)
-        self.ended[living] = done
-        alive[alive.clone()] = ~(done | (at + 1 >= self.limits[living]))
+            rows = zip(row.tolist(), alive.tolist(), strict=True)
+            done |= torch.tensor([lives and self._stopped(r) for r, lives in rows], device=done.device)
         if self.on_tokens is not None:
-            self.on_tokens(living.tolist(), drawn.tolist())
+            self.on_tokens(row[alive].tolist(), tokens[alive].tolist())
+        self.ended[row] |= alive & done
+        alive &= ~done & (counts < limits)
         return tokens
 
     def _stopped(self, row: int) -> bool:

@@ -16,7 +16,8 @@ from cohort.policy.critic import Critic
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Pack, Part, micro_batches
-from cohort.train.step import active_lengths, descend, make_optimizer, token_weights
+from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.step import active_lengths, token_weights
 from cohort.types import Group
 
 log = logging.getLogger("cohort")

@@ -46,6 +46,7 @@ class Refit:
             max_grad_norm=config.max_grad_norm,
             max_length=scorer.max_length,
             bf16=False,
+            every_token=config.every_token,
         )
         model = RewardModel(scorer.model, scorer.tokenizer, settings)
         model.scorer = scorer  # with its own template's options
@@ -72,7 +73,7 @@ class Refit:
             return metrics
         self.replay.add(new)
         found = self.updater.fit(
-            self.updater.examples([_row(item) for item in [*new, *history]]),
+            self.updater.lessons([_row(item) for item in [*new, *history]]),
             epochs=config.num_train_epochs,
             batch_size=config.per_device_train_batch_size,
             learning_rate=config.learning_rate,

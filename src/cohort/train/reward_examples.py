@@ -20,7 +20,7 @@ class Example:
     """One unit of learning; the loop takes it in a group's place.
 
     Example((encoded,), (1.0,)): a text and its label; Example((chosen, rejected), (0.0,)): a pair and its margin;
-    Example((encoded,), (1.0, 0.0)): a text and the labels of its steps, which are `encoded.ends`.
+    Example((encoded,), (1.0, 0.0)): a text and the labels of its steps, or of its tokens, which are `encoded.ends`.
     """
 
     texts: tuple[Encoded, ...]
@@ -52,6 +52,20 @@ def examples_of(rows: Sequence[Row], scorer: Scorer, config: RewardModelConfig, 
     if isinstance(config, ProcessRewardConfig):
         return _process(rows, scorer, config)
     return [EXAMPLES[kind](row, scorer) for row in rows]
+
+
+def at_every_token(rows: Sequence[Row], scorer: Scorer, kind: str) -> list[Example]:
+    """Each labelled row with its label at every token of the completion (`every_token`). Raises UserError for pairs
+    and for a model that is no decoder."""
+    if kind == "preference":
+        raise UserError("every_token is for rows with labels (loss_type: bce or mse); these are pairs")
+    found = []
+    for row in rows:
+        (target,) = EXAMPLES[kind](row, scorer).targets
+        assert row.completion is not None
+        text = scorer.encode_tokens(row.prompt, row.completion)
+        found.append(Example((text,), (target,) * len(text.ends)))
+    return found
 
 
 def _pair(row: Row, scorer: Scorer) -> Example:

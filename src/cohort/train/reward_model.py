@@ -3,7 +3,7 @@ loop drives it in a run of its own, and a reinforcement-learning run may call `f
 
     model = make_reward_model("owner/encoder", None, config)
     updater = RewardUpdater(model, config, "bce")
-    losses = updater.fit(updater.examples(rows), epochs=2, batch_size=16, learning_rate=2e-5, seed=0)
+    losses = updater.fit(updater.lessons(rows), epochs=2, batch_size=16, learning_rate=2e-5, seed=0)
     held_out = updater.measure(updater.examples(others))["loss"]
 """
 
@@ -31,9 +31,9 @@ from cohort.rewards.classifier import (
     require_one_label,
 )
 from cohort.rewards.scorer import Scorer, scores_steps
-from cohort.train.reward_examples import Example, examples_of
+from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.reward_examples import Example, at_every_token, examples_of
 from cohort.train.schedule import picks
-from cohort.train.step import descend, make_optimizer
 from cohort.types import Row, UserError
 
 log = logging.getLogger("cohort")
@@ -185,8 +185,14 @@ class RewardUpdater:
         self.token_budget = config.token_budget
         model.model.config.problem_type = PROBLEM_TYPES.get(kind)
 
+    def lessons(self, rows: Sequence[Row]) -> list[Example]:
+        """Rows of data as they are learnt from. Raises UserError, naming the row, for what the loss cannot take."""
+        if isinstance(self.config, RewardConfig) and self.config.every_token:
+            return at_every_token(rows, self.model.scorer, self.kind)
+        return self.examples(rows)
+
     def examples(self, rows: Sequence[Row]) -> list[Example]:
-        """Rows of data as this loss takes them. Raises UserError, naming the row, for what it cannot take."""
+        """Rows of data as they are judged. Raises UserError, naming the row, for what the loss cannot take."""
         return examples_of(rows, self.model.scorer, self.config, self.kind)
 
     def step(self, examples: list[Example], generation_tokens: float, learning_rate: float) -> dict[str, float]:

@@ -81,7 +81,7 @@ class RewardTrainer:
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         use_template(self.reward_model.tokenizer, config.template)
         self.updater = RewardUpdater(self.reward_model, config, kind)
-        self.examples = self._fitting(self.updater.examples(rows), "rows")
+        self.examples = self._fitting(self.updater.lessons(rows), "rows")
         self.held_out = self._fitting(self.updater.examples(held_out), "held-out rows") if held_out else []
         self._tell(kind)
         self.state = TrainerState()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cohort.config import TrainingConfig
 from cohort.formulas.aggregation import Denominators
@@ -18,6 +16,7 @@ from cohort.methods import Method, Terms, Tokens
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
+from cohort.train.optimizer import descend, make_optimizer
 from cohort.types import Group
 
 log = logging.getLogger("cohort")
@@ -42,62 +41,6 @@ def token_weights(
     )
     weights_B = method.weight(lengths_B, denominators, config)
     return [w.tolist() for w in weights_B.split([len(group.completions) for group in groups])]
-
-
-def make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW; biases and norms (one-dimensional parameters) are not decayed, as in transformers."""
-    matrices = [p for p in parameters if p.dim() >= 2]
-    vectors = [p for p in parameters if p.dim() < 2]
-    kind = adamw_of(config.optim, parameters[0].device)
-    return kind(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-    )
-
-
-def adamw_of(optim: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
-    """bitsandbytes' AdamW of that name on CUDA where it is installed; else torch's, with a notice."""
-    fused = partial(torch.optim.AdamW, fused=device.type in ("cpu", "cuda"))
-    if optim not in BITSANDBYTES:
-        return fused
-    if device.type != "cuda":
-        log.warning("optim=%s needs CUDA: torch's AdamW takes its place", optim)
-        return fused
-    try:
-        import bitsandbytes
-    except ImportError:
-        log.warning("optim=%s needs bitsandbytes (pip install bitsandbytes): torch's AdamW takes its place", optim)
-        return fused
-    return getattr(bitsandbytes.optim, BITSANDBYTES[optim])
-
-
-BITSANDBYTES = {
-    "adamw_bnb_8bit": "AdamW8bit",
-    "adamw_8bit": "AdamW8bit",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-    "paged_adamw_32bit": "PagedAdamW",
-}
-"""transformers' name -> bitsandbytes' class."""
-
-
-def descend(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], learning_rate: float, config: TrainingConfig
-) -> float:
-    """Clip the gradient, take one step, drop the gradient; returns its norm before clipping. Raises
-    FloatingPointError where it is NaN."""
-    for parameter in parameters:
-        if parameter.grad is None:  # no signal is a zero gradient: momentum and decay go on
-            parameter.grad = torch.zeros_like(parameter)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or float("inf")))
-    if norm != norm:
-        raise FloatingPointError("the gradient is NaN: the weights or the log-probabilities are broken")
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 class SharedCritic(Protocol):

@@ -1,0 +1,76 @@
+"""A fused decoder's step as a CUDA graph: recorded once while rows and room stay, then started as one operation.
+
+Eagerly a step is some twenty kernels a layer, each of which the processor starts by itself; for one token they take
+less time than their starting.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from cohort.policy.cache import DecodeCache
+from cohort.policy.decoder import FusedDecoder
+from cohort.policy.memory import is_out_of_memory
+
+log = logging.getLogger("cohort")
+
+TOLERANCE = 1e-2
+"""Of the largest hidden value: what a recorded step may differ from the eager one in bfloat16."""
+
+
+class GraphDecoder:
+    """`GraphDecoder(fused)` takes a fused decoder's place for a cache that is `fixed`. The first step after a change of
+    the cache is eager; the second records, and is checked against the eager one. A step may be repeated: it writes the
+    same keys to the same places. Where recording fails, the run goes on eagerly, and says so."""
+
+    works = True
+    """Of this process."""
+
+    def __init__(self, fused: FusedDecoder):
+        self.fused = fused
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.change = object()
+        """Of the cache, when it was last seen."""
+        self.pool = torch.cuda.graph_pool_handle()
+        self.tokens_N = self.hidden_ND = torch.zeros(0)
+
+    def captured(self, prompts: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+        return self.fused.captured(prompts)
+
+    def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
+        """The final hidden states [N, Dm], valid until the next call."""
+        if cache.change is not self.change:
+            self.change, self.graph = cache.change, None
+            return self.fused(tokens_N, cache)
+        if self.graph is None and not self._record(tokens_N, cache):
+            return self.fused(tokens_N, cache)
+        assert self.graph is not None
+        self.tokens_N.copy_(tokens_N)
+        self.graph.replay()
+        return self.hidden_ND
+
+    def _record(self, tokens_N: Tensor, cache: DecodeCache) -> bool:
+        if not GraphDecoder.works:
+            return False
+        expected = self.fused(tokens_N, cache)
+        self.tokens_N, graph = tokens_N.clone(), torch.cuda.CUDAGraph()
+        cache.forget()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                self.hidden_ND = self.fused(self.tokens_N, cache)
+            graph.replay()
+            difference = float((self.hidden_ND - expected).abs().max() / expected.abs().max())
+            reason = "" if difference <= TOLERANCE else f"it differs by {difference:.2g} of the largest value"
+        except RuntimeError as error:  # what the driver raises for what cannot be recorded
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        if reason:
+            GraphDecoder.works = False
+            log.warning("decoding goes on without CUDA graphs: %s", reason)
+            return False
+        self.graph = graph
+        return True
