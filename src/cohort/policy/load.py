@@ -148,7 +148,7 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_t
         return get_peft_model(model, peft_config)
     except ValueError as error:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise UserError(f"LoRA: {_first_lines(error).rstrip(".")}; linear layers of this model: {', '.join(linear)}") from error
+        raise UserError(f"LoRA: {_first_lines(error)}; linear layers of this model: {', '.join(linear)}") from error
 
 
 def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None) -> Policy:
