@@ -5,8 +5,8 @@
 For each seed, from the demo's start (chains of three operations, a teacher with 40% of the facts wrong):
 
     outcome   a reward model on many labelled samples of the start; GRPO with it alone
-    few       a reward model on few of them; GRPO with it alone, frozen
-    refit     the same start and the same few; three iterations, the model refitted every so many steps
+    few       a reward model on few of them; GRPO with it alone
+    refit     the first model again; three iterations, in which it is refitted every so many steps
     process   a process model on Monte Carlo labels, against the exact checker of steps; GRPO process with it
     rules     GRPO with the rule, for comparison
 
@@ -45,7 +45,7 @@ from cohort.train.trainer import Trainer
 from cohort.train.trainers import SFTTrainer
 
 LENGTH = 32
-SAMPLES, ROLLOUTS = 8, 16
+SAMPLES, ROLLOUTS = 8, 8
 ITERATIONS = 3
 PARTS = ("outcome", "few", "refit", "process", "rules")
 RULES = ["accuracy", "format", "overlong"]
@@ -57,30 +57,36 @@ class Size:
 
     many: int = 6000
     """Problems whose samples the outcome model learns from."""
-    few: int = 20
-    stepwise: int = 750
-    """Problems whose samples get Monte Carlo labels."""
+    few: int = 600
+    stepwise: int = 6000
+    """Problems of which two samples get Monte Carlo labels: a model of steps learns problems by heart before it learns
+    steps, where there are few."""
     held_out: int = 300
     judging: int = 200
     """Problems that reward models are judged on."""
     sft: int = 300
     outcome: int = 2500
-    on_few: int = 60
-    process: int = 400
+    on_few: int = 500
+    process: int = 1000
     policy: int = 60
+    on_model: int = 90
+    """Of the policy, rewarded by an outcome model: long enough for it to be over-optimised."""
 
 
-QUICK = Size(many=16, few=4, stepwise=4, held_out=8, judging=8, sft=6, outcome=3, on_few=3, process=3, policy=6)
+QUICK = Size(
+    many=16, few=4, stepwise=4, held_out=8, judging=8, sft=6, outcome=3, on_few=3, process=3, policy=6, on_model=6
+)
 """To see that everything runs."""
 
 REWARD_MODEL = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98}
 OUTCOME = {"loss_type": "bce", "every_token": True}
 REFIT = {
     "rule": "accuracy",
-    "learning_rate": 5e-4,
+    "learning_rate": 3e-4,
     "every_token": True,
-    "num_train_epochs": 2,
+    "num_train_epochs": 1,
     "per_device_train_batch_size": 64,
+    "replay_share": 0.5,
     "every": 5,
 }
 POLICY = {
@@ -128,7 +134,9 @@ class Seed:
         model = build_model(tokenizer, self.number)
         SFTTrainer(model, config, self.demonstrations, processing_class=tokenizer).train()
 
-    def labelled(self, name: str, problems: list[dict[str, Any]], kind: Any = "rows") -> list[dict[str, Any]]:
+    def labelled(
+        self, name: str, problems: list[dict[str, Any]], kind: Any = "rows", samples: int = SAMPLES
+    ) -> list[dict[str, Any]]:
         """The start's samples with labels by the rule; `kind` hard: of their steps, by ROLLOUTS from each."""
         path = self.folder / f"{name}.jsonl"
         if not path.is_file():
@@ -136,7 +144,7 @@ class Seed:
                 str(self.start),
                 load_rows(problems),
                 rewards=["accuracy"],
-                samples=SAMPLES,
+                samples=samples,
                 kind=kind,
                 rollouts=ROLLOUTS,
                 split=by_separator("\n"),
@@ -194,16 +202,20 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def outcome_part(seed: Seed) -> dict[str, Any]:
+    found = seed.judge(outcome_model(seed), seed.labelled("judging", seed.judging))
+    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, "outcome", outcome_model(seed))}
+
+
+def outcome_model(seed: Seed) -> str:
     rows, judging = seed.labelled("many", seed.train[: seed.size.many]), seed.labelled("judging", seed.judging)
     steps = {"max_steps": seed.size.outcome, "per_device_train_batch_size": 64}
-    model = seed.reward_model("outcome-model", rows, judging, **OUTCOME, **steps)
-    found = seed.judge(model, judging)
-    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, "outcome", model)}
+    return seed.reward_model("outcome-model", rows, judging, **OUTCOME, **steps)
 
 
 def judged(seed: Seed, name: str, model: str, **values: Any) -> dict[str, Any]:
     """GRPO with the reward model alone."""
-    return seed.policy(name, [{"model": model, "probability": True}], **BY_PROBABILITY, **values)
+    steps = {} if "iterations" in values else {"max_steps": seed.size.on_model}
+    return seed.policy(name, [{"model": model, "probability": True}], **BY_PROBABILITY, **steps, **values)
 
 
 def few_part(seed: Seed) -> dict[str, Any]:
@@ -213,12 +225,12 @@ def few_part(seed: Seed) -> dict[str, Any]:
 
 def few_model(seed: Seed) -> str:
     rows, judging = seed.labelled("few", seed.train[: seed.size.few]), seed.labelled("judging", seed.judging)
-    steps = {"max_steps": seed.size.on_few, "per_device_train_batch_size": 32}
+    steps = {"max_steps": seed.size.on_few, "per_device_train_batch_size": 64}
     return seed.reward_model("few-model", rows, judging, **OUTCOME, **steps)
 
 
 def refit_part(seed: Seed) -> dict[str, Any]:
-    model, length = few_model(seed), seed.size.policy // ITERATIONS
+    model, length = outcome_model(seed), seed.size.on_model // ITERATIONS
     refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": REFIT}
     found = judged(seed, "refit", model, **refits)
     after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
@@ -227,9 +239,9 @@ def refit_part(seed: Seed) -> dict[str, Any]:
 
 def process_part(seed: Seed) -> dict[str, Any]:
     """Labels by roll-outs; agreement with the exact checker of steps, and GRPO process with the model."""
-    rows = seed.labelled("steps", seed.train[: seed.size.stepwise], kind="hard")
+    rows = seed.labelled("steps", seed.train[: seed.size.stepwise], kind="hard", samples=2)
     judging = seed.labelled("judging-steps", seed.judging, kind="hard")
-    steps = {"max_steps": seed.size.process, "per_device_train_batch_size": 32}
+    steps = {"max_steps": seed.size.process, "per_device_train_batch_size": 64}
     model = seed.reward_model("process-model", rows, judging, **steps)
     exact = [{**row, "labels": exact_labels(row)} for row in judging]
     found = seed.judge(model, exact)
