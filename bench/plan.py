@@ -1,9 +1,10 @@
 """How far `cohort plan` is from what a run takes: peak resident memory of two GRPO updates, estimated and measured.
 
-    python bench/plan.py [small medium large]
+    python bench/plan.py [small medium large] [--variant LoRA]
 
 Each run is a process of its own. Its growth counts from after the imports to the end of the second update, so that the
-optimiser's states are there; completions all run to their limit.
+optimiser's states are there; completions all run to their limit. It is measured with THP_MEM_ALLOC_ENABLE=1, and as it
+is without: then the C library's heap keeps holes that follow no rule.
 """
 
 from __future__ import annotations
@@ -95,14 +96,18 @@ def estimate(size: Workload, folder: str, variant: str) -> float:
     return float(json.loads(output.read_text(encoding="utf-8"))["bytes"]["peak"])
 
 
-def compare(name: str, variant: str) -> tuple[float, float]:
-    """(estimated, measured) peak of the run, bytes."""
+def compare(name: str, variant: str) -> tuple[float, float, float]:
+    """Peak of the run in bytes: estimated, measured, measured with the heap as it is."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tiny:
         build(SIZES[name], folder)
         build(TINY, tiny)
         command = [sys.executable, str(Path(__file__).resolve()), "--child", name, folder, tiny, variant]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        return estimate(SIZES[name], folder, variant), float(done.stdout.split()[-1])
+        measured = []
+        for switch in ("1", "0"):
+            environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": switch}
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            measured.append(float(done.stdout.split()[-1]))
+        return estimate(SIZES[name], folder, variant), measured[0], measured[1]
 
 
 def main() -> int:
@@ -111,12 +116,15 @@ def main() -> int:
         name, folder, tiny, variant = arguments[1:]
         print(measure(SIZES[name], folder, tiny, variant))
         return 0
-    print(f"{'size':8} {'variant':24} {'estimated':>12} {'measured':>12} {'ratio':>6}", flush=True)
+    print(
+        f"{'size':8} {'variant':24} {'estimated':>12} {'measured':>12} {'ratio':>6} {'heap as it is':>14}", flush=True
+    )
+    variants = [arguments[arguments.index("--variant") + 1]] if "--variant" in arguments else list(VARIANTS)
     for name in [name for name in SIZES if name in arguments] or list(SIZES):
-        for variant in VARIANTS:
-            planned, measured = compare(name, variant)
+        for variant in variants:
+            planned, measured, plain = compare(name, variant)
             print(f"{name:8} {variant:24} {planned / 2**20:8.0f} MiB {measured / 2**20:8.0f} MiB "
-                  f"{planned / measured:6.2f}", flush=True)  # fmt: skip
+                  f"{planned / measured:6.2f} {plain / 2**20:10.0f} MiB", flush=True)  # fmt: skip
     return 0
 
 

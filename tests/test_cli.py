@@ -136,6 +136,13 @@ def test_a_users_mistake_is_one_message_without_traceback(tmp_path: Path) -> Non
     assert result.stderr == f"error: {path}: unknown key `lerning_rate`: did you mean `learning_rate`?\n"
 
 
+def test_a_method_that_is_no_name_is_a_mistake_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ndataset: d\nmethod: [grpo]\n")
+    result = run("train", str(path))
+    assert result.exit_code == 2 and "`method` is ['grpo']" in result.stderr
+
+
 def test_markup_in_a_message_is_shown_as_it_is() -> None:
     result = fresh("train", "[bold]none[/bold].yaml")
     assert result.returncode == 2 and result.stderr.startswith("error: [bold]none[/bold].yaml: no such file")

@@ -108,6 +108,23 @@ def test_sampling_frequencies_match_the_distribution(kind: type) -> None:
     assert chisquare(observed.numpy(), (wanted * draws / wanted.sum()).numpy()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("kind", [LocalEngine, RowEngine])
+@pytest.mark.parametrize("n", [1, 3])
+def test_tokens_are_told_as_they_are_drawn(kind: type, n: int) -> None:
+    engine: Engine = kind(small_policy(), max_rows=2)
+    heard: dict[int, list[int]] = {}
+
+    def hear(rows: list[int], tokens: list[int]) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            heard.setdefault(row, []).append(token)
+
+    sampling = Sampling(temperature=1.5, max_tokens=20, eos_ids=list(range(1, 20)))
+    found = engine.generate(prompts_of(), n, sampling, 0, hear)
+    said = {i * n + j: c.ids.tolist() for i, row in enumerate(found) for j, c in enumerate(row)}
+    assert heard == (said if kind is LocalEngine or n == 1 else {})
+    assert len({len(ids) for ids in said.values()}) > 2
+
+
 def test_truncation_keeps_what_each_rule_says() -> None:
     logp = torch.tensor([[0.5, 0.25, 0.15, 0.07, 0.03]]).log()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from cohort.cli import app
 from cohort.config import TrainingConfig
 from cohort.policy.load import make_policy
+from cohort.report.tables import harmless
 from cohort.train.checkpoint import save_policy
-from cohort.train.generate import Generator
+from cohort.train.generate import Generator, Speech
 from cohort.types import UserError
 from conftest import small_model
 
@@ -65,8 +68,6 @@ def test_one_prompt_is_answered_as_transformers_answers_it(model: str) -> None:
     assert done.exit_code == 0, done.output
     said = greedy(model, "2+2=", 12)
     assert len(said) >= 3
-    from cohort.report.tables import harmless
-
     assert done.stdout == harmless(said) + "\n"
     assert "[cut after 12 tokens: --max-completion-length]" in done.stderr
     chat = run(model, "--prompt", "2+2=", "--max-completion-length", 12)
@@ -171,11 +172,78 @@ def test_a_chat_keeps_the_conversation_until_it_starts_over(model: str) -> None:
     first = generator.answers([turns], sampling)[0][0].text
     turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "more"}]
     second = generator.answers([turns], sampling)[0][0].text
-    from cohort.report.tables import harmless
-
     answers = [part.strip("\n") for part in shown.split("> ")[1:]]
     said = [answer.split("[cut after")[0].strip("\n") for answer in answers]
     assert [text for text in said if text] == [harmless(t).strip("\n") for t in (first, second, first)]
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_chat(model: str) -> None:
+    master, slave = pty.openpty()
+    code = "from cohort.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", model, "--max-completion-length", "1900"]
+    process = subprocess.Popen(command, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    os.close(slave)
+    assert process.stdout is not None
+    os.write(master, b"hi\n")
+    shown = b""
+    while len(shown) < 40:  # it is shown while it is sampled
+        shown += process.stdout.read1(40)
+    process.send_signal(signal.SIGINT)
+    os.write(master, b"/exit\n")
+    rest, errors = process.communicate(timeout=60)
+    os.close(master)
+    assert process.returncode == 0, errors
+    assert b"Ctrl-C ends an answer" in errors and b"[cut after" not in errors
+    said = greedy(model, "[user]hi[assistant]", 300)
+    assert shown.decode(errors="ignore").removeprefix("> ")[:10] == harmless(said)[:10]
+    assert rest.endswith(b"\n> ") and len(shown + rest) < 1900
+
+
+def test_an_answer_on_a_terminal_comes_in_pieces_and_is_the_same(model: str) -> None:
+    master, slave = pty.openpty()
+    code = "from cohort.cli import main; main()"
+    command = [sys.executable, "-c", code, "generate", model, "--prompt", "2+2=", "--max-completion-length", "30"]
+    done = subprocess.run(command, stdout=slave, stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=60)
+    os.close(slave)
+    shown = os.read(master, 4096).decode()
+    os.close(master)
+    piped = run(model, "--prompt", "2+2=", "--max-completion-length", 30)
+    assert done.returncode == 0 and shown.replace("\r\n", "\n") == piped.stdout
+    assert b"[cut after 30 tokens" in done.stderr
+
+
+TEXT = "naïve 日本語 👍🏽\n\tend "
+
+
+def test_pieces_of_a_text_are_whole_characters(model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pieces: list[str] = []
+    speech = Speech(tokenizer, pieces.append)
+    for token in [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]:
+        speech.hear([token])
+    speech.end()
+    assert pieces == list(TEXT)
+    # Half a character at the end, and bytes that never become one, are not kept back for ever.
+    pieces.clear()
+    speech = Speech(tokenizer, pieces.append)
+    for token in tokenizer("é")["input_ids"][:1] * 4:
+        speech.hear([token])
+    assert pieces == ["\ufffd" * 4]
+    speech.hear(tokenizer("é")["input_ids"][:1])
+    speech.end()
+    assert "".join(pieces) == "\ufffd" * 5
+
+
+def test_pieces_keep_the_blanks_that_a_tokenizer_drops_at_the_start() -> None:
+    words = {"<unk>": 0, "▁two": 1, "▁words": 2, "s": 3}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.decoder = decoders.Metaspace()
+    pieces: list[str] = []
+    speech = Speech(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"), pieces.append)
+    for token in (1, 2, 3, 1):
+        speech.hear([token])
+    speech.end()
+    assert pieces == ["two", " words", "s", " two"]
 
 
 def test_a_chat_needs_a_template(model: str, tmp_path: Path) -> None:

@@ -76,8 +76,12 @@ def generate(
         _write(generator.rows(rows, sampling, num_generations), output)
     elif prompt is not None:
         asked = generator.asked(prompt, system_prompt, plain)
+        if num_generations == 1 and sys.stdout.isatty():
+            _end(generator.answer(asked, sampling, _show))
+            return
         for completion in generator.answers([asked], sampling, num_generations)[0]:
-            _print(completion)
+            _show(completion.text)
+            _end(completion)
     else:
         _chat(generator, sampling, system_prompt)
 
@@ -104,23 +108,27 @@ def _write(records: Any, output: Path | None) -> None:
     typer.echo(f"{count} prompts answered, in {output}", err=True)
 
 
-def _print(completion: Completion) -> None:
+def _show(text: str) -> None:
     """A completion may hold anything, sequences that steer a terminal among it."""
     from cohort.report.tables import harmless
 
-    typer.echo(harmless(completion.text))
+    typer.echo(harmless(text), nl=False)
+
+
+def _end(completion: Completion) -> None:
+    typer.echo()
     if completion.truncated:
         typer.echo(f"[cut after {len(completion.ids)} tokens: --max-completion-length]", err=True)
 
 
 def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | None) -> None:
-    """Turns until the end of input. The whole conversation is asked each time."""
+    """Turns until the end of input. The whole conversation is asked each time. Ctrl-C ends an answer."""
     if not generator.chats:
         raise UserError(
             "a chat needs a chat template, and this tokenizer has none: name one by --template, or --prompt"
         )
     start: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    typer.echo(f"{ANEW} starts over, {LEAVE} or the end of input leaves.", err=True)
+    typer.echo(f"{ANEW} starts over, Ctrl-C ends an answer, {LEAVE} or the end of input leaves.", err=True)
     messages = list(start)
     while (text := _line()) is not None:
         if text == ANEW:
@@ -130,12 +138,28 @@ def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | N
             continue
         asked = [*messages, {"role": "user", "content": text}]
         try:
-            completion = generator.answers([asked], sampling)[0][0]
+            said = _answer(generator, asked, sampling)
         except UserError as error:
             typer.echo(f"error: {error}. {ANEW} starts over", err=True)
             continue
-        _print(completion)
-        messages = [*asked, {"role": "assistant", "content": completion.text}]
+        messages = [*asked, {"role": "assistant", "content": said}]
+
+
+def _answer(generator: Generator, asked: list[Message], sampling: dict[str, Any]) -> str:
+    """What the model says while it says it, up to its end or to Ctrl-C."""
+    pieces: list[str] = []
+
+    def write(piece: str) -> None:
+        pieces.append(piece)
+        _show(piece)
+
+    try:
+        completion = generator.answer(asked, sampling, write)
+    except KeyboardInterrupt:
+        typer.echo()
+        return "".join(pieces)
+    _end(completion)
+    return completion.text
 
 
 def _line() -> str | None:

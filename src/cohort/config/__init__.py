@@ -5,28 +5,22 @@ Nothing here imports torch or transformers, so that a mistake in a configuration
 
 from __future__ import annotations
 
-from cohort.config.methods import (
-    DSM,
-    METHOD_CONFIGS,
-    PAPER,
-    BaselineConfig,
-    DPOConfig,
-    GRPOConfig,
-    GRPOProcessConfig,
-    OnlineConfig,
-    OnlineRFTConfig,
-    PassAtKConfig,
-    PPOConfig,
-    ReinforceConfig,
-    RFTConfig,
-    SampledConfig,
-    differences_from_paper,
-)
+from typing import TYPE_CHECKING, Any
+
+from cohort.config.methods import HOMES, METHOD_CONFIGS, REWARD_CONFIGS, imported
 from cohort.config.problems import InvalidConfig, build, unknown_key, unknown_name
-from cohort.config.refit import RefitConfig
-from cohort.config.reward_models import REWARD_CONFIGS, ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.config.run import RunConfig, read_run, read_values, split_run
-from cohort.config.training import SFTConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from cohort.config.dpo import DPOConfig
+    from cohort.config.grpo import PAPER, GRPOConfig, differences_from_paper
+    from cohort.config.ppo import PPOConfig
+    from cohort.config.refit import RefitConfig
+    from cohort.config.reward_models import ProcessRewardConfig, RewardConfig, RewardModelConfig
+    from cohort.config.rft import OnlineRFTConfig, RFTConfig
+    from cohort.config.sampled import DSM, OnlineConfig, SampledConfig
+    from cohort.config.training import SFTConfig, TrainingConfig
+    from cohort.config.variants import BaselineConfig, GRPOProcessConfig, PassAtKConfig, ReinforceConfig
 
 __all__ = [
     "DSM",
@@ -60,3 +54,9 @@ __all__ = [
     "unknown_key",
     "unknown_name",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return imported(name)
+    raise AttributeError(f"module 'cohort.config' has no attribute {name!r}")

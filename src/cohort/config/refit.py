@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class RefitConfig(BaseModel):
     """`reward_model_refit`: how a reward model among reward_funcs is trained further on the policy's own samples."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     reward: str | None = Field(None, description="Its name in metrics. None: the only reward model there is.")
     rule: str = Field("accuracy", description="Reward function that labels the samples; it is logged with weight 0.")

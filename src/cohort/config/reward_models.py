@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cohort.config.methods import DSM
+from cohort.config.sampled import DSM
 from cohort.config.training import TrainingConfig
 
 
@@ -73,10 +73,3 @@ class ProcessRewardConfig(RewardModelConfig):
     step_splitter: str | None = Field(
         None, description="path/to/file.py:function from a text to its steps. None: step_pattern."
     )
-
-
-REWARD_CONFIGS: dict[str, type[RewardModelConfig]] = {
-    "reward_model": RewardConfig,
-    "process_reward_model": ProcessRewardConfig,
-}
-"""`method` of `cohort train` -> its settings; the other methods train policies."""

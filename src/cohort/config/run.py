@@ -9,9 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cohort import coming_from_llama_factory
-from cohort.config.methods import METHOD_CONFIGS, GRPOConfig
+from cohort.config.methods import METHOD_CONFIGS, REWARD_CONFIGS
 from cohort.config.problems import build
-from cohort.config.reward_models import REWARD_CONFIGS
 from cohort.config.training import TrainingConfig
 from cohort.types import UserError
 
@@ -111,8 +110,8 @@ def _override_value(key: str, text: str) -> Any:
 
 def split_run(values: dict[str, Any], where: str) -> tuple[RunConfig, TrainingConfig]:
     """Deal one flat mapping out to the run's keys and the method's."""
-    method = values.get("method", "grpo")
-    kind = {**METHOD_CONFIGS, **REWARD_CONFIGS}.get(method, GRPOConfig)
+    method = str(values.get("method", "grpo"))
+    kind = METHOD_CONFIGS.get(method) or REWARD_CONFIGS.get(method) or METHOD_CONFIGS["grpo"]
     known = [*RunConfig.model_fields, *kind.model_fields]
     of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}

@@ -132,8 +132,8 @@ def named_template(name: str) -> Template:
     """Raises UserError for a name that is not in the table."""
     if name not in TEMPLATES:
         near = difflib.get_close_matches(name, TEMPLATES, n=1)
-        hint = f": did you mean {near[0]!r}?" if near else f"; there are {', '.join(TEMPLATES)}"
-        raise UserError(f"unknown template {name!r}{hint}. Or set tokenizer.chat_template, and leave `template` out")
+        hint = f": did you mean {near[0]!r}?" if near else f"; there are {', '.join(TEMPLATES)}."
+        raise UserError(f"unknown template {name!r}{hint} Or set tokenizer.chat_template, and leave `template` out")
     return TEMPLATES[name]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from cohort.policy.cache import DecodeCache
 from cohort.policy.decoder import FusedDecoder, decoder_of
@@ -29,10 +31,16 @@ SHORT_PROMPT = 64
 rearrangements around it, that reading them once per group takes."""
 
 
+OnTokens = Callable[[list[int], list[int]], None]
+"""Called with completions (the j-th of prompt i is i * n + j) and the next token of each, as they are drawn."""
+
+
 class Engine(Protocol):
     """Samples `n` completions of each prompt (int64 [p] on the CPU). The same seed gives the same completions."""
 
-    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]: ...
+    def generate(
+        self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, on_tokens: OnTokens | None = None
+    ) -> list[list[Completion]]: ...
 
 
 def local_engine(policy: Policy, max_rows: int) -> Engine:
@@ -47,7 +55,9 @@ class LocalEngine:
     def __init__(self, policy: Policy, max_rows: int = 256):
         self.policy, self.max_rows = policy, max_rows
 
-    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+    def generate(
+        self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, on_tokens: OnTokens | None = None
+    ) -> list[list[Completion]]:
         model, was_training = self.policy.model, self.policy.model.training
         model.eval()
         try:
@@ -56,6 +66,7 @@ class LocalEngine:
                     # A tenth faster than no_grad where a token costs many small operations.
                     with self.policy.attending(), few_rows(model), torch.inference_mode():
                         decoding = _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows)
+                        decoding.on_tokens = on_tokens
                         decoding.run()
                     return decoding.completions()
                 except RuntimeError as error:
@@ -79,6 +90,7 @@ class _Decoding:
             sampling,
             max_rows,
         )
+        self.on_tokens: OnTokens | None = None
         device = policy.device
         self.generator = torch.Generator(device).manual_seed(seed)
         # (prompt, first row, rows): a group larger than max_rows comes in pieces.
@@ -171,6 +183,8 @@ class _Decoding:
         if self.sampling.stop:
             rows = zip(row.tolist(), alive.tolist(), strict=True)
             done |= torch.tensor([lives and self._stopped(r) for r, lives in rows], device=done.device)
+        if self.on_tokens is not None:
+            self.on_tokens(row[alive].tolist(), tokens[alive].tolist())
         self.ended[row] |= alive & done
         alive &= ~done & (counts < limits)
         return tokens
@@ -200,31 +214,52 @@ class _Decoding:
         return [flat[i * self.n : (i + 1) * self.n] for i in range(len(self.prompts))]
 
 
+class _Streamer(BaseStreamer):
+    """transformers' interface: it is given the prompt first, then token by token."""
+
+    def __init__(self, row: int, on_tokens: OnTokens):
+        self.row, self.on_tokens, self.begun = row, on_tokens, False
+
+    def put(self, value: Tensor) -> None:
+        if self.begun:
+            self.on_tokens([self.row], value.tolist())
+        self.begun = True
+
+    def end(self) -> None:
+        pass
+
+
 class RowEngine:
-    """For models with an attention or a state of their own: transformers' `generate`, then one scoring pass."""
+    """For models with an attention or a state of their own: transformers' `generate`, then one scoring pass. Its
+    streamers know one row, so `on_tokens` is called for single completions only."""
 
     def __init__(self, policy: Policy, max_rows: int = 256):
         self.policy, self.max_rows = policy, max_rows
 
     @torch.no_grad()
-    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+    def generate(
+        self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, on_tokens: OnTokens | None = None
+    ) -> list[list[Completion]]:
         model, was_training = self.policy.model, self.policy.model.training
         model.eval()
         try:
             # Rows of one length need no padding, which models with a state do not all ignore.
             with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
                 torch.manual_seed(seed)
-                return [self._group(prompt, n, sampling) for prompt in prompts]
+                return [
+                    self._group(prompt, n, sampling, _Streamer(i, on_tokens) if on_tokens and n == 1 else None)
+                    for i, prompt in enumerate(prompts)
+                ]
         finally:
             model.train(was_training)
 
-    def _group(self, prompt: Tensor, n: int, sampling: Sampling) -> list[Completion]:
+    def _group(self, prompt: Tensor, n: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
         found: list[Completion] = []
         while len(found) < n:
-            found += self._rows(prompt, min(self.max_rows, n - len(found)), sampling)
+            found += self._rows(prompt, min(self.max_rows, n - len(found)), sampling, streamer)
         return found
 
-    def _rows(self, prompt: Tensor, count: int, sampling: Sampling) -> list[Completion]:
+    def _rows(self, prompt: Tensor, count: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
         options: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             options = {
@@ -245,6 +280,7 @@ class RowEngine:
                 max_new_tokens=limit,
                 eos_token_id=sampling.eos_ids or None,
                 pad_token_id=0,
+                streamer=streamer,
                 **options,
             )
         rows = [self._cut(row[len(prompt) :].cpu(), sampling) for row in out]

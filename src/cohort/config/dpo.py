@@ -1,0 +1,42 @@
+"""The settings of DPO."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cohort.config.sampled import SampledConfig
+
+
+class DPOConfig(SampledConfig):
+    """Direct preference optimisation, on preference rows or on pairs made from the starting model's samples."""
+
+    learning_rate: float = Field(1e-6, ge=0, description="The highest of the schedule.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Pairs.")
+    beta: float = Field(
+        0.1, gt=0, description="Strength of the pull to the reference. DPO, arXiv 2305.18290, section 6"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens of prompt and answer where pairs are in the data; see truncation. None: the model's "
+        "positions.",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of pairs taken to be the wrong way round.")
+    dpo_pairs: Literal["best-worst", "random"] | None = Field(
+        None, description="Make a pair of each prompt's rewarded samples. None: pairs are in the data."
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> DPOConfig:
+        if self.dpo_pairs is not None and self.num_generations < 2:
+            raise ValueError(f"num_generations is {self.num_generations}: a pair takes at least 2; 8 is common")
+        sampling = ("num_generations", "temperature", "top_p", "top_k", "min_p") if self.dpo_pairs is None else ()
+        for key in sampling:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)!r} and would do nothing: nothing is sampled where pairs are in the "
+                    "data. Leave it out, or set dpo_pairs"
+                )
+        return self

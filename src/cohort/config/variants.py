@@ -1,0 +1,51 @@
+"""The settings of methods that share GRPO's loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from cohort.config.grpo import GRPOConfig
+
+
+class GRPOProcessConfig(GRPOConfig):
+    """GRPO with a reward for each step of reasoning."""
+
+    step_separator: str = Field("\n", min_length=1, description="What ends a step.")
+    step_pattern: str | None = Field(
+        None, description="Regular expression (RE2) of what ends a step. None: step_separator."
+    )
+    step_splitter: str | None = Field(
+        None, description="path/to/file.py:function from a text to its steps. None: step_pattern."
+    )
+
+    unused: ClassVar[tuple[str, ...]] = ("multi_objective_aggregation",)
+
+
+class BaselineConfig(GRPOConfig):
+    """GRPO's loss with another baseline and no scale: rloo and opo."""
+
+    unused: ClassVar[tuple[str, ...]] = ("scale_rewards", "multi_objective_aggregation")
+
+
+class PassAtKConfig(BaselineConfig):
+    """GRPO's loss with advantages for "one of k is correct"."""
+
+    pass_k: int = Field(4, ge=1, description="Draws of which one is to be correct. Pass@k training, arXiv 2508.10751")
+    reward_threshold: float = Field(1.0, description="A completion is correct where its reward is at least this.")
+
+    @model_validator(mode="after")
+    def _enough(self) -> PassAtKConfig:
+        if self.pass_k > self.num_generations:
+            raise ValueError(f"pass_k is {self.pass_k}, more than num_generations, {self.num_generations}")
+        return self
+
+
+class ReinforceConfig(BaselineConfig):
+    """REINFORCE++: GRPO's clipped loss, the KL in the reward, normalisation over the batch."""
+
+    num_generations: int = Field(1, ge=1, description="Completions of one prompt; they are not compared.")
+
+    least_generations: ClassVar[int] = 1
+    unused: ClassVar[tuple[str, ...]] = (*BaselineConfig.unused, "kl_estimator", "use_bias_correction_kl")
