@@ -1,5 +1,5 @@
-"""The step that fits a reward model. `RewardUpdater` is the importable core; the loop drives it in a run of its own, and
-a reinforcement-learning run may call `fit` between its steps.
+"""The step that fits a reward model. `RewardUpdater` is the importable core; the loop drives it in a run of its own,
+and a reinforcement-learning run may call `fit` between its steps.
 
     model = make_reward_model("owner/encoder", None, config)
     updater = RewardUpdater(model, config, "bce")
