@@ -87,6 +87,7 @@ REFIT = {
     "num_train_epochs": 1,
     "per_device_train_batch_size": 64,
     "replay_share": 0.5,
+    "replay_size": 60_000,
     "every": 5,
 }
 POLICY = {
@@ -231,7 +232,8 @@ def few_model(seed: Seed) -> str:
 
 def refit_part(seed: Seed) -> dict[str, Any]:
     model, length = outcome_model(seed), seed.size.on_model // ITERATIONS
-    refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": REFIT}
+    refit = {**REFIT, "history": str(seed.folder / "many.jsonl")}
+    refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": refit}
     found = judged(seed, "refit", model, **refits)
     after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
     return {"ranking_accuracy": after["ranking_accuracy"], **found}

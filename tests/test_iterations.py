@@ -176,6 +176,22 @@ def test_what_each_refit_sees_and_leaves(tmp_path: Path, reward_model: str) -> N
     assert saved.scorer.model.config.held_out == {"mean": known.mean, "std": known.std}
 
 
+@pytest.mark.parametrize("loss", ["bce", "preference"])
+def test_what_the_model_learnt_before_is_history(tmp_path: Path, reward_model: str, loss: str) -> None:
+    kind = {"completion": "12", "label": 1} if loss == "bce" else {"chosen": "12", "rejected": "13"}
+    before = [{"prompt": [{"role": "user", "content": f"{n}"}], **kind} for n in range(40)]
+    (tmp_path / "before.jsonl").write_text("".join(json.dumps(row) + "\n" for row in before))
+    refit = {**REFIT, "loss_type": loss, "replay_share": 0.5, "history": str(tmp_path / "before.jsonl")}
+    trainer = grpo(tmp_path / "run", reward_model, iterations=2, steps_per_iteration=1, reward_model_refit=refit)
+    assert trainer.iterations is not None and trainer.iterations.refit is not None
+    replay = trainer.iterations.refit.replay
+    assert [item["prompt"][0]["content"] for item in replay.items] == [f"{n}" for n in range(40)]
+    trainer.train()
+    refits = [row for row in rows_of(tmp_path / "run") if "reward_model/new" in row]
+    assert all(row["reward_model/history"] == row["reward_model/new"] > 0 for row in refits)
+    assert replay.seen == 40 + sum(row["reward_model/new"] for row in refits)
+
+
 def test_refits_within_an_iteration(tmp_path: Path, reward_model: str) -> None:
     """Every 2 steps of an iteration of 5: after 2 and 4, and at its end."""
     values = {"reward_model_refit": {**REFIT, "every": 2, "max_samples": 10}, "steps_per_iteration": 5, "beta": 0.0}

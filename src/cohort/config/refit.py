@@ -32,6 +32,11 @@ class RefitConfig(BaseModel):
     replay_share: float = Field(
         0.1, ge=0, lt=1, description="Share of history among what a refit sees. DeepSeekMath, Algorithm 1: 10%"
     )
+    history: str | None = Field(
+        None,
+        description="What the model was trained on before this run, a file or a data set as for `dataset`: history "
+        "from the first refit on, so that what the policy no longer gets wrong is not forgotten.",
+    )
     replay_size: int = Field(
         10_000, ge=1, description="Completions, or pairs, of all history that are kept, each with the same chance."
     )

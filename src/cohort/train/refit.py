@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cohort.config import RefitConfig, RewardConfig
+from cohort.data.labels import label, probability, sides
+from cohort.data.rows import load_rows
 from cohort.data.templates import as_completion
 from cohort.rewards.scorer import Scorer
 from cohort.train.checkpoint import load_learner, save_learner
@@ -38,7 +40,8 @@ class Refit:
     """
 
     def __init__(self, name: str, scorer: Scorer, rule: str, config: RefitConfig, seed: int, guard: RewardModelGuard):
-        """`name` and `rule`: the model's and the rule's names among the rewards."""
+        """`name` and `rule`: the model's and the rule's names among the rewards. Raises UserError for a `history` that
+        cannot be learnt from."""
         self.name, self.scorer, self.rule, self.config, self.seed, self.guard = name, scorer, rule, config, seed, guard
         scorer.model.float()  # small steps would be lost in half precision
         settings = RewardConfig(
@@ -53,6 +56,8 @@ class Refit:
         model.scorer = scorer  # with its own template's options
         self.updater = RewardUpdater(model, settings, config.loss_type)
         self.replay = Replay(config.replay_size, seed)
+        if config.history is not None:
+            self.replay.add([_item(row, config.loss_type) for row in load_rows(config.history)])
         self.fresh: list[Item] = []
 
     def see(self, groups: list[Group]) -> None:
@@ -154,6 +159,16 @@ ITEMS = {
     "preference": pairs,
 }
 """`loss_type` -> what a group gives to learn from."""
+
+
+def _item(row: Row, loss_type: str) -> Item:
+    if loss_type == "preference":
+        chosen, rejected, _ = sides(row)
+        return {"prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+    value = label(row)
+    if loss_type == "bce":
+        probability(value, row, "label")
+    return {"prompt": row.prompt, "completion": row.completion, "label": value}
 
 
 def _row(item: Item) -> Row:
