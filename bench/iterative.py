@@ -82,7 +82,7 @@ REWARD_MODEL = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ra
 OUTCOME = {"loss_type": "bce", "every_token": True}
 REFIT = {
     "rule": "accuracy",
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-4,
     "every_token": True,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 64,
