@@ -9,7 +9,7 @@ from cohort.config import PPOConfig, TrainingConfig
 from cohort.plan.figures import Batch, Figures, Lengths
 from cohort.plan.machine import Machine
 from cohort.policy.cache import GROWTH
-from cohort.train.step import BITSANDBYTES
+from cohort.train.optimizer import BITSANDBYTES
 
 CONTEXT = 0.6 * 2**30
 """Bytes of CUDA's context and libraries."""
