@@ -70,6 +70,7 @@ class GraphDecoder:
             reason = str(error).splitlines()[0]
         if reason:
             GraphDecoder.works = False
+            cache.forget()  # masks that were only recorded hold nothing
             log.warning("decoding goes on without CUDA graphs: %s", reason)
             return False
         self.graph = graph
