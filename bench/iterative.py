@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,15 +203,24 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def outcome_part(seed: Seed) -> dict[str, Any]:
-    found = seed.judge(outcome_model(seed), seed.labelled("judging", seed.judging))
-    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, "outcome", outcome_model(seed))}
+def frozen_part(seed: Seed, name: str) -> dict[str, Any]:
+    """`outcome`, or `few`: its ranking accuracy, and GRPO with it alone."""
+    model = outcome_model(seed, name)
+    found = seed.judge(model, seed.labelled("judging", seed.judging))
+    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, name, model)}
 
 
-def outcome_model(seed: Seed) -> str:
-    rows, judging = seed.labelled("many", seed.train[: seed.size.many]), seed.labelled("judging", seed.judging)
-    steps = {"max_steps": seed.size.outcome, "per_device_train_batch_size": 64}
-    return seed.reward_model("outcome-model", rows, judging, **OUTCOME, **steps)
+def outcome_model(seed: Seed, name: str) -> str:
+    size = seed.size
+    rows, problems, steps = ("many", size.many, size.outcome) if name == "outcome" else ("few", size.few, size.on_few)
+    return seed.reward_model(
+        f"{name}-model",
+        seed.labelled(rows, seed.train[:problems]),
+        seed.labelled("judging", seed.judging),
+        max_steps=steps,
+        per_device_train_batch_size=64,
+        **OUTCOME,
+    )
 
 
 def judged(seed: Seed, name: str, model: str, **values: Any) -> dict[str, Any]:
@@ -219,19 +229,8 @@ def judged(seed: Seed, name: str, model: str, **values: Any) -> dict[str, Any]:
     return seed.policy(name, [{"model": model, "probability": True}], **BY_PROBABILITY, **steps, **values)
 
 
-def few_part(seed: Seed) -> dict[str, Any]:
-    found = seed.judge(few_model(seed), seed.labelled("judging", seed.judging))
-    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, "few", few_model(seed))}
-
-
-def few_model(seed: Seed) -> str:
-    rows, judging = seed.labelled("few", seed.train[: seed.size.few]), seed.labelled("judging", seed.judging)
-    steps = {"max_steps": seed.size.on_few, "per_device_train_batch_size": 64}
-    return seed.reward_model("few-model", rows, judging, **OUTCOME, **steps)
-
-
 def refit_part(seed: Seed) -> dict[str, Any]:
-    model, length = outcome_model(seed), seed.size.on_model // ITERATIONS
+    model, length = outcome_model(seed, "outcome"), seed.size.on_model // ITERATIONS
     refit = {**REFIT, "history": str(seed.folder / "many.jsonl")}
     refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": refit}
     found = judged(seed, "refit", model, **refits)
@@ -274,8 +273,8 @@ def rules_part(seed: Seed) -> dict[str, Any]:
 
 
 WORK: dict[str, Callable[[Seed], dict[str, Any]]] = {
-    "outcome": outcome_part,
-    "few": few_part,
+    "outcome": partial(frozen_part, name="outcome"),
+    "few": partial(frozen_part, name="few"),
     "refit": refit_part,
     "process": process_part,
     "rules": rules_part,

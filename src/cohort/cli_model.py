@@ -16,7 +16,7 @@ from cohort.types import Message, UserError
 
 if TYPE_CHECKING:
     from cohort.train.generate import Generator
-    from cohort.types import Completion
+    from cohort.types import Completion, Text
 
 LEAVE, ANEW = "/exit", "/new"
 
@@ -75,13 +75,7 @@ def generate(
     if rows is not None:
         _write(generator.rows(rows, sampling, num_generations), output)
     elif prompt is not None:
-        asked = generator.asked(prompt, system_prompt, plain)
-        if num_generations == 1 and sys.stdout.isatty():
-            _end(generator.answer(asked, sampling, _show))
-            return
-        for completion in generator.answers([asked], sampling, num_generations)[0]:
-            _show(completion.text)
-            _end(completion)
+        _print(generator, generator.asked(prompt, system_prompt, plain), sampling, num_generations)
     else:
         _chat(generator, sampling, system_prompt)
 
@@ -106,6 +100,16 @@ def _write(records: Any, output: Path | None) -> None:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
             file.flush()
     typer.echo(f"{count} prompts answered, in {output}", err=True)
+
+
+def _print(generator: Generator, asked: Text, sampling: dict[str, Any], count: int) -> None:
+    """The answers, a single one on a terminal while it is sampled."""
+    if count == 1 and sys.stdout.isatty():
+        _end(generator.answer(asked, sampling, _show))
+        return
+    for completion in generator.answers([asked], sampling, count)[0]:
+        _show(completion.text)
+        _end(completion)
 
 
 def _show(text: str) -> None:

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 MAPPED = 32 * 2**20
 """Bytes from which glibc maps a block by itself and gives it back when it is freed, once its threshold has grown."""
 HEAP = 0.33
-"""Share that holes between smaller blocks add on a CPU where PyTorch asks for huge pages (THP_MEM_ALLOC_ENABLE=1):
-measured, bench/plan.py. Else it follows no rule, and was as large as 0.8."""
+"""Share that holes between smaller blocks add on a CPU: with it the five runs measured where PyTorch asks for huge
+pages (THP_MEM_ALLOC_ENABLE=1) lie within 16% (bench/plan.py). Else it follows no rule, and was as large as 0.8."""
 
 ON_A_GPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,

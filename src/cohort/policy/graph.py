@@ -23,11 +23,12 @@ TOLERANCE = 1e-2
 
 class GraphDecoder:
     """`GraphDecoder(fused)` takes a fused decoder's place for a cache that is `fixed`. The first step after a change of
-    the cache is eager; the second records, and is checked against the eager one. A step may be repeated: it writes the
-    same keys to the same places. Where recording fails, the run goes on eagerly, and says so."""
+    the cache is eager, the second records. The first recording of a process is checked against the eager step: a step
+    may be repeated, it writes the same keys to the same places. Where recording fails, the run goes on eagerly, and
+    says so."""
 
-    works = True
-    """Of this process."""
+    works: bool | None = None
+    """In this process; None before the first recording."""
 
     def __init__(self, fused: FusedDecoder):
         self.fused = fused
@@ -53,17 +54,14 @@ class GraphDecoder:
         return self.hidden_ND
 
     def _record(self, tokens_N: Tensor, cache: DecodeCache) -> bool:
-        if not GraphDecoder.works:
+        if GraphDecoder.works is False:
             return False
-        expected = self.fused(tokens_N, cache)
         self.tokens_N, graph = tokens_N.clone(), torch.cuda.CUDAGraph()
         cache.forget()
         try:
             with torch.cuda.graph(graph, pool=self.pool):
                 self.hidden_ND = self.fused(self.tokens_N, cache)
-            graph.replay()
-            difference = float((self.hidden_ND - expected).abs().max() / expected.abs().max())
-            reason = "" if difference <= TOLERANCE else f"it differs by {difference:.2g} of the largest value"
+            reason = "" if GraphDecoder.works else self._difference(graph, tokens_N, cache)
         except RuntimeError as error:  # what the driver raises for what cannot be recorded
             if is_out_of_memory(error):
                 raise
@@ -73,5 +71,13 @@ class GraphDecoder:
             cache.forget()  # masks that were only recorded hold nothing
             log.warning("decoding goes on without CUDA graphs: %s", reason)
             return False
-        self.graph = graph
+        self.graph, GraphDecoder.works = graph, True
         return True
+
+    def _difference(self, graph: torch.cuda.CUDAGraph, tokens_N: Tensor, cache: DecodeCache) -> str:
+        """What is wrong with a replayed step; empty where it equals the eager one."""
+        graph.replay()
+        cache.forget()
+        expected = self.fused(tokens_N, cache)
+        difference = float((self.hidden_ND - expected).abs().max() / expected.abs().max())
+        return "" if difference <= TOLERANCE else f"it differs by {difference:.2g} of the largest value"
