@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cohort import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, UserError
+from cohort import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, UserError
 from cohort.cli import app
 from cohort.data.chains import build_tokenizer
 from cohort.train.card import Card, code, command_line, fenced, plain, settings_of
@@ -126,6 +126,20 @@ def test_a_training_pushes_its_model_and_nothing_else(hub: Hub, tmp_path: Path) 
     assert hub.tokens == {"Bearer hf_secret"}
     assert any(path == "/api/models/me/sums/commit/main" for path in hub.paths)
     assert b"hf_secret" not in b"".join(hub.files.values())
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_reward_model_has_a_card_of_its_own_and_is_pushed(hub: Hub, tmp_path: Path, adapter: bool) -> None:
+    small_model().save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    kind = {"finetuning_type": "lora"} if adapter else {}
+    args = RewardConfig(str(tmp_path / "judge"), max_steps=1, bf16=False, use_cpu=True, push_to_hub=True, **kind)
+    rows = [{"prompt": "1+1=", "completion": str(i), "label": float(i == 2)} for i in range(4)]
+    RewardTrainer(str(tmp_path / "base"), args, rows).train()
+    text = hub.files["README.md"].decode()
+    assert front(text)["pipeline_tag"] == "text-classification" and "reward_model" in front(text)["tags"]
+    assert "cohort reward eval judge" in text and "vllm" not in text and "by `reward_model`" in text
+    assert ("adapter_model.safetensors" if adapter else "model.safetensors") in hub.files
 
 
 def test_without_a_name_the_folders_is_taken(hub: Hub, tmp_path: Path) -> None:

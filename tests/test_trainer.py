@@ -147,6 +147,24 @@ def test_an_earlier_run_is_moved_aside(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path)) == 2
     assert len(rows_of(tmp_path / "earlier-1")) == 1
     assert (tmp_path / "earlier-1" / "checkpoint-1").is_dir()
+    assert (tmp_path / "earlier-1" / "model.safetensors").is_file()
+
+
+def test_an_adapter_does_not_land_beside_a_whole_model(tmp_path: Path) -> None:
+    grpo(tmp_path, max_steps=1).train()
+    grpo(tmp_path, max_steps=1, finetuning_type="lora").train()
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    grpo(tmp_path, max_steps=1).train()
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
+def test_an_adapter_into_its_bases_folder_is_refused(tmp_path: Path) -> None:
+    grpo(tmp_path, max_steps=1).train()
+    config = GRPOConfig(str(tmp_path), finetuning_type="lora", use_cpu=True)
+    with pytest.raises(UserError, match="base model's own folder: name another"):
+        GRPOTrainer(str(tmp_path), "accuracy", config, [{"prompt": "1+1=", "answer": "2"}])
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:

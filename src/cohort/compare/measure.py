@@ -88,8 +88,11 @@ def in_samples(folder: Path) -> int:
 
 
 def training_bytes(trainer: Trainer) -> int:
-    """Weights that are trained, their gradients, and the optimisers' state: the policy's and a critic's."""
+    """Weights that are trained, their gradients, and the optimisers' state: the policy's, a critic's, and those of a
+    reward model that is refitted."""
     optimizers = [trainer.loop.updater.optimizer, *(companion.optimizer for companion in trainer.loop.companions)]
+    if trainer.iterations is not None and trainer.iterations.refit is not None:
+        optimizers.append(trainer.iterations.refit.updater.optimizer)
     total = 0
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -124,9 +124,14 @@ def _remote_code_hint(error: Exception) -> str:
 
 def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_type: str = "CAUSAL_LM") -> Any:
     """Inject LoRA through peft, which trains a classifier's head (`task_type` SEQ_CLS) whole.
-    Returns the PeftModel. Raises UserError where no module matches."""
+    Returns the PeftModel. Raises UserError where no module matches, or the adapter would be saved over its base."""
     from peft import LoraConfig, PeftConfig, get_peft_model
 
+    base = model.config.name_or_path
+    if base and Path(base).resolve() == Path(config.output_dir).resolve():
+        raise UserError(
+            f"output_dir {config.output_dir!r} is the base model's own folder: name another for the adapter"
+        )
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         raise UserError(f"peft_config is a {type(peft_config).__name__}: give a configuration of peft, LoraConfig(...)")
     if peft_config is None:

@@ -34,6 +34,8 @@ PAPERS = {
     "reinforce++": ("REINFORCE++", "2501.03262"),
 }
 """Where a method comes from: title, arXiv number."""
+TASKS = {"reward_model": "text-classification", "process_reward_model": "token-classification"}
+"""Method -> the hub's word for what its model does; text-generation for the others."""
 NOT_SETTINGS = {
     "output_dir",
     "logging_dir",
@@ -75,12 +77,12 @@ class Card:
                 "",
                 f"Trained with Cohort, by {self._method()}.",
                 "",
-                _use(self.name, self.base_model, self.adapter),
+                _use(self.name, self.base_model, self.adapter, self.method),
                 "## Training",
                 "",
                 f"- Base model: {code(self.base_model)}",
                 f"- Data: {', '.join(map(code, self.data)) or 'rows given in Python'}; {self.rows} rows",
-                f"- Rewards: {', '.join(map(code, self.rewards)) or 'none'}",
+                *([f"- Rewards: {', '.join(map(code, self.rewards)) or 'none'}"] * (self.method not in TASKS)),
                 *([f"- Command: {code(self.command)}"] if self.command else []),
                 f"- Versions: {', '.join(_versions())}",
                 "",
@@ -103,7 +105,7 @@ class Card:
         sets = sorted({name for data in self.data if _REPO.fullmatch(name := data.split(" ")[0])})
         return {
             **_library(self.adapter),
-            "pipeline_tag": "text-generation",
+            "pipeline_tag": TASKS.get(self.method, "text-generation"),
             "tags": ["cohort", re.sub(r"\W+", "-", self.method).strip("-")],
             **({"base_model": self.base_model} if _is_repo(self.base_model) else {}),
             **({"datasets": sets} if sets else {}),
@@ -184,7 +186,8 @@ def merged_card(text: str, base_model: str) -> str:
     heading = re.search(r"^# (.*)$", text, re.MULTILINE)
     name = re.sub(r"\\(.)", r"\1", heading[1]) if heading else "model"
     rest = text[front.end() :] if front else text
-    return _front(data | _library(False)) + _USE.sub(lambda _: _use(name, "", False) + "\n", rest)
+    method = next((m for m, task in TASKS.items() if task == data.get("pipeline_tag")), "")
+    return _front(data | _library(False)) + _USE.sub(lambda _: _use(name, "", False, method) + "\n", rest)
 
 
 def _is_generated(text: str) -> bool:
@@ -205,9 +208,11 @@ def _front(data: dict[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _use(name: str, base_model: str, adapter: bool) -> str:
+def _use(name: str, base_model: str, adapter: bool, method: str) -> str:
     what = _word(name)
-    if adapter:
+    if method in TASKS:
+        lines = [f"cohort reward eval {what} --data labelled.jsonl", f"cohort train grpo.yaml reward_funcs={what}"]
+    elif adapter:
         base = _word(base_model)
         lines = [f"cohort generate {what}", f"vllm serve {base} --enable-lora --lora-modules adapter={what}"]
     else:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from cohort.config import TrainingConfig
 from cohort.train.export import model_files
 from cohort.types import UserError
+
+log = logging.getLogger("cohort")
 
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token that may write"
 
@@ -41,6 +45,15 @@ def push(folder: Path, repo: str, *, private: bool | None = None, message: str =
             f"`cohort export {folder} --push {repo}` tries again"
         ) from error
     return str(made)
+
+
+def push_output(config: TrainingConfig, message: str) -> str:
+    """Upload the model that a run left in output_dir as `hub_model_id` (default: output_dir's name)."""
+    folder = Path(config.output_dir)
+    repo = config.hub_model_id or folder.resolve().name
+    address = push(folder, repo, private=config.hub_private_repo, message=message)
+    log.info("pushed to %s", address)
+    return address
 
 
 def _line(error: Exception) -> str:

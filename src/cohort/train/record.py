@@ -18,6 +18,8 @@ METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
 SAMPLES = "samples.jsonl"
 """The starting model's samples, where a method takes them once."""
+MODEL = ("model*.safetensors*", "adapter_model*.safetensors*", "adapter_config.json")
+"""A model's weights: an adapter beside a whole model would leave open which of them is meant."""
 
 
 class Recorder:
@@ -85,8 +87,9 @@ class Recorder:
 
 
 def move_aside(folder: Path, names: Sequence[str]) -> None:
-    """Put those files and all checkpoints of an earlier run in a folder of their own, `earlier-N`."""
-    leftovers = [path for name in names if (path := folder / name).exists()]
+    """Put files of those names (patterns) and all checkpoints of an earlier run in a folder of their own,
+    `earlier-N`."""
+    leftovers = [path for name in names for path in sorted(folder.glob(name))]
     leftovers += [path for path in folder.glob("checkpoint-*") if path.is_dir()]
     if leftovers:
         number = 1 + max((int(p.name[8:]) for p in folder.glob("earlier-*") if p.name[8:].isdigit()), default=0)
@@ -94,7 +97,7 @@ def move_aside(folder: Path, names: Sequence[str]) -> None:
         aside.mkdir()
         for path in leftovers:
             path.rename(aside / path.name)
-        log.warning("%s holds an earlier run: its records and checkpoints are now in %s", folder, aside)
+        log.warning("%s holds an earlier run: what it left is now in %s", folder, aside)
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:

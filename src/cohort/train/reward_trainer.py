@@ -17,11 +17,12 @@ import torch
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.chat_templates import use_template
 from cohort.data.rows import load_rows
-from cohort.train import checkpoint
+from cohort.train import checkpoint, hub
+from cohort.train.card import describe, write_card
 from cohort.train.early_stopping import EarlyStopping
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
-from cohort.train.record import METRICS, move_aside
+from cohort.train.record import METRICS, MODEL, move_aside
 from cohort.train.reward_examples import Example, loss_type
 from cohort.train.reward_model import make_reward_model
 from cohort.train.reward_updater import RewardUpdater
@@ -31,10 +32,6 @@ from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
-
-
-WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "adapter_config.json")
-"""Of an earlier run in the same folder: an adapter beside a whole model would leave open which of them is meant."""
 
 
 class RewardRows:
@@ -76,13 +73,16 @@ class RewardTrainer:
             )
         config, tokenizer = settle(args, model, processing_class, familiar)
         self.args = config
-        rows, held_out = _rows(train_dataset), [] if eval_dataset is None else _rows(eval_dataset)
-        kind = loss_type(rows, config)
+        self.rows, held_out = _rows(train_dataset), [] if eval_dataset is None else _rows(eval_dataset)
+        kind = loss_type(self.rows, config)
+        if config.push_to_hub:
+            hub.require_token()
         torch.manual_seed(config.seed)
+        self.base_model: str = model if isinstance(model, str) else model.config.name_or_path
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         use_template(self.reward_model.tokenizer, config.template)
         self.updater = RewardUpdater(self.reward_model, config, kind)
-        self.examples = self._fitting(self.updater.lessons(rows), "rows")
+        self.examples = self._fitting(self.updater.lessons(self.rows), "rows")
         self.held_out = self._fitting(self.updater.examples(held_out), "held-out rows") if held_out else []
         self._tell(kind)
         self.state = TrainerState()
@@ -135,7 +135,7 @@ class RewardTrainer:
         folder = Path(self.args.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
         if not resume:
-            move_aside(folder, (METRICS, *WEIGHTS))
+            move_aside(folder, (METRICS, *MODEL))
         if path is not None:
             self.loop.resume(path)
         elif resume:
@@ -145,6 +145,8 @@ class RewardTrainer:
             found = self.updater.measure(self.held_out)
             self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in found.items()}
         self.save_model()
+        if self.args.push_to_hub:
+            self.push_to_hub()
         return self.state
 
     def evaluate(self) -> dict[str, float]:
@@ -152,8 +154,17 @@ class RewardTrainer:
         return self._evaluate(self.state)
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """A directory of transformers, or a peft adapter, with its tokenizer: a reward by its path."""
-        checkpoint.save_policy(self.reward_model, Path(output_dir or self.args.output_dir))
+        """A directory of transformers, or a peft adapter, with its tokenizer and model card: a reward by its path."""
+        folder = Path(output_dir or self.args.output_dir)
+        checkpoint.save_policy(self.reward_model, folder)
+        method = "process_reward_model" if isinstance(self.args, ProcessRewardConfig) else "reward_model"
+        write_card(
+            folder, describe(method, self.base_model, self.rows, [], self.args, self.reward_model.peft is not None)
+        )
+
+    def push_to_hub(self, commit_message: str = "Upload the model") -> str:
+        """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
+        return hub.push_output(self.args, commit_message)
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         found = self.updater.measure(self.held_out)

@@ -45,7 +45,7 @@ from cohort.train.loop import Loop
 from cohort.train.outer import iterations_of, rules_of
 from cohort.train.preferences import HeldOutPairs, reference_model
 from cohort.train.profile import profilers
-from cohort.train.record import COMPLETIONS, METRICS, SAMPLES, move_aside
+from cohort.train.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside
 from cohort.train.refit import REWARD_MODEL
 from cohort.train.sources import Demonstrations, encode_prompts
 from cohort.train.step import Updater
@@ -174,7 +174,7 @@ class Trainer:
         if path is not None:
             checkpoint.require(path)  # before anything is sampled for it
         if not resume:
-            move_aside(folder, (METRICS, COMPLETIONS, SAMPLES))
+            move_aside(folder, (METRICS, COMPLETIONS, SAMPLES, *MODEL))
         if not self.prepared:
             self.loop.source.prepare(folder, reuse=bool(resume))
             self.prepared = True
@@ -216,11 +216,7 @@ class Trainer:
 
     def push_to_hub(self, commit_message: str = "Upload the model") -> str:
         """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
-        folder = Path(self.args.output_dir)
-        repo = self.args.hub_model_id or folder.resolve().name
-        address = hub.push(folder, repo, private=self.args.hub_private_repo, message=commit_message)
-        log.info("pushed to %s", address)
-        return address
+        return hub.push_output(self.args, commit_message)
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         return self._metrics(state)
