@@ -7,6 +7,7 @@ For each seed, from the demo's start (chains of three operations, a teacher with
     outcome   a reward model on many labelled samples of the start; GRPO with it alone
     few       a reward model on few of them; GRPO with it alone
     refit     the first model again; three iterations, in which it is refitted every so many steps
+    few-refit the small model, refitted likewise
     process   a process model on Monte Carlo labels, against the exact checker of steps; GRPO process with it
     rules     GRPO with the rule, for comparison
 
@@ -48,7 +49,7 @@ from cohort.train.trainers import SFTTrainer
 LENGTH = 32
 SAMPLES, ROLLOUTS = 8, 8
 ITERATIONS = 3
-PARTS = ("outcome", "few", "refit", "process", "rules")
+PARTS = ("outcome", "few", "refit", "few-refit", "process", "rules")
 RULES = ["accuracy", "format", "overlong"]
 
 
@@ -57,7 +58,7 @@ class Size:
     """Problems and steps of one seed."""
 
     many: int = 6000
-    """Problems whose samples the outcome model learns from."""
+    """Problems of which twice SAMPLES teach the outcome model: half of its mistakes are slips that are rare in them."""
     few: int = 600
     stepwise: int = 6000
     """Problems of which two samples get Monte Carlo labels: a model of steps learns problems by heart before it learns
@@ -66,7 +67,7 @@ class Size:
     judging: int = 200
     """Problems that reward models are judged on."""
     sft: int = 300
-    outcome: int = 2500
+    outcome: int = 5000
     on_few: int = 500
     process: int = 1000
     policy: int = 60
@@ -83,21 +84,21 @@ REWARD_MODEL = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ra
 OUTCOME = {"loss_type": "bce", "every_token": True}
 REFIT = {
     "rule": "accuracy",
-    "learning_rate": 1e-4,
+    "learning_rate": 3e-4,
     "every_token": True,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 64,
     "replay_share": 0.5,
-    "replay_size": 60_000,
+    "replay_size": 120_000,
     "every": 5,
 }
 POLICY = {
     "learning_rate": 3e-4,
-    "lr_scheduler_type": "constant",
+    "lr_scheduler_type": "cosine",
     "adam_beta2": 0.99,
     "per_device_train_batch_size": 128,
     "num_generations": 8,
-    "beta": 0.02,
+    "beta": 0.06,
     "entropy_coef": 0.01,
     "max_completion_length": LENGTH,
     "gold_reward": "accuracy",
@@ -212,10 +213,13 @@ def frozen_part(seed: Seed, name: str) -> dict[str, Any]:
 
 def outcome_model(seed: Seed, name: str) -> str:
     size = seed.size
-    rows, problems, steps = ("many", size.many, size.outcome) if name == "outcome" else ("few", size.few, size.on_few)
+    if name == "outcome":
+        rows, steps = seed.labelled("many", seed.train[: size.many], samples=2 * SAMPLES), size.outcome
+    else:
+        rows, steps = seed.labelled("few", seed.train[: size.few]), size.on_few
     return seed.reward_model(
         f"{name}-model",
-        seed.labelled(rows, seed.train[:problems]),
+        rows,
         seed.labelled("judging", seed.judging),
         max_steps=steps,
         per_device_train_batch_size=64,
@@ -229,12 +233,13 @@ def judged(seed: Seed, name: str, model: str, **values: Any) -> dict[str, Any]:
     return seed.policy(name, [{"model": model, "probability": True}], **BY_PROBABILITY, **steps, **values)
 
 
-def refit_part(seed: Seed) -> dict[str, Any]:
-    model, length = outcome_model(seed, "outcome"), seed.size.on_model // ITERATIONS
-    refit = {**REFIT, "history": str(seed.folder / "many.jsonl")}
+def refit_part(seed: Seed, name: str, first: str, rows: str) -> dict[str, Any]:
+    """The model of part `first`, which learnt from `rows`, in iterations with refits; how it ranks after them."""
+    length = seed.size.on_model // ITERATIONS
+    refit = {**REFIT, "history": str(seed.folder / f"{rows}.jsonl")}
     refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": refit}
-    found = judged(seed, "refit", model, **refits)
-    after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
+    found = judged(seed, name, outcome_model(seed, first), **refits)
+    after = seed.judge(str(seed.folder / name / "reward_model"), seed.labelled("judging", seed.judging))
     return {"ranking_accuracy": after["ranking_accuracy"], **found}
 
 
@@ -245,15 +250,18 @@ def process_part(seed: Seed) -> dict[str, Any]:
     steps = {"max_steps": seed.size.process, "per_device_train_batch_size": 64}
     model = seed.reward_model("process-model", rows, judging, **steps)
     exact = [{**row, "labels": exact_labels(row)} for row in judging]
-    found = seed.judge(model, exact)
+    judged = seed.judge(model, exact)
     labels = [(float(a), b) for row, by_rule in zip(judging, exact, strict=True)
               for a, b in zip(row["labels"], by_rule["labels"], strict=True)]  # fmt: skip
     agreement = {
         "of_labels": sum(a == b for a, b in labels) / len(labels),
-        "of_model": found["agreement"],
+        "of_model": judged["agreement"],
         "steps": len(labels),
     }
-    return {"agreement": agreement, **seed.policy("process", [{"model": model}], method="grpo_process")}
+    return {
+        "agreement": agreement,
+        **seed.policy("process", [{"model": model}], method="grpo_process", **BY_PROBABILITY),
+    }
 
 
 def exact_labels(row: dict[str, Any]) -> list[float]:
@@ -275,7 +283,8 @@ def rules_part(seed: Seed) -> dict[str, Any]:
 WORK: dict[str, Callable[[Seed], dict[str, Any]]] = {
     "outcome": partial(frozen_part, name="outcome"),
     "few": partial(frozen_part, name="few"),
-    "refit": refit_part,
+    "refit": partial(refit_part, name="refit", first="outcome", rows="many"),
+    "few-refit": partial(refit_part, name="few-refit", first="few", rows="few"),
     "process": process_part,
     "rules": rules_part,
 }

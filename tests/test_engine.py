@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
-from cohort.rollouts.engine import Engine, LocalEngine, RowEngine
+from cohort.rollouts.engine import Engine, LocalEngine
+from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling, draw, truncate
 from cohort.types import Completion
 from conftest import ARCHITECTURES, small_model, small_policy

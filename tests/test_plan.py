@@ -55,7 +55,7 @@ def part(prompt: int, lengths: list[int]) -> Part:
 
 
 def test_the_meter_counts_storages_once_and_products() -> None:
-    with Meter(heap=False) as meter:
+    with Meter() as meter:
         a = torch.zeros(20, 30)
         view = a.t()
         assert meter.live == 2400
@@ -89,7 +89,7 @@ def test_what_is_kept_is_what_autograd_keeps(changes: dict[str, Any]) -> None:
         pack = policy.pack(parts)
         hidden = policy.hidden(pack.inputs)
         kept[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
-    blank = Blank(model_config(of_sizes(**SMALL), config), config, "cuda", bf16=False)  # a heap's waste left out
+    blank = Blank(model_config(of_sizes(**SMALL), config), config, "cpu", bf16=False)
     found = update(blank, parts, accumulates=False)
     # Beside it, the layout's indices and masks.
     assert sum(kept.values()) <= found.kept <= sum(kept.values()) + 10_000

@@ -160,7 +160,7 @@ class Blank:
 
     def __init__(self, found: Any, config: TrainingConfig, device: str, bf16: bool):
         self.config, self.gpu, self.bf16 = config, device == "cuda", bf16
-        self.meter = Meter(heap=not self.gpu)
+        self.meter = Meter()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         model, peft, quantized = blank_model(found, config, bf16)
         self.weights = weights(model, config, quantized, bf16)

@@ -14,12 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-MAPPED = 32 * 2**20
-"""Bytes from which glibc maps a block by itself and gives it back when it is freed, once its threshold has grown."""
-HEAP = 0.33
-"""Share that holes between smaller blocks add on a CPU: with it the five runs measured where PyTorch asks for huge
-pages (THP_MEM_ALLOC_ENABLE=1) lie within 16% (bench/plan.py). Else it follows no rule, and was as large as 0.8."""
-
 ON_A_GPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -33,22 +27,19 @@ class Meter(TorchDispatchMode):
     """Inside, every storage that an operation makes is counted from its birth to its end, and every matrix product.
 
     `live` and `peak` are bytes, `flops` floating-point operations (a multiplication and an addition are two).
-    `heap`: count what the C library's heap adds to blocks that it does not map by themselves.
     """
 
-    def __init__(self, heap: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0.0
-        self._heap = heap
-        self._sizes: dict[int, float] = {}
+        self._sizes: dict[int, int] = {}
 
     def add(self, tensor: Tensor) -> None:
         """Count the tensor's storage, once however many tensors share it."""
         storage = tensor.untyped_storage()
         key = id(storage)
         if key not in self._sizes:
-            size = storage.nbytes()
-            self._sizes[key] = size * (1 + HEAP) if self._heap and size < MAPPED else size
+            self._sizes[key] = storage.nbytes()
             self.live += self._sizes[key]
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._drop, key).atexit = False

@@ -15,6 +15,8 @@ CONTEXT = 0.6 * 2**30
 """Bytes of CUDA's context and libraries."""
 WASTE = 0.05
 """Share that PyTorch's allocator on a GPU holds beside what is in use."""
+HOLES = 0.7
+"""Of a CPU run's tensors, the most that holes in the C library's heap added to resident memory (bench/plan.py)."""
 SHARE_OF_PEAK = 0.5
 """Of the rate of a large matrix product, what whole passes reach."""
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cohort.plan.make import Plan
-from cohort.plan.needs import SHARE_OF_PEAK
+from cohort.plan.needs import HOLES, SHARE_OF_PEAK
 
 PARTS = {
     "weights": "weights",
@@ -107,8 +107,9 @@ def sentences(plan: Plan) -> list[str]:
     )
     if machine.device == "cpu":
         found.append(
-            "On a CPU: growth of resident memory, beside some 0.6 GiB of the program itself. THP_MEM_ALLOC_ENABLE=1 in "
-            "the environment keeps the heap as compact as this; without it a run may take half as much again."
+            "On a CPU: tensors, beside some 0.6 GiB of the program itself. The C library's heap keeps holes between "
+            f"them: up to {size(plan.needs.peak * (1 + HOLES))} may be resident. MALLOC_MMAP_THRESHOLD_=65536 in the "
+            "environment leaves none, and takes longer; THP_MEM_ALLOC_ENABLE=1 leaves fewer."
         )
     if not plan.figures.grouped:
         found.append("This model does not run the grouped attention: it trains on padded rows, and decodes with them.")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
 from cohort.policy.cache import DecodeCache
 from cohort.policy.decoder import FusedDecoder, decoder_of
@@ -19,7 +17,8 @@ from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
 from cohort.policy.products import few_rows
-from cohort.rollouts.sampling import Sampling, draw
+from cohort.rollouts.row_engine import RowEngine
+from cohort.rollouts.sampling import OnTokens, Sampling, draw
 from cohort.types import Completion
 
 log = logging.getLogger("cohort")
@@ -29,10 +28,6 @@ PREFILL_TOKENS = 8192
 SHORT_PROMPT = 64
 """Up to this many tokens, reading a prompt's keys once per row costs less than the second pair of products, and the
 rearrangements around it, that reading them once per group takes."""
-
-
-OnTokens = Callable[[list[int], list[int]], None]
-"""Called with completions (the j-th of prompt i is i * n + j) and the next token of each, as they are drawn."""
 
 
 class Engine(Protocol):
@@ -212,93 +207,3 @@ class _Decoding:
         texts = self.policy.tokenizer.batch_decode([c.ids.tolist() for c in flat], skip_special_tokens=True)
         flat = [replace(c, text=text) for c, text in zip(flat, texts, strict=True)]
         return [flat[i * self.n : (i + 1) * self.n] for i in range(len(self.prompts))]
-
-
-class _Streamer(BaseStreamer):
-    """transformers' interface: it is given the prompt first, then token by token."""
-
-    def __init__(self, row: int, on_tokens: OnTokens):
-        self.row, self.on_tokens, self.begun = row, on_tokens, False
-
-    def put(self, value: Tensor) -> None:
-        if self.begun:
-            self.on_tokens([self.row], value.tolist())
-        self.begun = True
-
-    def end(self) -> None:
-        pass
-
-
-class RowEngine:
-    """For models with an attention or a state of their own: transformers' `generate`, then one scoring pass. Its
-    streamers know one row, so `on_tokens` is called for single completions only."""
-
-    def __init__(self, policy: Policy, max_rows: int = 256):
-        self.policy, self.max_rows = policy, max_rows
-
-    @torch.no_grad()
-    def generate(
-        self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, on_tokens: OnTokens | None = None
-    ) -> list[list[Completion]]:
-        model, was_training = self.policy.model, self.policy.model.training
-        model.eval()
-        try:
-            # Rows of one length need no padding, which models with a state do not all ignore.
-            with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
-                torch.manual_seed(seed)
-                return [
-                    self._group(prompt, n, sampling, _Streamer(i, on_tokens) if on_tokens and n == 1 else None)
-                    for i, prompt in enumerate(prompts)
-                ]
-        finally:
-            model.train(was_training)
-
-    def _group(self, prompt: Tensor, n: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
-        found: list[Completion] = []
-        while len(found) < n:
-            found += self._rows(prompt, min(self.max_rows, n - len(found)), sampling, streamer)
-        return found
-
-    def _rows(self, prompt: Tensor, count: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            options = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": sampling.min_p or None,
-            }
-        if sampling.stop:
-            options |= {"stop_strings": sampling.stop, "tokenizer": self.policy.tokenizer}
-        batch = prompt.to(self.policy.device).expand(count, -1)
-        limit = min(sampling.max_tokens, self.policy.context_length - len(prompt))
-        with self.policy.autocast():
-            out = self.policy.model.generate(
-                batch,
-                attention_mask=torch.ones_like(batch),
-                max_new_tokens=limit,
-                eos_token_id=sampling.eos_ids or None,
-                pad_token_id=0,
-                streamer=streamer,
-                **options,
-            )
-        rows = [self._cut(row[len(prompt) :].cpu(), sampling) for row in out]
-        part = Part(0, prompt, range(count), [ids for ids, _ in rows])
-        logprobs = self.policy.logprobs(iter([[part]]), sampling.temperature or 1.0)
-        texts = self.policy.tokenizer.batch_decode([ids.tolist() for ids, _ in rows], skip_special_tokens=True)
-        return [
-            Completion(ids, logprobs[0, i], texts[i], truncated=not ended, version=self.policy.version)
-            for i, (ids, ended) in enumerate(rows)
-        ]
-
-    def _cut(self, ids: Tensor, sampling: Sampling) -> tuple[Tensor, bool]:
-        """The row up to its end, without the padding behind it, and whether it ended by itself."""
-        ends = torch.isin(ids, torch.tensor(sampling.eos_ids, dtype=torch.long)).nonzero()
-        if len(ends):
-            return ids[: int(ends[0]) + 1], True
-        for end in range(1, len(ids) + 1) if sampling.stop else ():
-            text = self.policy.tokenizer.decode(ids[:end].tolist())
-            if any(stop in text for stop in sampling.stop):
-                return ids[:end], True
-        return ids, False

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+OnTokens = Callable[[list[int], list[int]], None]
+"""Called with completions (the j-th of prompt i is i * n + j) and the next token of each, as they are drawn."""
 
 
 @dataclass(frozen=True)

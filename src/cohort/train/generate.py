@@ -13,8 +13,8 @@ from cohort.data.chat_templates import use_template
 from cohort.data.rows import turns
 from cohort.data.templates import encode_prompt
 from cohort.policy.load import make_policy
-from cohort.rollouts.engine import OnTokens, local_engine
-from cohort.rollouts.sampling import Sampling
+from cohort.rollouts.engine import local_engine
+from cohort.rollouts.sampling import OnTokens, Sampling
 from cohort.types import Completion, Row, Text, UserError
 
 log = logging.getLogger("cohort")

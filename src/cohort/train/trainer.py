@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from cohort.config import (
     METHOD_CONFIGS,
     DPOConfig,
-    GRPOProcessConfig,
     OnlineConfig,
     PPOConfig,
     SampledConfig,
@@ -28,10 +27,7 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part, micro_batches
 from cohort.policy.reference import reference_of
-from cohort.rewards.compose import Rewards
-from cohort.rewards.preflight import preflight
-from cohort.rewards.resolve import listed, with_tokenizers
-from cohort.rewards.steps import make_split
+from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.collect import Prompt
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.evaluate import Evaluation, evaluate
@@ -42,19 +38,18 @@ from cohort.train.card import describe, write_card
 from cohort.train.critic import CriticUpdater
 from cohort.train.familiar import made, settle
 from cohort.train.loop import Loop
-from cohort.train.outer import iterations_of, rules_of
+from cohort.train.outer import iterations_of
 from cohort.train.preferences import HeldOutPairs, reference_model
 from cohort.train.profile import profilers
 from cohort.train.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside
 from cohort.train.refit import REWARD_MODEL
+from cohort.train.rewarded import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources import Demonstrations, encode_prompts
 from cohort.train.step import Updater
 from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
-
-RewardSpec = str | Callable[..., Any] | Mapping[str, Any]
 
 
 class Trainer:
@@ -85,8 +80,8 @@ class Trainer:
         tokenizers = familiar.pop("reward_processing_classes", None)
         config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
-        self.rewards = _rewards(reward_funcs, config)
-        self.args = config = _with_weights(config, self.rewards)
+        self.rewards = make_rewards(reward_funcs, config)
+        self.args = config = with_weights(config, self.rewards)
         # Data first: its mistakes are told before a model is loaded.
         rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
@@ -274,39 +269,5 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
     return args
 
 
-def _rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
-    if functions is None:
-        return None
-    specs = listed(functions, config.max_completion_length, config.use_cpu)
-    if not specs:
-        return None
-    split = None
-    if isinstance(config, GRPOProcessConfig):
-        split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
-    weights, clip = getattr(config, "reward_weights", None), getattr(config, "reward_clip", None)
-    return Rewards(specs, weights, clip, split, rules_of(config))
-
-
-def _with_weights(config: TrainingConfig, rewards: Rewards | None) -> TrainingConfig:
-    """The configuration with a weight for each reward where a credit reads them: those that stand beside a reward's
-    name, or are 0 for a rule that is only watched, count there too."""
-    if rewards is None or getattr(config, "multi_objective_aggregation", None) != "normalize_then_sum":
-        return config
-    return config.model_copy(update={"reward_weights": rewards.weights})
-
-
 def _rows(dataset: Any) -> list[Row]:
     return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)
-
-
-def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: TrainerState) -> None:
-    """Try the rewards on a few made-up answers and say what they gave. Raises UserError where they cannot tell right
-    from wrong."""
-    log.info("trying the rewards on made-up answers (reward_preflight: false leaves this out)")
-    found = preflight(rewards, rows, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], state)
-    for line in found.lines():
-        log.info("  %s", line)
-    for warning in found.warnings:
-        log.warning("rewards: %s", warning)
-    if found.problem is not None:
-        raise UserError(found.problem)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, SFTConfig
-from cohort.train.trainer import RewardSpec, Trainer
+from cohort.train.rewarded import RewardSpec
+from cohort.train.trainer import Trainer
 
 
 class _Rewarded(Trainer):
