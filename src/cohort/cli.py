@@ -41,7 +41,6 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="cohort",
     cls=_Group,
-    help="Teach a language model by comparing its own answers with each other (GRPO).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help would cost a third of the start
@@ -182,6 +181,18 @@ def doctor() -> None:
 app.add_typer(cli_data.app, name="data")
 
 
+@app.callback()
+def _commands() -> None:
+    """Teach a language model by comparing its own answers with each other (GRPO)."""
+
+
+def _keep_only(name: str) -> None:
+    """Where a command is named, leave out the others: making them all ready takes longer than to tell a mistake."""
+    commands = [info for info in app.registered_commands if (info.name or info.callback.__name__) == name]
+    if commands:
+        app.registered_commands, app.registered_groups = commands, []
+
+
 def main() -> None:
     """The entry point: exits with 0, with 2 for a user's mistake, with 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
@@ -189,6 +200,7 @@ def main() -> None:
         stream.reconfigure(errors="replace")
     # What other packages will change some day is nothing that who runs a command can act on.
     warnings.simplefilter("ignore", FutureWarning)
+    _keep_only(sys.argv[1] if len(sys.argv) > 1 else "")
     try:
         app()
     finally:
