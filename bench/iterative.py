@@ -7,7 +7,6 @@ For each seed, from the demo's start (chains of three operations, a teacher with
     outcome   a reward model on many labelled samples of the start; GRPO with it alone
     few       a reward model on few of them; GRPO with it alone
     refit     the first model again; three iterations, in which it is refitted every so many steps
-    few-refit the small model, refitted likewise
     process   a process model on Monte Carlo labels, against the exact checker of steps; GRPO process with it
     rules     GRPO with the rule, for comparison
 
@@ -49,7 +48,7 @@ from cohort.train.trainers import SFTTrainer
 LENGTH = 32
 SAMPLES, ROLLOUTS = 8, 8
 ITERATIONS = 3
-PARTS = ("outcome", "few", "refit", "few-refit", "process", "rules")
+PARTS = ("outcome", "few", "refit", "process", "rules")
 RULES = ["accuracy", "format", "overlong"]
 
 
@@ -98,7 +97,7 @@ POLICY = {
     "adam_beta2": 0.99,
     "per_device_train_batch_size": 128,
     "num_generations": 8,
-    "beta": 0.06,
+    "beta": 0.02,
     "entropy_coef": 0.01,
     "max_completion_length": LENGTH,
     "gold_reward": "accuracy",
@@ -233,13 +232,13 @@ def judged(seed: Seed, name: str, model: str, **values: Any) -> dict[str, Any]:
     return seed.policy(name, [{"model": model, "probability": True}], **BY_PROBABILITY, **steps, **values)
 
 
-def refit_part(seed: Seed, name: str, first: str, rows: str) -> dict[str, Any]:
-    """The model of part `first`, which learnt from `rows`, in iterations with refits; how it ranks after them."""
-    length = seed.size.on_model // ITERATIONS
-    refit = {**REFIT, "history": str(seed.folder / f"{rows}.jsonl")}
+def refit_part(seed: Seed) -> dict[str, Any]:
+    """The first model in iterations with refits; how it ranks after them."""
+    model, length = outcome_model(seed, "outcome"), seed.size.on_model // ITERATIONS
+    refit = {**REFIT, "history": str(seed.folder / "many.jsonl")}
     refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": refit}
-    found = judged(seed, name, outcome_model(seed, first), **refits)
-    after = seed.judge(str(seed.folder / name / "reward_model"), seed.labelled("judging", seed.judging))
+    found = judged(seed, "refit", model, **refits)
+    after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
     return {"ranking_accuracy": after["ranking_accuracy"], **found}
 
 
@@ -283,8 +282,7 @@ def rules_part(seed: Seed) -> dict[str, Any]:
 WORK: dict[str, Callable[[Seed], dict[str, Any]]] = {
     "outcome": partial(frozen_part, name="outcome"),
     "few": partial(frozen_part, name="few"),
-    "refit": partial(refit_part, name="refit", first="outcome", rows="many"),
-    "few-refit": partial(refit_part, name="few-refit", first="few", rows="few"),
+    "refit": refit_part,
     "process": process_part,
     "rules": rules_part,
 }
