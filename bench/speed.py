@@ -57,11 +57,13 @@ WORKLOADS = {
     )
 }
 
-PEERS = {
+PEERS: dict[str, dict[str, bool]] = {
     "ours": {},
+    "ours, bf16": {"bf16": True},
     "TRL": {},
     "TRL, eager, medium": {"eager": True},
     "TRL, bf16": {"bf16": True},
+    "TRL, bf16, eager": {"bf16": True, "eager": True},
     "TRL, continuous batching": {"continuous": True},
 }
 
@@ -147,10 +149,10 @@ def common(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
     }
 
 
-def measure_ours(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
+def measure_ours(workload: Workload, steps: int, folder: str, bf16: bool = False) -> dict[str, Any]:
     from cohort import GRPOConfig, GRPOTrainer
 
-    config = GRPOConfig(**common(workload, steps, folder), bf16=False, log_completions=0)
+    config = GRPOConfig(**common(workload, steps, folder), bf16=bf16, log_completions=0)
     before = peak_memory()
     trainer = GRPOTrainer(folder, reward, config, rows(workload, steps), processing_class=words_tokenizer(workload))
     trainer.train()
@@ -243,11 +245,12 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def rates() -> tuple[float, float]:
-    """Floating-point operations a second of a large float32 matrix product, bytes a second read and written."""
+def rates(bf16: bool) -> tuple[float, float]:
+    """Floating-point operations a second of a large matrix product, the better of both ways to make it, and bytes a
+    second read."""
     import torch
 
-    a = torch.randn(2048, 2048)
+    a = torch.randn(2048, 2048, dtype=torch.bfloat16 if bf16 else torch.float32)
     big = torch.empty(2**26)
 
     def best(work: Any) -> float:
@@ -258,10 +261,14 @@ def rates() -> tuple[float, float]:
             found.append(time.perf_counter() - started)
         return min(found)
 
-    return 2 * 2048**3 / best(lambda: a @ a), big.nbytes / best(lambda: big.sum())
+    products = []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        products.append(2 * 2048**3 / best(lambda: a @ a))
+    return max(products), big.nbytes / best(lambda: big.sum())
 
 
-def floor(workload: Workload, tokens: float, flops: float, bandwidth: float) -> float:
+def floor(workload: Workload, tokens: float, flops: float, bandwidth: float, bf16: bool) -> float:
     """Seconds of the shared-prefix, padding-free step: sampling, the reference's scores, forward and backward."""
     D = workload.hidden
     trunk = workload.layers * (3 * D * workload.mlp + 2 * D * D + 2 * D * D // 2)
@@ -271,7 +278,7 @@ def floor(workload: Workload, tokens: float, flops: float, bandwidth: float) -> 
     # Scores and weighted values: each completion token sees its prompt and half of its completion.
     attention = workload.layers * 2 * D * (P * L * L / 2 + completion * (L + tokens / 2))
     forward = 2 * (trunk * (P * L + completion) + head * completion + attention)
-    decode_bytes = 4 * (trunk + head) * workload.completion
+    decode_bytes = (2 if bf16 else 4) * (trunk + head) * workload.completion
     return max(forward / flops, decode_bytes / bandwidth) + (1 + 3) * forward / flops
 
 
@@ -285,12 +292,12 @@ def child(peer: str, name: str, steps: int) -> None:
     workload = WORKLOADS[name]
     with tempfile.TemporaryDirectory() as folder:
         build(workload, folder)
-        if peer == "ours":
-            found = measure_ours(workload, steps + WARM_UP, folder)
-        else:
-            found = measure_trl(workload, steps + WARM_UP, folder, **PEERS[peer])
-    flops, bandwidth = rates()
-    found["floor"] = floor(workload, found["tokens"], flops, bandwidth)
+        measure = measure_ours if peer.startswith("ours") else measure_trl
+        found = measure(workload, steps + WARM_UP, folder, **PEERS[peer])
+    bf16 = PEERS[peer].get("bf16", False)
+    flops, bandwidth = rates(bf16)
+    found["floor"] = floor(workload, found["tokens"], flops, bandwidth, bf16)
+    found["rates"] = flops / 1e9, bandwidth / 1e9
     print("RESULT " + json.dumps(found), flush=True)
 
 

@@ -84,10 +84,13 @@ def random_groups(sizes: list[tuple[int, list[int]]], seed: int = 0, vocabulary:
     return groups
 
 
-@pytest.fixture(params=[0, 10_000], ids=["flash", "scores"])
-def attention_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways a packed group attends, whatever its length."""
-    monkeypatch.setattr("cohort.policy.attention.FEW_KEYS", request.param)
+@pytest.fixture(params=["fused", "tiles", "scores"])
+def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways a packed group runs: layers of our own, and the model's with either form of the attention."""
+    if request.param != "fused":
+        monkeypatch.setattr("cohort.policy.model.fuses", lambda trunk: False)
+    if request.param == "scores":
+        monkeypatch.setattr("cohort.policy.attention.GroupLayout._plain", lambda *_: False)
 
 
 @pytest.fixture(scope="session")

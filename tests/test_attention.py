@@ -1,4 +1,4 @@
-"""The flash form of the grouped attention against the form that makes its scores."""
+"""The forms of the grouped attention against the one that makes its scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cohort.config import TrainingConfig
 from cohort.methods import METHODS
-from cohort.policy import attention
+from cohort.policy import tiles
 from cohort.policy.attention import GroupLayout, HeadOptions
 from cohort.policy.head import CHUNK_BYTES
 from cohort.policy.pack import Part
@@ -35,18 +35,25 @@ def stream(layout: GroupLayout, heads: int, kv_heads: int, dtype: torch.dtype) -
     return [torch.randn(tokens, n, 16, dtype=dtype, requires_grad=True) for n in (heads, kv_heads, kv_heads)]
 
 
+@pytest.mark.parametrize("scores", [tiles.SCORES, 300], ids=["large tiles", "small tiles"])
+@pytest.mark.parametrize("block", [tiles.BLOCK, 7], ids=["whole rows", "cut rows"])
 @pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
 @pytest.mark.parametrize("lengths", LAYOUTS)
-def test_flash_equals_scores(
-    lengths: tuple[list[int], list[list[int]]], heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+def test_tiles_equal_scores(
+    lengths: tuple[list[int], list[list[int]]],
+    heads: tuple[int, int],
+    block: int,
+    scores: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tiles, "BLOCK", block)
+    monkeypatch.setattr(tiles, "SCORES", scores)
     layout = GroupLayout(*lengths, torch.device("cpu"))
     inputs = stream(layout, *heads, torch.float64)
     grad = torch.randn(inputs[0].shape, dtype=torch.float64)
     found = []
-    for few in (0, 10_000):
-        monkeypatch.setattr(attention, "FEW_KEYS", few)
-        out = layout.attend(*inputs, HeadOptions(0, 0.2, None, None, None))
+    for attend in (layout._by_tiles, layout._by_scores):
+        out = attend(*inputs, HeadOptions(0, 0.2, None, None, None))
         found.append([out, *torch.autograd.grad(out, inputs, grad)])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
@@ -55,15 +62,11 @@ def test_flash_equals_scores(
 @pytest.mark.parametrize(
     "options", [{"window": 3}, {"softcap": 5.0}, {"sinks": torch.zeros(4)}], ids=["window", "softcap", "sinks"]
 )
-def test_what_the_kernel_does_not_know_is_not_given_to_it(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_tiles_do_not_know_is_not_given_to_them(options: dict[str, Any]) -> None:
     layout = GroupLayout([7, 2], [[5, 3], [4]], torch.device("cpu"))
     q, k, v = stream(layout, 4, 2, torch.float32)
     head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
-    monkeypatch.setattr(attention, "FEW_KEYS", 10_000)
-    expected = layout.attend(q, k, v, head)
-    monkeypatch.setattr(attention, "FEW_KEYS", 0)
+    expected = layout._by_scores(q, k, v, head)
     torch.testing.assert_close(layout.attend(q, k, v, head), expected, rtol=0, atol=0)
 
 

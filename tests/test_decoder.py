@@ -10,8 +10,8 @@ import torch
 from cohort.config import TrainingConfig
 from cohort.methods import METHODS
 from cohort.policy.cache import DecodeCache
-from cohort.policy.decoder import fuses
 from cohort.policy.model import Policy
+from cohort.policy.trunk import fuses
 from cohort.rollouts import engine
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling

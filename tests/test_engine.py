@@ -39,7 +39,7 @@ def short_prompt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("cohort.rollouts.engine.SHORT_PROMPT", request.param)
 
 
-@pytest.mark.usefixtures("short_prompt", "attention_kernel")
+@pytest.mark.usefixtures("short_prompt", "layers")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_decoding_equals_transformers_generate(architecture: str) -> None:
     policy = small_policy(architecture)

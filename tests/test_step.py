@@ -137,7 +137,7 @@ def test_on_policy_gradient_at_any_temperature(temperature: float) -> None:
     assert_close(ours, theirs, 1e-5)
 
 
-@pytest.mark.usefixtures("attention_kernel")
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packing_equals_the_padded_forward(architecture: str) -> None:
     policy = small_policy(architecture)

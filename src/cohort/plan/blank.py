@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cohort.config import RunConfig, TrainingConfig
 from cohort.plan.meter import Meter, autocast_of_cuda
-from cohort.policy.decoder import fuses
 from cohort.policy.load import adapt, load_model_config, set_up
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
+from cohort.policy.trunk import fuses
 from cohort.types import UserError
 
 BLOCK = 64

@@ -14,14 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-ON_A_GPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        torch.ops.aten._scaled_dot_product_flash_attention_backward
-    ),
-}
-"""The CPU's kernel -> the one whose operations PyTorch knows to count."""
-
 
 class Meter(TorchDispatchMode):
     """Inside, every storage that an operation makes is counted from its birth to its end, and every matrix product.
@@ -57,8 +49,7 @@ class Meter(TorchDispatchMode):
         for each in tree_leaves(found):
             if isinstance(each, Tensor):
                 self.add(each)
-        packet = function._overloadpacket
-        count = flop_registry.get(ON_A_GPU.get(packet, packet))
+        count = flop_registry.get(function._overloadpacket)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=found)
         return found

@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from cohort.policy import flash, flex
+from cohort.policy import flex, tiles
 from cohort.policy.memory import is_out_of_memory
 
 log = logging.getLogger("cohort")
 
 NAME = "cohort_grouped"
-FEW_KEYS = 64
-"""Up to this many keys a query the scores fit the cache and are as fast as the flash kernel; above, it takes half to
-nine tenths of their time and keeps none of them."""
 
 
 class Layout(Protocol):
@@ -142,6 +139,13 @@ class GroupLayout:
         completion = position > 0
         ends_of_prompts = (starts + length - 1)[~completion][group]
         sources = np.where(offset == 0, ends_of_prompts.repeat(length), stream - 1)[completion.repeat(length)]
+        parts = np.split(stream, starts[1:])
+        firsts = np.flatnonzero(~completion)
+        self._problems = [
+            problem
+            for first, lengths in zip(firsts, completion_lengths, strict=True)
+            for problem in tiles.problems(parts[first], parts[first + 1 : first + 1 + len(lengths)])
+        ]
         self.shape = (P, L, R, C)
         self.grid, self.valid = torch.from_numpy(grid).to(device), torch.from_numpy(valid).to(device)
         self.places = torch.from_numpy(places).to(device)
@@ -152,7 +156,7 @@ class GroupLayout:
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
-        self._plans: dict[int, flash.FlashPlan] = {}
+        self._tiles: dict[tuple[int, int], list[tiles.Tile]] = {}
         self._flex: flex.FlexPlan | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
@@ -163,21 +167,22 @@ class GroupLayout:
             prompts = (x[self.grid[: P * L]].view(P, L, *x.shape[1:]) for x in (k, v))
             keys, values = (x.transpose(1, 2).contiguous() for x in prompts)
             self.captured[head.layer] = (keys, values)
-        if self._flashes(q, v, head):
-            return self._by_flash(q, k, v, head)
-        return self._by_flex(q, k, v, head) if _flexes(q, k, v, head) else self._by_scores(q, k, v, head)
+        if _flexes(q, k, v, head):
+            return self._by_flex(q, k, v, head)
+        return self._by_tiles(q, k, v, head) if self._plain(q, v, head) else self._by_scores(q, k, v, head)
 
-    def _flashes(self, q: Tensor, v: Tensor, head: HeadOptions) -> bool:
-        """Whether the CPU's kernel knows all that this layer asks for, and is the faster one."""
+    def _plain(self, q: Tensor, v: Tensor, head: HeadOptions) -> bool:
+        """Whether the layer asks for nothing but causal attention, as far as this stream can tell."""
         _, L, _, C = self.shape
-        plain = head.softcap is None and head.sinks is None and (head.window is None or head.window >= L + C)
-        return plain and L + C > FEW_KEYS and q.shape[-1] == v.shape[-1] and flash.available(q.device)
+        unbounded = head.window is None or head.window >= L + C
+        return head.softcap is None and head.sinks is None and unbounded and q.shape[-1] == v.shape[-1]
 
-    def _by_flash(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+    def _by_tiles(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         K = k.shape[1]
-        if K not in self._plans:
-            self._plans[K] = flash.FlashPlan(self.shape, K, self.grid, self.valid, self.places, self.prompt_lengths)
-        return flash.GroupedFlash.apply(q, k, v, self._plans[K], head.scaling)
+        heads = (K, q.shape[1] // K)
+        if heads not in self._tiles:
+            self._tiles[heads] = tiles.tiles(self._problems, len(self.places), *heads, q.device)
+        return tiles.TiledAttention.apply(q, k, v, self._tiles[heads], head.scaling)
 
     def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         if self._flex is None:

@@ -20,11 +20,7 @@ from cohort.policy.attention import HeadOptions
 from cohort.policy.cache import DecodeCache
 from cohort.policy.model import Policy
 from cohort.policy.products import from_the_weight
-
-FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
-"""transformers' layers that do what this file does; each model is compared with its own forward before it is used."""
-MOVING = ("dynamic", "longrope")
-"""Rotary embeddings whose angles depend on the length of the sequence."""
+from cohort.policy.trunk import head_options, paired
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,7 @@ class FusedDecoder:
         self.D = first.head_dim
         self.K = first.k_proj.out_features // self.D
         self.H = first.q_proj.out_features // self.D
-        self.pairs = torch.arange(self.D, device=first.q_proj.weight.device).view(2, -1).t().flatten()
-        """[D], which of a head's numbers, as the model has them, stands where."""
+        self.pairs = paired(self.D, first.q_proj.weight.device)
         self.layers = [self._layer(i, layer, dtype) for i, layer in enumerate(trunk.layers)]
         self.turns = torch.zeros(0)
         """[positions, 1, D / 2], complex: the rotary embedding."""
@@ -74,13 +69,10 @@ class FusedDecoder:
             [(queries, scale, self.pairs), (keys, 1.0, self.pairs), (values, 1.0, None)], layer.input_layernorm, dtype
         )
         gate_up = _joined([(mlp.gate_proj, 1.0, None), (mlp.up_proj, 1.0, None)], layer.post_attention_layernorm, dtype)
-        head = HeadOptions(index, 1.0, _window(attention), None, None)
+        head = head_options(index, attention)
+        head.scaling = 1.0  # it is inside the matrices
         return _Layer(head, in_heads, norms, _joined([(attention.o_proj, 1.0, None)], None, dtype), gate_up,
                       _joined([(mlp.down_proj, 1.0, None)], None, dtype))  # fmt: skip
-
-    def captured(self, prompts: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
-        """What the model's own forward left of the prompts, keys [..., D] in this decoder's order."""
-        return {layer: (keys[..., self.pairs], values) for layer, (keys, values) in prompts.items()}
 
     def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
         """The final hidden states [N, Dm] after one more token in each row; `cache.advance()` comes before."""
@@ -120,9 +112,6 @@ class ModelDecoder:
     def __init__(self, policy: Policy):
         self.policy = policy
 
-    def captured(self, prompts: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
-        return prompts
-
     def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
         return self.policy.hidden(
             {"input_ids": tokens_N[None], "position_ids": cache.positions[None], "grouped": cache}
@@ -131,26 +120,9 @@ class ModelDecoder:
 
 def decoder_of(policy: Policy) -> FusedDecoder | ModelDecoder:
     """For one generation: a fused decoder holds the weights as they are now."""
-    if not (policy.fuses and fuses(policy.trunk)):
+    if not policy.fuses:
         return ModelDecoder(policy)
     return FusedDecoder(policy.trunk, torch.bfloat16 if policy.bf16 else policy.head.output.weight.dtype)
-
-
-def fuses(trunk: Any) -> bool:
-    """Whether the trunk is a decoder of the family with plain matrices: no adapters, no quantised weights."""
-    layers = getattr(trunk, "layers", None)
-    if not layers or any(type(layer).__name__ not in FAMILY for layer in layers):
-        return False
-    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    linear = [module for layer in layers for name, module in layer.named_modules() if name.split(".")[-1] in names]
-    plain = len(linear) == len(names) * len(layers) and all(type(module) is nn.Linear for module in linear)
-    activation = type(layers[0].mlp.act_fn).__name__
-    return plain and activation in ("SiLU", "SiLUActivation") and trunk.rotary_emb.rope_type not in MOVING
-
-
-def _window(attention: Any) -> int | None:
-    window: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-    return window
 
 
 def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> _Projection:

@@ -38,9 +38,6 @@ class GraphDecoder:
         self.pool = torch.cuda.graph_pool_handle()
         self.tokens_N = self.hidden_ND = torch.zeros(0)
 
-    def captured(self, prompts: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
-        return self.fused.captured(prompts)
-
     def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
         """The final hidden states [N, Dm], valid until the next call."""
         if cache.change is not self.change:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cohort.policy.attention import NAME
 from cohort.policy.head import Head
 from cohort.policy.pack import Pack, Part, pack_groups, pack_rows
+from cohort.policy.products import fast_float32
+from cohort.policy.trunk import fuses, hidden_states
 from cohort.types import UserError
 
 
@@ -25,8 +27,8 @@ class Policy:
         self.trunk = model.base_model
         self.grouped = True
         """False: the model has an attention of its own and takes padded rows."""
-        self.fuses = True
-        """False: it decodes by the model's own code, though it looks like one that can be fused."""
+        self.fuses = fuses(self.trunk)
+        """Whether its layers run by `trunk.py` and its decoding by `decoder.py`, or by the model's own code."""
         self.native_attention: str = model.config._attn_implementation
         self.version = 0
         """Counts updates, so that a completion can say which weights made it."""
@@ -73,6 +75,8 @@ class Policy:
     def hidden(self, inputs: dict[str, Any]) -> Tensor:
         """Final hidden states of one forward pass, flattened to [T, D]."""
         with self.autocast(), self.attending():
+            if self.fuses and self.grouped:
+                return hidden_states(self.trunk, inputs["input_ids"][0], inputs["position_ids"][0], inputs["grouped"])
             out = self.trunk(**inputs, use_cache=False)
         return out.last_hidden_state.flatten(0, 1)
 
@@ -85,7 +89,8 @@ class Policy:
             return
         self.model.set_attn_implementation(NAME)
         try:
-            yield
+            with fast_float32(self.device):
+                yield
         finally:
             self.model.set_attn_implementation(self.native_attention)
 

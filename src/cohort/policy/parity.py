@@ -90,7 +90,6 @@ def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
     layout.captured = {}
     hidden = policy.hidden(prompts.inputs)
     cache, decoder = DecodeCache(share=True), decoder_of(policy)
-    layout.captured = decoder.captured(layout.captured)
     cache.extend(layout, [len(part.rows) for part in parts])
     rows = [ids for part in parts for ids in part.completion_ids]
     last = hidden[layout.prompt_lengths.cumsum(0) - 1][cache.group]

@@ -152,7 +152,6 @@ class _Decoding:
         layout.captured = {}
         hidden = self.policy.hidden(pack.inputs)
         counts = [count for _, _, count in pieces]
-        layout.captured = self.decoder.captured(layout.captured)
         self.cache.extend(layout, counts)
         new = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
         new = new.to(self.row.device)

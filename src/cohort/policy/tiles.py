@@ -1,0 +1,221 @@
+"""The attention of packed groups tile by tile, so that no scores are kept.
+
+A tile's scores fit the cache. They are made, used and dropped, and made again for the gradient. The products are
+ordinary batched ones, in which a prompt's keys meet the queries of all its completions at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SCORES = 2**20
+"""Of one tile: with what is made of them they take 6 to 12 MB. A quarter and four times as many are slower."""
+BLOCK = 256
+"""Longer sequences are cut, so that what no query sees is not computed either."""
+SHORT = 128
+"""Keys below which PyTorch's softmax of bfloat16 on the CPU takes up to four times as long as float32's."""
+WASTE = 1.3
+"""Padded scores over real ones, up to which unequal problems share a tile."""
+
+
+class Problem(NamedTuple):
+    """Queries of `rows` (of like lengths) see all of the keys `shared`, and causally those of their own row."""
+
+    shared: np.ndarray
+    rows: list[np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Keys that are shared, rows, the longest row."""
+        return len(self.shared), len(self.rows), max(map(len, self.rows))
+
+
+def problems(prompt: np.ndarray, completions: list[np.ndarray]) -> list[Problem]:
+    """Places in the stream of one group's tokens to what is to be attended."""
+    found = [Problem(prompt[:start], [prompt[start : start + BLOCK]]) for start in range(0, max(1, len(prompt)), BLOCK)]
+    rows: list[np.ndarray] = []
+    for row in sorted((row for row in completions if len(row)), key=len, reverse=True):
+        found += [
+            Problem(np.concatenate([prompt, row[:start]]), [row[start : start + BLOCK]])
+            for start in range(BLOCK, len(row), BLOCK)
+        ]
+        first = row[:BLOCK]
+        if rows and len(first) < len(rows[0]) / 2:
+            found.append(Problem(prompt, rows))
+            rows = []
+        rows.append(first)
+    return [*found, Problem(prompt, rows)] if rows else found
+
+
+@dataclass(frozen=True)
+class Tile:
+    """U units, each a problem for one key/value head. Places are token * K + head, K heads; of padding: one behind the
+    last."""
+
+    own: Tensor
+    """[U * R * C], places of the rows."""
+    own_read: Tensor
+    """The same, with a place that exists for padding."""
+    shared: Tensor
+    """[U * L]."""
+    shared_read: Tensor
+    shape: tuple[int, int, int, int]
+    """U, L, R, C."""
+    causal: Tensor
+    """[C * rep, C], 0 where a query sees its row's key."""
+    padding: Tensor | None
+    """[U, 1, L], 0 where a shared key is none."""
+
+
+def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
+    """Problems of like shapes side by side, as many as SCORES allows."""
+    made, batch = [], []
+
+    def size(L: int, R: int, C: int) -> int:
+        return R * C * rep * (L + C)
+
+    def close() -> None:
+        L, R, C = (max(shape) for shape in zip(*(problem.shape for problem in batch), strict=True))
+        units = [(problem, head) for problem in batch for head in range(K)]
+        count = max(1, SCORES // size(L, R, C))
+        made.extend(_tile(units[i : i + count], (L, R, C), tokens, K, rep, device) for i in range(0, len(units), count))
+        batch.clear()
+
+    for problem in sorted(found, key=lambda problem: problem.shape, reverse=True):
+        if batch:
+            shapes = [*(other.shape for other in batch), problem.shape]
+            padded = len(shapes) * size(*(max(shape) for shape in zip(*shapes, strict=True)))
+            if padded > WASTE * sum(size(*shape) for shape in shapes):
+                close()
+        batch.append(problem)
+    close()
+    return made
+
+
+def _tile(
+    units: list[tuple[Problem, int]], shape: tuple[int, int, int], tokens: int, K: int, rep: int, device: torch.device
+) -> Tile:
+    L, R, C = shape
+    nowhere = tokens * K
+    own = np.full((len(units), R, C), nowhere)
+    shared = np.full((len(units), L), nowhere)
+    for u, (problem, head) in enumerate(units):
+        for r, row in enumerate(problem.rows):
+            own[u, r, : len(row)] = row * K + head
+        shared[u, : len(problem.shared)] = problem.shared * K + head
+
+    def places(array: np.ndarray) -> tuple[Tensor, Tensor]:
+        padded = torch.from_numpy(array.ravel()).to(device)
+        whole = bool((array < nowhere).all())
+        return padded, padded if whole else torch.where(padded == nowhere, 0, padded)
+
+    lower = torch.ones(C, C, dtype=torch.bool, device=device).tril()
+    seen = shared < nowhere
+    return Tile(
+        *places(own),
+        *places(shared),
+        (len(units), L, R, C),
+        _bias(lower.repeat_interleave(rep, 0)),
+        None if seen.all() else _bias(torch.from_numpy(seen).to(device)).view(len(units), 1, L),
+    )
+
+
+def _bias(visible: Tensor) -> Tensor:
+    """0 where visible, a number too small to matter where not, in bfloat16's range."""
+    return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -1e30)
+
+
+class TiledAttention(torch.autograd.Function):
+    """q [T, H, D], k and v [T, K, D] of a packed stream to [T, H, D], by the tiles of its layout."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: list[Tile], scale: float) -> Tensor:
+        (T, H, D), K = q.shape, k.shape[1]
+        out = q.new_empty(T * K + 1, H // K * D)
+        for tile in plan:
+            work = _Work(tile, q, k, v, scale)
+            result = work.sums(work.weights(), work.v_own, work.v_shared)
+            out.index_copy_(0, tile.own, result.view(-1, out.shape[1]))
+        ctx.plan, ctx.scale = plan, scale
+        ctx.save_for_backward(q, k, v)
+        return out[:-1].view(T, H, D)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v = ctx.saved_tensors
+        (T, H, D), K = q.shape, k.shape[1]
+        gq = q.new_empty(T * K + 1, H // K * D)
+        gk, gv = (k.new_zeros(T * K + 1, D, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
+        grads = torch.cat([grad.reshape(T * K, -1), grad.new_zeros(1, H // K * D)])  # of padding: none
+        for tile in ctx.plan:
+            work = _Work(tile, q, k, v, ctx.scale)
+            g = grads.index_select(0, tile.own).view(work.q.shape)
+            weights = work.weights()
+            slopes = work.products(g, work.v_own, work.v_shared)
+            slopes = torch._softmax_backward_data(slopes, weights, -1, weights.dtype)
+            for total, of_scores, rows in ((gk, slopes, work.q), (gv, weights, g)):
+                own, shared = work.transposed(of_scores, rows)
+                total.index_add_(0, tile.own, own.reshape(-1, D).to(total.dtype))
+                if shared is not None:
+                    total.index_add_(0, tile.shared, shared.reshape(-1, D).to(total.dtype))
+            result = work.sums(slopes, work.k_own, work.k_shared).mul_(ctx.scale)
+            gq.index_copy_(0, tile.own, result.view(-1, gq.shape[1]))
+        gk, gv = (x[:-1].view(T, K, D).to(k.dtype) for x in (gk, gv))
+        return gq[:-1].view(T, H, D), gk, gv, None, None
+
+
+class _Work:
+    """What a tile reads: queries, scaled, [U, R * C * rep, D], keys and values of the rows [U * R, C, D] and shared
+    [U, L, D]. Scores are [U, R * C * rep, L + C], shared keys before own ones."""
+
+    def __init__(self, tile: Tile, q: Tensor, k: Tensor, v: Tensor, scale: float):
+        U, self.L, R, C = tile.shape
+        T, K, D = k.shape
+        self.tile, self.rows = tile, (U * R, -1)
+        queries, keys, values = q.reshape(T * K, -1), k.reshape(T * K, D), v.reshape(T * K, D)
+        self.q = queries.index_select(0, tile.own_read).view(U, -1, D).mul_(scale)
+        self.k_own, self.v_own = (x.index_select(0, tile.own_read).view(U * R, C, D) for x in (keys, values))
+        self.k_shared, self.v_shared = (x.index_select(0, tile.shared_read).view(U, -1, D) for x in (keys, values))
+
+    def products(self, rows: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+        """Of each row with what stands at each key."""
+        C = own.shape[1]
+        found = rows.new_empty(*rows.shape[:2], self.L + C)
+        if self.L:
+            torch.bmm(rows, shared.transpose(1, 2), out=found[..., : self.L])
+        by_row = found.view(*self.rows, self.L + C)
+        torch.bmm(rows.view(*self.rows, rows.shape[-1]), own.transpose(1, 2), out=by_row[..., self.L :])
+        return found
+
+    def weights(self) -> Tensor:
+        """The softmax of the scores."""
+        scores = self.products(self.q, self.k_own, self.k_shared)
+        scores.view(*self.rows, scores.shape[-1])[..., self.L :].add_(self.tile.causal)
+        if self.tile.padding is not None:
+            scores[..., : self.L].add_(self.tile.padding)
+        if scores.dtype is torch.bfloat16 and scores.shape[-1] < SHORT:
+            return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+        return scores.softmax(-1).to(scores.dtype)  # autocast on CUDA makes it float32
+
+    def sums(self, of_scores: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+        """[U, R * C * rep, D], over keys, of what stands at them times their numbers."""
+        by_row = of_scores.view(*self.rows, of_scores.shape[-1])[..., self.L :]
+        if not self.L:
+            return torch.bmm(by_row, own).view(self.q.shape)
+        found = torch.bmm(of_scores[..., : self.L], shared)
+        found.view(*self.rows, found.shape[-1]).baddbmm_(by_row, own)
+        return found
+
+    def transposed(self, of_scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of own keys [U * R, C, D] and shared ones [U, L, D]: over the queries, theirs times their numbers."""
+        # In this order a part of the numbers is read where it stands; their transpose would be copied.
+        by_row = of_scores.view(*self.rows, of_scores.shape[-1])[..., self.L :]
+        own = torch.bmm(rows.view(*self.rows, rows.shape[-1]).transpose(1, 2), by_row).transpose(1, 2)
+        if not self.L:
+            return own, None
+        return own, torch.bmm(rows.transpose(1, 2), of_scores[..., : self.L]).transpose(1, 2)
