@@ -13,7 +13,7 @@ from cohort.config import TrainingConfig
 from cohort.methods import METHODS
 from cohort.policy import tiles
 from cohort.policy.attention import GroupLayout, HeadOptions
-from cohort.policy.head import CHUNK_BYTES
+from cohort.policy.head import BLOCK_BYTES
 from cohort.policy.pack import Part
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
@@ -133,7 +133,7 @@ def test_no_tensor_of_tokens_by_vocabulary(beta: float) -> None:
         Updater(policy, METHODS["grpo"], config).step(groups, tokens_of(groups), 1e-6)
     tokens = 2 * rows * 110
     # The weights themselves, and one chunk of the head.
-    assert seen.largest <= max(vocabulary * 32, CHUNK_BYTES // 4) < tokens * vocabulary
+    assert seen.largest <= max(vocabulary * 32, BLOCK_BYTES["cpu"] // 4) < tokens * vocabulary
 
 
 def test_bfloat16_stays_near_float32() -> None:

@@ -62,7 +62,7 @@ def update(blank: Blank, parts: list[Part], accumulates: bool) -> Update:
         kept = now()[0] - there
         hidden_N = hidden.detach()[pack.sources_N]
         with policy.autocast():
-            grad_N = policy.head.backward(hidden_N, pack.targets_N, 1.0, lambda span, logp, _: torch.zeros_like(logp))
+            grad_N, _ = policy.head.backward(hidden_N, pack.targets_N, 1.0, lambda span, logp: torch.zeros_like(logp))
         in_head = now()[1]
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
         _, backward, flops = now()

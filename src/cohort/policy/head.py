@@ -1,23 +1,31 @@
-"""The vocabulary head: log-probabilities chunk by chunk, and the policy gradient's logits in closed form.
+"""The vocabulary head: log-probabilities block by block, and the policy gradient's logits in closed form.
 
-No tensor of size [tokens, vocabulary] ever exists: a chunk of logits is made, used and dropped.
+No tensor of size [tokens, vocabulary] ever exists: some tokens' logits for some of the vocabulary are made, used and
+dropped. On a CPU such a block fits the cache. Where it does not hold a whole vocabulary, the logits are made twice, once
+for their log-sum-exp and once for the gradient: a quarter more arithmetic, and a fraction of the memory traffic.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from cohort.types import UserError
 
-CHUNK_BYTES = 32 * 2**20
-"""Size of one chunk of float32 logits."""
+BLOCK_BYTES = {"cpu": 8 * 2**20}
+"""Size of one block of float32 logits by kind of device."""
+BLOCK_BYTES_OF_A_CARD = 256 * 2**20
+FEW_TOKENS = 64
+"""Where a block has room for fewer tokens' whole logits, it holds a part of them for MANY_TOKENS."""
+MANY_TOKENS = 512
 
-Coefficient = Callable[[slice, Tensor, Tensor], Tensor]
-"""(which tokens, their logprobs_n, their entropies_n) -> d objective / d logprob, weight included, [n]."""
+Coefficient = Callable[[slice, Tensor], Tensor]
+"""(which tokens, their logprobs_n) -> d objective / d logprob, weight included, [n]."""
 
 
 class Head:
@@ -47,19 +55,16 @@ class Head:
     @torch.no_grad()
     def logprobs(self, hidden_N: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
         """log softmax(logits / temperature) at the targets, float32 [N]."""
-        parts = [
-            torch.log_softmax(self.logits(hidden_N[span]) / temperature, -1).gather(1, targets_N[span, None]).squeeze(1)
-            for span in self._spans(len(targets_N))
-        ]
+        read = _Reading(self, hidden_N, targets_N, temperature)
+        parts = [read.survey(span, with_mean=False).logprobs for span in read.spans]
         return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
 
     @torch.no_grad()
     def entropies(self, hidden_N: Tensor, temperature: float = 1.0) -> Tensor:
         """-sum p log p of softmax(logits / temperature), float32 [N]."""
-        parts = []
-        for span in self._spans(len(hidden_N)):
-            logp = torch.log_softmax(self.logits(hidden_N[span]) / temperature, -1)
-            parts.append(-(logp.exp() * logp).sum(-1))
+        nowhere = torch.zeros(len(hidden_N), dtype=torch.long, device=hidden_N.device)
+        read = _Reading(self, hidden_N, nowhere, temperature)
+        parts = [read.survey(span, with_mean=True).entropies for span in read.spans]
         return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
 
     @torch.no_grad()
@@ -70,45 +75,136 @@ class Head:
         temperature: float,
         coefficient: Coefficient,
         entropy_weights_N: Tensor | None = None,
-    ) -> Tensor:
-        """Gradient of -objective for the hidden states, [N, D]; the weight's is added to its `.grad`.
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of -objective for the hidden states, [N, D], and the entropies, [N]; the weight's gradient is added
+        to its `.grad`.
 
         With c = d objective / d logprob, b = d objective / d entropy and p = softmax(logits / T):
         d(-objective)/d logits = [-c (onehot - p) + b p (log p + entropy)] / T.
         """
-        weight, bias = self.output.weight, self.output.bias
-        grad_hidden = torch.empty_like(hidden_N)
-        for span in self._spans(len(targets_N)):
-            hidden, targets = hidden_N[span], targets_N[span, None]
-            raw = self.logits(hidden)
-            logp = torch.log_softmax(raw / temperature, -1)
-            probabilities = logp.exp()
-            logprobs = logp.gather(1, targets).squeeze(1)
-            entropies = -(probabilities * logp).sum(-1)
-            c = coefficient(span, logprobs, entropies)
-            scale = c.unsqueeze(1)
+        read = _Reading(self, hidden_N, targets_N, temperature)
+        grad_hidden = torch.zeros_like(hidden_N)
+        entropies_N = hidden_N.new_zeros(len(hidden_N), dtype=torch.float32)
+        for span in read.spans:
+            seen = read.survey(span, with_mean=entropy_weights_N is not None)
+            c_n1 = (coefficient(span, seen.logprobs) / temperature).unsqueeze(1)
+            for block in read.blocks:
+                logp, capped = seen.block(block)
+                p = _exp(logp)
+                if entropy_weights_N is None:
+                    entropies_N[span] -= logp.mul_(p).sum(-1)
+                    grad = p.mul_(c_n1)
+                else:
+                    bonus = logp.add_(seen.entropies.unsqueeze(1)).mul_(entropy_weights_N[span, None] / temperature)
+                    grad = p.mul_(bonus.add_(c_n1))
+                index, inside = read.targets(span, block)
+                grad.scatter_add_(1, index, torch.where(inside, -c_n1, 0.0))
+                if capped is not None:
+                    grad.mul_(1 - (capped / self.softcap) ** 2)
+                if self.scale != 1.0:
+                    grad.mul_(self.scale)
+                read.pass_on(grad.to(read.dtype), span, block, grad_hidden)
             if entropy_weights_N is not None:
-                scale = scale + entropy_weights_N[span, None] * (logp + entropies.unsqueeze(1))
-            grad = probabilities.mul_(scale / temperature)
-            grad.scatter_add_(1, targets, (-c / temperature).unsqueeze(1))
-            if self.softcap is not None:
-                grad.mul_(1 - (raw / self.softcap) ** 2)
-            grad = (grad * self.scale).to(hidden.dtype)
-            grad_hidden[span] = (grad @ weight.to(hidden.dtype)).to(hidden.dtype)
-            if weight.requires_grad:
-                _add_grad(weight, grad.T @ hidden)
-            if bias is not None and bias.requires_grad:
-                _add_grad(bias, grad.sum(0))
-        return grad_hidden
-
-    def _spans(self, n: int) -> list[slice]:
-        size = max(16, CHUNK_BYTES // (4 * self.output.weight.shape[0]))
-        return [slice(start, min(n, start + size)) for start in range(0, n, size)]
+                entropies_N[span] = seen.entropies
+        return grad_hidden, entropies_N
 
 
-def _add_grad(parameter: nn.Parameter, grad: Tensor) -> None:
-    grad = grad.to(parameter.dtype)
-    if parameter.grad is None:
-        parameter.grad = grad
+class _Reading:
+    """One pass over hidden states: what stands where, and the output layer in the products' type."""
+
+    def __init__(self, head: Head, hidden_N: Tensor, targets_N: Tensor, temperature: float):
+        self.head, self.targets_N, self.temperature = head, targets_N, temperature
+        output, device = head.output, hidden_N.device.type
+        autocast = torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device) if autocast else output.weight.dtype
+        self.weight = output.weight.to(self.dtype)
+        self.bias = None if output.bias is None else output.bias.to(self.dtype)
+        self.hidden_N = hidden_N.to(self.dtype)
+        V, bytes_ = len(self.weight), BLOCK_BYTES.get(device, BLOCK_BYTES_OF_A_CARD)
+        tokens, width = bytes_ // (4 * V), V
+        if tokens < FEW_TOKENS:
+            tokens, width = MANY_TOKENS, bytes_ // (4 * MANY_TOKENS)
+        N = len(targets_N)
+        self.spans = [slice(start, min(N, start + tokens)) for start in range(0, N, tokens)]
+        self.blocks = [slice(start, min(V, start + width)) for start in range(0, V, width)]
+
+    def scores(self, span: slice, block: slice) -> Tensor:
+        """logits / temperature, float32."""
+        bias = None if self.bias is None else self.bias[block]
+        found = linear(self.hidden_N[span], self.weight[block], bias).float()
+        if self.head.scale != 1.0:
+            found *= self.head.scale
+        if self.head.softcap is not None:
+            found = torch.tanh_(found.div_(self.head.softcap)).mul_(self.head.softcap)
+        return found if self.temperature == 1.0 else found.div_(self.temperature)
+
+    def targets(self, span: slice, block: slice) -> tuple[Tensor, Tensor]:
+        """[n, 1], the target's place in the block, and whether it is there; elsewhere any place."""
+        index = self.targets_N[span, None] - block.start
+        width = block.stop - block.start
+        return index.clamp(0, width - 1), (index >= 0) & (index < width)
+
+    def survey(self, span: slice, with_mean: bool) -> _Survey:
+        """All blocks once."""
+        lse = target = mean = kept = None
+        for block in self.blocks:
+            scores = self.scores(span, block)
+            logp = torch.log_softmax(scores, -1)
+            here = scores[:, 0] - logp[:, 0]
+            whole = here if lse is None else torch.logaddexp(lse, here)
+            index, inside = self.targets(span, block)
+            found = torch.where(inside, scores.gather(1, index), 0.0).squeeze(1)
+            target = found if target is None else target + found
+            if with_mean:
+                of_block = _exp(logp).mul_(scores).sum(-1) * (here - whole).exp()
+                mean = of_block if mean is None else mean * (lse - whole).exp() + of_block
+            lse, kept = whole, scores
+        return _Survey(self, span, lse, target - lse, mean, kept if len(self.blocks) == 1 else None)
+
+    def pass_on(self, grad: Tensor, span: slice, block: slice, grad_hidden: Tensor) -> None:
+        """From the logits' gradient to the hidden states' and the layer's own."""
+        _add_product(grad_hidden[span], grad, self.weight[block])
+        weight, bias = self.head.output.weight, self.head.output.bias
+        if weight.requires_grad:
+            _add_product(_grad_of(weight)[block], grad.t(), self.hidden_N[span])
+        if bias is not None and bias.requires_grad:
+            _grad_of(bias)[block] += grad.sum(0)
+
+
+class _Survey:
+    """Log-sum-exp [n], log-probabilities [n] and, if asked for, the mean score under the softmax, [n]; the scores too
+    where they are one block."""
+
+    def __init__(
+        self, read: _Reading, span: slice, lse: Tensor, logprobs: Tensor, mean: Tensor | None, kept: Tensor | None
+    ):
+        self.read, self.span, self.lse, self.logprobs, self.mean, self.kept = read, span, lse, logprobs, mean, kept
+
+    @property
+    def entropies(self) -> Tensor:
+        assert self.mean is not None
+        return self.lse - self.mean
+
+    def block(self, block: slice) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of a block of the vocabulary, and the logits where they are capped. To be called once."""
+        scores = self.read.scores(self.span, block) if self.kept is None else self.kept
+        capped = None if self.read.head.softcap is None else scores * self.read.temperature
+        return scores.sub_(self.lse.unsqueeze(1)), capped
+
+
+def _exp(values: Tensor) -> Tensor:
+    """exp; PyTorch's own, through MKL on the CPU, takes three times as long on AMD's processors."""
+    return (values * (1 / math.log(2))).exp2_()
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if total.dtype is a.dtype:
+        total.addmm_(a, b)
     else:
-        parameter.grad += grad
+        total += a @ b
+
+
+def _grad_of(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -23,14 +23,15 @@ def fast_float32(device: torch.device) -> Iterator[None]:
     AMD's processors (223 GFLOP/s on two cores where oneDNN reaches 480). oneDNN is asked for by allowing bfloat16
     inside products, of which it makes use only on some processors: those are told by their error."""
     matmul = torch.backends.mkldnn.matmul
-    if device.type != "cpu" or matmul.fp32_precision != "none" or not _onednn_is_better():
+    before = matmul.fp32_precision
+    if device.type != "cpu" or before not in ("none", "ieee") or not _onednn_is_better():
         yield
         return
     matmul.fp32_precision = "bf16"
     try:
         yield
     finally:
-        matmul.fp32_precision = "none"
+        matmul.fp32_precision = before
 
 
 @cache
@@ -41,11 +42,12 @@ def _onednn_is_better() -> bool:
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=random) for _ in range(2))
     exact = a.double() @ b.double()
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         error = ((a @ b).double() - exact).norm() / exact.norm()
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        matmul.fp32_precision = before
     return float(error) < FLOAT32_ERROR
 
 

@@ -181,10 +181,7 @@ class _Pass:
                 tokens = tokens._replace(logprobs=policy.head.logprobs(hidden_N, pack.targets_N, self.temperature))
             seen = self._terms(tokens, weights_N)
 
-        def coefficient(span: slice, logprobs: Tensor, entropies: Tensor) -> Tensor:
-            self._log({"entropy": entropies})
-            if bonus_N is not None:
-                self.objective += float((entropies * bonus_N[span]).sum())
+        def coefficient(span: slice, logprobs: Tensor) -> Tensor:
             if seen is not None:
                 return seen.coefficient[span] * weights_N[span]
             tokens.logprobs[span] = logprobs
@@ -192,7 +189,10 @@ class _Pass:
             return self._terms(cut, weights_N[span]).coefficient * weights_N[span]
 
         with policy.autocast():
-            grad_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
+            grad_N, entropies_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
+        self._log({"entropy": entropies_N})
+        if bonus_N is not None:
+            self.objective += float((entropies_N * bonus_N).sum())
         if self.shared_critic is not None:
             grad_N += self.shared_critic.backward(hidden_N, self.groups, rows, weights_N)
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
