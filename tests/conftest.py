@@ -93,6 +93,12 @@ def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr("cohort.policy.attention.GroupLayout._plain", lambda *_: False)
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where texts are compared: in bfloat16, which some processors are fast in, a random model has ties."""
+    monkeypatch.setattr("cohort.policy.load.fast_bf16", lambda device: False)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return build_tokenizer()

@@ -96,7 +96,7 @@ def sample(blank: Blank, rows: int, sampling: Sampling) -> Forward:
     with _counted(blank) as now, torch.no_grad():
         hidden = torch.empty(rows, policy.head.output.weight.shape[1])
         with policy.autocast():
-            logits = policy.head.logits(hidden)
+            logits = policy.head.reader(policy.dtype)(hidden)
         draw(logits, sampling, torch.Generator())
         return Forward(*now()[1:])
 

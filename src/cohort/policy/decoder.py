@@ -122,7 +122,7 @@ def decoder_of(policy: Policy) -> FusedDecoder | ModelDecoder:
     """For one generation: a fused decoder holds the weights as they are now."""
     if not policy.fuses:
         return ModelDecoder(policy)
-    return FusedDecoder(policy.trunk, torch.bfloat16 if policy.bf16 else policy.head.output.weight.dtype)
+    return FusedDecoder(policy.trunk, policy.dtype)
 
 
 def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> _Projection:

@@ -1,8 +1,8 @@
 """The vocabulary head: log-probabilities block by block, and the policy gradient's logits in closed form.
 
 No tensor of size [tokens, vocabulary] ever exists: some tokens' logits for some of the vocabulary are made, used and
-dropped. On a CPU such a block fits the cache. Where it does not hold a whole vocabulary, the logits are made twice, once
-for their log-sum-exp and once for the gradient: a quarter more arithmetic, and a fraction of the memory traffic.
+dropped. On a CPU such a block fits the cache. Where it does not hold a whole vocabulary, the logits are made twice,
+once for their log-sum-exp and once for the gradient: a quarter more arithmetic, and a fraction of the memory traffic.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from cohort.policy.products import from_the_weight
 from cohort.types import UserError
 
 BLOCK_BYTES = {"cpu": 8 * 2**20}
@@ -45,12 +46,18 @@ class Head:
         self.scale: float = getattr(config, "logit_scale", None) or 1.0
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> float32 [..., V], as the model itself would give them."""
-        logits = self.output(hidden.to(self.output.weight.dtype)).float()
+    def reader(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """A function from hidden states [N, D] to float32 logits [N, V], for as long as the weights stay: the output
+        layer is converted once."""
+        weight = self.output.weight.to(dtype)
+        bias = None if self.output.bias is None else self.output.bias.to(dtype)
+        return lambda hidden_N: self.finished(from_the_weight(hidden_N.to(dtype), weight, bias).float())
+
+    def finished(self, products: Tensor) -> Tensor:
+        """The output layer's result, float32, as the model's logits: scaled and capped. Changes it in place."""
         if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+            products.mul_(self.scale)
+        return products if self.softcap is None else products.div_(self.softcap).tanh_().mul_(self.softcap)
 
     @torch.no_grad()
     def logprobs(self, hidden_N: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
@@ -131,11 +138,7 @@ class _Reading:
     def scores(self, span: slice, block: slice) -> Tensor:
         """logits / temperature, float32."""
         bias = None if self.bias is None else self.bias[block]
-        found = linear(self.hidden_N[span], self.weight[block], bias).float()
-        if self.head.scale != 1.0:
-            found *= self.head.scale
-        if self.head.softcap is not None:
-            found = torch.tanh_(found.div_(self.head.softcap)).mul_(self.head.softcap)
+        found = self.head.finished(linear(self.hidden_N[span], self.weight[block], bias).float())
         return found if self.temperature == 1.0 else found.div_(self.temperature)
 
     def targets(self, span: slice, block: slice) -> tuple[Tensor, Tensor]:

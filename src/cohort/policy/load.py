@@ -12,6 +12,7 @@ import torch
 from cohort.config import TrainingConfig
 from cohort.policy.adapter import base_of, is_adapter, put_on
 from cohort.policy.freeze import freeze
+from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
 from cohort.policy.parity import choose_path
 from cohort.types import UserError
@@ -173,6 +174,8 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
             raise UserError("the model object names no directory to load a tokenizer from: pass processing_class=")
         tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
     device = find_device(config.use_cpu)
+    if device.type == "cpu":
+        keep_freed_memory()
     peft = adapt(model, config, peft_config)
     model = (peft.get_base_model() if peft is not None else model).to(device)
     set_up(model, peft, config)

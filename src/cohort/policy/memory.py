@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's malloc.h."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -17,6 +23,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def free_cached_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next tensor, where nothing in the environment says otherwise. It gives the
+    end of its heap back to the system, which hands it out again page by page, zeroed: a tenth of a step on a CPU, for
+    no smaller a peak."""
+    chosen = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
+    if chosen or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes; larger blocks are mapped by themselves
 
 
 def reset_peak(device: torch.device) -> None:

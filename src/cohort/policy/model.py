@@ -66,6 +66,11 @@ class Policy:
         listed = configured if isinstance(configured, list) else [configured]
         return sorted({int(i) for i in (*listed, self.tokenizer.eos_token_id) if i is not None})
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return torch.bfloat16 if self.bf16 else self.head.output.weight.dtype
+
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
@@ -107,10 +112,11 @@ class Policy:
         self, batches: Iterable[list[Part]], measure: Callable[[Tensor, Pack], Tensor]
     ) -> dict[tuple[int, int], Tensor]:
         found: dict[tuple[int, int], Tensor] = {}
-        for parts in batches:
-            pack = self.pack(parts)
-            values = measure(self.hidden(pack.inputs)[pack.sources_N], pack).cpu()
-            keys = [(part.group, row) for part in parts for row in part.rows]
-            lengths = [len(ids) for part in parts for ids in part.completion_ids]
-            found.update(zip(keys, values.split(lengths), strict=True))
+        with self.autocast(), self.attending():
+            for parts in batches:
+                pack = self.pack(parts)
+                values = measure(self.hidden(pack.inputs)[pack.sources_N], pack).cpu()
+                keys = [(part.group, row) for part in parts for row in part.rows]
+                lengths = [len(ids) for part in parts for ids in part.completion_ids]
+                found.update(zip(keys, values.split(lengths), strict=True))
         return found

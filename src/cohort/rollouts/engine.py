@@ -101,6 +101,7 @@ class _Decoding:
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
         self.share = max((len(prompt) for prompt in prompts), default=0) > SHORT_PROMPT
+        self.logits = policy.head.reader(policy.dtype)
         decoder = decoder_of(policy)
         self.fixed = device.type == "cuda" and isinstance(decoder, FusedDecoder)
         self.decoder = GraphDecoder(decoder) if isinstance(decoder, FusedDecoder) and self.fixed else decoder
@@ -165,7 +166,7 @@ class _Decoding:
     def _sample(self, hidden: Tensor, row: Tensor, alive: Tensor) -> Tensor:
         """Draw the next token of each row; write the living ones' down and end those that are done."""
         with self.policy.autocast():
-            logits = self.policy.head.logits(hidden)
+            logits = self.logits(hidden)
         tokens, logprobs = draw(logits, self.sampling, self.generator)
         # Every row is written, an ended one with what stands there: taking the living ones out would wait for a device.
         counts, limits = self.counts[row], self.limits[row]
