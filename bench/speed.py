@@ -1,12 +1,13 @@
 """Seconds and memory of one GRPO step, here and in TRL, on the same work; and how far from the machine's limit.
 
-    python bench/speed.py [S M L V] [--steps 5]
+    python bench/speed.py [S M L V] [--steps 5] [--only TRL] [--without continuous]
 
 Each run is a process of its own in `.venv-trl`, one after another: same random weights, same prompts, same number of
-completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwise. TRL runs in the paper's mode. The
-first two steps warm up; figures are medians of the rest. The floor is what the step must do at least, each prompt
-once and no padding, at the best rate of a large matrix product (decoding: or at the memory bandwidth that reading the
-weights needs, where that is slower).
+completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwise. TRL runs in the paper's mode;
+"medium" is torch's matmul precision, by which float32 products take the faster library on some processors. The first
+two steps warm up; figures are medians of the rest. The floor is what the step must do at least, each prompt once and no
+padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that reading
+the weights needs, where that is slower).
 """
 
 from __future__ import annotations
@@ -340,7 +341,10 @@ def main() -> int:
         child(arguments[1], arguments[2], int(arguments[3]))
         return 0
     steps = int(arguments[arguments.index("--steps") + 1]) if "--steps" in arguments else 5
-    peers = [peer for peer in PEERS if "--only" not in arguments or arguments[arguments.index("--only") + 1] in peer]
+    peers = list(PEERS)
+    for option, wanted in (("--only", True), ("--without", False)):
+        if option in arguments:
+            peers = [peer for peer in peers if (arguments[arguments.index(option) + 1] in peer) is wanted]
     table([name for name in WORKLOADS if name in arguments] or list(WORKLOADS), peers, steps)
     return 0
 

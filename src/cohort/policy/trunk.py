@@ -204,7 +204,7 @@ class _Rest(torch.autograd.Function):
         opened, raised = linear(normed, gate, biases[1]), linear(normed, up, biases[2])
         ctx.eps, ctx.dtype = eps, dtype
         ctx.save_for_backward(attended, between, opened, raised, norm, *parameters)
-        return between + linear(_gated(opened, raised), down, biases[3])
+        return between + linear(silu(opened).mul_(raised), down, biases[3])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -212,9 +212,9 @@ class _Rest(torch.autograd.Function):
         dtype, wanted = ctx.dtype, ctx.needs_input_grad[5:]
         out, gate, up, down = (x.to(dtype) for x in parameters[:4])
         columns = grad.to(dtype)
-        of_gated = columns @ down
-        of_down, of_down_bias = _of_matrix(columns, lambda: _gated(opened, raised), wanted[3], wanted[7])
-        of_raised = silu(opened).mul_(of_gated)
+        of_gated, gate_values = columns @ down, silu(opened)
+        of_down, of_down_bias = _of_matrix(columns, lambda: gate_values * raised, wanted[3], wanted[7])
+        of_raised = gate_values.mul_(of_gated)
         of_opened = torch.ops.aten.silu_backward(of_gated.mul_(raised), opened)
         into = (of_opened @ gate).addmm_(of_raised, up)
         normed = _normed(between, norm, ctx.eps, dtype)
@@ -228,10 +228,6 @@ class _Rest(torch.autograd.Function):
             of_between, columns @ out, None, None, of_norm, of_out, of_gate, of_up, of_down, of_out_bias, of_gate_bias,
             of_up_bias, of_down_bias,
         )  # fmt: skip
-
-
-def _gated(opened: Tensor, raised: Tensor) -> Tensor:
-    return silu(opened).mul_(raised)
 
 
 def _of_matrix(columns: Tensor, rows: Any, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
