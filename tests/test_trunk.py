@@ -1,0 +1,83 @@
+"""Layers with gradients written out against the model's own code under autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cohort.config import TrainingConfig
+from cohort.policy.model import Policy
+from cohort.policy.pack import Part
+from conftest import small_policy
+from test_decoder import MODELS
+
+LENGTHS = [(5, [4, 7, 1]), (9, [3]), (30, [40, 2])]
+
+
+def gradients(policy: Policy, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hidden states of a packed stream, and the gradient that a fixed one of theirs gives every parameter."""
+    policy.fuses = fused
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for g, (prompt, lengths) in enumerate(LENGTHS):
+        ids = [torch.randint(2, 97, (n,), generator=generator) for n in (prompt, *lengths)]
+        parts.append(Part(g, ids[0], range(len(lengths)), ids[1:]))
+    policy.model.zero_grad()
+    with policy.attending():
+        hidden = policy.hidden(policy.pack(parts).inputs)
+        hidden.backward(torch.randn(hidden.shape, generator=generator).to(hidden.dtype))
+    found = {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
+    return hidden.detach(), found
+
+
+def disturbed(architecture: str, config: TrainingConfig | None = None, **overrides: Any) -> Policy:
+    """Biases start at zero and norms at one: a mistake in them would not show."""
+    policy = small_policy(architecture, config, **overrides)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    policy.model.train()
+    return policy
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_equal_autograds(name: str, checkpointing: bool) -> None:
+    architecture, overrides = MODELS[name]
+    policy = disturbed(
+        architecture, TrainingConfig(bf16=False, use_cpu=True, gradient_checkpointing=checkpointing), **overrides
+    )
+    hidden, ours = gradients(policy, True)
+    expected, autograds = gradients(policy, False)
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=2e-5)
+    assert ours.keys() == autograds.keys()
+    for key, grad in autograds.items():
+        assert float((ours[key] - grad).norm() / grad.norm()) < 2e-5, key
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    policy = disturbed("Qwen2")
+    frozen = [name for name, _ in policy.model.named_parameters() if "layers.0." in name or "q_proj" in name]
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    ours, autograds = gradients(policy, True)[1], gradients(policy, False)[1]
+    assert ours.keys() == autograds.keys() and not set(frozen) & ours.keys()
+    for key, grad in autograds.items():
+        assert float((ours[key] - grad).norm() / grad.norm()) < 2e-5, key
+
+
+@pytest.mark.parametrize("dtype", ["autocast", "weights"])
+def test_bfloat16_is_no_further_from_float32_than_the_models_own(dtype: str) -> None:
+    exact = torch.cat([g.flatten() for g in gradients(disturbed("Qwen3"), False)[1].values()])
+    errors = []
+    for fused in (True, False):
+        policy = disturbed("Qwen3", TrainingConfig(bf16=dtype == "autocast", use_cpu=True))
+        if dtype == "weights":
+            policy.model.to(torch.bfloat16)
+        found = torch.cat([g.flatten().float() for g in gradients(policy, fused)[1].values()])
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert errors[0] < 1.2 * errors[1] < 0.1
