@@ -9,6 +9,7 @@ from cohort.config import PPOConfig, TrainingConfig
 from cohort.plan.figures import Batch, Figures, Lengths
 from cohort.plan.machine import Machine
 from cohort.policy.cache import GROWTH
+from cohort.policy.products import onednn_is_better
 from cohort.train.optimizer import BITSANDBYTES
 
 CONTEXT = 0.6 * 2**30
@@ -17,6 +18,8 @@ WASTE = 0.05
 """Share that PyTorch's allocator on a GPU holds beside what is in use."""
 HOLES = 0.7
 """Of a CPU run's tensors, the most that holes in the C library's heap added to resident memory (bench/plan.py)."""
+KERNELS = 150 * 2**20
+"""Bytes of what oneDNN compiles and keeps for the shapes that it has seen: 110 to 200 MiB in bench/plan.py."""
 SHARE_OF_PEAK = 0.5
 """Of the rate of a large matrix product, what whole passes reach."""
 
@@ -79,7 +82,9 @@ def needs(
 
 def overhead(taken: float, machine: Machine) -> float:
     """With what the device's libraries and allocator add."""
-    return taken * (1 + WASTE) + CONTEXT if machine.device == "cuda" else taken
+    if machine.device == "cuda":
+        return taken * (1 + WASTE) + CONTEXT
+    return taken + KERNELS if machine.bf16 or onednn_is_better() else taken
 
 
 def _copies_reference(config: TrainingConfig) -> bool:
