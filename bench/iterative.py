@@ -5,7 +5,8 @@
 For each seed, from the demo's start (chains of three operations, a teacher with 40% of the facts wrong):
 
     outcome   a reward model on many labelled samples of the start; GRPO with it alone
-    few       a reward model on few of them; GRPO with it alone
+    few       a reward model on few of them; GRPO with it alone, more completions a step
+    few-refit the same, but refitted at every step on the step's own samples and three times as many earlier ones
     refit     the first model again; three iterations, in which it is refitted every so many steps
     process   a process model on Monte Carlo labels, against the exact checker of steps; GRPO process with it
     rules     GRPO with the rule, for comparison
@@ -48,7 +49,7 @@ from cohort.train.trainers import SFTTrainer
 LENGTH = 32
 SAMPLES, ROLLOUTS = 8, 8
 ITERATIONS = 3
-PARTS = ("outcome", "few", "refit", "process", "rules")
+PARTS = ("outcome", "few", "few-refit", "refit", "process", "rules")
 RULES = ["accuracy", "format", "overlong"]
 
 
@@ -112,6 +113,9 @@ POLICY = {
 BY_PROBABILITY = {"scale_rewards": "none"}
 """Beside a reward that is a probability: where all of a group are right, what is left between them is the model's
 whim, and dividing by its spread would teach the policy that."""
+
+FEW = {"per_device_train_batch_size": 512}
+"""Of the policy that a small model rewards: so many new labels a step let a refitted one keep pace with it."""
 
 
 class Seed:
@@ -203,11 +207,21 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def frozen_part(seed: Seed, name: str) -> dict[str, Any]:
+def frozen_part(seed: Seed, name: str, **values: Any) -> dict[str, Any]:
     """`outcome`, or `few`: its ranking accuracy, and GRPO with it alone."""
     model = outcome_model(seed, name)
     found = seed.judge(model, seed.labelled("judging", seed.judging))
-    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, name, model)}
+    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, name, model, **values)}
+
+
+def few_refit_part(seed: Seed) -> dict[str, Any]:
+    """The small model, learning from each step's samples."""
+    model = outcome_model(seed, "few")
+    refit = {**REFIT, "every": 1, "replay_share": 0.75, "history": str(seed.folder / "few.jsonl")}
+    once = {"iterations": 1, "steps_per_iteration": seed.size.on_model, "reward_model_refit": refit}
+    found = judged(seed, "few-refit", model, **FEW, **once)
+    after = seed.judge(str(seed.folder / "few-refit" / "reward_model"), seed.labelled("judging", seed.judging))
+    return {"ranking_accuracy": after["ranking_accuracy"], **found}
 
 
 def outcome_model(seed: Seed, name: str) -> str:
@@ -281,7 +295,8 @@ def rules_part(seed: Seed) -> dict[str, Any]:
 
 WORK: dict[str, Callable[[Seed], dict[str, Any]]] = {
     "outcome": partial(frozen_part, name="outcome"),
-    "few": partial(frozen_part, name="few"),
+    "few": partial(frozen_part, name="few", **FEW),
+    "few-refit": few_refit_part,
     "refit": refit_part,
     "process": process_part,
     "rules": rules_part,

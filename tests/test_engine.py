@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -147,6 +149,23 @@ def test_draw_reports_the_temperatures_logprob() -> None:
     assert float(logprobs) == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
     tokens, logprobs = draw(logits, Sampling(temperature=0.5, top_k=1), torch.Generator())
     assert float(logprobs) == pytest.approx(float((logits / 0.5).log_softmax(-1)[0, 0]))
+
+
+def test_long_rows_are_drawn_by_their_weights() -> None:
+    entries, draws = 3001, 40_000
+    weights = torch.rand(entries, generator=torch.Generator().manual_seed(0))
+    weights[1000:1600] = 0.0  # whole blocks, and parts of some, that must never come
+    weights[-1] = 40.0
+    logits = weights.log().expand(draws, -1)
+    tokens, logprobs = draw(logits, Sampling(), torch.Generator().manual_seed(1))
+    expected = weights / weights.sum()
+    torch.testing.assert_close(logprobs, expected[tokens].log(), rtol=0, atol=1e-4)
+    assert bool((weights[tokens] > 0).all())
+    cuts = [0, 256, 300, 1000, 2048, 3000, 3001]
+    for low, high in pairwise(cuts):
+        share = float(((tokens >= low) & (tokens < high)).float().mean())
+        mass = float(expected[low:high].sum())
+        assert share == pytest.approx(mass, abs=4 * (mass * (1 - mass) / draws) ** 0.5)
 
 
 def test_stop_strings_end_a_completion() -> None:
