@@ -148,7 +148,7 @@ class DecodeCache:
             values[self._rows, :, self.lengths - 1] = v.to(values.dtype)
         if not self.fixed:
             keys, values = keys[..., : self._used], values[:, :, : self._used]
-        q = (q * head.scaling).reshape(N, K, rep, D)
+        q = (q if head.scaling == 1.0 else q * head.scaling).reshape(N, K, rep, D)
         scores = q @ keys
         L = self.prompt[head.layer][0].shape[3]
         if self.share:

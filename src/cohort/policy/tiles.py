@@ -73,27 +73,37 @@ class Tile:
 
 
 def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
-    """Problems of like shapes side by side, as many as SCORES allows."""
-    made, batch = [], []
+    """Problems of like shapes side by side, and rows of large ones apart, so that SCORES is kept to as far as one row
+    for one head allows."""
+    made: list[Tile] = []
 
-    def size(L: int, R: int, C: int) -> int:
+    def size(shape: tuple[int, int, int]) -> int:
+        L, R, C = shape
         return R * C * rep * (L + C)
 
-    def close() -> None:
-        L, R, C = (max(shape) for shape in zip(*(problem.shape for problem in batch), strict=True))
+    def close(batch: list[Problem], shape: tuple[int, int, int]) -> None:
         units = [(problem, head) for problem in batch for head in range(K)]
-        count = max(1, SCORES // size(L, R, C))
-        made.extend(_tile(units[i : i + count], (L, R, C), tokens, K, rep, device) for i in range(0, len(units), count))
-        batch.clear()
+        count = max(1, SCORES // size(shape))
+        made.extend(_tile(units[i : i + count], shape, tokens, K, rep, device) for i in range(0, len(units), count))
 
-    for problem in sorted(found, key=lambda problem: problem.shape, reverse=True):
-        if batch:
-            shapes = [*(other.shape for other in batch), problem.shape]
-            padded = len(shapes) * size(*(max(shape) for shape in zip(*shapes, strict=True)))
-            if padded > WASTE * sum(size(*shape) for shape in shapes):
-                close()
-        batch.append(problem)
-    close()
+    pieces = []
+    for problem in found:
+        L, _, C = problem.shape
+        most = max(1, SCORES // size((L, 1, C)))
+        for i in range(0, len(problem.rows), most):
+            piece = Problem(problem.shared, problem.rows[i : i + most])
+            pieces.append((piece.shape, piece))
+    batch: list[Problem] = []
+    whole, real = (0, 0, 0), 0
+    for shape, piece in sorted(pieces, key=lambda pair: pair[0], reverse=True):
+        L, R, C = (max(pair) for pair in zip(whole, shape, strict=True))
+        real += size(shape)
+        if batch and (len(batch) + 1) * size((L, R, C)) > WASTE * real:
+            close(batch, whole)
+            batch, (L, R, C), real = [], shape, size(shape)
+        batch.append(piece)
+        whole = (L, R, C)
+    close(batch, whole)
     return made
 
 
