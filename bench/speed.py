@@ -298,7 +298,6 @@ def child(peer: str, name: str, steps: int) -> None:
     bf16 = PEERS[peer].get("bf16", False)
     flops, bandwidth = rates(bf16)
     found["floor"] = floor(workload, found["tokens"], flops, bandwidth, bf16)
-    found["rates"] = flops / 1e9, bandwidth / 1e9
     print("RESULT " + json.dumps(found), flush=True)
 
 

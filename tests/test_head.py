@@ -64,9 +64,9 @@ def test_closed_form_equals_autograd(kind: dict[str, Any], temperature: float, b
     for ours, theirs in zip([grad, *(p.grad for p in parameters[1:])], expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(seen, logprobs.detach(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(measured, entropies.detach(), rtol=0, atol=5e-5)
+    torch.testing.assert_close(measured, entropies.detach(), rtol=0, atol=1e-5)
     torch.testing.assert_close(head.logprobs(hidden, targets, temperature), seen, rtol=0, atol=1e-6)
-    torch.testing.assert_close(head.entropies(hidden, temperature), measured, rtol=0, atol=5e-5)
+    torch.testing.assert_close(head.entropies(hidden, temperature), measured, rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("blocks")

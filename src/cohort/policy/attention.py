@@ -139,13 +139,7 @@ class GroupLayout:
         completion = position > 0
         ends_of_prompts = (starts + length - 1)[~completion][group]
         sources = np.where(offset == 0, ends_of_prompts.repeat(length), stream - 1)[completion.repeat(length)]
-        parts = np.split(stream, starts[1:])
-        firsts = np.flatnonzero(~completion)
-        self._problems = [
-            problem
-            for first, lengths in zip(firsts, completion_lengths, strict=True)
-            for problem in tiles.problems(parts[first], parts[first + 1 : first + 1 + len(lengths)])
-        ]
+        self._segments, self._firsts = np.split(stream, starts[1:]), np.flatnonzero(~completion)
         self.shape = (P, L, R, C)
         self.grid, self.valid = torch.from_numpy(grid).to(device), torch.from_numpy(valid).to(device)
         self.places = torch.from_numpy(places).to(device)
@@ -181,7 +175,10 @@ class GroupLayout:
         K = k.shape[1]
         heads = (K, q.shape[1] // K)
         if heads not in self._tiles:
-            self._tiles[heads] = tiles.tiles(self._problems, len(self.places), *heads, q.device)
+            ends = [*self._firsts[1:], len(self._segments)]
+            groups = [self._segments[a:b] for a, b in zip(self._firsts, ends, strict=True)]
+            found = [problem for prompt, *rows in groups for problem in tiles.problems(prompt, rows)]
+            self._tiles[heads] = tiles.tiles(found, len(self.places), *heads, q.device)
         return tiles.TiledAttention.apply(q, k, v, self._tiles[heads], head.scaling)
 
     def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:

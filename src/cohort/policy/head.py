@@ -63,7 +63,7 @@ class Head:
     def logprobs(self, hidden_N: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
         """log softmax(logits / temperature) at the targets, float32 [N]."""
         read = _Reading(self, hidden_N, targets_N, temperature)
-        parts = [read.survey(span, with_mean=False).logprobs for span in read.spans]
+        parts = [read.survey(span, with_entropies=False).logprobs for span in read.spans]
         return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class Head:
         """-sum p log p of softmax(logits / temperature), float32 [N]."""
         nowhere = torch.zeros(len(hidden_N), dtype=torch.long, device=hidden_N.device)
         read = _Reading(self, hidden_N, nowhere, temperature)
-        parts = [read.survey(span, with_mean=True).entropies for span in read.spans]
+        parts = [read.survey(span, with_entropies=True).entropies for span in read.spans]
         return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class Head:
         grad_hidden = torch.zeros_like(hidden_N)
         entropies_N = hidden_N.new_zeros(len(hidden_N), dtype=torch.float32)
         for span in read.spans:
-            seen = read.survey(span, with_mean=entropy_weights_N is not None)
+            seen = read.survey(span, with_entropies=entropy_weights_N is not None)
             c_n1 = (coefficient(span, seen.logprobs) / temperature).unsqueeze(1)
             for block in read.blocks:
                 logp, capped = seen.block(block)
@@ -147,9 +147,9 @@ class _Reading:
         width = block.stop - block.start
         return index.clamp(0, width - 1), (index >= 0) & (index < width)
 
-    def survey(self, span: slice, with_mean: bool) -> _Survey:
+    def survey(self, span: slice, with_entropies: bool) -> _Survey:
         """All blocks once."""
-        lse = target = mean = kept = None
+        lse = target = entropies = kept = None
         for block in self.blocks:
             scores = self.scores(span, block)
             logp = torch.log_softmax(scores, -1)
@@ -158,11 +158,14 @@ class _Reading:
             index, inside = self.targets(span, block)
             found = torch.where(inside, scores.gather(1, index), 0.0).squeeze(1)
             target = found if target is None else target + found
-            if with_mean:
-                of_block = _exp(logp).mul_(scores).sum(-1) * (here - whole).exp()
-                mean = of_block if mean is None else mean * (lse - whole).exp() + of_block
+            if with_entropies:
+                # Of two blocks with shares w of the probability: sum w (entropy - log w).
+                of_block = (here - whole).exp() * (whole - here - _exp(logp).mul_(logp).sum(-1))
+                if entropies is not None:
+                    of_block += (lse - whole).exp() * (whole - lse + entropies)
+                entropies = of_block
             lse, kept = whole, scores
-        return _Survey(self, span, lse, target - lse, mean, kept if len(self.blocks) == 1 else None)
+        return _Survey(self, span, lse, target - lse, entropies, kept if len(self.blocks) == 1 else None)
 
     def pass_on(self, grad: Tensor, span: slice, block: slice, grad_hidden: Tensor) -> None:
         """From the logits' gradient to the hidden states' and the layer's own."""
@@ -175,18 +178,13 @@ class _Reading:
 
 
 class _Survey:
-    """Log-sum-exp [n], log-probabilities [n] and, if asked for, the mean score under the softmax, [n]; the scores too
-    where they are one block."""
+    """Log-sum-exp, log-probabilities and, if asked for, entropies, each [n]; the scores too if they are one block."""
 
     def __init__(
-        self, read: _Reading, span: slice, lse: Tensor, logprobs: Tensor, mean: Tensor | None, kept: Tensor | None
+        self, read: _Reading, span: slice, lse: Tensor, logprobs: Tensor, entropies: Tensor | None, kept: Tensor | None
     ):
-        self.read, self.span, self.lse, self.logprobs, self.mean, self.kept = read, span, lse, logprobs, mean, kept
-
-    @property
-    def entropies(self) -> Tensor:
-        assert self.mean is not None
-        return self.lse - self.mean
+        self.read, self.span, self.lse, self.logprobs, self.kept = read, span, lse, logprobs, kept
+        self.entropies: Any = entropies
 
     def block(self, block: slice) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of a block of the vocabulary, and the logits where they are capped. To be called once."""

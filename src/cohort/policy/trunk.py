@@ -1,7 +1,7 @@
 """The layers of a decoder of Llama's family over a packed stream, with gradients of their own.
 
-transformers' code makes some forty passes over memory in a layer's norms, rotary embedding, conversions and additions,
-and autograd keeps most of what they make. Here a layer is two functions around its attention, each with its gradient
+transformers' code passes over memory once for each of a layer's norms' steps, rotations, conversions and additions, and
+autograd keeps most of what they make. Here a layer is two functions around its attention, each with its gradient
 written out: they keep what a product needs, make the rest again, and convert what enters a product once. A head's
 numbers lie in the pairs that the rotary embedding turns, so that it is one product of complex numbers.
 """
