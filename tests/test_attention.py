@@ -59,6 +59,22 @@ def test_tiles_equal_scores(
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("lengths", LAYOUTS)
+def test_tiles_for_what_is_read_alone(lengths: tuple[list[int], list[list[int]]]) -> None:
+    layout = GroupLayout(*lengths, torch.device("cpu"))
+    assert set(layout.sources.tolist()) <= set(layout.read.tolist())
+    if not any(lengths[1]):
+        assert layout.read.tolist() == (layout.prompt_lengths.cumsum(0) - 1).tolist()
+    inputs = stream(layout, 4, 2, torch.float64)
+    grad = torch.randn(len(layout.read), 4, 16, dtype=torch.float64)
+    found = []
+    for only_read in (True, False):
+        out = layout.attend(*inputs, HeadOptions(0, 0.2, None, None, None), only_read)[layout.read]
+        found.append([out, *torch.autograd.grad(out, inputs, grad)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "options", [{"window": 3}, {"softcap": 5.0}, {"sinks": torch.zeros(4)}], ids=["window", "softcap", "sinks"]
 )

@@ -18,7 +18,8 @@ LENGTHS = [(5, [4, 7, 1]), (9, [3]), (30, [40, 2])]
 
 
 def gradients(policy: Policy, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Hidden states of a packed stream, and the gradient that a fixed one of theirs gives every parameter."""
+    """The hidden states of a packed stream that are read, and the gradient that a fixed one of theirs gives every
+    parameter."""
     policy.fuses = fused
     generator = torch.Generator().manual_seed(0)
     parts = []
@@ -27,7 +28,8 @@ def gradients(policy: Policy, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
         parts.append(Part(g, ids[0], range(len(lengths)), ids[1:]))
     policy.model.zero_grad()
     with policy.attending():
-        hidden = policy.hidden(policy.pack(parts).inputs)
+        inputs = policy.pack(parts).inputs
+        hidden = policy.hidden(inputs)[inputs["grouped"].read]
         hidden.backward(torch.randn(hidden.shape, generator=generator).to(hidden.dtype))
     found = {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
     return hidden.detach(), found

@@ -45,7 +45,7 @@ class HeadOptions:
     def softmax(self, scores: Tensor, heads: tuple[int, ...]) -> Tensor:
         """Softmax over the last axis; a sink is one more logit per query head, shaped `heads` to broadcast."""
         if self.sinks is None:
-            return scores.softmax(-1)
+            return tiles.softmax(scores)
         sink = self.sinks.to(scores.dtype).view(*heads, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
 
@@ -137,23 +137,27 @@ class GroupLayout:
         grid[places], valid[places] = stream, True
         # A completion's first token is predicted at its prompt's last, every other at the token before it.
         completion = position > 0
-        ends_of_prompts = (starts + length - 1)[~completion][group]
-        sources = np.where(offset == 0, ends_of_prompts.repeat(length), stream - 1)[completion.repeat(length)]
+        ends_of_prompts = (starts + length - 1)[~completion]
+        before = np.where(offset == 0, ends_of_prompts[group].repeat(length), stream - 1)
+        sources = before[completion.repeat(length)]
         self._segments, self._firsts = np.split(stream, starts[1:]), np.flatnonzero(~completion)
         self.shape = (P, L, R, C)
         self.grid, self.valid = torch.from_numpy(grid).to(device), torch.from_numpy(valid).to(device)
         self.places = torch.from_numpy(places).to(device)
         self.positions = torch.from_numpy(position.repeat(length) + offset).to(device)
         self.sources = torch.from_numpy(sources).to(device)
+        self.read = torch.from_numpy(np.union1d(sources, ends_of_prompts)).to(device)
+        """Tokens behind which something is predicted or sampled: all that is read of the final hidden states."""
         self.groups = torch.from_numpy(group.repeat(length)).to(device)
         self.segments = torch.from_numpy((np.arange(len(length)) * completion).repeat(length)).to(device)
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
-        self._tiles: dict[tuple[int, int], list[tiles.Tile]] = {}
+        self._tiles: dict[tuple[int, int, bool], list[tiles.Tile]] = {}
         self._flex: flex.FlexPlan | None = None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
+        """`only_read`: the rows of tokens that are not in `read` may hold anything."""
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
         if self.captured is not None:
@@ -163,7 +167,9 @@ class GroupLayout:
             self.captured[head.layer] = (keys, values)
         if _flexes(q, k, v, head):
             return self._by_flex(q, k, v, head)
-        return self._by_tiles(q, k, v, head) if self._plain(q, v, head) else self._by_scores(q, k, v, head)
+        if self._plain(q, v, head):
+            return self._by_tiles(q, k, v, head, only_read)
+        return self._by_scores(q, k, v, head)
 
     def _plain(self, q: Tensor, v: Tensor, head: HeadOptions) -> bool:
         """Whether the layer asks for nothing but causal attention, as far as this stream can tell."""
@@ -171,15 +177,16 @@ class GroupLayout:
         unbounded = head.window is None or head.window >= L + C
         return head.softcap is None and head.sinks is None and unbounded and q.shape[-1] == v.shape[-1]
 
-    def _by_tiles(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+    def _by_tiles(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
         K = k.shape[1]
-        heads = (K, q.shape[1] // K)
-        if heads not in self._tiles:
+        heads = K, q.shape[1] // K
+        key = (*heads, only_read)
+        if key not in self._tiles:
             ends = [*self._firsts[1:], len(self._segments)]
             groups = [self._segments[a:b] for a, b in zip(self._firsts, ends, strict=True)]
-            found = [problem for prompt, *rows in groups for problem in tiles.problems(prompt, rows)]
-            self._tiles[heads] = tiles.tiles(found, len(self.places), *heads, q.device)
-        return tiles.TiledAttention.apply(q, k, v, self._tiles[heads], head.scaling)
+            found = [problem for prompt, *rows in groups for problem in tiles.problems(prompt, rows, only_read)]
+            self._tiles[key] = tiles.tiles(found, len(self.places), *heads, q.device)
+        return tiles.TiledAttention.apply(q, k, v, self._tiles[key], head.scaling)
 
     def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         if self._flex is None:

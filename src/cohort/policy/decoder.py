@@ -9,6 +9,7 @@ converted once instead of at every token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,29 +20,23 @@ from torch.nn.functional import rms_norm, silu
 from cohort.policy.attention import HeadOptions
 from cohort.policy.cache import DecodeCache
 from cohort.policy.model import Policy
-from cohort.policy.products import from_the_weight
+from cohort.policy.products import laid_out
 from cohort.policy.trunk import head_options, paired
 
 
-@dataclass(frozen=True)
-class _Projection:
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return from_the_weight(rows.to(self.weight.dtype), self.weight, self.bias)
+Rows = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Layer:
     head: HeadOptions
-    in_heads: _Projection
+    in_heads: Rows
     """[Dm] to queries, keys and values, [(H + 2 Hkv) * D]."""
     head_norms: tuple[Tensor, Tensor] | None
     """Weights [D] of the queries' and the keys' norm, the scale inside the first."""
-    out: _Projection
-    gate_up: _Projection
-    down: _Projection
+    out: Rows
+    gate_up: Rows
+    down: Rows
 
 
 class FusedDecoder:
@@ -125,7 +120,7 @@ def decoder_of(policy: Policy) -> FusedDecoder | ModelDecoder:
     return FusedDecoder(policy.trunk, policy.dtype)
 
 
-def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> _Projection:
+def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Rows:
     """The matrices below one another: each with its scale, a head's rows in the given order, and the weight of the
     norm before it inside."""
     weights, biases = [], []
@@ -141,4 +136,5 @@ def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtyp
     if norm is not None:
         whole = whole * norm.weight.float()
     has_bias = any(linear.bias is not None for linear, _, _ in parts)
-    return _Projection(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None)
+    product = laid_out(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None)
+    return lambda rows: product(rows.to(dtype))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from cohort.policy.products import from_the_weight
+from cohort.policy.products import laid_out
 from cohort.types import UserError
 
 BLOCK_BYTES = {"cpu": 8 * 2**20}
@@ -49,9 +49,9 @@ class Head:
     def reader(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """A function from hidden states [N, D] to float32 logits [N, V], for as long as the weights stay: the output
         layer is converted once."""
-        weight = self.output.weight.to(dtype)
         bias = None if self.output.bias is None else self.output.bias.to(dtype)
-        return lambda hidden_N: self.finished(from_the_weight(hidden_N.to(dtype), weight, bias).float())
+        product = laid_out(self.output.weight.to(dtype), bias)
+        return lambda hidden_N: self.finished(product(hidden_N.to(dtype)).float())
 
     def finished(self, products: Tensor) -> Tensor:
         """The output layer's result, float32, as the model's logits: scaled and capped. Changes it in place."""

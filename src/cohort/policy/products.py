@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -52,6 +52,28 @@ def onednn_is_better() -> bool:
         finally:
             matmul.fp32_precision = before
         return float(error) < FLOAT32_ERROR
+
+
+def laid_out(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A linear layer for many calls while its weight stays. No gradients. On the CPU the weight is copied once to the
+    order in which oneDNN reads it, instead of at every call: half of the time of a few rows' product."""
+    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and _lays_out(weight.dtype):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW.stop)
+        return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return partial(from_the_weight, weight=weight, bias=bias)
+
+
+@cache
+def _lays_out(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch can, tried on a product: its compiler's own operations, made for no other use."""
+    with _disable_current_modes():
+        rows, weight, bias = (torch.ones(shape, dtype=dtype) for shape in ((2, 16), (8, 16), (8,)))
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, FEW.stop)
+            found = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+        except (AttributeError, NotImplementedError, RuntimeError):
+            return False
+        return bool((found == 17).all())
 
 
 @contextmanager

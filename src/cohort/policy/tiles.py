@@ -35,9 +35,13 @@ class Problem(NamedTuple):
         return len(self.shared), len(self.rows), max(map(len, self.rows))
 
 
-def problems(prompt: np.ndarray, completions: list[np.ndarray]) -> list[Problem]:
-    """Places in the stream of one group's tokens to what is to be attended."""
-    found = [Problem(prompt[:start], [prompt[start : start + BLOCK]]) for start in range(0, max(1, len(prompt)), BLOCK)]
+def problems(prompt: np.ndarray, completions: list[np.ndarray], only_read: bool = False) -> list[Problem]:
+    """Places in the stream of one group's tokens to what is to be attended; `only_read`: by the prompt's last token
+    and the completions."""
+    if only_read:
+        found = [Problem(prompt[:-1], [prompt[-1:]])]
+    else:
+        found = [Problem(prompt[:i], [prompt[i : i + BLOCK]]) for i in range(0, max(1, len(prompt)), BLOCK)]
     rows: list[np.ndarray] = []
     for row in sorted((row for row in completions if len(row)), key=len, reverse=True):
         found += [
@@ -140,8 +144,16 @@ def _bias(visible: Tensor) -> Tensor:
     return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -1e30)
 
 
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last axis, in the scores' own type, by the faster of two ways."""
+    if scores.dtype is torch.bfloat16 and scores.shape[-1] < SHORT:
+        return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+    return scores.softmax(-1).to(scores.dtype)  # autocast on CUDA makes it float32
+
+
 class TiledAttention(torch.autograd.Function):
-    """q [T, H, D], k and v [T, K, D] of a packed stream to [T, H, D], by the tiles of its layout."""
+    """q [T, H, D], k and v [T, K, D] of a packed stream to [T, H, D], by the tiles of its layout. A row whose query is
+    in no tile holds anything."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: list[Tile], scale: float) -> Tensor:
@@ -159,7 +171,7 @@ class TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v = ctx.saved_tensors
         (T, H, D), K = q.shape, k.shape[1]
-        gq = q.new_empty(T * K + 1, H // K * D)
+        gq = q.new_zeros(T * K + 1, H // K * D)  # a plan may leave queries out
         gk, gv = (k.new_zeros(T * K + 1, D, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
         grads = torch.cat([grad.reshape(T * K, -1), grad.new_zeros(1, H // K * D)])  # of padding: none
         for tile in ctx.plan:
@@ -208,9 +220,7 @@ class _Work:
         scores.view(*self.rows, scores.shape[-1])[..., self.L :].add_(self.tile.causal)
         if self.tile.padding is not None:
             scores[..., : self.L].add_(self.tile.padding)
-        if scores.dtype is torch.bfloat16 and scores.shape[-1] < SHORT:
-            return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-        return scores.softmax(-1).to(scores.dtype)  # autocast on CUDA makes it float32
+        return softmax(scores)
 
     def sums(self, of_scores: Tensor, own: Tensor, shared: Tensor) -> Tensor:
         """[U, R * C * rep, D], over keys, of what stands at them times their numbers."""

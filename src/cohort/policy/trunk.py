@@ -22,6 +22,9 @@ FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the length of the sequence."""
 
+FEW_READ = 0.8
+"""Share of the tokens read of the final hidden states from which on choosing them costs what it saves."""
+
 
 def fuses(trunk: Any) -> bool:
     """Whether the trunk is a decoder of the family with plain matrices: no adapters, no quantised weights."""
@@ -46,20 +49,25 @@ def head_options(index: int, attention: Any) -> HeadOptions:
 
 
 def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: GroupLayout) -> Tensor:
-    """The final hidden states [T, Dm] of a trunk that `fuses`."""
+    """The final hidden states [T, Dm] of a trunk that `fuses`. Where `layout.read` leaves out enough of them, the last
+    layer works for it alone, and the others are zeros."""
     rows = trunk.embed_tokens(ids_T)
     cos, sin = trunk.rotary_emb(torch.zeros(1, device=rows.device), positions_T.unsqueeze(0))
     half = cos.shape[-1] // 2
     turns = torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float()).unsqueeze(1)
+    read = layout.read if len(layout.read) < FEW_READ * len(ids_T) else None
     for index, layer in enumerate(trunk.layers):
+        wanted = read if layer is trunk.layers[-1] else None
         if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
-            rows = checkpoint(_layer, index, layer, rows, turns, layout, use_reentrant=False)
+            rows = checkpoint(_layer, index, layer, rows, turns, layout, wanted, use_reentrant=False)
         else:
-            rows = _layer(index, layer, rows, turns, layout)
-    return _Norm.apply(rows, trunk.norm.weight, trunk.norm.variance_epsilon)
+            rows = _layer(index, layer, rows, turns, layout, wanted)
+    rows = _Norm.apply(rows, trunk.norm.weight, trunk.norm.variance_epsilon)
+    return rows if read is None else rows.new_zeros(len(ids_T), rows.shape[1]).index_copy(0, read, rows)
 
 
-def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: GroupLayout) -> Tensor:
+def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: GroupLayout, read: Tensor | None) -> Tensor:
+    """`read` [W]: the tokens whose rows are wanted; None: all."""
     attention, mlp = layer.self_attn, layer.mlp
     D, device = attention.head_dim, rows.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else attention.q_proj.weight.dtype
@@ -71,10 +79,12 @@ def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: GroupLay
         rows, turns, _HeadsOptions(D, before.variance_epsilon, pairs, dtype), before.weight, *norms,
         *(projection.weight for projection in projections), *(projection.bias for projection in projections),
     )  # fmt: skip
-    attended = layout.attend(*heads, head_options(index, attention))
+    attended = layout.attend(*heads, head_options(index, attention), read is not None).flatten(1)
+    if read is not None:
+        rows, attended = rows.index_select(0, read), attended.index_select(0, read)
     matrices = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
     return _Rest.apply(
-        rows, attended.flatten(1), after.variance_epsilon, dtype, after.weight,
+        rows, attended, after.variance_epsilon, dtype, after.weight,
         *(matrix.weight for matrix in matrices), *(matrix.bias for matrix in matrices),
     )  # fmt: skip
 
