@@ -23,7 +23,6 @@ from cohort.policy.model import Policy
 from cohort.policy.products import laid_out
 from cohort.policy.trunk import head_options, paired
 
-
 Rows = Callable[[Tensor], Tensor]
 
 

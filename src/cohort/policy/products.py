@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 FEW = range(12, 49)
@@ -58,6 +59,8 @@ def laid_out(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """A linear layer for many calls while its weight stays. No gradients. On the CPU the weight is copied once to the
     order in which oneDNN reads it, instead of at every call: half of the time of a few rows' product."""
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and _lays_out(weight.dtype):
+        if isinstance(weight, FakeTensor):  # without numbers, for what the copy takes
+            return partial(from_the_weight, weight=weight.clone(), bias=bias)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW.stop)
         return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return partial(from_the_weight, weight=weight, bias=bias)

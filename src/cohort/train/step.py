@@ -227,7 +227,7 @@ class _Pass:
 
     def _terms(self, tokens: Tokens, weights: Tensor) -> Terms:
         terms = self.method.coefficient(tokens, self.config)
-        self.objective += float((terms.objective * weights).sum())
+        self.objective += float((terms.objective * weights).cpu().double().sum())
         self._log(terms.logged)
         return terms
 
