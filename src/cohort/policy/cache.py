@@ -20,8 +20,9 @@ class DecodeCache:
     in front of its own, and the shared part is empty. Keys are kept transposed, the form in which their product with
     a query reads them in order.
 
-    `fixed`: own keys are read to the end of their room, so that from one `change` to the next every step has the same
-    shapes and asks the device for nothing: what a CUDA graph records.
+    Own keys are read to the end of their room: a part of them would be copied first. `fixed`: they are written without
+    asking the device for anything either, so that from one `change` to the next every step is the same: what a CUDA
+    graph records.
     """
 
     def __init__(self, share: bool, fixed: bool = False) -> None:
@@ -146,15 +147,17 @@ class DecodeCache:
         else:
             keys[self._rows, :, :, self.lengths - 1] = k.to(keys.dtype)
             values[self._rows, :, self.lengths - 1] = v.to(values.dtype)
-        if not self.fixed:
-            keys, values = keys[..., : self._used], values[:, :, : self._used]
         q = (q if head.scaling == 1.0 else q * head.scaling).reshape(N, K, rep, D)
         scores = q @ keys
         L = self.prompt[head.layer][0].shape[3]
         if self.share:
             scores = torch.cat([self._prompt_scores(q, head.layer), scores], -1)
         scores, bias = head.cap(scores), self._bias_for(head.window, q.dtype, L)
-        weights = head.softmax(scores if bias is None else scores + bias, (1, K, rep))
+        if bias is not None:
+            scores = scores + bias
+        elif self._used < self._room:
+            scores[..., L + self._used :] = torch.finfo(scores.dtype).min
+        weights = head.softmax(scores, (1, K, rep))
         out = weights[..., L:] @ values
         if self.share:
             out = out + self._prompt_values(weights[..., :L], head.layer)
@@ -188,8 +191,7 @@ class DecodeCache:
             device = self.group.device
             prompt_lengths = self.prompt_lengths[self.group].unsqueeze(1)
             lengths = self.lengths.unsqueeze(1)
-            room = self._room if self.fixed else self._used
-            prompt, own = torch.arange(L, device=device), torch.arange(room, device=device)
+            prompt, own = torch.arange(L, device=device), torch.arange(self._room, device=device)
             seen_prompt, seen_own = prompt < prompt_lengths, own < lengths
             if window is not None:
                 seen_prompt = seen_prompt & (prompt_lengths + lengths - 1 - prompt < window)

@@ -124,7 +124,7 @@ def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtyp
     norm before it inside."""
     weights, biases = [], []
     for linear, scale, order in parts:
-        weight = linear.weight.float() * scale
+        weight = linear.weight.float() if scale == 1.0 else linear.weight.float() * scale
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.float() * scale
         if order is not None:
             weight = weight.view(-1, len(order), weight.shape[1])[:, order].flatten(0, 1)
@@ -133,7 +133,7 @@ def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtyp
         biases.append(bias)
     whole = torch.cat(weights)
     if norm is not None:
-        whole = whole * norm.weight.float()
+        whole.mul_(norm.weight.float())
     has_bias = any(linear.bias is not None for linear, _, _ in parts)
     product = laid_out(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None)
     return lambda rows: product(rows.to(dtype))

@@ -116,12 +116,18 @@ def _tile(
 ) -> Tile:
     L, R, C = shape
     nowhere = tokens * K
-    own = np.full((len(units), R, C), nowhere)
-    shared = np.full((len(units), L), nowhere)
-    for u, (problem, head) in enumerate(units):
+    distinct = {id(problem): problem for problem, _ in units}
+    rows, keys = np.full((len(distinct), R, C), -1), np.full((len(distinct), L), -1)
+    for p, problem in enumerate(distinct.values()):
+        keys[p, : len(problem.shared)] = problem.shared
         for r, row in enumerate(problem.rows):
-            own[u, r, : len(row)] = row * K + head
-        shared[u, : len(problem.shared)] = problem.shared * K + head
+            rows[p, r, : len(row)] = row
+    number = {key: p for p, key in enumerate(distinct)}
+    of_unit = np.array([number[id(problem)] for problem, _ in units])
+    heads = np.array([head for _, head in units])
+    own, shared = rows[of_unit], keys[of_unit]
+    own = np.where(own < 0, nowhere, own * K + heads[:, None, None])
+    shared = np.where(shared < 0, nowhere, shared * K + heads[:, None])
 
     def places(array: np.ndarray) -> tuple[Tensor, Tensor]:
         padded = torch.from_numpy(array.ravel()).to(device)

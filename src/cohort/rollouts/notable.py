@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from statistics import median
 
@@ -10,6 +11,7 @@ from cohort.types import Group
 
 Place = tuple[int, int]
 """(group, completion)."""
+SYMBOLS = re.compile(r"[^\w\s]|_")
 
 
 def notable(groups: list[Group], count: int) -> list[tuple[Place, str]]:
@@ -52,5 +54,5 @@ def strangeness(groups: list[Group], places: list[Place]) -> list[float]:
 
 def _features(text: str) -> tuple[float, float, float]:
     data = text.encode(errors="replace")
-    symbols = sum(not (c.isalnum() or c.isspace()) for c in text)
+    symbols = len(SYMBOLS.findall(text))
     return math.log1p(len(text)), len(zlib.compress(data, 1)) / (len(data) + 20), symbols / max(1, len(text))
