@@ -101,7 +101,7 @@ def ours(seed: int, folder: Path, callback: Any) -> Any:
     from cohort import GRPOTrainer, demo
 
     config = demo.grpo_config(folder / "out", seed).model_copy(
-        update={"eval_strategy": "no", "eval_on_start": False, "use_cpu": True}
+        update={"eval_strategy": "no", "eval_on_start": False, "use_cpu": True, "bf16": False}
     )
     rewards = list(demo.GRPO_REWARDS)
     return GRPOTrainer(str(folder / "start"), rewards, config, problems(seed)[1], callbacks=[callback])
