@@ -24,6 +24,8 @@ BLOCK_BYTES_OF_A_CARD = 256 * 2**20
 FEW_TOKENS = 64
 """Where a block has room for fewer tokens' whole logits, it holds a part of them for MANY_TOKENS."""
 MANY_TOKENS = 512
+ADDED = 2**18
+"""Entries of a product that are added at a time to a sum of another type on a CPU: converted, they fit the cache."""
 
 Coefficient = Callable[[slice, Tensor], Tensor]
 """(which tokens, their logprobs_n) -> d objective / d logprob, weight included, [n]."""
@@ -202,7 +204,10 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype is a.dtype:
         total.addmm_(a, b)
     else:
-        total += a @ b
+        product = a @ b
+        rows = max(1, ADDED // product.shape[1]) if product.device.type == "cpu" else len(product) or 1
+        for part, more in zip(total.split(rows), product.split(rows), strict=True):
+            part += more
 
 
 def _grad_of(parameter: nn.Parameter) -> Tensor:
