@@ -61,8 +61,10 @@ WORKLOADS = {
 PEERS: dict[str, dict[str, bool]] = {
     "ours": {},
     "ours, bf16": {"bf16": True},
+    "ours, LoRA": {"lora": True},
     "TRL": {},
     "TRL, eager, medium": {"eager": True},
+    "TRL, LoRA": {"eager": True, "lora": True},
     "TRL, bf16": {"bf16": True},
     "TRL, bf16, eager": {"bf16": True, "eager": True},
     "TRL, continuous batching": {"continuous": True},
@@ -150,12 +152,26 @@ def common(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
     }
 
 
-def measure_ours(workload: Workload, steps: int, folder: str, bf16: bool = False) -> dict[str, Any]:
+def lora() -> Any:
+    """An adapter of rank 16 on every matrix of the trunk."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def measure_ours(workload: Workload, steps: int, folder: str, **options: bool) -> dict[str, Any]:
     from cohort import GRPOConfig, GRPOTrainer
 
-    config = GRPOConfig(**common(workload, steps, folder), bf16=bf16, log_completions=0)
+    config = GRPOConfig(**common(workload, steps, folder), bf16=options.get("bf16", False), log_completions=0)
     before = peak_memory()
-    trainer = GRPOTrainer(folder, reward, config, rows(workload, steps), processing_class=words_tokenizer(workload))
+    trainer = GRPOTrainer(
+        folder,
+        reward,
+        config,
+        rows(workload, steps),
+        processing_class=words_tokenizer(workload),
+        peft_config=lora() if options.get("lora") else None,
+    )
     trainer.train()
     lines = [json.loads(line) for line in (Path(folder) / "out/metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "seconds/step" in line][WARM_UP:]
@@ -223,6 +239,7 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
         train_dataset=Dataset.from_list(rows(workload, steps)),
         callbacks=[Clock()],
         processing_class=words_tokenizer(workload),
+        peft_config=lora() if options.get("lora") else None,
     )
     timed(trainer, "_generate", clock["generate"])
     timed(trainer, "_generate_and_score_completions", clock["prepare"])

@@ -9,7 +9,9 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.methods import METHODS
+from cohort.policy import decoder
 from cohort.policy.cache import DecodeCache
+from cohort.policy.decoder import FusedDecoder, ModelDecoder, _joined, decoder_of, laid_out_bytes
 from cohort.policy.model import Policy
 from cohort.policy.trunk import fuses
 from cohort.rollouts import engine
@@ -20,6 +22,7 @@ from cohort.types import Completion
 from conftest import random_groups, small_policy
 from test_step import settings, tokens_of
 
+LORA: dict[str, Any] = {"finetuning_type": "lora", "lora_rank": 4}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
@@ -88,6 +91,58 @@ def test_a_fixed_cache_samples_the_same(name: str, short: int, monkeypatch: pyte
     assert len(seen) > 3 and all(len(places) == 1 for places in seen.values())
 
 
+def adapted(bf16: bool, **settings: Any) -> Policy:
+    policy = small_policy("Qwen3", TrainingConfig(bf16=bf16, use_cpu=True, **LORA, **settings))
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return policy
+
+
+@pytest.mark.parametrize("target", ["all", "q_proj,up_proj"])
+def test_adapters_sample_what_the_model_samples(target: str) -> None:
+    policy = adapted(False, lora_target=target)
+    assert isinstance(decoder_of(policy), FusedDecoder)
+    for ours, models in zip(sampled(policy, True), sampled(policy, False), strict=True):
+        assert ours.ids.tolist() == models.ids.tolist()
+        torch.testing.assert_close(ours.logprobs, models.logprobs, rtol=0, atol=1e-4)
+    with policy.peft.disable_adapter():
+        for ours, models in zip(sampled(policy, True), sampled(policy, False), strict=True):
+            assert ours.ids.tolist() == models.ids.tolist()
+
+
+def test_in_bfloat16_a_small_adapter_is_a_product_of_its_own() -> None:
+    """Added to a weight that has eight bits, it would be rounded away."""
+    generator = torch.Generator().manual_seed(0)
+    layer = adapted(False).trunk.layers[1].mlp.up_proj
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    rows = torch.randn(64, layer.in_features, generator=generator)
+    found = []
+    with torch.no_grad():
+        layer.base_layer.weight.copy_(layer.base_layer.weight.bfloat16())
+        up.fill_(1e-5)
+        whole = layer.base_layer.weight + layer.scaling["default"] * up @ down
+        assert float((whole.bfloat16() != layer.base_layer.weight).float().mean()) < 0.05
+        for values in (0.0, 1e-5, 1.0):
+            up.fill_(values)
+            found.append(_joined([(layer, 1.0, None)], None, torch.bfloat16))
+        change = layer.scaling["default"] * rows.bfloat16().float() @ down.t() @ up.t()
+    nothing, little, much = (product(rows).float() for product in found)
+    assert float((much - nothing - change).norm() / change.norm()) < 0.02
+    assert not little.equal(nothing)
+
+
+def test_where_there_is_no_room_for_a_copy_the_models_own_code_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = adapted(False)
+    size = sum(m.base_layer.weight.nbytes for m in policy.model.modules() if hasattr(m, "base_layer"))
+    assert laid_out_bytes(policy.trunk, torch.float32) == size
+    monkeypatch.setattr(decoder, "total_bytes", lambda device: 8 * size - 1)
+    assert isinstance(decoder_of(policy), ModelDecoder)
+    monkeypatch.setattr(decoder, "total_bytes", lambda device: 8 * size)
+    assert isinstance(decoder_of(policy), FusedDecoder)
+
+
 def test_it_decodes_with_the_weights_of_the_moment() -> None:
     policy = small_policy()
     before = sampled(policy, True)
@@ -107,8 +162,8 @@ def test_in_bfloat16_it_stays_near_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "settings"),
-    [("Gemma", {}), ("Granite", {}), ("Qwen2", {"finetuning_type": "lora", "lora_rank": 2})],
-    ids=["Gemma", "Granite", "LoRA"],
+    [("Gemma", {}), ("Granite", {}), ("Qwen2", {**LORA, "use_dora": True})],
+    ids=["Gemma", "Granite", "DoRA"],
 )
 def test_other_models_decode_by_their_own_code(architecture: str, settings: dict[str, Any]) -> None:
     policy = small_policy(architecture, TrainingConfig(bf16=False, use_cpu=True, **settings))

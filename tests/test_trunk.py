@@ -12,35 +12,40 @@ from cohort.config import TrainingConfig
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
 from conftest import small_policy
-from test_decoder import MODELS
+from test_decoder import LORA, MODELS
 
 LENGTHS = [(5, [4, 7, 1]), (9, [3]), (30, [40, 2])]
 
 
-def gradients(policy: Policy, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """The hidden states of a packed stream that are read, and the gradient that a fixed one of theirs gives every
-    parameter."""
+def states(policy: Policy, fused: bool, seed: int = 0) -> Tensor:
+    """The hidden states of a packed stream that are read."""
     policy.fuses = fused
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     parts = []
     for g, (prompt, lengths) in enumerate(LENGTHS):
         ids = [torch.randint(2, 97, (n,), generator=generator) for n in (prompt, *lengths)]
         parts.append(Part(g, ids[0], range(len(lengths)), ids[1:]))
+    inputs = policy.pack(parts).inputs
+    return policy.hidden(inputs)[inputs["grouped"].read]
+
+
+def gradients(policy: Policy, fused: bool, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    """These states, and the gradient that a fixed one of theirs gives every parameter."""
     policy.model.zero_grad()
     with policy.attending():
-        inputs = policy.pack(parts).inputs
-        hidden = policy.hidden(inputs)[inputs["grouped"].read]
+        hidden = states(policy, fused, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
         hidden.backward(torch.randn(hidden.shape, generator=generator).to(hidden.dtype))
     found = {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
     return hidden.detach(), found
 
 
 def disturbed(architecture: str, config: TrainingConfig | None = None, **overrides: Any) -> Policy:
-    """Biases start at zero and norms at one: a mistake in them would not show."""
+    """Biases and adapters start at zero and norms at one: a mistake in them would not show."""
     policy = small_policy(architecture, config, **overrides)
     with torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.dim() == 1:
+        for name, parameter in policy.model.named_parameters():
+            if parameter.dim() == 1 or "lora_B" in name:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     policy.model.train()
     return policy
@@ -72,14 +77,57 @@ def test_frozen_weights_get_no_gradient() -> None:
         assert float((ours[key] - grad).norm() / grad.norm()) < 2e-5, key
 
 
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "all": LORA,
+    "queries and values": LORA | {"lora_target": "q_proj,v_proj"},
+    "MLP": LORA | {"lora_target": "gate_proj,down_proj", "lora_alpha": 3, "use_rslora": True},
+    "checkpointing": LORA | {"gradient_checkpointing": True},
+    "trained embeddings": LORA | {"modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3"])
+def test_adapters_gradients_equal_autograds(architecture: str, name: str) -> None:
+    policy = disturbed(architecture, TrainingConfig(bf16=False, use_cpu=True, **ADAPTERS[name]))
+    assert policy.fuses
+    hidden, ours = gradients(policy, True)
+    expected, autograds = gradients(policy, False)
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=2e-5)
+    assert ours.keys() == autograds.keys() and any("lora_A" in key for key in ours)
+    for key, grad in autograds.items():
+        assert float((ours[key] - grad).norm() / grad.norm()) < 2e-5, key
+    with policy.peft.disable_adapter(), torch.no_grad():
+        bare, base = states(policy, True), states(policy, False)
+    torch.testing.assert_close(bare, base, rtol=0, atol=2e-5)
+    assert float((bare - hidden).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"lora_dropout": 0.1, "disable_dropout": False},
+        {"modules_to_save": ["input_layernorm"]},
+    ],
+    ids=str,
+)
+def test_other_adapters_run_by_the_models_own_code(settings: dict[str, Any]) -> None:
+    assert not small_policy(config=TrainingConfig(bf16=False, use_cpu=True, **LORA, **settings)).fuses
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("dtype", ["autocast", "weights"])
-def test_bfloat16_is_no_further_from_float32_than_the_models_own(dtype: str) -> None:
-    exact = torch.cat([g.flatten() for g in gradients(disturbed("Qwen3"), False)[1].values()])
-    errors = []
-    for fused in (True, False):
-        policy = disturbed("Qwen3", TrainingConfig(bf16=dtype == "autocast", use_cpu=True))
-        if dtype == "weights":
-            policy.model.to(torch.bfloat16)
-        found = torch.cat([g.flatten().float() for g in gradients(policy, fused)[1].values()])
-        errors.append(float((found - exact).norm() / exact.norm()))
-    assert errors[0] < 1.2 * errors[1] < 0.1
+def test_bfloat16_is_no_further_from_float32_than_the_models_own(dtype: str, adapter: dict[str, Any]) -> None:
+    plain = disturbed("Qwen3", TrainingConfig(bf16=False, use_cpu=True, **adapter))
+    policy = disturbed("Qwen3", TrainingConfig(bf16=dtype == "autocast", use_cpu=True, **adapter))
+    if dtype == "weights":
+        policy.model.to(torch.bfloat16)
+
+    def error(fused: bool, seed: int) -> float:
+        every = gradients(plain, False, seed)[1], gradients(policy, fused, seed)[1]
+        a, b = (torch.cat([grad.flatten().float() for grad in grads.values()]) for grads in every)
+        return float((b - a).norm() / a.norm())
+
+    ours, models = (sum(error(fused, seed) for seed in range(4)) / 4 for fused in (True, False))
+    assert ours < 1.2 * models < 0.1

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cohort.config import RunConfig, TrainingConfig
 from cohort.plan.meter import Meter, autocast_of_cuda
+from cohort.policy.decoder import laid_out_bytes
 from cohort.policy.load import adapt, load_model_config, set_up
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
@@ -122,6 +123,7 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16
     output = model.get_output_embeddings()
     embeddings = model.get_input_embeddings().weight
     tied = output.weight is embeddings
+    products = torch.bfloat16 if bf16 else output.weight.dtype
     return Weights(
         count=sum(p.numel() for p in every),
         size=size,
@@ -130,16 +132,9 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16
         trunk_trained=sum(p.numel() for p in trunk),
         trunk_trained_size=sum(p.numel() * p.element_size() for p in trunk),
         read=size - (0 if tied else embeddings.numel() * embeddings.element_size()),
-        decoder=_laid_out(model.base_model, bf16),
+        decoder=0 if quantized or not fuses(model.base_model) else laid_out_bytes(model.base_model, products),
         unpacked=max((layer.weight.nbytes for layer in quantized), default=0),
     )
-
-
-def _laid_out(trunk: Any, bf16: bool) -> int:
-    if not fuses(trunk):
-        return 0
-    matrices = [module.weight for module in trunk.layers.modules() if isinstance(module, nn.Linear)]
-    return sum(w.numel() * (2 if bf16 else w.element_size()) for w in matrices)
 
 
 def blank_reward_model(name: str, device: str) -> float:
@@ -170,6 +165,7 @@ class Blank:
             model.tie_weights()
             set_up(model, peft, config)
             self.policy = Policy(model, None, peft=peft, bf16=bf16)
+            self.policy.fuses = self.policy.fuses and not quantized
         for tensor in (*model.parameters(), *model.buffers()):
             self.meter.add(tensor)
         self.policy.grouped = self._attends_grouped()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -61,6 +60,7 @@ def find_machine(
     import torch
 
     from cohort.policy.load import fast_bf16, find_device
+    from cohort.policy.memory import total_bytes
 
     here = find_device(use_cpu)
     device = "cuda" if not use_cpu and (memory is not None or here.type == "cuda") else "cpu"
@@ -72,9 +72,7 @@ def find_machine(
     if bf16 is None:
         bf16 = True if device == "cuda" and here.type != "cuda" else fast_bf16(here)
     if memory is None:
-        on_gpu = device == "cuda"
-        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        memory = float(torch.cuda.get_device_properties(here).total_memory if on_gpu else pages)
+        memory = float(total_bytes(here))
     dtype = torch.bfloat16 if bf16 else torch.float32
     return Machine(device, bf16, memory, flops or measured_flops(here, dtype), bandwidth or measured_bandwidth(here))
 

@@ -9,6 +9,7 @@ from cohort.config import PPOConfig, TrainingConfig
 from cohort.plan.figures import Batch, Figures, Lengths
 from cohort.plan.machine import Machine
 from cohort.policy.cache import GROWTH
+from cohort.policy.decoder import has_room_for
 from cohort.policy.products import onednn_is_better
 from cohort.train.optimizer import BITSANDBYTES
 
@@ -67,8 +68,10 @@ def needs(
     parts["head"] = update.head
     if batch.sampled:
         cache, sampling = _decoding(found, config, batch, lengths)
-        parts["decoder"], parts["KV cache"], parts["sampling"] = weights.decoder, cache, sampling
-        phases["generate"] = base + weights.decoder + max(found.prefill.peak, cache + sampling)
+        fused = config.finetuning_type != "lora" or has_room_for(weights.decoder, machine.memory)
+        decoder = weights.decoder if fused else 0
+        parts["decoder"], parts["KV cache"], parts["sampling"] = decoder, cache, sampling
+        phases["generate"] = base + decoder + max(found.prefill.peak, cache + sampling)
         if needs_scoring(config):
             phases["score"] = base + found.score.peak
     phases["update"] = base + max(update.peak, weights.trained_size)

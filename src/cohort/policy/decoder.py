@@ -19,11 +19,16 @@ from torch.nn.functional import rms_norm, silu
 
 from cohort.policy.attention import HeadOptions
 from cohort.policy.cache import DecodeCache
+from cohort.policy.matrix import Matrix
+from cohort.policy.memory import total_bytes
 from cohort.policy.model import Policy
 from cohort.policy.products import laid_out
-from cohort.policy.trunk import head_options, paired
+from cohort.policy.trunk import head_options, matrices, paired
 
 Rows = Callable[[Tensor], Tensor]
+
+SHARE_OF_MEMORY = 1 / 8
+"""Of the device's: the most that a model with an adapter lays out anew, which is a copy of its weights."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +50,28 @@ class FusedDecoder:
         first = trunk.layers[0].self_attn
         self.trunk, self.eps = trunk, trunk.norm.variance_epsilon
         self.D = first.head_dim
-        self.K = first.k_proj.out_features // self.D
-        self.H = first.q_proj.out_features // self.D
-        self.pairs = paired(self.D, first.q_proj.weight.device)
+        self.K = len(Matrix.of(first.k_proj).weight) // self.D
+        self.H = len(Matrix.of(first.q_proj).weight) // self.D
+        self.pairs = paired(self.D, trunk.norm.weight.device)
         self.layers = [self._layer(i, layer, dtype) for i, layer in enumerate(trunk.layers)]
         self.turns = torch.zeros(0)
         """[positions, 1, D / 2], complex: the rotary embedding."""
 
     def _layer(self, index: int, layer: Any, dtype: torch.dtype) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
+        queries, keys, values, out, gate, up, down = matrices(layer)
         scale, norms = attention.scaling, None
         if hasattr(attention, "q_norm"):
             norms = (attention.q_norm.weight[self.pairs] * scale, attention.k_norm.weight[self.pairs])
             scale = 1.0
-        queries, keys, values = attention.q_proj, attention.k_proj, attention.v_proj
         in_heads = _joined(
             [(queries, scale, self.pairs), (keys, 1.0, self.pairs), (values, 1.0, None)], layer.input_layernorm, dtype
         )
-        gate_up = _joined([(mlp.gate_proj, 1.0, None), (mlp.up_proj, 1.0, None)], layer.post_attention_layernorm, dtype)
+        gate_up = _joined([(gate, 1.0, None), (up, 1.0, None)], layer.post_attention_layernorm, dtype)
         head = head_options(index, attention)
         head.scaling = 1.0  # it is inside the matrices
-        return _Layer(head, in_heads, norms, _joined([(attention.o_proj, 1.0, None)], None, dtype), gate_up,
-                      _joined([(mlp.down_proj, 1.0, None)], None, dtype))  # fmt: skip
+        return _Layer(head, in_heads, norms, _joined([(out, 1.0, None)], None, dtype), gate_up,
+                      _joined([(down, 1.0, None)], None, dtype))  # fmt: skip
 
     def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
         """The final hidden states [N, Dm] after one more token in each row; `cache.advance()` comes before."""
@@ -116,24 +121,44 @@ def decoder_of(policy: Policy) -> FusedDecoder | ModelDecoder:
     """For one generation: a fused decoder holds the weights as they are now."""
     if not policy.fuses:
         return ModelDecoder(policy)
-    return FusedDecoder(policy.trunk, policy.dtype)
+    size = laid_out_bytes(policy.trunk, policy.dtype)
+    has_room = policy.peft is None or has_room_for(size, total_bytes(policy.device))
+    return FusedDecoder(policy.trunk, policy.dtype) if has_room else ModelDecoder(policy)
 
 
-def _joined(parts: list[tuple[nn.Linear, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Rows:
+def has_room_for(laid_out: float, memory: float) -> bool:
+    """Whether a model with an adapter decodes by matrices of that many bytes of their own. (Where all weights are
+    trained, their gradients take more.)"""
+    return laid_out <= SHARE_OF_MEMORY * memory
+
+
+def laid_out_bytes(trunk: Any, dtype: torch.dtype) -> int:
+    """What a fused decoder's own matrices take, adapters aside."""
+    modules = [module for layer in trunk.layers for module in matrices(layer)]
+    return sum(Matrix.of(module).weight.numel() for module in modules) * dtype.itemsize
+
+
+def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Rows:
     """The matrices below one another: each with its scale, a head's rows in the given order, and the weight of the
-    norm before it inside."""
-    weights, biases = [], []
-    for linear, scale, order in parts:
-        weight = linear.weight.float() if scale == 1.0 else linear.weight.float() * scale
-        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.float() * scale
-        if order is not None:
-            weight = weight.view(-1, len(order), weight.shape[1])[:, order].flatten(0, 1)
-            bias = bias.view(-1, len(order))[:, order].flatten()
-        weights.append(weight)
-        biases.append(bias)
-    whole = torch.cat(weights)
+    norm before it inside. So are adapters in float32; in other types, whose weights have no digits for them, they are
+    products of their own."""
+    found = [Matrix.of(module).ready(torch.float32, order) for module, _, order in parts]
+    weights, biases, downs, ups = [], [], [], []
+    for (_, scale, _), (weight, bias, down, up) in zip(parts, found, strict=True):
+        inside = up is not None and dtype is torch.float32
+        whole = torch.addmm(weight, up, down) if inside else weight
+        weights.append(whole if scale == 1.0 else whole * scale)
+        biases.append(weight.new_zeros(len(weight)) if bias is None else bias * scale)
+        apart = up is not None and not inside
+        downs.append(down if apart else weight.new_zeros(0, weight.shape[1]))
+        ups.append(up * scale if apart else weight.new_zeros(len(weight), 0))
+    whole, down, up = torch.cat(weights), torch.cat(downs), torch.block_diag(*ups)
     if norm is not None:
         whole.mul_(norm.weight.float())
-    has_bias = any(linear.bias is not None for linear, _, _ in parts)
+        down.mul_(norm.weight.float())
+    has_bias = any(bias is not None for _, bias, _, _ in found)
     product = laid_out(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None)
-    return lambda rows: product(rows.to(dtype))
+    if not len(down):
+        return lambda rows: product(rows.to(dtype))
+    into, out = laid_out(down.to(dtype), None), laid_out(up.to(dtype), None)
+    return lambda rows: product(rows.to(dtype)) + out(into(rows.to(dtype)))

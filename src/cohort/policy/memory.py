@@ -1,4 +1,4 @@
-"""Telling an out-of-memory error from any other, and the most memory that was in use."""
+"""Memory: how much there is, how much was in use at most, and telling its lack from any other error."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes; larger blocks are mapped by themselves
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of the card, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def reset_peak(device: torch.device) -> None:

@@ -8,17 +8,21 @@ numbers lie in the pairs that the rotary embedding turns, so that it is one prod
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch import Tensor
+from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from cohort.policy.attention import GroupLayout, HeadOptions
+from cohort.policy.matrix import Matrix, is_known
 
 FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """transformers' layers that do what this file does; each model is compared with its own forward before it is used."""
+NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the length of the sequence."""
 
@@ -27,15 +31,22 @@ FEW_READ = 0.8
 
 
 def fuses(trunk: Any) -> bool:
-    """Whether the trunk is a decoder of the family with plain matrices: no adapters, no quantised weights."""
+    """Whether the trunk is a decoder of the family with matrices that are plain or have a plain adapter."""
     layers = getattr(trunk, "layers", None)
     if not layers or any(type(layer).__name__ not in FAMILY for layer in layers):
         return False
-    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    linears = [module for layer in layers for name, module in layer.named_modules() if name.split(".")[-1] in names]
-    plain = len(linears) == len(names) * len(layers) and all(type(module) is nn.Linear for module in linears)
+    known = all(is_known(module) for layer in layers for module in matrices(layer))
+    norms = [trunk.norm, *(module for layer in layers for name, module in layer.named_modules() if name in NORMS)]
+    known = known and all(type(norm).__name__.endswith("RMSNorm") for norm in norms)
     activation = type(layers[0].mlp.act_fn).__name__
-    return plain and activation in ("SiLU", "SiLUActivation") and trunk.rotary_emb.rope_type not in MOVING
+    return known and activation in ("SiLU", "SiLUActivation") and trunk.rotary_emb.rope_type not in MOVING
+
+
+def matrices(layer: Any) -> list[Any]:
+    """Modules of a layer of the family: queries, keys, values, out, gate, up, down."""
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
 
 def paired(D: int, device: torch.device) -> Tensor:
@@ -68,25 +79,18 @@ def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: GroupL
 
 def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: GroupLayout, read: Tensor | None) -> Tensor:
     """`read` [W]: the tokens whose rows are wanted; None: all."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     D, device = attention.head_dim, rows.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else attention.q_proj.weight.dtype
-    pairs = paired(D, rows.device)
+    parameters = [Matrix.of(module) for module in matrices(layer)]
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameters[0].weight.dtype
     norms = [getattr(attention, name).weight if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
-    projections = attention.q_proj, attention.k_proj, attention.v_proj
     before, after = layer.input_layernorm, layer.post_attention_layernorm
-    heads = _Heads.apply(
-        rows, turns, _HeadsOptions(D, before.variance_epsilon, pairs, dtype), before.weight, *norms,
-        *(projection.weight for projection in projections), *(projection.bias for projection in projections),
-    )  # fmt: skip
+    options = _HeadsOptions(D, before.variance_epsilon, paired(D, rows.device), dtype)
+    heads = _Heads.apply(rows, turns, options, before.weight, *norms, *chain(*parameters[:3]))
     attended = layout.attend(*heads, head_options(index, attention), read is not None).flatten(1)
     if read is not None:
         rows, attended = rows.index_select(0, read), attended.index_select(0, read)
-    matrices = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    return _Rest.apply(
-        rows, attended, after.variance_epsilon, dtype, after.weight,
-        *(matrix.weight for matrix in matrices), *(matrix.bias for matrix in matrices),
-    )  # fmt: skip
+    return _Rest.apply(rows, attended, after.variance_epsilon, dtype, after.weight, *chain(*parameters[3:]))
 
 
 class _Norm(torch.autograd.Function):
@@ -141,11 +145,11 @@ class _Heads(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, turns: Tensor, options: _HeadsOptions, norm: Tensor, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        norms, weights, biases = _parts(parameters, options)
+        norms, projections = _parts(parameters, options)
         normed = _normed(rows, norm, options.eps, options.dtype)
         found, kept = [], []
         for i in range(3):
-            heads = linear(normed, weights[i], biases[i]).unflatten(1, (-1, options.D))
+            heads = projections[i].product(normed).unflatten(1, (-1, options.D))
             if norms[i] is not None:
                 kept.append(heads)
                 heads = _normed(heads, norms[i], options.eps, options.dtype)
@@ -158,40 +162,37 @@ class _Heads(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         options = ctx.options
         rows, norm, *saved = ctx.saved_tensors
-        parameters, kept = saved[:8], saved[8:]
-        norms, weights, _ = _parts(parameters, options)
+        parameters, kept = saved[:14], saved[14:]
+        norms, projections = _parts(parameters, options)
         back = options.pairs.argsort()
         normed = _normed(rows, norm, options.eps, options.dtype)
-        wanted = ctx.needs_input_grad[4:]
-        found: list[Tensor | None] = [None] * 8
+        wanted = ctx.needs_input_grad[6:]
+        of_norms: list[Tensor | None] = [None, None]
+        found: list[Tensor | None] = []
         into = None
         for i in range(3):
             heads = grads[i] if i == 2 else _turned(grads[i], ctx.turns.conj())
             if norms[i] is not None:
                 heads, of_norm = _norm_backward(heads, kept[i], norms[i], options.eps)
-                found[i] = of_norm[back]
+                of_norms[i] = of_norm[back]
             columns = heads.flatten(1).to(options.dtype)
-            into = columns @ weights[i] if into is None else into.addmm_(columns, weights[i])
-            if wanted[2 + i]:
-                found[2 + i] = _ordered(columns.t() @ normed, None if i == 2 else back)
-            if wanted[5 + i]:
-                found[5 + i] = _ordered(columns.sum(0), None if i == 2 else back)
+            into = projections[i].back(columns, into)
+            of_four = wanted[4 * i : 4 * i + 4]
+            found += projections[i].gradients(columns, lambda: normed, of_four, None if i == 2 else back)
         of_rows, of_norm = _norm_backward(into, rows, norm, options.eps)
-        return of_rows, None, None, of_norm, *found
+        return of_rows, None, None, of_norm, *of_norms, *found
 
 
-def _parts(parameters: Any, options: _HeadsOptions) -> tuple[list[Any], list[Any], list[Any]]:
-    """Norms, matrices and biases of queries, keys and values, in pairs where they turn and in the products' type."""
+def _parts(parameters: Any, options: _HeadsOptions) -> tuple[list[Any], list[Matrix]]:
+    """Norms and matrices of queries, keys and values, in pairs where they turn and in the products' type."""
     pairs = options.pairs
     norms = [*(None if norm is None else norm[pairs] for norm in parameters[:2]), None]
-    matrices = [x if x is None else x.to(options.dtype) for x in parameters[2:8]]
-    turning = [x if i % 3 == 2 or x is None else _ordered(x, pairs) for i, x in enumerate(matrices)]
-    return norms, turning[:3], turning[3:]
+    found = zip(_by_four(parameters[2:]), (pairs, pairs, None), strict=True)
+    return norms, [matrix.ready(options.dtype, order) for matrix, order in found]
 
 
-def _ordered(values: Tensor, order: Tensor | None) -> Tensor:
-    """[heads * D, ...] with each head's numbers in that order."""
-    return values if order is None else values.unflatten(0, (-1, len(order)))[:, order].flatten(0, 1)
+def _by_four(parameters: Any) -> list[Matrix]:
+    return [Matrix(*parameters[i : i + 4]) for i in range(0, len(parameters), 4)]
 
 
 def _turned(heads: Tensor, turns: Tensor) -> Tensor:
@@ -207,39 +208,35 @@ class _Rest(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, attended: Tensor, eps: float, dtype: torch.dtype, norm: Tensor, *parameters: Any
     ) -> Tensor:
-        (out, gate, up, down, *biases) = (x if x is None else x.to(dtype) for x in parameters)
+        out, gate, up, down = (matrix.ready(dtype) for matrix in _by_four(parameters))
         attended = attended.to(dtype)
-        between = rows + linear(attended, out, biases[0])
+        between = rows + out.product(attended)
         normed = _normed(between, norm, eps, dtype)
-        opened, raised = linear(normed, gate, biases[1]), linear(normed, up, biases[2])
+        opened, raised = gate.product(normed), up.product(normed)
         ctx.eps, ctx.dtype = eps, dtype
         ctx.save_for_backward(attended, between, opened, raised, norm, *parameters)
-        return between + linear(silu(opened).mul_(raised), down, biases[3])
+        return between + down.product(silu(opened).mul_(raised))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         attended, between, opened, raised, norm, *parameters = ctx.saved_tensors
-        dtype, wanted = ctx.dtype, ctx.needs_input_grad[5:]
-        out, gate, up, down = (x.to(dtype) for x in parameters[:4])
+        eps, dtype, wanted = ctx.eps, ctx.dtype, ctx.needs_input_grad[5:]
+        out, gate, up, down = (matrix.ready(dtype) for matrix in _by_four(parameters))
+
+        def of(i: int, matrix: Matrix, columns: Tensor, rows: Callable[[], Tensor]) -> list[Tensor | None]:
+            return matrix.gradients(columns, rows, wanted[4 * i : 4 * i + 4])
+
         columns = grad.to(dtype)
-        of_gated, gate_values = columns @ down, silu(opened)
-        of_down, of_down_bias = _of_matrix(columns, lambda: gate_values * raised, wanted[3], wanted[7])
+        of_gated, gate_values = down.back(columns), silu(opened)
+        of_down = of(3, down, columns, lambda: gate_values * raised)
         of_raised = gate_values.mul_(of_gated)
         of_opened = torch.ops.aten.silu_backward(of_gated.mul_(raised), opened)
-        into = (of_opened @ gate).addmm_(of_raised, up)
-        normed = _normed(between, norm, ctx.eps, dtype)
-        of_gate, of_gate_bias = _of_matrix(of_opened, lambda: normed, wanted[1], wanted[5])
-        of_up, of_up_bias = _of_matrix(of_raised, lambda: normed, wanted[2], wanted[6])
-        of_between, of_norm = _norm_backward(into, between, norm, ctx.eps)
+        into = up.back(of_raised, gate.back(of_opened))
+        normed = _normed(between, norm, eps, dtype)
+        of_gate = of(1, gate, of_opened, lambda: normed)
+        of_up = of(2, up, of_raised, lambda: normed)
+        of_between, of_norm = _norm_backward(into, between, norm, eps)
         of_between += grad
         columns = of_between.to(dtype)
-        of_out, of_out_bias = _of_matrix(columns, lambda: attended, wanted[0], wanted[4])
-        return (
-            of_between, columns @ out, None, None, of_norm, of_out, of_gate, of_up, of_down, of_out_bias, of_gate_bias,
-            of_up_bias, of_down_bias,
-        )  # fmt: skip
-
-
-def _of_matrix(columns: Tensor, rows: Any, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a linear layer's weight and bias, where they are wanted, from its result's and what entered it."""
-    return columns.t() @ rows() if weight else None, columns.sum(0) if bias else None
+        of_out = of(0, out, columns, lambda: attended)
+        return of_between, out.back(columns), None, None, of_norm, *of_out, *of_gate, *of_up, *of_down
