@@ -9,7 +9,7 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.methods import METHODS
-from cohort.policy import decoder
+from cohort.policy import decoder, products
 from cohort.policy.cache import DecodeCache
 from cohort.policy.decoder import FusedDecoder, ModelDecoder, _joined, decoder_of, laid_out_bytes
 from cohort.policy.model import Policy
@@ -89,6 +89,24 @@ def test_a_fixed_cache_samples_the_same(name: str, short: int, monkeypatch: pyte
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.logprobs, theirs.logprobs, rtol=0, atol=1e-4)
     assert len(seen) > 3 and all(len(places) == 1 for places in seen.values())
+
+
+@pytest.mark.parametrize("small", [0, 2**20], ids=["in oneDNN's order", "turned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_weight_laid_out_multiplies_as_it_does(
+    small: int, dtype: torch.dtype, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "SMALL", small)
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(96, 64, generator=generator).to(dtype), torch.randn(96, generator=generator).to(dtype)
+    product = products.laid_out(weight, bias if has_bias else None)
+    for count in (1, 3, 20, 70):
+        rows = torch.randn(count, 64, generator=generator).to(dtype)
+        expected = rows.double() @ weight.double().t() + (bias.double() if has_bias else 0)
+        found = product(rows)
+        assert found.dtype is dtype
+        assert float((found - expected).norm() / expected.norm()) < (1e-6 if dtype is torch.float32 else 1e-2)
 
 
 def adapted(bf16: bool, **settings: Any) -> Policy:
