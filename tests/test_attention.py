@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ def stream(layout: GroupLayout, heads: int, kv_heads: int, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("scores", [tiles.SCORES, 300], ids=["large tiles", "small tiles"])
 @pytest.mark.parametrize("block", [tiles.BLOCK, 7], ids=["whole rows", "cut rows"])
+@pytest.mark.parametrize("copied", [0, math.inf], ids=["copied keys", "shared keys"])
 @pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
 @pytest.mark.parametrize("lengths", LAYOUTS)
 def test_tiles_equal_scores(
@@ -44,10 +46,12 @@ def test_tiles_equal_scores(
     heads: tuple[int, int],
     block: int,
     scores: int,
+    copied: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tiles, "BLOCK", block)
     monkeypatch.setattr(tiles, "SCORES", scores)
+    monkeypatch.setattr(tiles, "COPIED", copied)
     layout = GroupLayout(*lengths, torch.device("cpu"))
     inputs = stream(layout, *heads, torch.float64)
     grad = torch.randn(inputs[0].shape, dtype=torch.float64)
