@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cohort.config import TrainingConfig
 from cohort.methods import METHODS
-from cohort.policy import flash, tiles
+from cohort.policy import tiles
 from cohort.policy.attention import GroupLayout, HeadOptions
 from cohort.policy.head import BLOCK_BYTES
 from cohort.policy.pack import Part
@@ -37,6 +38,7 @@ def stream(layout: GroupLayout, heads: int, kv_heads: int, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("scores", [tiles.SCORES, 300], ids=["large tiles", "small tiles"])
 @pytest.mark.parametrize("block", [tiles.BLOCK, 7], ids=["whole rows", "cut rows"])
+@pytest.mark.parametrize("copied", [0, math.inf], ids=["copied keys", "shared keys"])
 @pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
 @pytest.mark.parametrize("lengths", LAYOUTS)
 def test_tiles_equal_scores(
@@ -44,10 +46,12 @@ def test_tiles_equal_scores(
     heads: tuple[int, int],
     block: int,
     scores: int,
+    copied: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tiles, "BLOCK", block)
     monkeypatch.setattr(tiles, "SCORES", scores)
+    monkeypatch.setattr(tiles, "COPIED", copied)
     layout = GroupLayout(*lengths, torch.device("cpu"))
     inputs = stream(layout, *heads, torch.float64)
     grad = torch.randn(inputs[0].shape, dtype=torch.float64)
@@ -57,26 +61,6 @@ def test_tiles_equal_scores(
         found.append([out, *torch.autograd.grad(out, inputs, grad)])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("scores", [tiles.SCORES, 300], ids=["large tiles", "small tiles"])
-@pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
-@pytest.mark.parametrize("lengths", LAYOUTS)
-def test_the_kernel_equals_scores(
-    lengths: tuple[list[int], list[list[int]]], heads: tuple[int, int], scores: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert flash._knows_the_kernel()
-    monkeypatch.setattr(flash, "flashes", lambda q: True)
-    monkeypatch.setattr(tiles, "SCORES", scores)
-    layout = GroupLayout(*lengths, torch.device("cpu"))
-    inputs = stream(layout, *heads, torch.float32)
-    grad = torch.randn(inputs[0].shape)
-    found = []
-    for attend in (layout._by_tiles, layout._by_scores):
-        out = attend(*inputs, HeadOptions(0, 0.2, None, None, None))
-        found.append([out, *torch.autograd.grad(out, inputs, grad)])
-    for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", LAYOUTS)

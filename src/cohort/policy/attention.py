@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from cohort.policy import flash, flex, tiles
+from cohort.policy import flex, tiles
 from cohort.policy.memory import is_out_of_memory
 
 log = logging.getLogger("cohort")
@@ -153,7 +153,7 @@ class GroupLayout:
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
-        self._tiles: dict[tuple[int, int, bool, bool], list[tiles.Tile]] = {}
+        self._tiles: dict[tuple[int, int, bool], list[tiles.Tile]] = {}
         self._flex: flex.FlexPlan | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
@@ -180,16 +180,13 @@ class GroupLayout:
     def _by_tiles(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
         K = k.shape[1]
         heads = K, q.shape[1] // K
-        flashes = flash.flashes(q)
-        key = (*heads, only_read, flashes)
+        key = (*heads, only_read)
         if key not in self._tiles:
             ends = [*self._firsts[1:], len(self._segments)]
             groups = [self._segments[a:b] for a, b in zip(self._firsts, ends, strict=True)]
             found = [problem for prompt, *rows in groups for problem in tiles.problems(prompt, rows, only_read)]
-            most = tiles.SCORES * (flash.TILES if flashes else 1)
-            self._tiles[key] = tiles.tiles(found, len(self.places), *heads, q.device, most)
-        attention = flash.FlashAttention if flashes else tiles.TiledAttention
-        return attention.apply(q, k, v, self._tiles[key], head.scaling)
+            self._tiles[key] = tiles.tiles(found, len(self.places), *heads, q.device)
+        return tiles.TiledAttention.apply(q, k, v, self._tiles[key], head.scaling)
 
     def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         if self._flex is None:

@@ -19,6 +19,9 @@ BLOCK = 256
 """Longer sequences are cut, so that what no query sees is not computed either."""
 SHORT = 128
 """Keys below which PyTorch's softmax of bfloat16 on the CPU takes up to four times as long as float32's."""
+COPIED = 1
+"""Scores of a key over its numbers, from which on shared keys are copied for each row: one product makes all scores
+where they stay, which two products with parts of them as their results do row by row with MKL."""
 WASTE = 1.3
 """Padded scores over real ones, up to which unequal problems share a tile."""
 
@@ -76,9 +79,9 @@ class Tile:
     """[U, 1, L], 0 where a shared key is none."""
 
 
-def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.device, most_scores: int) -> list[Tile]:
-    """Problems of like shapes side by side, and rows of large ones apart, so that a tile keeps to `most_scores` as far
-    as one row for one head allows."""
+def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
+    """Problems of like shapes side by side, and rows of large ones apart, so that SCORES is kept to as far as one row
+    for one head allows."""
     made: list[Tile] = []
 
     def size(shape: tuple[int, int, int]) -> int:
@@ -87,13 +90,13 @@ def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.dev
 
     def close(batch: list[Problem], shape: tuple[int, int, int]) -> None:
         units = [(problem, head) for problem in batch for head in range(K)]
-        count = max(1, most_scores // size(shape))
+        count = max(1, SCORES // size(shape))
         made.extend(_tile(units[i : i + count], shape, tokens, K, rep, device) for i in range(0, len(units), count))
 
     pieces = []
     for problem in found:
         L, _, C = problem.shape
-        most = max(1, most_scores // size((L, 1, C)))
+        most = max(1, SCORES // size((L, 1, C)))
         for i in range(0, len(problem.rows), most):
             piece = Problem(problem.shared, problem.rows[i : i + most])
             pieces.append((piece.shape, piece))
@@ -212,12 +215,16 @@ class _Work:
 
     def products(self, rows: Tensor, own: Tensor, shared: Tensor) -> Tensor:
         """Of each row with what stands at each key."""
-        C = own.shape[1]
+        _, C, D = own.shape
+        queries = rows.view(*self.rows, D)
+        if queries.shape[1] >= COPIED * D:
+            keys = torch.cat([shared.repeat_interleave(len(own) // len(rows), 0), own], 1)
+            return torch.bmm(queries, keys.transpose(1, 2)).view(*rows.shape[:2], self.L + C)
         found = rows.new_empty(*rows.shape[:2], self.L + C)
         if self.L:
             torch.bmm(rows, shared.transpose(1, 2), out=found[..., : self.L])
         by_row = found.view(*self.rows, self.L + C)
-        torch.bmm(rows.view(*self.rows, rows.shape[-1]), own.transpose(1, 2), out=by_row[..., self.L :])
+        torch.bmm(queries, own.transpose(1, 2), out=by_row[..., self.L :])
         return found
 
     def weights(self) -> Tensor:
