@@ -7,7 +7,7 @@ completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwis
 "medium" is torch's matmul precision, by which float32 products take the faster library on some processors. The first
 two steps warm up; figures are medians of the rest. The floor is what the step must do at least, each prompt once and no
 padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that reading
-the weights needs, where that is slower).
+the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights.
 """
 
 from __future__ import annotations

@@ -17,10 +17,9 @@ from test_decoder import LORA, MODELS
 LENGTHS = [(5, [4, 7, 1]), (9, [3]), (30, [40, 2])]
 
 
-def states(policy: Policy, fused: bool, seed: int = 0) -> Tensor:
+def states(policy: Policy, fused: bool, generator: torch.Generator) -> Tensor:
     """The hidden states of a packed stream that are read."""
     policy.fuses = fused
-    generator = torch.Generator().manual_seed(seed)
     parts = []
     for g, (prompt, lengths) in enumerate(LENGTHS):
         ids = [torch.randint(2, 97, (n,), generator=generator) for n in (prompt, *lengths)]
@@ -33,8 +32,8 @@ def gradients(policy: Policy, fused: bool, seed: int = 0) -> tuple[Tensor, dict[
     """These states, and the gradient that a fixed one of theirs gives every parameter."""
     policy.model.zero_grad()
     with policy.attending():
-        hidden = states(policy, fused, seed)
-        generator = torch.Generator().manual_seed(seed + 1)
+        generator = torch.Generator().manual_seed(seed)
+        hidden = states(policy, fused, generator)
         hidden.backward(torch.randn(hidden.shape, generator=generator).to(hidden.dtype))
     found = {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
     return hidden.detach(), found
@@ -98,7 +97,7 @@ def test_adapters_gradients_equal_autograds(architecture: str, name: str) -> Non
     for key, grad in autograds.items():
         assert float((ours[key] - grad).norm() / grad.norm()) < 2e-5, key
     with policy.peft.disable_adapter(), torch.no_grad():
-        bare, base = states(policy, True), states(policy, False)
+        bare, base = (states(policy, fused, torch.Generator().manual_seed(0)) for fused in (True, False))
     torch.testing.assert_close(bare, base, rtol=0, atol=2e-5)
     assert float((bare - hidden).abs().max()) > 1e-3
 
@@ -116,18 +115,31 @@ def test_other_adapters_run_by_the_models_own_code(settings: dict[str, Any]) -> 
     assert not small_policy(config=TrainingConfig(bf16=False, use_cpu=True, **LORA, **settings)).fuses
 
 
-@pytest.mark.parametrize("adapter", [{}, LORA], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("dtype", ["autocast", "weights"])
-def test_bfloat16_is_no_further_from_float32_than_the_models_own(dtype: str, adapter: dict[str, Any]) -> None:
-    plain = disturbed("Qwen3", TrainingConfig(bf16=False, use_cpu=True, **adapter))
-    policy = disturbed("Qwen3", TrainingConfig(bf16=dtype == "autocast", use_cpu=True, **adapter))
+def test_bfloat16_is_no_further_from_float32_than_the_models_own(dtype: str) -> None:
+    exact = torch.cat([g.flatten() for g in gradients(disturbed("Qwen3"), False)[1].values()])
+    errors = []
+    for fused in (True, False):
+        policy = disturbed("Qwen3", TrainingConfig(bf16=dtype == "autocast", use_cpu=True))
+        if dtype == "weights":
+            policy.model.to(torch.bfloat16)
+        found = torch.cat([g.flatten().float() for g in gradients(policy, fused)[1].values()])
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert errors[0] < 1.2 * errors[1] < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["autocast", "weights"])
+def test_adapters_in_bfloat16_are_no_further_from_float32_than_the_models_own(dtype: str) -> None:
+    """On average: of one input the errors are by chance up to a third apart, either way."""
+    plain = disturbed("Qwen3", TrainingConfig(bf16=False, use_cpu=True, **LORA))
+    policy = disturbed("Qwen3", TrainingConfig(bf16=dtype == "autocast", use_cpu=True, **LORA))
     if dtype == "weights":
         policy.model.to(torch.bfloat16)
 
     def error(fused: bool, seed: int) -> float:
         every = gradients(plain, False, seed)[1], gradients(policy, fused, seed)[1]
-        a, b = (torch.cat([grad.flatten().float() for grad in grads.values()]) for grads in every)
-        return float((b - a).norm() / a.norm())
+        exact, found = (torch.cat([grad.flatten().float() for grad in grads.values()]) for grads in every)
+        return float((found - exact).norm() / exact.norm())
 
     ours, models = (sum(error(fused, seed) for seed in range(4)) / 4 for fused in (True, False))
     assert ours < 1.2 * models < 0.1

@@ -50,9 +50,9 @@ class FusedDecoder:
         first = trunk.layers[0].self_attn
         self.trunk, self.eps = trunk, trunk.norm.variance_epsilon
         self.D = first.head_dim
-        self.K = len(Matrix.of(first.k_proj).weight) // self.D
-        self.H = len(Matrix.of(first.q_proj).weight) // self.D
-        self.pairs = paired(self.D, trunk.norm.weight.device)
+        self.K = first.k_proj.out_features // self.D
+        self.H = first.q_proj.out_features // self.D
+        self.pairs = paired(self.D, first.q_proj.weight.device)
         self.layers = [self._layer(i, layer, dtype) for i, layer in enumerate(trunk.layers)]
         self.turns = torch.zeros(0)
         """[positions, 1, D / 2], complex: the rotary embedding."""
@@ -119,11 +119,11 @@ class ModelDecoder:
 
 def decoder_of(policy: Policy) -> FusedDecoder | ModelDecoder:
     """For one generation: a fused decoder holds the weights as they are now."""
-    if not policy.fuses:
-        return ModelDecoder(policy)
-    size = laid_out_bytes(policy.trunk, policy.dtype)
-    has_room = policy.peft is None or has_room_for(size, total_bytes(policy.device))
-    return FusedDecoder(policy.trunk, policy.dtype) if has_room else ModelDecoder(policy)
+    trunk, dtype = policy.trunk, policy.dtype
+    fused = policy.fuses and (
+        policy.peft is None or has_room_for(laid_out_bytes(trunk, dtype), total_bytes(policy.device))
+    )
+    return FusedDecoder(trunk, dtype) if fused else ModelDecoder(policy)
 
 
 def has_room_for(laid_out: float, memory: float) -> bool:
@@ -135,7 +135,7 @@ def has_room_for(laid_out: float, memory: float) -> bool:
 def laid_out_bytes(trunk: Any, dtype: torch.dtype) -> int:
     """What a fused decoder's own matrices take, adapters aside."""
     modules = [module for layer in trunk.layers for module in matrices(layer)]
-    return sum(Matrix.of(module).weight.numel() for module in modules) * dtype.itemsize
+    return sum(module.in_features * module.out_features for module in modules) * dtype.itemsize
 
 
 def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Rows:

@@ -17,7 +17,7 @@ FEW = range(12, 49)
 two cores with MKL; below and above it is slower, and so it is with oneDNN."""
 SMALL = 2**20
 """Bytes of a float32 weight up to which MKL multiplies by its transpose faster than oneDNN by its own order, a call of
-which takes 40 microseconds: 1.2 to 4 times for 8 to 128 rows."""
+which takes 40 microseconds: 1 to 8 times for 8 to 128 rows, most where both are few."""
 FLOAT32_ERROR = 2e-6
 """Of a float32 product against float64: 2e-7 to 6e-7 was seen; bfloat16 inside shows 3e-3."""
 

@@ -1,7 +1,8 @@
 """The attention of packed groups tile by tile, so that no scores are kept.
 
 A tile's scores fit the cache. They are made, used and dropped, and made again for the gradient. The products are
-ordinary batched ones, in which a prompt's keys meet the queries of all its completions at once.
+ordinary batched ones, in which a prompt's keys meet the queries of all its completions at once, or a copy of them those
+of each, where that is little beside the scores.
 """
 
 from __future__ import annotations
