@@ -46,8 +46,9 @@ class Meter(TorchDispatchMode):
         real = given and not any(isinstance(each, FakeTensor) for each in given)
         with unset_fake_temporarily() if real else nullcontext():
             found = function(*args, **kwargs)
+        there = [each.untyped_storage() for each in given]
         for each in tree_leaves(found):
-            if isinstance(each, Tensor):
+            if isinstance(each, Tensor) and not any(each.untyped_storage() is storage for storage in there):
                 self.add(each)
         count = flop_registry.get(function._overloadpacket)
         if count is not None:

@@ -106,7 +106,8 @@ def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class GroupLayout:
-    """The flat stream of P groups: prompt, then its completions, group after group, no padding.
+    """The flat stream of P groups: prompt, then its completions, group after group, no padding. A completion's
+    last token, behind which nothing is predicted, is not in it.
 
     Inside attention the stream is laid out on a grid: prompts [P, L], completions [P, R, C], L the longest prompt,
     R the largest group, C the longest completion. Completions see their own prompt and themselves, causally.
@@ -115,7 +116,7 @@ class GroupLayout:
     def __init__(self, prompt_lengths: list[int], completion_lengths: list[list[int]], device: torch.device):
         P, L = len(prompt_lengths), max(prompt_lengths)
         R = max(len(lengths) for lengths in completion_lengths)
-        C = max((n for lengths in completion_lengths for n in lengths), default=0)
+        C = max((n - 1 for lengths in completion_lengths for n in lengths if n), default=0)
         # Segments of the stream: where each starts on the grid, its length, its first position, its group.
         segments = np.array(
             [
@@ -123,7 +124,7 @@ class GroupLayout:
                 for g, (p, lengths) in enumerate(zip(prompt_lengths, completion_lengths, strict=True))
                 for segment in [
                     (g * L, p, 0, g),
-                    *((P * L + (g * R + r) * C, n, p, g) for r, n in enumerate(lengths)),
+                    *((P * L + (g * R + r) * C, max(0, n - 1), p, g) for r, n in enumerate(lengths)),
                 ]
             ]
         )
@@ -135,11 +136,13 @@ class GroupLayout:
         grid = np.zeros(P * L + P * R * C, dtype=np.int64)
         valid = np.zeros(P * L + P * R * C, dtype=bool)
         grid[places], valid[places] = stream, True
-        # A completion's first token is predicted at its prompt's last, every other at the token before it.
         completion = position > 0
         ends_of_prompts = (starts + length - 1)[~completion]
-        before = np.where(offset == 0, ends_of_prompts[group].repeat(length), stream - 1)
-        sources = before[completion.repeat(length)]
+        # A completion's first token is predicted at its prompt's last, every other at the token before it.
+        targets = np.array([n for lengths in completion_lengths for n in lengths], dtype=np.int64)
+        index = np.arange(targets.sum()) - (targets.cumsum() - targets).repeat(targets)
+        before = (starts[completion] - 1).repeat(targets) + index
+        sources = np.where(index == 0, ends_of_prompts[group[completion]].repeat(targets), before)
         self._segments, self._firsts = np.split(stream, starts[1:]), np.flatnonzero(~completion)
         self.shape = (P, L, R, C)
         self.grid, self.valid = torch.from_numpy(grid).to(device), torch.from_numpy(valid).to(device)

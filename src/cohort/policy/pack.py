@@ -28,7 +28,8 @@ class Part:
 @dataclass(frozen=True)
 class Pack:
     """One forward pass: `model(**inputs)` gives hidden states; `sources_N` are the rows of the flattened hidden
-    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion."""
+    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion. A completion's
+    last token, behind which nothing is predicted, is not in it."""
 
     parts: list[Part]
     inputs: dict[str, Any]
@@ -43,7 +44,7 @@ def pack_groups(parts: list[Part], device: torch.device) -> Pack:
         [[len(ids) for ids in part.completion_ids] for part in parts],
         device,
     )
-    stream = torch.cat([ids for part in parts for ids in (part.prompt_ids, *part.completion_ids)])
+    stream = torch.cat([ids for part in parts for ids in (part.prompt_ids, *(c[:-1] for c in part.completion_ids))])
     inputs = {
         "input_ids": stream.to(device).unsqueeze(0),
         "position_ids": layout.positions.unsqueeze(0),
@@ -54,16 +55,17 @@ def pack_groups(parts: list[Part], device: torch.device) -> Pack:
 
 def pack_rows(parts: list[Part], device: torch.device) -> Pack:
     """One padded row for each completion, prompt repeated: for models with an attention of their own."""
-    rows = [torch.cat([part.prompt_ids, ids]) for part in parts for ids in part.completion_ids]
+    rows = [torch.cat([part.prompt_ids, ids[:-1]]) for part in parts for ids in part.completion_ids]
     prompts = [len(part.prompt_ids) for part in parts for _ in part.completion_ids]
+    lengths = [len(ids) for part in parts for ids in part.completion_ids]
     longest = max(len(row) for row in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.long)
     sources = []
-    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+    for i, (row, prompt, n) in enumerate(zip(rows, prompts, lengths, strict=True)):
         input_ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
-        sources.append(i * longest + torch.arange(prompt - 1, len(row) - 1))
+        sources.append(i * longest + torch.arange(prompt - 1, prompt - 1 + n))
     inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
     return Pack(parts, inputs, torch.cat(sources).to(device), _targets(parts, device))
 
