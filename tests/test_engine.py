@@ -128,6 +128,20 @@ def test_tokens_are_told_as_they_are_drawn(kind: type, n: int) -> None:
     assert len({len(ids) for ids in said.values()}) > 2
 
 
+@pytest.mark.parametrize("kind", [LocalEngine, RowEngine])
+def test_groups_are_told_when_they_have_ended(kind: type) -> None:
+    told: list[tuple[int, list[Completion]]] = []
+    engine: Engine = kind(small_policy(), max_rows=4)
+    sampling = Sampling(max_tokens=12, eos_ids=list(range(1, 20)))
+    found = engine.generate(prompts_of(), 2, sampling, 3, on_group=lambda *group: told.append(group))
+    plain = engine.generate(prompts_of(), 2, sampling, 3)
+    assert sorted(group for group, _ in told) == list(range(5))
+    for group, completions in told:
+        assert [c.ids.tolist() for c in completions] == [c.ids.tolist() for c in found[group]]
+        assert not completions[0].ids.is_inference()
+    assert [[c.text for c in row] for row in plain] == [[c.text for c in row] for row in found]
+
+
 def test_truncation_keeps_what_each_rule_says() -> None:
     logp = torch.tensor([[0.5, 0.25, 0.15, 0.07, 0.03]]).log()
 

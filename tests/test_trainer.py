@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def grpo(folder: Path, model: Any = None, **values: Any) -> GRPOTrainer:
         processing_class=build_tokenizer() if not isinstance(model, str) else None,
         **extra,
     )
+
+
+def at_length(completions: list[Any], log_metric: Any, **_: Any) -> list[float]:
+    log_metric("calls", len(completions))
+    return [float(len(completion[0]["content"])) for completion in completions]
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -390,3 +396,47 @@ def test_totals_are_clipped_counted_and_composed(tmp_path: Path, caplog: pytest.
     assert {row["why"] for row in kept} == {"sample", "most rewarded", "strangest"}
     best = max(kept, key=lambda row: row["reward"])
     assert best["why"] == "most rewarded" and best["columns"]["answer"] and best["digits"] > 0
+
+
+def test_rewards_beside_sampling_change_nothing_but_when_they_are_called(
+    tmp_path: Path,
+) -> None:
+    for name, overlap in (("after", False), ("beside", True)):
+        grpo(tmp_path / name, reward_funcs=[digits, at_length], overlap_rewards=overlap, max_rows=4).train()
+    after, beside = (numbers(rows_of(tmp_path / name)) for name in ("after", "beside"))
+    calls = [row.pop("calls") for row in beside]
+    assert {row.pop("calls") for row in after} == {12} and all(4 <= n <= 12 for n in calls)
+    assert beside == after
+
+
+def test_rewards_are_called_while_others_are_sampled(tmp_path: Path) -> None:
+    called = threading.Event()
+    threads: set[str] = set()
+
+    def told(completions: list[Any], **_: Any) -> list[float]:
+        threads.add(threading.current_thread().name)
+        assert len(completions) % 4 == 0  # whole groups
+        called.set()
+        return digits(completions)
+
+    trainer = grpo(tmp_path, reward_funcs=told, overlap_rewards=True, max_rows=4, max_steps=1, **NO_PREFLIGHT)
+    generate = trainer.engine.generate
+
+    def waits_after_a_group(*args: Any, on_group: Any, **kwargs: Any) -> Any:
+        def tell(*group: Any) -> None:
+            on_group(*group)
+            assert called.wait(60)
+
+        return generate(*args, **kwargs, on_group=tell)
+
+    trainer.engine.generate = waits_after_a_group  # type: ignore[method-assign]
+    trainer.train()
+    assert threads == {"rewards_0"}
+
+
+def test_a_reward_that_fails_beside_sampling_ends_the_run(tmp_path: Path) -> None:
+    def breaks(completions: list[Any], **_: Any) -> list[float]:
+        raise ValueError("no model")
+
+    with pytest.raises(RewardFunctionError, match="'breaks' raised ValueError: no model\\n  at row 0"):
+        grpo(tmp_path, reward_funcs=breaks, overlap_rewards=True, **NO_PREFLIGHT).train()

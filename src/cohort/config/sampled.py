@@ -28,6 +28,11 @@ class SampledConfig(TrainingConfig):
     reward_clip: tuple[float, float] | None = Field(
         (-5.0, 5.0), description="[lowest, highest] total of a completion; what is clipped is counted. null: none."
     )
+    overlap_rewards: bool = Field(
+        False,
+        description="Reward groups as they end, in a thread beside the sampling of the others, instead of all at once "
+        "behind it. For rewards that wait: a judge, programs, pools. Functions are called with whole groups.",
+    )
     reward_preflight: bool = Field(
         True, description="Try the rewards on right, wrong, empty and truncated answers before training."
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -73,32 +75,86 @@ def collect(
     state: TrainerState,
 ) -> Round:
     """Sample and reward one group for each prompt."""
-    G = config.num_generations
     started = time.perf_counter()
-    with record_function("generate"):
-        sampled = engine.generate([prompt.ids for prompt in prompts], G, sampling, seed)
-    generated = time.perf_counter()
+    ids = [prompt.ids for prompt in prompts]
+    G = config.num_generations
+    if config.overlap_rewards:
+        with _Beside(prompts, rewards, state) as beside:
+            with record_function("generate"):
+                engine.generate(ids, G, sampling, seed, on_group=beside.take)
+            generated = time.perf_counter()
+            found = beside.round()
+    else:
+        with record_function("generate"):
+            sampled = engine.generate(ids, G, sampling, seed)
+        generated = time.perf_counter()
+        found = rewarded(prompts, sampled, rewards, state)
+    found.seconds = {
+        "seconds/generate": generated - started,
+        "seconds/reward": time.perf_counter() - generated,
+        **found.seconds,
+    }
+    return found
+
+
+def rewarded(prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewards, state: TrainerState) -> Round:
+    """Prompts and their completions as groups with rewards, and the seconds of each function."""
     with record_function("reward"):
         scores = score(prompts, sampled, rewards, state)
-    rewarded = time.perf_counter()
     steps = [Steps(*pair) for pair in zip(scores.step_rewards, scores.step_ends, strict=True)]
-    groups = [
-        Group(
-            prompt_ids=prompt.ids,
-            completions=found,
-            row=prompt.row,
-            rewards=scores.totals[p * G : (p + 1) * G],
-            components={name: values[p * G : (p + 1) * G] for name, values in scores.counted.items()},
-            steps=steps[p * G : (p + 1) * G] or None,
+    groups, end = [], 0
+    for prompt, found in zip(prompts, sampled, strict=True):
+        own = slice(end, end := end + len(found))
+        groups.append(
+            Group(
+                prompt_ids=prompt.ids,
+                completions=found,
+                row=prompt.row,
+                rewards=scores.totals[own],
+                components={name: values[own] for name, values in scores.counted.items()},
+                steps=steps[own] or None,
+            )
         )
-        for p, (prompt, found) in enumerate(zip(prompts, sampled, strict=True))
-    ]
-    seconds = {
-        "seconds/generate": generated - started,
-        "seconds/reward": rewarded - generated,
-        **{f"seconds/reward/{name}": spent for name, spent in scores.seconds.items()},
-    }
-    return Round(groups, scores.metrics, seconds)
+    return Round(groups, scores.metrics, {f"seconds/reward/{name}": spent for name, spent in scores.seconds.items()})
+
+
+class _Beside:
+    """Rewards groups in a thread of its own, all that have ended at once."""
+
+    def __init__(self, prompts: list[Prompt], rewards: Rewards, state: TrainerState) -> None:
+        self.prompts, self.rewards, self.state = prompts, rewards, state
+        self.waiting: dict[int, list[Completion]] = {}
+        self.lock = Lock()
+        self.thread = ThreadPoolExecutor(1, "rewards")
+        self.done: dict[int, Group] = {}
+        self.rounds: list[Round] = []
+        self.calls: list[Future[None]] = []
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+    def take(self, prompt: int, found: list[Completion]) -> None:
+        """A group that has ended: rewarded with all others that wait when the thread is free."""
+        with self.lock:
+            self.waiting[prompt] = found
+        self.calls.append(self.thread.submit(self._reward))
+
+    def _reward(self) -> None:
+        with self.lock:
+            ended, self.waiting = self.waiting, {}
+        if ended:
+            found = rewarded([self.prompts[i] for i in ended], list(ended.values()), self.rewards, self.state)
+            self.rounds.append(found)
+            self.done |= zip(ended, found.groups, strict=True)
+
+    def round(self) -> Round:
+        """All groups in the order of their prompts; raises what a reward raised."""
+        for call in self.calls:
+            call.result()
+        return Round([self.done[i] for i in range(len(self.prompts))], logged(self.rounds), seconds(self.rounds))
 
 
 def says_nothing(group: Group) -> bool:
@@ -108,7 +164,7 @@ def says_nothing(group: Group) -> bool:
 
 
 def statistics(rounds: list[Round]) -> dict[str, float]:
-    """What to log of all groups that were sampled for a batch; what functions logged is averaged over groups."""
+    """What to log of all groups that were sampled for a batch."""
     groups = [group for found in rounds for group in found.groups]
     metrics = {
         **reward_statistics(torch.tensor([group.rewards for group in groups])),
@@ -116,14 +172,26 @@ def statistics(rounds: list[Round]) -> dict[str, float]:
         **length_statistics([completion for group in groups for completion in group.completions]),
         **step_statistics([steps for group in groups for steps in group.steps or ()]),
     }
-    for name in {name: None for found in rounds for name in found.logged}:
-        having = [found for found in rounds if name in found.logged]
-        total = sum(found.logged[name] * len(found.groups) for found in having)
-        metrics[name] = total / sum(len(found.groups) for found in having)
-    for found in rounds:
-        for name, seconds in found.seconds.items():
-            metrics[name] = metrics.get(name, 0.0) + seconds
-    return metrics
+    return metrics | logged(rounds) | seconds(rounds)
+
+
+def logged(rounds: list[Round]) -> dict[str, float]:
+    """What functions logged, averaged over groups."""
+    found = {}
+    for name in {name: None for each in rounds for name in each.logged}:
+        having = [each for each in rounds if name in each.logged]
+        total = sum(each.logged[name] * len(each.groups) for each in having)
+        found[name] = total / sum(len(each.groups) for each in having)
+    return found
+
+
+def seconds(rounds: list[Round]) -> dict[str, float]:
+    """Of all rounds together."""
+    found: dict[str, float] = {}
+    for each in rounds:
+        for name, spent in each.seconds.items():
+            found[name] = found.get(name, 0.0) + spent
+    return found
 
 
 def reward_statistics(rewards_PG: Tensor) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -18,7 +17,7 @@ from cohort.policy.model import Policy
 from cohort.policy.pack import Part
 from cohort.policy.products import few_rows
 from cohort.rollouts.row_engine import RowEngine
-from cohort.rollouts.sampling import OnTokens, Sampling, draw
+from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling, draw
 from cohort.types import Completion
 
 log = logging.getLogger("cohort")
@@ -34,7 +33,13 @@ class Engine(Protocol):
     """Samples `n` completions of each prompt (int64 [p] on the CPU). The same seed gives the same completions."""
 
     def generate(
-        self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, on_tokens: OnTokens | None = None
+        self,
+        prompts: list[Tensor],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        on_tokens: OnTokens | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]: ...
 
 
@@ -51,7 +56,13 @@ class LocalEngine:
         self.policy, self.max_rows = policy, max_rows
 
     def generate(
-        self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, on_tokens: OnTokens | None = None
+        self,
+        prompts: list[Tensor],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        on_tokens: OnTokens | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         model, was_training = self.policy.model, self.policy.model.training
         model.eval()
@@ -61,9 +72,9 @@ class LocalEngine:
                     # A tenth faster than no_grad where a token costs many small operations.
                     with self.policy.attending(), few_rows(model), torch.inference_mode():
                         decoding = _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows)
-                        decoding.on_tokens = on_tokens
+                        decoding.on_tokens, decoding.on_group = on_tokens, on_group
                         decoding.run()
-                    return decoding.completions()
+                    return [decoding.group(i) for i in range(len(prompts))]
                 except RuntimeError as error:
                     if not is_out_of_memory(error) or self.max_rows == 1:
                         raise
@@ -86,6 +97,9 @@ class _Decoding:
             max_rows,
         )
         self.on_tokens: OnTokens | None = None
+        self.on_group: OnGroup | None = None
+        self.groups: dict[int, list[Completion]] = {}
+        """Those that have been asked for."""
         device = policy.device
         self.generator = torch.Generator(device).manual_seed(seed)
         # (prompt, first row, rows): a group larger than max_rows comes in pieces.
@@ -117,6 +131,7 @@ class _Decoding:
             # A device is waited for here, once a token.
             living = int(self.alive.sum())
             if not (self.waiting or living):
+                self._tell_ended()
                 return
             self._make_room(living)
             if self.waiting and len(self.cache) + self.waiting[0][2] <= self.max_rows:
@@ -137,6 +152,16 @@ class _Decoding:
             else:
                 self.cache = DecodeCache(self.share, self.fixed)
             self.row, self.tokens, self.alive = self.row[kept], self.tokens[kept], self.alive[kept]
+            self._tell_ended()
+
+    def _tell_ended(self) -> None:
+        """Hand over the groups of which no row lives or waits."""
+        if self.on_group is None:
+            return
+        unended = {prompt for prompt, _, _ in self.waiting} | set((self.row[self.alive] // self.n).tolist())
+        for i in range(len(self.prompts)):
+            if i not in unended and i not in self.groups:
+                self.on_group(i, self.group(i))
 
     def _admit(self) -> None:
         """Prefill waiting prompts, as many as fit, and draw each row's first token."""
@@ -191,19 +216,19 @@ class _Decoding:
         tail = self.policy.tokenizer.decode(self.ids[row, max(0, end - longest - 8) : end].tolist())
         return any(text in tail for text in self.sampling.stop)
 
-    def completions(self) -> list[list[Completion]]:
-        """What was written, as tensors of their own: autograd refuses those made in inference mode."""
-        ids, logprobs = self.ids.cpu(), self.logprobs.cpu()
-        counts, ended = self.counts.tolist(), self.ended.tolist()
-        flat = [
-            Completion(
-                ids[i, : counts[i]].clone(),
-                logprobs[i, : counts[i]].clone(),
-                truncated=not ended[i],
-                version=self.policy.version,
-            )
-            for i in range(len(counts))
-        ]
-        texts = self.policy.tokenizer.batch_decode([c.ids.tolist() for c in flat], skip_special_tokens=True)
-        flat = [replace(c, text=text) for c, text in zip(flat, texts, strict=True)]
-        return [flat[i * self.n : (i + 1) * self.n] for i in range(len(self.prompts))]
+    def group(self, i: int) -> list[Completion]:
+        """A prompt's completions, as tensors of their own: autograd refuses those made in inference mode."""
+        if i not in self.groups:
+            rows = slice(i * self.n, (i + 1) * self.n)
+            counts, ended = self.counts[rows].tolist(), self.ended[rows].tolist()
+            with torch.inference_mode(False):
+                ids, logprobs = (
+                    [row[:count].clone() for row, count in zip(x[rows].cpu(), counts, strict=True)]
+                    for x in (self.ids, self.logprobs)
+                )
+            texts = self.policy.tokenizer.batch_decode([row.tolist() for row in ids], skip_special_tokens=True)
+            self.groups[i] = [
+                Completion(*row, truncated=not done, version=self.policy.version)
+                for *row, done in zip(ids, logprobs, texts, ended, strict=True)
+            ]
+        return self.groups[i]

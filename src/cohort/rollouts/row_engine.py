@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
-from cohort.rollouts.sampling import OnTokens, Sampling
+from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling
 from cohort.types import Completion
 
 
@@ -38,7 +38,13 @@ class RowEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, on_tokens: OnTokens | None = None
+        self,
+        prompts: list[Tensor],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        on_tokens: OnTokens | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         model, was_training = self.policy.model, self.policy.model.training
         model.eval()
@@ -46,10 +52,13 @@ class RowEngine:
             # Rows of one length need no padding, which models with a state do not all ignore.
             with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
                 torch.manual_seed(seed)
-                return [
-                    self._group(prompt, n, sampling, _Streamer(i, on_tokens) if on_tokens and n == 1 else None)
-                    for i, prompt in enumerate(prompts)
-                ]
+                found = []
+                for i, prompt in enumerate(prompts):
+                    streamer = _Streamer(i, on_tokens) if on_tokens and n == 1 else None
+                    found.append(self._group(prompt, n, sampling, streamer))
+                    if on_group is not None:
+                        on_group(i, found[-1])
+                return found
         finally:
             model.train(was_training)
 

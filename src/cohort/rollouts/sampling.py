@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cohort.types import Completion
+
 BLOCK = 256
 """Entries of a row that are summed at once."""
 
 OnTokens = Callable[[list[int], list[int]], None]
 """Called with completions (the j-th of prompt i is i * n + j) and the next token of each, as they are drawn."""
+
+OnGroup = Callable[[int, list[Completion]], None]
+"""Called with a prompt's number and its completions once all of them have ended; anew where a generation that ran out
+of memory starts again."""
 
 
 @dataclass(frozen=True)
