@@ -7,6 +7,7 @@ training and decoding without model code of its own. The model passes the layout
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ from cohort.policy.memory import is_out_of_memory
 log = logging.getLogger("cohort")
 
 NAME = "cohort_grouped"
+FEW_READ = 0.8
+"""Share of the tokens read of the final hidden states from which on choosing them costs what it saves."""
 
 
 class Layout(Protocol):
@@ -51,6 +54,21 @@ class HeadOptions:
 
     def cap(self, scores: Tensor) -> Tensor:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+@dataclass
+class Made:
+    """What a layer made of its tokens, as far as the gradient asks for it: filled by a pass over prompts or by
+    decoding, and taken in place of a pass where it is filled."""
+
+    heads: tuple[Tensor, ...] = ()
+    """Queries [T, H, D], keys and values [T, K, D], as attention takes them."""
+    unnormed: tuple[Tensor, ...] = ()
+    """Queries and keys before the norms of heads, where there are such."""
+    attended: Tensor | None = None
+    """[T, H, D]."""
+    rest: tuple[Tensor, ...] = ()
+    """Behind attention: the rows between, gate, up, and the layer's result; in the last layer of what is read alone."""
 
 
 def grouped_attention(
@@ -151,13 +169,24 @@ class GroupLayout:
         self.sources = torch.from_numpy(sources).to(device)
         self.read = torch.from_numpy(np.union1d(sources, ends_of_prompts)).to(device)
         """Tokens behind which something is predicted or sampled: all that is read of the final hidden states."""
+        self.alone = self.read if len(self.read) < FEW_READ * len(stream) else None
+        """The same, where it pays that the last layer works for them alone."""
         self.groups = torch.from_numpy(group.repeat(length)).to(device)
         self.segments = torch.from_numpy((np.arange(len(length)) * completion).repeat(length)).to(device)
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
+        self.kept: list[Made] | None = None
+        """Where it is a list, layers of `trunk.py` leave in it what they make."""
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
         self._tiles: dict[tuple[int, int, bool], list[tiles.Tile]] = {}
         self._flex: flex.FlexPlan | None = None
+
+    def made(self, layer: int) -> Made | None:
+        """Where the layer is to leave what it makes, or what it need not make again."""
+        if self.kept is None:
+            return None
+        self.kept.append(Made())
+        return self.kept[-1]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
         """`only_read`: the rows of tokens that are not in `read` may hold anything."""
@@ -185,11 +214,13 @@ class GroupLayout:
         heads = K, q.shape[1] // K
         key = (*heads, only_read)
         if key not in self._tiles:
-            ends = [*self._firsts[1:], len(self._segments)]
-            groups = [self._segments[a:b] for a, b in zip(self._firsts, ends, strict=True)]
-            found = [problem for prompt, *rows in groups for problem in tiles.problems(prompt, rows, only_read)]
-            self._tiles[key] = tiles.tiles(found, len(self.places), *heads, q.device)
+            self._tiles[key] = tiles.of_groups(self.group_places(), only_read, len(q), *heads, q.device)
         return tiles.TiledAttention.apply(q, k, v, self._tiles[key], head.scaling)
+
+    def group_places(self) -> list[list[np.ndarray]]:
+        """Places in the stream of each group's prompt and completions."""
+        ends = [*self._firsts[1:], len(self._segments)]
+        return [self._segments[a:b] for a, b in zip(self._firsts, ends, strict=True)]
 
     def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
         if self._flex is None:

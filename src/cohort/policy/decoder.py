@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-from cohort.policy.attention import HeadOptions
+from cohort.policy.attention import HeadOptions, Made
 from cohort.policy.cache import DecodeCache
 from cohort.policy.matrix import Matrix
 from cohort.policy.memory import total_bytes
@@ -56,6 +56,10 @@ class FusedDecoder:
         self.layers = [self._layer(i, layer, dtype) for i, layer in enumerate(trunk.layers)]
         self.turns = torch.zeros(0)
         """[positions, 1, D / 2], complex: the rotary embedding."""
+        self.scales = [layer.self_attn.scaling for layer in trunk.layers]
+        self.plain = all(layer.head.window is None for layer in self.layers)
+        self.kept: list[list[Made]] | None = None
+        """By layer, where what it makes is to be left."""
 
     def _layer(self, index: int, layer: Any, dtype: torch.dtype) -> _Layer:
         attention = layer.self_attn
@@ -78,7 +82,7 @@ class FusedDecoder:
         N, H, K, D = len(tokens_N), self.H, self.K, self.D
         turns = self._turns(cache)
         rows = self.trunk.embed_tokens(tokens_N)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             heads = layer.in_heads(self._normed(rows)).view(N, H + 2 * K, D)
             turning, values = heads[:, : H + K], heads[:, H + K :]
             if layer.head_norms is not None:
@@ -88,9 +92,13 @@ class FusedDecoder:
             pairs = torch.view_as_complex(turning.float().reshape(N, H + K, D // 2, 2))
             turned = torch.view_as_real(pairs * turns).view(N, H + K, D).to(heads.dtype)
             attended = cache.attend(turned[:, :H], turned[:, H:], values, layer.head)
-            rows = rows + layer.out(attended.view(N, H * D))
-            gate, up = layer.gate_up(self._normed(rows)).chunk(2, -1)
-            rows = rows + layer.down(silu(gate) * up)
+            between = rows + layer.out(attended.view(N, H * D))
+            gate, up = layer.gate_up(self._normed(between)).chunk(2, -1)
+            rows = between + layer.down(silu(gate) * up)
+            if self.kept is not None:
+                unnormed = (heads[:, :H], heads[:, H : H + K]) if layer.head_norms is not None else ()
+                made = Made((turned[:, :H], turned[:, H:], values), unnormed, attended, (between, gate, up, rows))
+                self.kept[index].append(made)
         return self.trunk.norm(rows)
 
     def _normed(self, rows: Tensor) -> Tensor:

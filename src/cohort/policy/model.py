@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cohort.policy.attention import NAME
+from cohort.policy.decoded import Decoded
 from cohort.policy.head import Head
 from cohort.policy.pack import Pack, Part, pack_groups, pack_rows
 from cohort.policy.products import fast_float32
@@ -32,6 +33,10 @@ class Policy:
         self.native_attention: str = model.config._attn_implementation
         self.version = 0
         """Counts updates, so that a completion can say which weights made it."""
+        self.room_for_decoded = 0
+        """Tokens of which the next generation may keep what its layers made."""
+        self.decoded: Decoded | None = None
+        """Of the last generation, for the update that follows it."""
         embeddings = model.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
             embeddings.padding_idx = None  # a sampled pad token is a token like any other and earns its gradient

@@ -50,7 +50,7 @@ def pack_groups(parts: list[Part], device: torch.device) -> Pack:
         "position_ids": layout.positions.unsqueeze(0),
         "grouped": layout,
     }
-    return Pack(parts, inputs, layout.sources, _targets(parts, device))
+    return Pack(parts, inputs, layout.sources, targets(parts, device))
 
 
 def pack_rows(parts: list[Part], device: torch.device) -> Pack:
@@ -67,10 +67,11 @@ def pack_rows(parts: list[Part], device: torch.device) -> Pack:
         mask[i, : len(row)] = 1
         sources.append(i * longest + torch.arange(prompt - 1, prompt - 1 + n))
     inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-    return Pack(parts, inputs, torch.cat(sources).to(device), _targets(parts, device))
+    return Pack(parts, inputs, torch.cat(sources).to(device), targets(parts, device))
 
 
-def _targets(parts: list[Part], device: torch.device) -> Tensor:
+def targets(parts: list[Part], device: torch.device) -> Tensor:
+    """[N], the tokens of all completions."""
     ids = [ids for part in parts for ids in part.completion_ids]
     return torch.cat(ids).to(device) if ids else torch.zeros(0, dtype=torch.long, device=device)
 

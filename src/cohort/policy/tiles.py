@@ -60,6 +60,14 @@ def problems(prompt: np.ndarray, completions: list[np.ndarray], only_read: bool 
     return [*found, Problem(prompt, rows)] if rows else found
 
 
+def of_groups(
+    groups: list[list[np.ndarray]], only_read: bool, tokens: int, K: int, rep: int, device: torch.device
+) -> list[Tile]:
+    """Tiles of a stream of `tokens`; each group is the places of its prompt and of its completions."""
+    found = [problem for prompt, *rows in groups for problem in problems(prompt, rows, only_read)]
+    return tiles(found, tokens, K, rep, device)
+
+
 @dataclass(frozen=True)
 class Tile:
     """U units, each a problem for one key/value head. Places are token * K + head, K heads; of padding: one behind the
@@ -163,22 +171,26 @@ def softmax(scores: Tensor) -> Tensor:
 
 class TiledAttention(torch.autograd.Function):
     """q [T, H, D], k and v [T, K, D] of a packed stream to [T, H, D], by the tiles of its layout. A row whose query is
-    in no tile holds anything."""
+    in no tile holds anything. `known`: the result, in a tuple, where it is known."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: list[Tile], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: list[Tile], scale: float, known: tuple[Tensor, ...] = ()
+    ) -> Tensor:
         (T, H, D), K = q.shape, k.shape[1]
+        ctx.plan, ctx.scale = plan, scale
+        ctx.save_for_backward(q, k, v)
+        if known:
+            return known[0]
         out = q.new_empty(T * K + 1, H // K * D)
         for tile in plan:
             work = _Work(tile, q, k, v, scale)
             result = work.sums(work.weights(), work.v_own, work.v_shared)
             out.index_copy_(0, tile.own, result.view(-1, out.shape[1]))
-        ctx.plan, ctx.scale = plan, scale
-        ctx.save_for_backward(q, k, v)
         return out[:-1].view(T, H, D)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v = ctx.saved_tensors
         (T, H, D), K = q.shape, k.shape[1]
         gq = q.new_zeros(T * K + 1, H // K * D)  # a plan may leave queries out
@@ -198,7 +210,7 @@ class TiledAttention(torch.autograd.Function):
             result = work.sums(slopes, work.k_own, work.k_shared).mul_(ctx.scale)
             gq.index_copy_(0, tile.own, result.view(-1, gq.shape[1]))
         gk, gv = (x[:-1].view(T, K, D).to(k.dtype) for x in (gk, gv))
-        return gq[:-1].view(T, H, D), gk, gv, None, None
+        return gq[:-1].view(T, H, D), gk, gv, None, None, None
 
 
 class _Work:

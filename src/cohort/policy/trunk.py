@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from cohort.policy.attention import GroupLayout, HeadOptions
+from cohort.policy.attention import HeadOptions, Made
 from cohort.policy.matrix import Matrix, is_known
 
 FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -25,9 +25,6 @@ FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 MOVING = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the length of the sequence."""
-
-FEW_READ = 0.8
-"""Share of the tokens read of the final hidden states from which on choosing them costs what it saves."""
 
 
 def fuses(trunk: Any) -> bool:
@@ -59,14 +56,14 @@ def head_options(index: int, attention: Any) -> HeadOptions:
     return HeadOptions(index, attention.scaling, window, None, None)
 
 
-def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: GroupLayout) -> Tensor:
-    """The final hidden states [T, Dm] of a trunk that `fuses`. Where `layout.read` leaves out enough of them, the last
-    layer works for it alone, and the others are zeros."""
+def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: Any) -> Tensor:
+    """The final hidden states [T, Dm] of a trunk that `fuses`, for a GroupLayout or a DecodedLayout. Where
+    `layout.alone` is not None, the last layer works for those tokens alone, and the others are zeros."""
     rows = trunk.embed_tokens(ids_T)
     cos, sin = trunk.rotary_emb(torch.zeros(1, device=rows.device), positions_T.unsqueeze(0))
     half = cos.shape[-1] // 2
     turns = torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float()).unsqueeze(1)
-    read = layout.read if len(layout.read) < FEW_READ * len(ids_T) else None
+    read = layout.alone
     for index, layer in enumerate(trunk.layers):
         wanted = read if layer is trunk.layers[-1] else None
         if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
@@ -77,7 +74,7 @@ def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: GroupL
     return rows if read is None else rows.new_zeros(len(ids_T), rows.shape[1]).index_copy(0, read, rows)
 
 
-def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: GroupLayout, read: Tensor | None) -> Tensor:
+def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: Any, read: Tensor | None) -> Tensor:
     """`read` [W]: the tokens whose rows are wanted; None: all."""
     attention = layer.self_attn
     D, device = attention.head_dim, rows.device.type
@@ -86,11 +83,15 @@ def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: GroupLay
     norms = [getattr(attention, name).weight if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
     before, after = layer.input_layernorm, layer.post_attention_layernorm
     options = _HeadsOptions(D, before.variance_epsilon, paired(D, rows.device), dtype)
-    heads = _Heads.apply(rows, turns, options, before.weight, *norms, *chain(*parameters[:3]))
-    attended = layout.attend(*heads, head_options(index, attention), read is not None).flatten(1)
+    made = layout.made(index)
+    heads = _Heads.apply(rows, turns, options, made, before.weight, *norms, *chain(*parameters[:3]))
+    attended = layout.attend(*heads, head_options(index, attention), read is not None)
+    if made is not None:
+        made.attended = attended
+    attended = attended.flatten(1)
     if read is not None:
         rows, attended = rows.index_select(0, read), attended.index_select(0, read)
-    return _Rest.apply(rows, attended, after.variance_epsilon, dtype, after.weight, *chain(*parameters[3:]))
+    return _Rest.apply(rows, attended, after.variance_epsilon, dtype, made, after.weight, *chain(*parameters[3:]))
 
 
 class _Norm(torch.autograd.Function):
@@ -143,20 +144,23 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, turns: Tensor, options: _HeadsOptions, norm: Tensor, *parameters: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        norms, projections = _parts(parameters, options)
-        normed = _normed(rows, norm, options.eps, options.dtype)
-        found, kept = [], []
-        for i in range(3):
-            heads = projections[i].product(normed).unflatten(1, (-1, options.D))
-            if norms[i] is not None:
-                kept.append(heads)
-                heads = _normed(heads, norms[i], options.eps, options.dtype)
-            found.append(heads if i == 2 else _turned(heads, turns))
+        ctx: Any,
+        rows: Tensor,
+        turns: Tensor,
+        options: _HeadsOptions,
+        made: Made | None,
+        norm: Tensor,
+        *parameters: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        if made is not None and made.heads:
+            found, kept = made.heads, made.unnormed
+        else:
+            found, kept = _heads(rows, turns, options, norm, parameters)
+        if made is not None:
+            made.heads, made.unnormed = found, kept
         ctx.options, ctx.turns = options, turns
         ctx.save_for_backward(rows, norm, *parameters, *kept)
-        return tuple(found)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -166,7 +170,7 @@ class _Heads(torch.autograd.Function):
         norms, projections = _parts(parameters, options)
         back = options.pairs.argsort()
         normed = _normed(rows, norm, options.eps, options.dtype)
-        wanted = ctx.needs_input_grad[6:]
+        wanted = ctx.needs_input_grad[7:]
         of_norms: list[Tensor | None] = [None, None]
         found: list[Tensor | None] = []
         into = None
@@ -180,7 +184,23 @@ class _Heads(torch.autograd.Function):
             of_four = wanted[4 * i : 4 * i + 4]
             found += projections[i].gradients(columns, lambda: normed, of_four, None if i == 2 else back)
         of_rows, of_norm = _norm_backward(into, rows, norm, options.eps)
-        return of_rows, None, None, of_norm, *of_norms, *found
+        return of_rows, None, None, None, of_norm, *of_norms, *found
+
+
+def _heads(
+    rows: Tensor, turns: Tensor, options: _HeadsOptions, norm: Tensor, parameters: Any
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Queries, keys and values, and what was normed of them before it was."""
+    norms, projections = _parts(parameters, options)
+    normed = _normed(rows, norm, options.eps, options.dtype)
+    found, kept = [], []
+    for i in range(3):
+        heads = projections[i].product(normed).unflatten(1, (-1, options.D))
+        if norms[i] is not None:
+            kept.append(heads)
+            heads = _normed(heads, norms[i], options.eps, options.dtype)
+        found.append(heads if i == 2 else _turned(heads, turns))
+    return tuple(found), tuple(kept)
 
 
 def _parts(parameters: Any, options: _HeadsOptions) -> tuple[list[Any], list[Matrix]]:
@@ -206,21 +226,34 @@ class _Rest(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, attended: Tensor, eps: float, dtype: torch.dtype, norm: Tensor, *parameters: Any
+        ctx: Any,
+        rows: Tensor,
+        attended: Tensor,
+        eps: float,
+        dtype: torch.dtype,
+        made: Made | None,
+        norm: Tensor,
+        *parameters: Any,
     ) -> Tensor:
-        out, gate, up, down = (matrix.ready(dtype) for matrix in _by_four(parameters))
         attended = attended.to(dtype)
-        between = rows + out.product(attended)
-        normed = _normed(between, norm, eps, dtype)
-        opened, raised = gate.product(normed), up.product(normed)
+        if made is not None and made.rest:
+            between, opened, raised, found = made.rest
+        else:
+            out, gate, up, down = (matrix.ready(dtype) for matrix in _by_four(parameters))
+            between = rows + out.product(attended)
+            normed = _normed(between, norm, eps, dtype)
+            opened, raised = gate.product(normed), up.product(normed)
+            found = between + down.product(silu(opened).mul_(raised))
+        if made is not None:
+            made.rest = between, opened, raised, found
         ctx.eps, ctx.dtype = eps, dtype
         ctx.save_for_backward(attended, between, opened, raised, norm, *parameters)
-        return between + down.product(silu(opened).mul_(raised))
+        return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         attended, between, opened, raised, norm, *parameters = ctx.saved_tensors
-        eps, dtype, wanted = ctx.eps, ctx.dtype, ctx.needs_input_grad[5:]
+        eps, dtype, wanted = ctx.eps, ctx.dtype, ctx.needs_input_grad[6:]
         out, gate, up, down = (matrix.ready(dtype) for matrix in _by_four(parameters))
 
         def of(i: int, matrix: Matrix, columns: Tensor, rows: Callable[[], Tensor]) -> list[Tensor | None]:
@@ -239,4 +272,4 @@ class _Rest(torch.autograd.Function):
         of_between += grad
         columns = of_between.to(dtype)
         of_out = of(0, out, columns, lambda: attended)
-        return of_between, out.back(columns), None, None, of_norm, *of_out, *of_gate, *of_up, *of_down
+        return of_between, out.back(columns), None, None, None, of_norm, *of_out, *of_gate, *of_up, *of_down

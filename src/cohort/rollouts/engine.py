@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cohort.policy.cache import DecodeCache
+from cohort.policy.decoded import Decoded
 from cohort.policy.decoder import FusedDecoder, decoder_of
 from cohort.policy.graph import GraphDecoder
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
@@ -74,7 +75,7 @@ class LocalEngine:
                         decoding = _Decoding(self.policy, prompts, n, sampling, seed, self.max_rows)
                         decoding.on_tokens, decoding.on_group = on_tokens, on_group
                         decoding.run()
-                    return [decoding.group(i) for i in range(len(prompts))]
+                    return decoding.end()
                 except RuntimeError as error:
                     if not is_out_of_memory(error) or self.max_rows == 1:
                         raise
@@ -120,6 +121,10 @@ class _Decoding:
         self.fixed = device.type == "cuda" and isinstance(decoder, FusedDecoder)
         self.decoder = GraphDecoder(decoder) if isinstance(decoder, FusedDecoder) and self.fixed else decoder
         self.cache = DecodeCache(self.share, self.fixed)
+        self.decoded: Decoded | None = None
+        if device.type == "cpu" and policy.room_for_decoded and isinstance(decoder, FusedDecoder) and decoder.plain:
+            self.decoded = Decoded(decoder.scales, policy.room_for_decoded)
+            decoder.kept = self.decoded.layers
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[N], which of the `total` rows each cached row is."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
@@ -140,6 +145,9 @@ class _Decoding:
             self.cache.advance()
             with self.policy.autocast():
                 hidden = self.decoder(self.tokens, self.cache)
+            if self.decoded is not None:
+                self.decoded.step(self.tokens, self.cache.positions, self.row, self.alive)
+                self._keep_within_room()
             self.tokens = self._sample(hidden, self.row, self.alive)
 
     def _make_room(self, living: int) -> None:
@@ -176,7 +184,13 @@ class _Decoding:
         pack = self.policy.pack([Part(i, self.prompts[prompt], [], []) for i, (prompt, _, _) in enumerate(pieces)])
         layout = pack.inputs["grouped"]
         layout.captured = {}
+        layout.kept = None if self.decoded is None else []
         hidden = self.policy.hidden(pack.inputs)
+        if self.decoded is not None:
+            firsts = [i * self.n + first for i, first, _ in pieces]
+            counts = [count for _, _, count in pieces]
+            self.decoded.admit(pack, [range(a, a + count) for a, count in zip(firsts, counts, strict=True)])
+            self._keep_within_room()
         counts = [count for _, _, count in pieces]
         self.cache.extend(layout, counts)
         new = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
@@ -215,6 +229,19 @@ class _Decoding:
         end = int(self.counts[row])
         tail = self.policy.tokenizer.decode(self.ids[row, max(0, end - longest - 8) : end].tolist())
         return any(text in tail for text in self.sampling.stop)
+
+    def _keep_within_room(self) -> None:
+        if self.decoded is not None and self.decoded.tokens > self.decoded.room:
+            assert isinstance(self.decoder, FusedDecoder)
+            self.decoded = self.decoder.kept = None
+
+    def end(self) -> list[list[Completion]]:
+        """All groups; what was kept of them is the policy's."""
+        found = [self.group(i) for i in range(len(self.prompts))]
+        if self.decoded is not None:
+            self.decoded.completions = [completion for group in found for completion in group]
+        self.policy.decoded = self.decoded
+        return found
 
     def group(self, i: int) -> list[Completion]:
         """A prompt's completions, as tensors of their own: autograd refuses those made in inference mode."""

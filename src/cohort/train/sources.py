@@ -141,6 +141,9 @@ class Samples:
         self.rewards, self.config, self.method, self.observer = rewards, config, method, observer
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
+        updated_at_once = config.batch_uses[0] == 1 and not getattr(config, "dynamic_sampling", False)
+        self.room = config.token_budget if updated_at_once and not config.gradient_checkpointing else 0
+        """Tokens of which sampling may keep what the update's forward pass would make."""
         self.watch = RewardWatch(rewards.names, rewards.weights)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
@@ -166,7 +169,11 @@ class Samples:
 
     def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
         prompts = [self.prompts[i] for i in chosen]
-        return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state)
+        self.policy.room_for_decoded = self.room
+        try:
+            return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state)
+        finally:
+            self.policy.room_for_decoded = 0
 
     def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
         """The batch with groups that say nothing replaced by other prompts', as long as there are rounds and prompts

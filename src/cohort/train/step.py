@@ -13,9 +13,10 @@ from torch import Tensor
 from cohort.config import TrainingConfig
 from cohort.formulas.aggregation import Denominators
 from cohort.methods import Method, Terms, Tokens
+from cohort.policy.decoded import Decoded
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
-from cohort.policy.pack import Part, micro_batches
+from cohort.policy.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer
 from cohort.types import Group
 
@@ -132,8 +133,11 @@ class _Pass:
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
         recorded: dict[tuple[int, int], Tensor] = {}
-        for micro in micro_batches(parts, self.token_budget, whole=self.unit == "group"):
-            recorded.update(self._backward(micro))
+        decoded, self.policy.decoded = self.policy.decoded, None
+        micros = list(micro_batches(parts, self.token_budget, whole=self.unit == "group"))
+        for micro in micros:
+            known = self._known(decoded, micro) if decoded is not None and len(micros) == 1 else None
+            recorded.update(self._backward(micro, known))
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
@@ -163,10 +167,17 @@ class _Pass:
         ]
         return Part(g, group.prompt_ids, rows, [group.completions[r].ids for r in rows])
 
-    def _backward(self, parts: list[Part]) -> dict[tuple[int, int], Tensor]:
-        """Forward, closed-form head, backward. Returns the log-probabilities by (group, row)."""
+    def _known(self, decoded: Decoded, parts: list[Part]) -> Pack | None:
+        """The micro-batch as its sampling left it, where the policy has not moved since."""
+        completions = [self.groups[part.group].completions[r] for part in parts for r in part.rows]
+        moved = any(completion.version != self.policy.version for completion in completions)
+        return None if moved else decoded.pack(parts, completions)
+
+    def _backward(self, parts: list[Part], pack: Pack | None = None) -> dict[tuple[int, int], Tensor]:
+        """Forward, where `pack` does not know it, closed-form head, backward. Returns the log-probabilities by (group,
+        row)."""
         policy = self.policy
-        pack = policy.pack(parts)
+        pack = pack or policy.pack(parts)
         rows = [(part.group, r) for part in parts for r in part.rows]
         lengths = [len(ids) for part in parts for ids in part.completion_ids]
         weights_B = torch.tensor([self.weights[g][r] for g, r in rows])

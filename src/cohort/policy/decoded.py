@@ -1,0 +1,157 @@
+"""What sampling made of every token, kept so that the update on it begins with its backward pass.
+
+The first update on a sampled batch would run the weights that sampled it over the same tokens once more. Its stream is
+here what was decoded, in that order: prompts as they were let in, and one token of each row after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cohort.policy.attention import GroupLayout, HeadOptions, Made
+from cohort.policy.pack import Pack, Part, targets
+from cohort.policy.tiles import Tile, TiledAttention, of_groups
+from cohort.types import Completion
+
+USED = 0.9
+"""Share of the decoded tokens from which on those without a gradient stay in the stream: leaving them out is a copy."""
+
+
+class Decoded:
+    """Filled while one generation runs, whose rows are the completions, prompt by prompt; serves one update."""
+
+    def __init__(self, scales: list[float], room: int):
+        self.layers: list[list[Made]] = [[] for _ in scales]
+        """By layer, what it made; queries are scaled."""
+        self.scales = scales
+        self.room, self.tokens = room, 0
+        """Tokens that may be kept, and tokens that are."""
+        self.completions: list[Completion] = []
+        self._ids: list[Tensor] = []
+        self._positions: list[Tensor] = []
+        self._worked: list[np.ndarray] = []
+        """For each token, whether the last layer worked for it."""
+        self._prompts: list[np.ndarray] = []
+        self._prompt_of: dict[int, int] = {}
+        """Row -> which of the prompts it follows."""
+        self._rows: list[tuple[np.ndarray, int]] = []
+        """Of each step the rows, -1 where they had ended, and the place of the first."""
+
+    def admit(self, pack: Pack, rows: list[range]) -> None:
+        """A pass over prompts, each with the rows that follow it."""
+        layout: GroupLayout = pack.inputs["grouped"]
+        assert layout.kept is not None
+        for layer, made, scale in zip(self.layers, layout.kept, self.scales, strict=True):
+            queries, *others = made.heads
+            layer.append(Made((queries * scale, *others), made.unnormed, made.attended, made.rest))
+        for (places,), of_prompt in zip(layout.group_places(), rows, strict=True):
+            self._prompt_of |= dict.fromkeys(of_prompt, len(self._prompts))
+            self._prompts.append(places + self.tokens)
+        worked = np.ones(len(layout.places), dtype=bool)
+        if layout.alone is not None:
+            worked[:] = False
+            worked[layout.alone.cpu().numpy()] = True
+        self._add(pack.inputs["input_ids"][0], layout.positions, worked)
+
+    def step(self, tokens: Tensor, positions: Tensor, row: Tensor, alive: Tensor) -> None:
+        """A token of each row [N]; the layers have been given what they made."""
+        self._rows.append((torch.where(alive, row, -1).numpy(), self.tokens))
+        self._add(tokens, positions, np.ones(len(tokens), dtype=bool))
+
+    def _add(self, ids: Tensor, positions: Tensor, worked: np.ndarray) -> None:
+        self._ids.append(ids)
+        self._positions.append(positions)
+        self._worked.append(worked)
+        self.tokens += len(ids)
+
+    def pack(self, parts: list[Part], completions: Sequence[Completion]) -> Pack | None:
+        """The parts, whose completions are given in their order, as a stream whose layers are known; None where one of
+        them is not of this generation. Once: the layers' numbers go over to it."""
+        number = {id(completion): row for row, completion in enumerate(self.completions)}
+        rows = [number.get(id(completion)) for completion in completions]
+        if None in rows:
+            return None
+        places = self._places()
+        groups: dict[int, list[np.ndarray]] = {}
+        sources = []
+        for row in rows:
+            assert row is not None
+            prompt = self._prompt_of[row]
+            groups.setdefault(prompt, [self._prompts[prompt]]).append(places[row])
+            sources.append(np.append(self._prompts[prompt][-1:], places[row]))
+        layout = DecodedLayout(self, list(groups.values()), np.concatenate(sources))
+        inputs = {
+            "input_ids": layout.of_stream(torch.cat(self._ids)).unsqueeze(0),
+            "position_ids": layout.of_stream(torch.cat(self._positions)).unsqueeze(0),
+            "grouped": layout,
+        }
+        return Pack(parts, inputs, layout.sources, targets(parts, layout.sources.device))
+
+    def _places(self) -> list[np.ndarray]:
+        """Of each row's tokens, in their order."""
+        rows = np.concatenate([rows for rows, _ in self._rows]) if self._rows else np.zeros(0, dtype=np.int64)
+        stream = [np.arange(first, first + len(rows)) for rows, first in self._rows]
+        order = np.argsort(rows, kind="stable")
+        order = order[np.searchsorted(rows[order], 0) :]
+        counts = np.bincount(rows[order], minlength=len(self.completions))
+        return np.split(np.concatenate([*stream, np.zeros(0, dtype=np.int64)])[order], counts.cumsum()[:-1])
+
+    @property
+    def worked(self) -> np.ndarray:
+        return np.concatenate(self._worked)
+
+
+class DecodedLayout:
+    """Who attends to whom in a stream of decoded tokens, and what the layers made of them."""
+
+    def __init__(self, decoded: Decoded, groups: list[list[np.ndarray]], sources: np.ndarray):
+        self.layers, self.scales = decoded.layers, decoded.scales
+        used, worked = np.zeros(decoded.tokens, dtype=bool), decoded.worked
+        for group in groups:
+            used[np.concatenate(group)] = True
+        if used.mean() > USED:
+            used[:] = True
+        place = used.cumsum() - 1
+        self.tokens = int(used.sum())
+        self.groups = [[place[places] for places in group] for group in groups]
+        self.sources = torch.from_numpy(place[sources])
+        self.alone = None if worked[used].all() else torch.from_numpy(worked[used].nonzero()[0])
+        self._chosen = None if used.all() else torch.from_numpy(used.nonzero()[0])
+        """Tokens of the stream, of all that were decoded."""
+        self._chosen_alone = None if used.all() else torch.from_numpy(used[worked].nonzero()[0])
+        """Those of the last layer's, of all it worked for."""
+        self._tiles: dict[tuple[int, int, bool], list[Tile]] = {}
+        self._attended: tuple[Tensor, ...] = ()
+
+    def of_stream(self, rows: Tensor) -> Tensor:
+        return rows if self._chosen is None else rows.index_select(0, self._chosen)
+
+    @torch.no_grad()
+    def made(self, layer: int) -> Made:
+        """All that the layer made, which is then given away."""
+        pieces, self.layers[layer] = self.layers[layer], []
+
+        def whole(tensors: list[Tensor], chosen: Tensor | None) -> Tensor:
+            found = torch.cat(tensors)
+            return found if chosen is None else found.index_select(0, chosen)
+
+        last = layer == len(self.layers) - 1
+        of_rest = self._chosen_alone if last else self._chosen
+        heads = [whole(list(x), self._chosen) for x in zip(*(made.heads for made in pieces), strict=True)]
+        heads[0] /= self.scales[layer]
+        unnormed = [whole(list(x), self._chosen) for x in zip(*(made.unnormed for made in pieces), strict=True)]
+        rest = [whole(list(x), of_rest) for x in zip(*(made.rest for made in pieces), strict=True)]
+        self._attended = (whole([made.attended for made in pieces if made.attended is not None], self._chosen),)
+        return Made(tuple(heads), tuple(unnormed), None, tuple(rest))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
+        heads = k.shape[1], q.shape[1] // k.shape[1]
+        key = (*heads, only_read)
+        if key not in self._tiles:
+            self._tiles[key] = of_groups(self.groups, only_read, self.tokens, *heads, q.device)
+        known, self._attended = self._attended, ()
+        return TiledAttention.apply(q, k, v, self._tiles[key], head.scaling, known)
