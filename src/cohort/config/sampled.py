@@ -77,6 +77,12 @@ class OnlineConfig(SampledConfig):
         False, description="Stop where gold_reward falls while the rewards that are learned from rise."
     )
 
+    @property
+    def kept_tokens(self) -> int:
+        """Sampled tokens of which may be kept what the layers made, for an update that takes all of them at once."""
+        at_once = self.batch_uses[0] == 1 and not getattr(self, "dynamic_sampling", False)
+        return self.token_budget if at_once and not self.gradient_checkpointing else 0
+
     @model_validator(mode="after")
     def _whole_iterations(self) -> OnlineConfig:
         steps, uses = self.steps_per_iteration, math.prod(self.batch_uses)

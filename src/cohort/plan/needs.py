@@ -71,9 +71,10 @@ def needs(
         fused = config.finetuning_type != "lora" or has_room_for(weights.decoder, machine.memory)
         decoder = weights.decoder if fused else 0
         parts["decoder"], parts["KV cache"], parts["sampling"] = decoder, cache, sampling
-        phases["generate"] = base + decoder + max(found.prefill.peak, cache + sampling)
+        known = update.kept if decoder and _keeps(config, machine, batch) else 0.0
+        phases["generate"] = base + decoder + known + max(found.prefill.peak, cache + sampling)
         if needs_scoring(config):
-            phases["score"] = base + found.score.peak
+            phases["score"] = base + known + found.score.peak
     phases["update"] = base + max(update.peak, weights.trained_size)
     if own_critic:
         phases["critic"] = base + max(found.score.peak, update.backward, weights.trunk_trained_size)
@@ -96,6 +97,11 @@ def _copies_reference(config: TrainingConfig) -> bool:
 
 def needs_scoring(config: TrainingConfig) -> bool:
     return isinstance(config, PPOConfig) or getattr(config, "needs_reference", False)
+
+
+def _keeps(config: TrainingConfig, machine: Machine, batch: Batch) -> bool:
+    """Whether sampling keeps what the update's layers would make."""
+    return machine.device == "cpu" and len(batch.micro) == 1 and getattr(config, "kept_tokens", 0) > 0
 
 
 def states(config: TrainingConfig, machine: Machine, count: int, size: int) -> float:

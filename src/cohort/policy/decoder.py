@@ -97,6 +97,7 @@ class FusedDecoder:
             rows = between + layer.down(silu(gate) * up)
             if self.kept is not None:
                 unnormed = (heads[:, :H], heads[:, H : H + K]) if layer.head_norms is not None else ()
+                values = values if unnormed else values.clone()  # a part would keep the whole
                 made = Made((turned[:, :H], turned[:, H:], values), unnormed, attended, (between, gate, up, rows))
                 self.kept[index].append(made)
         return self.trunk.norm(rows)

@@ -141,9 +141,6 @@ class Samples:
         self.rewards, self.config, self.method, self.observer = rewards, config, method, observer
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
-        updated_at_once = config.batch_uses[0] == 1 and not getattr(config, "dynamic_sampling", False)
-        self.room = config.token_budget if updated_at_once and not config.gradient_checkpointing else 0
-        """Tokens of which sampling may keep what the update's forward pass would make."""
         self.watch = RewardWatch(rewards.names, rewards.weights)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
@@ -169,7 +166,7 @@ class Samples:
 
     def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
         prompts = [self.prompts[i] for i in chosen]
-        self.policy.room_for_decoded = self.room
+        self.policy.room_for_decoded = self.config.kept_tokens
         try:
             return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state)
         finally:
