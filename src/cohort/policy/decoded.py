@@ -20,13 +20,35 @@ from cohort.types import Completion
 USED = 0.9
 """Share of the decoded tokens from which on those without a gradient stay in the stream: leaving them out is a copy."""
 
+REST = 4
+"""Fields of a layer behind its attention."""
+
+
+class _Rows:
+    """Rows that are added a few at a time: one block of memory, of which only what is written is taken."""
+
+    def __init__(self, room: int):
+        self.room, self.count = room, 0
+        self.block = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        if not self.count:
+            with torch.inference_mode(False):  # autograd refuses what was made in it
+                self.block = rows.new_empty(self.room, *rows.shape[1:])
+        self.block[self.count : self.count + len(rows)] = rows
+        self.count += len(rows)
+
+    def whole(self, chosen: Tensor | None) -> Tensor:
+        found = self.block[: self.count]
+        return found if chosen is None else found.index_select(0, chosen)
+
 
 class Decoded:
     """Filled while one generation runs, whose rows are the completions, prompt by prompt; serves one update."""
 
     def __init__(self, scales: list[float], room: int):
-        self.layers: list[list[Made]] = [[] for _ in scales]
-        """By layer, what it made; queries are scaled."""
+        self.layers: list[list[_Rows]] = [[] for _ in scales]
+        """By layer, what it made, queries scaled: the fields of Made one after the other."""
         self.scales = scales
         self.room, self.tokens = room, 0
         """Tokens that may be kept, and tokens that are."""
@@ -45,9 +67,9 @@ class Decoded:
         """A pass over prompts, each with the rows that follow it."""
         layout: GroupLayout = pack.inputs["grouped"]
         assert layout.kept is not None
-        for layer, made, scale in zip(self.layers, layout.kept, self.scales, strict=True):
+        for layer, made in enumerate(layout.kept):
             queries, *others = made.heads
-            layer.append(Made((queries * scale, *others), made.unnormed, made.attended, made.rest))
+            self.add(layer, Made((queries * self.scales[layer], *others), made.unnormed, made.attended, made.rest))
         for (places,), of_prompt in zip(layout.group_places(), rows, strict=True):
             self._prompt_of |= dict.fromkeys(of_prompt, len(self._prompts))
             self._prompts.append(places + self.tokens)
@@ -56,6 +78,14 @@ class Decoded:
             worked[:] = False
             worked[layout.alone.cpu().numpy()] = True
         self._add(pack.inputs["input_ids"][0], layout.positions, worked)
+
+    def add(self, layer: int, made: Made) -> None:
+        assert made.attended is not None
+        fields = [*made.heads, *made.unnormed, made.attended, *made.rest]
+        if not self.layers[layer]:
+            self.layers[layer] = [_Rows(self.room) for _ in fields]
+        for rows, field in zip(self.layers[layer], fields, strict=True):
+            rows.add(field)
 
     def step(self, tokens: Tensor, positions: Tensor, row: Tensor, alive: Tensor) -> None:
         """A token of each row [N]; the layers have been given what they made."""
@@ -133,20 +163,12 @@ class DecodedLayout:
     @torch.no_grad()
     def made(self, layer: int) -> Made:
         """All that the layer made, which is then given away."""
-        pieces, self.layers[layer] = self.layers[layer], []
-
-        def whole(tensors: list[Tensor], chosen: Tensor | None) -> Tensor:
-            found = torch.cat(tensors)
-            return found if chosen is None else found.index_select(0, chosen)
-
-        last = layer == len(self.layers) - 1
-        of_rest = self._chosen_alone if last else self._chosen
-        heads = [whole(list(x), self._chosen) for x in zip(*(made.heads for made in pieces), strict=True)]
-        heads[0] /= self.scales[layer]
-        unnormed = [whole(list(x), self._chosen) for x in zip(*(made.unnormed for made in pieces), strict=True)]
-        rest = [whole(list(x), of_rest) for x in zip(*(made.rest for made in pieces), strict=True)]
-        self._attended = (whole([made.attended for made in pieces if made.attended is not None], self._chosen),)
-        return Made(tuple(heads), tuple(unnormed), None, tuple(rest))
+        fields, self.layers[layer] = self.layers[layer], []
+        of_rest = self._chosen_alone if layer == len(self.layers) - 1 else self._chosen
+        front = [field.whole(self._chosen) for field in fields[:-REST]]
+        front[0] = front[0] / self.scales[layer]
+        self._attended = (front.pop(),)
+        return Made(tuple(front[:3]), tuple(front[3:]), None, tuple(field.whole(of_rest) for field in fields[-REST:]))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
         heads = k.shape[1], q.shape[1] // k.shape[1]

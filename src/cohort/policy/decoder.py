@@ -19,6 +19,7 @@ from torch.nn.functional import rms_norm, silu
 
 from cohort.policy.attention import HeadOptions, Made
 from cohort.policy.cache import DecodeCache
+from cohort.policy.decoded import Decoded
 from cohort.policy.matrix import Matrix
 from cohort.policy.memory import total_bytes
 from cohort.policy.model import Policy
@@ -58,8 +59,8 @@ class FusedDecoder:
         """[positions, 1, D / 2], complex: the rotary embedding."""
         self.scales = [layer.self_attn.scaling for layer in trunk.layers]
         self.plain = all(layer.head.window is None for layer in self.layers)
-        self.kept: list[list[Made]] | None = None
-        """By layer, where what it makes is to be left."""
+        self.decoded: Decoded | None = None
+        """Where what the layers make is to be left."""
 
     def _layer(self, index: int, layer: Any, dtype: torch.dtype) -> _Layer:
         attention = layer.self_attn
@@ -95,11 +96,10 @@ class FusedDecoder:
             between = rows + layer.out(attended.view(N, H * D))
             gate, up = layer.gate_up(self._normed(between)).chunk(2, -1)
             rows = between + layer.down(silu(gate) * up)
-            if self.kept is not None:
+            if self.decoded is not None:
                 unnormed = (heads[:, :H], heads[:, H : H + K]) if layer.head_norms is not None else ()
-                values = values if unnormed else values.clone()  # a part would keep the whole
-                made = Made((turned[:, :H], turned[:, H:], values), unnormed, attended, (between, gate, up, rows))
-                self.kept[index].append(made)
+                turned_heads = turned[:, :H], turned[:, H:], values
+                self.decoded.add(index, Made(turned_heads, unnormed, attended, (between, gate, up, rows)))
         return self.trunk.norm(rows)
 
     def _normed(self, rows: Tensor) -> Tensor:

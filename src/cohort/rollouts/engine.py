@@ -123,8 +123,9 @@ class _Decoding:
         self.cache = DecodeCache(self.share, self.fixed)
         self.decoded: Decoded | None = None
         if device.type == "cpu" and policy.room_for_decoded and isinstance(decoder, FusedDecoder) and decoder.plain:
-            self.decoded = Decoded(decoder.scales, policy.room_for_decoded)
-            decoder.kept = self.decoded.layers
+            prompt_tokens = sum(len(prompts[i]) for i, _, _ in self.waiting)
+            most = prompt_tokens + int(self.limits.sum()) * 8 // 7  # the rows that have ended and are still there
+            self.decoded = decoder.decoded = Decoded(decoder.scales, min(policy.room_for_decoded, most))
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[N], which of the `total` rows each cached row is."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
@@ -143,11 +144,11 @@ class _Decoding:
                 self._admit()
                 continue  # rows that ended at their first token leave before the next pass
             self.cache.advance()
+            self._keep_within_room(len(self.tokens))
             with self.policy.autocast():
                 hidden = self.decoder(self.tokens, self.cache)
             if self.decoded is not None:
                 self.decoded.step(self.tokens, self.cache.positions, self.row, self.alive)
-                self._keep_within_room()
             self.tokens = self._sample(hidden, self.row, self.alive)
 
     def _make_room(self, living: int) -> None:
@@ -184,13 +185,13 @@ class _Decoding:
         pack = self.policy.pack([Part(i, self.prompts[prompt], [], []) for i, (prompt, _, _) in enumerate(pieces)])
         layout = pack.inputs["grouped"]
         layout.captured = {}
+        self._keep_within_room(len(layout.places))
         layout.kept = None if self.decoded is None else []
         hidden = self.policy.hidden(pack.inputs)
         if self.decoded is not None:
             firsts = [i * self.n + first for i, first, _ in pieces]
             counts = [count for _, _, count in pieces]
             self.decoded.admit(pack, [range(a, a + count) for a, count in zip(firsts, counts, strict=True)])
-            self._keep_within_room()
         counts = [count for _, _, count in pieces]
         self.cache.extend(layout, counts)
         new = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
@@ -230,10 +231,11 @@ class _Decoding:
         tail = self.policy.tokenizer.decode(self.ids[row, max(0, end - longest - 8) : end].tolist())
         return any(text in tail for text in self.sampling.stop)
 
-    def _keep_within_room(self) -> None:
-        if self.decoded is not None and self.decoded.tokens > self.decoded.room:
+    def _keep_within_room(self, more: int) -> None:
+        """Keep nothing of this generation where there is no room for so many tokens more."""
+        if self.decoded is not None and self.decoded.tokens + more > self.decoded.room:
             assert isinstance(self.decoder, FusedDecoder)
-            self.decoded = self.decoder.kept = None
+            self.decoded = self.decoder.decoded = None
 
     def end(self) -> list[list[Completion]]:
         """All groups; what was kept of them is the policy's."""
