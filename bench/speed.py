@@ -12,6 +12,7 @@ the weights needs, where that is slower). LoRA's lines stand beside the floor of
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -352,16 +353,20 @@ def table(names: list[str], peers: list[str], steps: int) -> None:
 def main() -> int:
     if Path(sys.prefix).resolve() != VENV.resolve():
         return subprocess.call([str(prepare()), str(Path(__file__).resolve()), *sys.argv[1:]], cwd=ROOT)
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--child"]:
-        child(arguments[1], arguments[2], int(arguments[3]))
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], sys.argv[3], int(sys.argv[4]))
         return 0
-    steps = int(arguments[arguments.index("--steps") + 1]) if "--steps" in arguments else 5
-    peers = list(PEERS)
-    for option, wanted in (("--only", True), ("--without", False)):
-        if option in arguments:
-            peers = [peer for peer in peers if (arguments[arguments.index(option) + 1] in peer) is wanted]
-    table([name for name in WORKLOADS if name in arguments] or list(WORKLOADS), peers, steps)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; all without one")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--only", default="", metavar="TEXT", help="lines whose name has it")
+    parser.add_argument("--without", metavar="TEXT", help="lines whose name does not have it")
+    given = parser.parse_args()
+    unknown = [name for name in given.workloads if name not in WORKLOADS]
+    if unknown:
+        parser.error(f"unknown workload {unknown[0]!r}: take of {', '.join(WORKLOADS)}")
+    peers = [p for p in PEERS if given.only in p and (given.without is None or given.without not in p)]
+    table(given.workloads or list(WORKLOADS), peers, given.steps)
     return 0
 
 
