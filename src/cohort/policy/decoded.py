@@ -67,9 +67,10 @@ class Decoded:
         """A pass over prompts, each with the rows that follow it."""
         layout: GroupLayout = pack.inputs["grouped"]
         assert layout.kept is not None
-        for layer, made in enumerate(layout.kept):
+        for layer, scale in enumerate(self.scales):
+            made = layout.kept.pop(0)  # its memory is free for the next layer's block
             queries, *others = made.heads
-            self.add(layer, Made((queries * self.scales[layer], *others), made.unnormed, made.attended, made.rest))
+            self.add(layer, Made((queries * scale, *others), made.unnormed, made.attended, made.rest))
         for (places,), of_prompt in zip(layout.group_places(), rows, strict=True):
             self._prompt_of |= dict.fromkeys(of_prompt, len(self._prompts))
             self._prompts.append(places + self.tokens)
