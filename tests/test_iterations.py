@@ -122,7 +122,7 @@ def test_the_reference_is_the_policy_of_the_iterations_start(tmp_path: Path, tun
     training = [row for row in rows_of(tmp_path) if "loss" in row]
     assert [row["iteration"] for row in training] == [0, 0, 1, 1, 2, 2]
     assert [row["num_completions"] for row in training] == [12, 24, 36, 48, 60, 72]
-    # the first batch of an iteration is the reference's own: decoded by one, scored by the other, equal but for rounding
+    # an iteration's first batch is the reference's own: decoded by one, scored by the other, equal but for rounding
     assert [row["kl"] < 1e-11 for row in training] == [True, False] * 3
 
 
