@@ -188,11 +188,10 @@ class _Decoding:
         self._keep_within_room(len(layout.places))
         layout.kept = None if self.decoded is None else []
         hidden = self.policy.hidden(pack.inputs)
-        if self.decoded is not None:
-            firsts = [i * self.n + first for i, first, _ in pieces]
-            counts = [count for _, _, count in pieces]
-            self.decoded.admit(pack, [range(a, a + count) for a, count in zip(firsts, counts, strict=True)])
         counts = [count for _, _, count in pieces]
+        if self.decoded is not None:
+            firsts = (i * self.n + first for i, first, _ in pieces)
+            self.decoded.admit(pack, [range(a, a + count) for a, count in zip(firsts, counts, strict=True)])
         self.cache.extend(layout, counts)
         new = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
         new = new.to(self.row.device)
