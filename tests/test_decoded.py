@@ -77,7 +77,7 @@ def test_no_forward_pass_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dropped", [1, 15])
-def test_completions_without_a_gradient_are_left_out(dropped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completions_without_a_gradient_are_left_out(dropped: int) -> None:
     policy = small_policy()
     groups = sampled(policy)
     for i in range(dropped):
@@ -99,7 +99,7 @@ def test_with_an_adapter_and_in_bfloat16(bf16: bool) -> None:
 
 def test_what_does_not_fit_is_not_kept() -> None:
     policy = small_policy()
-    whole = sampled(policy, tokens=20)
+    sampled(policy, tokens=20)
     assert policy.decoded is not None
     tokens = policy.decoded.tokens
     sampled(policy, tokens=20, room=tokens)
@@ -108,7 +108,6 @@ def test_what_does_not_fit_is_not_kept() -> None:
     assert policy.decoded is None
     sampled(policy, tokens=20, room=10)
     assert policy.decoded is None
-    assert len(whole) == 5
 
 
 def test_sliding_windows_are_not_kept() -> None:
@@ -126,10 +125,9 @@ def test_micro_batches_make_their_pass_again() -> None:
 
 def test_other_completions_make_their_pass_again() -> None:
     policy = small_policy()
-    groups = sampled(policy)
+    sampled(policy)
     kept = policy.decoded
     others = sampled(policy, n=2)
     policy.decoded = kept
     (_, ours), (_, expected) = both(policy, others)
     assert_close(ours, expected, 1e-6)
-    assert len(groups) == 5

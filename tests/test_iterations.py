@@ -106,7 +106,12 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "freeze"])
-def test_the_reference_is_the_policy_of_the_iterations_start(tmp_path: Path, tuning: str) -> None:
+@pytest.mark.parametrize("keeps", [True, False], ids=["decoded", "passed"])
+def test_the_reference_is_the_policy_of_the_iterations_start(
+    tmp_path: Path, tuning: str, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not keeps:
+        monkeypatch.setattr("cohort.config.OnlineConfig.kept_tokens", 0)
     sums = Checksums()
     extra = {"freeze_trainable_layers": 1} if tuning == "freeze" else {}
     trainer = grpo(
@@ -122,8 +127,9 @@ def test_the_reference_is_the_policy_of_the_iterations_start(tmp_path: Path, tun
     training = [row for row in rows_of(tmp_path) if "loss" in row]
     assert [row["iteration"] for row in training] == [0, 0, 1, 1, 2, 2]
     assert [row["num_completions"] for row in training] == [12, 24, 36, 48, 60, 72]
-    # an iteration's first batch is the reference's own: decoded by one, scored by the other, equal but for rounding
-    assert [row["kl"] < 1e-11 for row in training] == [True, False] * 3
+    # the first batch of an iteration is the reference's own; decoding and scoring are equal but for rounding
+    own = [row["kl"] < 1e-11 if keeps else row["kl"] == 0 for row in training]
+    assert own == [True, False] * 3
 
 
 def test_ppo_moves_its_reference_too(tmp_path: Path) -> None:

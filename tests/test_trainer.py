@@ -83,7 +83,12 @@ METRICS = (
 )
 
 
-def test_a_run_leaves_metrics_completions_and_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps", [True, False], ids=["decoded", "passed"])
+def test_a_run_leaves_metrics_completions_and_a_model(
+    tmp_path: Path, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not keeps:
+        monkeypatch.setattr("cohort.config.OnlineConfig.kept_tokens", 0)
     trainer = grpo(tmp_path, eval_dataset=HELD_OUT, eval_strategy="steps", eval_steps=2, eval_on_start=True)
     trainer.train()
     rows = rows_of(tmp_path)
@@ -91,7 +96,7 @@ def test_a_run_leaves_metrics_completions_and_a_model(tmp_path: Path) -> None:
     assert [row["step"] for row in training] == [1, 2, 3, 4]
     assert not set(METRICS) - set(training[0])
     # decoding and scoring are two ways to the same numbers: k3 is half of the square of their rounding
-    assert 0 <= training[0]["kl"] < 1e-11 and training[-1]["kl"] > 1e-6
+    assert (0 <= training[0]["kl"] < 1e-11 if keeps else training[0]["kl"] == 0) and training[-1]["kl"] > 1e-6
     assert training[0]["ratio/min"] == training[0]["ratio/max"] == 1
     evaluations = [row for row in rows if "eval/digits" in row]
     assert [row["step"] for row in evaluations] == [0, 2, 4]

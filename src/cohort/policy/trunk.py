@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from cohort.policy.attention import HeadOptions, Made
+from cohort.policy.attention import GroupLayout, HeadOptions, Made
+from cohort.policy.decoded import DecodedLayout
 from cohort.policy.matrix import Matrix, is_known
 
 FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -56,9 +57,9 @@ def head_options(index: int, attention: Any) -> HeadOptions:
     return HeadOptions(index, attention.scaling, window, None, None)
 
 
-def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: Any) -> Tensor:
-    """The final hidden states [T, Dm] of a trunk that `fuses`, for a GroupLayout or a DecodedLayout. Where
-    `layout.alone` is not None, the last layer works for those tokens alone, and the others are zeros."""
+def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: GroupLayout | DecodedLayout) -> Tensor:
+    """The final hidden states [T, Dm] of a trunk that `fuses`. Where `layout.alone` is not None, the last layer works
+    for those tokens alone, and the others are zeros."""
     rows = trunk.embed_tokens(ids_T)
     cos, sin = trunk.rotary_emb(torch.zeros(1, device=rows.device), positions_T.unsqueeze(0))
     half = cos.shape[-1] // 2
@@ -74,7 +75,9 @@ def hidden_states(trunk: Any, ids_T: Tensor, positions_T: Tensor, layout: Any) -
     return rows if read is None else rows.new_zeros(len(ids_T), rows.shape[1]).index_copy(0, read, rows)
 
 
-def _layer(index: int, layer: Any, rows: Tensor, turns: Tensor, layout: Any, read: Tensor | None) -> Tensor:
+def _layer(
+    index: int, layer: Any, rows: Tensor, turns: Tensor, layout: GroupLayout | DecodedLayout, read: Tensor | None
+) -> Tensor:
     """`read` [W]: the tokens whose rows are wanted; None: all."""
     attention = layer.self_attn
     D, device = attention.head_dim, rows.device.type
