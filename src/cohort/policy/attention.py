@@ -62,7 +62,7 @@ class Made:
     decoding, and taken in place of a pass where it is filled."""
 
     heads: tuple[Tensor, ...] = ()
-    """Queries [T, H, D], keys and values [T, K, D], as attention takes them."""
+    """Queries [T, H, D], keys and values [T, K, D], as attention takes them; of decoding, queries scaled."""
     unnormed: tuple[Tensor, ...] = ()
     """Queries and keys before the norms of heads, where there are such."""
     attended: Tensor | None = None

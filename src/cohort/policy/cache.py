@@ -137,7 +137,8 @@ class DecodeCache:
             self._grid = torch.zeros(P * R, dtype=torch.long, device=slot.device)
             self._grid[slot] = self._rows
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, out: Tensor | None = None) -> Tensor:
+        """q [N, H, D], k and v [N, Hkv, D] of a token of each row to [N, H, D], in `out` where there is one."""
         (N, H, D), K, Dv = q.shape, k.shape[1], v.shape[-1]
         rep = H // K
         keys, values = self.own[head.layer]
@@ -158,10 +159,10 @@ class DecodeCache:
         elif self._used < self._room:
             scores[..., L + self._used :] = torch.finfo(scores.dtype).min
         weights = head.softmax(scores, (1, K, rep))
-        out = weights[..., L:] @ values
+        found = torch.matmul(weights[..., L:], values, out=None if out is None else out.view(N, K, rep, Dv))
         if self.share:
-            out = out + self._prompt_values(weights[..., :L], head.layer)
-        return out.reshape(N, H, Dv)
+            found += self._prompt_values(weights[..., :L], head.layer)
+        return found.view(N, H, Dv)
 
     def _prompt_scores(self, q: Tensor, layer: int) -> Tensor:
         """Queries [N, K, rep, D] against their prompts' keys, [N, K, rep, L]."""

@@ -7,6 +7,7 @@ here what was decoded, in that order: prompts as they were let in, and one token
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,36 +21,56 @@ from cohort.types import Completion
 USED = 0.9
 """Share of the decoded tokens from which on those without a gradient stay in the stream: leaving them out is a copy."""
 
-REST = 4
-"""Fields of a layer behind its attention."""
+
+class Room(NamedTuple):
+    """Where a layer leaves what it makes of N tokens, each [N, ...]; None: anywhere."""
+
+    heads: Tensor | None = None
+    """Queries, scaled, keys and values, beside one another, as attention takes them."""
+    unnormed: Tensor | None = None
+    """Queries and keys before the norms of heads, where there are such."""
+    attended: Tensor | None = None
+    between: Tensor | None = None
+    gate_up: Tensor | None = None
+    rows: Tensor | None = None
+
+
+NOWHERE = Room()
 
 
 class _Rows:
-    """Rows that are added a few at a time: one block of memory, of which only what is written is taken."""
+    """Rows that are written a few at a time: one block of memory, of which only what is written is taken."""
 
     def __init__(self, room: int):
         self.room, self.count = room, 0
         self.block = torch.empty(0)
 
-    def add(self, rows: Tensor) -> None:
+    def next(self, count: int) -> Tensor:
+        """The next rows, to be written."""
+        self.count += count
+        return self.block[self.count - count : self.count]
+
+    def add(self, *parts: Tensor) -> None:
+        """[T, ...] each, beside one another."""
+        parts = tuple(part.flatten(1) for part in parts)
         if not self.count:
             with torch.inference_mode(False):  # autograd refuses what was made in it
-                self.block = rows.new_empty(self.room, *rows.shape[1:])
-        self.block[self.count : self.count + len(rows)] = rows
-        self.count += len(rows)
+                self.block = parts[0].new_empty(self.room, sum(part.shape[1] for part in parts))
+        torch.cat(parts, 1, out=self.next(len(parts[0])))
 
-    def whole(self, chosen: Tensor | None) -> Tensor:
-        found = self.block[: self.count]
-        return found if chosen is None else found.index_select(0, chosen)
+    @property
+    def written(self) -> Tensor:
+        return self.block[: self.count]
 
 
 class Decoded:
     """Filled while one generation runs, whose rows are the completions, prompt by prompt; serves one update."""
 
-    def __init__(self, scales: list[float], room: int):
-        self.layers: list[list[_Rows]] = [[] for _ in scales]
-        """By layer, what it made, queries scaled: the fields of Made one after the other."""
-        self.scales = scales
+    def __init__(self, scales: list[float], heads: tuple[int, int], room: int):
+        self.layers = [[_Rows(room) for _ in NOWHERE] for _ in scales]
+        """By layer, what it made: the fields of Room."""
+        self.scales, self.heads = scales, heads
+        """Of each layer, what its queries are scaled by; how many heads are of queries, and of keys."""
         self.room, self.tokens = room, 0
         """Tokens that may be kept, and tokens that are."""
         self.completions: list[Completion] = []
@@ -69,8 +90,13 @@ class Decoded:
         assert layout.kept is not None
         for layer, scale in enumerate(self.scales):
             made = layout.kept.pop(0)  # its memory is free for the next layer's block
+            assert made.attended is not None
             queries, *others = made.heads
-            self.add(layer, Made((queries * scale, *others), made.unnormed, made.attended, made.rest))
+            between, gate, up, found = made.rest
+            fields = (queries * scale, *others), made.unnormed, (made.attended,), (between,), (gate, up), (found,)
+            for field, parts in zip(self.layers[layer], fields, strict=True):
+                if parts:
+                    field.add(*parts)
         for (places,), of_prompt in zip(layout.group_places(), rows, strict=True):
             self._prompt_of |= dict.fromkeys(of_prompt, len(self._prompts))
             self._prompts.append(places + self.tokens)
@@ -80,13 +106,9 @@ class Decoded:
             worked[layout.alone.cpu().numpy()] = True
         self._add(pack.inputs["input_ids"][0], layout.positions, worked)
 
-    def add(self, layer: int, made: Made) -> None:
-        assert made.attended is not None
-        fields = [*made.heads, *made.unnormed, made.attended, *made.rest]
-        if not self.layers[layer]:
-            self.layers[layer] = [_Rows(self.room) for _ in fields]
-        for rows, field in zip(self.layers[layer], fields, strict=True):
-            rows.add(field)
+    def next(self, layer: int, tokens: int) -> Room:
+        """For as many tokens more, prompts having been let in."""
+        return Room(*(field.next(tokens) if field.count else None for field in self.layers[layer]))
 
     def step(self, tokens: Tensor, positions: Tensor, row: Tensor, alive: Tensor) -> None:
         """A token of each row [N]; the layers have been given what they made."""
@@ -140,7 +162,7 @@ class DecodedLayout:
     """Who attends to whom in a stream of decoded tokens, and what the layers made of them."""
 
     def __init__(self, decoded: Decoded, groups: list[list[np.ndarray]], sources: np.ndarray):
-        self.layers, self.scales = decoded.layers, decoded.scales
+        self.layers, self.heads = decoded.layers, decoded.heads
         used, worked = np.zeros(decoded.tokens, dtype=bool), decoded.worked
         for group in groups:
             used[np.concatenate(group)] = True
@@ -165,11 +187,18 @@ class DecodedLayout:
     def made(self, layer: int) -> Made:
         """All that the layer made, which is then given away."""
         fields, self.layers[layer] = self.layers[layer], []
+        heads, unnormed, attended, *rest = (field.written for field in fields)
         of_rest = self._chosen_alone if layer == len(self.layers) - 1 else self._chosen
-        front = [field.whole(self._chosen) for field in fields[:-REST]]
-        front[0] = front[0] / self.scales[layer]
-        self._attended = (front.pop(),)
-        return Made(tuple(front[:3]), tuple(front[3:]), None, tuple(field.whole(of_rest) for field in fields[-REST:]))
+        H, K = self.heads
+        D = heads.shape[1] // (H + 2 * K)
+
+        def by_heads(rows: Tensor, *counts: int) -> list[Tensor]:
+            return [_taken(part, self._chosen) for part in rows.unflatten(1, (-1, D)).split(counts, 1)]
+
+        self._attended = tuple(by_heads(attended, H))
+        between, gate_up, found = (_taken(rows, of_rest) for rows in rest)
+        before_norms = tuple(by_heads(unnormed, H, K)) if len(unnormed) else ()
+        return Made(tuple(by_heads(heads, H, K, K)), before_norms, None, (between, *gate_up.chunk(2, 1), found))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
         heads = k.shape[1], q.shape[1] // k.shape[1]
@@ -178,3 +207,8 @@ class DecodedLayout:
             self._tiles[key] = of_groups(self.groups, only_read, self.tokens, *heads, q.device)
         known, self._attended = self._attended, ()
         return TiledAttention.apply(q, k, v, self._tiles[key], head.scaling, known)
+
+
+def _taken(rows: Tensor, chosen: Tensor | None) -> Tensor:
+    """The chosen of them, or all, one behind the other."""
+    return rows.contiguous() if chosen is None else rows.index_select(0, chosen)

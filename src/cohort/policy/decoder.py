@@ -9,7 +9,6 @@ converted once instead of at every token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
-from cohort.policy.attention import HeadOptions, Made
+from cohort.policy.attention import HeadOptions
 from cohort.policy.cache import DecodeCache
-from cohort.policy.decoded import Decoded
+from cohort.policy.decoded import NOWHERE, Decoded
 from cohort.policy.matrix import Matrix
 from cohort.policy.memory import total_bytes
 from cohort.policy.model import Policy
-from cohort.policy.products import laid_out
+from cohort.policy.products import Product, laid_out
 from cohort.policy.trunk import head_options, matrices, paired
-
-Rows = Callable[[Tensor], Tensor]
 
 SHARE_OF_MEMORY = 1 / 8
 """Of the device's: the most that a model with an adapter lays out anew, which is a copy of its weights."""
@@ -35,13 +32,13 @@ SHARE_OF_MEMORY = 1 / 8
 @dataclass(frozen=True)
 class _Layer:
     head: HeadOptions
-    in_heads: Rows
+    in_heads: Product
     """[Dm] to queries, keys and values, [(H + 2 Hkv) * D]."""
-    head_norms: tuple[Tensor, Tensor] | None
-    """Weights [D] of the queries' and the keys' norm, the scale inside the first."""
-    out: Rows
-    gate_up: Rows
-    down: Rows
+    head_norms: Tensor | None
+    """Weights [H + Hkv, D] of the queries' and the keys' norm, the scale inside the first."""
+    out: Product
+    gate_up: Product
+    down: Product
 
 
 class FusedDecoder:
@@ -50,6 +47,7 @@ class FusedDecoder:
     def __init__(self, trunk: Any, dtype: torch.dtype):
         first = trunk.layers[0].self_attn
         self.trunk, self.eps = trunk, trunk.norm.variance_epsilon
+        self.least = torch.tensor(self.eps)
         self.D = first.head_dim
         self.K = first.k_proj.out_features // self.D
         self.H = first.q_proj.out_features // self.D
@@ -67,7 +65,8 @@ class FusedDecoder:
         queries, keys, values, out, gate, up, down = matrices(layer)
         scale, norms = attention.scaling, None
         if hasattr(attention, "q_norm"):
-            norms = (attention.q_norm.weight[self.pairs] * scale, attention.k_norm.weight[self.pairs])
+            of_queries, of_keys = attention.q_norm.weight[self.pairs] * scale, attention.k_norm.weight[self.pairs]
+            norms = torch.cat([of_queries.expand(self.H, -1), of_keys.expand(self.K, -1)])
             scale = 1.0
         in_heads = _joined(
             [(queries, scale, self.pairs), (keys, 1.0, self.pairs), (values, 1.0, None)], layer.input_layernorm, dtype
@@ -84,26 +83,29 @@ class FusedDecoder:
         turns = self._turns(cache)
         rows = self.trunk.embed_tokens(tokens_N)
         for index, layer in enumerate(self.layers):
-            heads = layer.in_heads(self._normed(rows)).view(N, H + 2 * K, D)
-            turning, values = heads[:, : H + K], heads[:, H + K :]
+            room = NOWHERE if self.decoded is None else self.decoded.next(index, N)
+            heads = layer.in_heads(self._normed(rows), out=room.heads).view(N, H + 2 * K, D)
+            turning = heads[:, : H + K]
             if layer.head_norms is not None:
-                of_queries, of_keys = layer.head_norms
-                normed = rms_norm(turning.float(), (D,), None, self.eps)
-                turning = torch.cat([normed[:, :H] * of_queries, normed[:, H:] * of_keys], 1)
-            pairs = torch.view_as_complex(turning.float().reshape(N, H + K, D // 2, 2))
-            turned = torch.view_as_real(pairs * turns).view(N, H + K, D).to(heads.dtype)
-            attended = cache.attend(turned[:, :H], turned[:, H:], values, layer.head)
-            between = rows + layer.out(attended.view(N, H * D))
-            gate, up = layer.gate_up(self._normed(between)).chunk(2, -1)
-            rows = between + layer.down(silu(gate) * up)
-            if self.decoded is not None:
-                unnormed = (heads[:, :H], heads[:, H : H + K]) if layer.head_norms is not None else ()
-                turned_heads = turned[:, :H], turned[:, H:], values
-                self.decoded.add(index, Made(turned_heads, unnormed, attended, (between, gate, up, rows)))
+                if room.unnormed is not None:
+                    room.unnormed.copy_(turning.flatten(1))
+                torch.mul(rms_norm(turning.float(), (D,), None, self.eps), layer.head_norms, out=turning)
+            pairs = torch.view_as_complex(turning.float().unflatten(-1, (-1, 2))).mul_(turns)
+            if turning.dtype is not torch.float32:
+                turning.copy_(torch.view_as_real(pairs).flatten(-2))
+            queries, keys, values = heads.split((H, K, K), 1)
+            attended = cache.attend(queries, keys, values, layer.head, room.attended).view(N, H * D)
+            between = layer.out(attended, rows, room.between)
+            gate, up = layer.gate_up(self._normed(between), out=room.gate_up).chunk(2, -1)
+            rows = layer.down(silu(gate).mul_(up), between, room.rows)
         return self.trunk.norm(rows)
 
     def _normed(self, rows: Tensor) -> Tensor:
-        return rms_norm(rows, rows.shape[-1:], None, self.eps)
+        if rows.device.type != "cpu" or rows.dtype is not torch.float32:
+            return rms_norm(rows, rows.shape[-1:], None, self.eps)
+        # The same in half of the time of a few rows.
+        size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        return rows * torch.addcmul(self.least, size, size, value=1 / rows.shape[1]).rsqrt_()
 
     def _turns(self, cache: DecodeCache) -> Tensor:
         positions_N = cache.positions
@@ -147,7 +149,7 @@ def laid_out_bytes(trunk: Any, dtype: torch.dtype) -> int:
     return sum(module.in_features * module.out_features for module in modules) * dtype.itemsize
 
 
-def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Rows:
+def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Product:
     """The matrices below one another: each with its scale, a head's rows in the given order, and the weight of the
     norm before it inside. So are adapters in float32; in other types, whose weights have no digits for them, they are
     products of their own."""
@@ -168,6 +170,11 @@ def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtyp
     has_bias = any(bias is not None for _, bias, _, _ in found)
     product = laid_out(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None)
     if not len(down):
-        return lambda rows: product(rows.to(dtype))
-    into, out = laid_out(down.to(dtype), None), laid_out(up.to(dtype), None)
-    return lambda rows: product(rows.to(dtype)) + out(into(rows.to(dtype)))
+        return lambda rows, plus=None, out=None: product(rows.to(dtype), plus, out)
+    into, back = laid_out(down.to(dtype), None), laid_out(up.to(dtype), None)
+
+    def both(rows: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        rows = rows.to(dtype)
+        return product(rows, back(into(rows), plus), out)
+
+    return both

@@ -7,6 +7,7 @@ of each, where that is little beside the scores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,8 +24,14 @@ SHORT = 128
 COPIED = 1
 """Scores of a key over its numbers, from which on shared keys are copied for each row: one product makes all scores
 where they stay, which two products with parts of them as their results do row by row with MKL."""
-WASTE = 1.3
-"""Padded scores over real ones, up to which unequal problems share a tile."""
+TILE = 2**16
+"""Scores that take about as long as the operations of one more tile, however small: unequal problems share one where
+the scores of their padding are fewer."""
+LOOK = 64
+"""Shapes that may share a tile, at most."""
+
+Shape = tuple[int, int, int]
+"""Keys that are shared, rows, the longest row."""
 
 
 class Problem(NamedTuple):
@@ -34,8 +41,7 @@ class Problem(NamedTuple):
     rows: list[np.ndarray]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Keys that are shared, rows, the longest row."""
+    def shape(self) -> Shape:
         return len(self.shared), len(self.rows), max(map(len, self.rows))
 
 
@@ -93,34 +99,44 @@ def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.dev
     for one head allows."""
     made: list[Tile] = []
 
-    def size(shape: tuple[int, int, int]) -> int:
+    def size(shape: Shape) -> int:
         L, R, C = shape
         return R * C * rep * (L + C)
 
-    def close(batch: list[Problem], shape: tuple[int, int, int]) -> None:
-        units = [(problem, head) for problem in batch for head in range(K)]
-        count = max(1, SCORES // size(shape))
-        made.extend(_tile(units[i : i + count], shape, tokens, K, rep, device) for i in range(0, len(units), count))
-
-    pieces = []
+    by_shape: dict[Shape, list[Problem]] = {}
     for problem in found:
         L, _, C = problem.shape
         most = max(1, SCORES // size((L, 1, C)))
         for i in range(0, len(problem.rows), most):
             piece = Problem(problem.shared, problem.rows[i : i + most])
-            pieces.append((piece.shape, piece))
-    batch: list[Problem] = []
-    whole, real = (0, 0, 0), 0
-    for shape, piece in sorted(pieces, key=lambda pair: pair[0], reverse=True):
-        L, R, C = (max(pair) for pair in zip(whole, shape, strict=True))
-        real += size(shape)
-        if batch and (len(batch) + 1) * size((L, R, C)) > WASTE * real:
-            close(batch, whole)
-            batch, (L, R, C), real = [], shape, size(shape)
-        batch.append(piece)
-        whole = (L, R, C)
-    close(batch, whole)
+            by_shape.setdefault(piece.shape, []).append(piece)
+    shapes = sorted(by_shape, reverse=True)
+    for first, last, shape in _batches(shapes, [K * len(by_shape[shape]) for shape in shapes], size):
+        units = [(piece, head) for s in shapes[first:last] for piece in by_shape[s] for head in range(K)]
+        count = max(1, SCORES // size(shape))
+        made.extend(_tile(units[i : i + count], shape, tokens, K, rep, device) for i in range(0, len(units), count))
     return made
+
+
+def _batches(shapes: list[Shape], counts: list[int], size: Callable[[Shape], int]) -> list[tuple[int, int, Shape]]:
+    """The shapes, each with its number of units, cut into runs (first, last + 1, the shape that all of it fits) so that
+    scores are fewest, a tile counted as TILE of them: by the best way to cut those before each."""
+    best: list[tuple[int, int, Shape]] = [(0, 0, (0, 0, 0))]
+    """Up to a shape: the least, where its run begins, what that fits."""
+    for last in range(1, len(shapes) + 1):
+        whole, units, ways = (0, 0, 0), 0, []
+        for first in range(last - 1, max(-1, last - 1 - LOOK), -1):
+            a, b = whole, shapes[first]
+            whole = max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2])
+            units += counts[first]
+            ways.append((best[first][0] + units * size(whole) + TILE, first, whole))
+        best.append(min(ways))
+    runs, last = [], len(shapes)
+    while last:
+        _, first, whole = best[last]
+        runs.append((first, last, whole))
+        last = first
+    return runs[::-1]
 
 
 def _tile(
@@ -171,14 +187,14 @@ def softmax(scores: Tensor) -> Tensor:
 
 class TiledAttention(torch.autograd.Function):
     """q [T, H, D], k and v [T, K, D] of a packed stream to [T, H, D], by the tiles of its layout. A row whose query is
-    in no tile holds anything. `known`: the result, in a tuple, where it is known."""
+    in no tile holds anything. `known`: the result, in a tuple, where it is known; queries are scaled then."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: list[Tile], scale: float, known: tuple[Tensor, ...] = ()
     ) -> Tensor:
         (T, H, D), K = q.shape, k.shape[1]
-        ctx.plan, ctx.scale = plan, scale
+        ctx.plan, ctx.scale, ctx.still_to_scale = plan, scale, 1.0 if known else scale
         ctx.save_for_backward(q, k, v)
         if known:
             return known[0]
@@ -197,7 +213,7 @@ class TiledAttention(torch.autograd.Function):
         gk, gv = (k.new_zeros(T * K + 1, D, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
         grads = torch.cat([grad.reshape(T * K, -1), grad.new_zeros(1, H // K * D)])  # of padding: none
         for tile in ctx.plan:
-            work = _Work(tile, q, k, v, ctx.scale)
+            work = _Work(tile, q, k, v, ctx.still_to_scale)
             g = grads.index_select(0, tile.own).view(work.q.shape)
             weights = work.weights()
             slopes = work.products(g, work.v_own, work.v_shared)
@@ -222,7 +238,9 @@ class _Work:
         T, K, D = k.shape
         self.tile, self.rows = tile, (U * R, -1)
         queries, keys, values = q.reshape(T * K, -1), k.reshape(T * K, D), v.reshape(T * K, D)
-        self.q = queries.index_select(0, tile.own_read).view(U, -1, D).mul_(scale)
+        self.q = queries.index_select(0, tile.own_read).view(U, -1, D)
+        if scale != 1.0:
+            self.q.mul_(scale)
         self.k_own, self.v_own = (x.index_select(0, tile.own_read).view(U * R, C, D) for x in (keys, values))
         self.k_shared, self.v_shared = (x.index_select(0, tile.shared_read).view(U, -1, D) for x in (keys, values))
 
