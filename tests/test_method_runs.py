@@ -170,7 +170,7 @@ def test_pairs_are_made_of_rewarded_samples(tmp_path: Path) -> None:
 
 def test_dpo_starts_at_its_reference_and_measures_held_out_pairs(tmp_path: Path) -> None:
     # A pair a pass, for the reference as for the policy: beside others a pair's numbers round otherwise.
-    settings = {"token_budget": 16, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
+    settings = {"token_budget": 32, "eval_strategy": "steps", "eval_steps": 3, "eval_on_start": True}
     config = DPOConfig(**QUICK, **settings, output_dir=str(tmp_path))
     trainer = DPOTrainer(small_model(vocab_size=22), config, PAIRS[:32], PAIRS[32:], build_tokenizer())
     trainer.train()
