@@ -110,8 +110,10 @@ class _Decoding:
         total = len(prompts) * n
         room = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
         self.limits = torch.tensor(room, device=device).repeat_interleave(n)
-        self.ids = torch.zeros(total, max(room, default=0), dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(total, max(room, default=0), device=device)
+        self.longest = max(room, default=0)
+        # The column behind the longest is for what rows that have ended go on to draw.
+        self.ids = torch.zeros(total, self.longest + 1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(total, self.longest + 1, device=device)
         self.counts = torch.zeros(total, dtype=torch.long, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
@@ -208,11 +210,11 @@ class _Decoding:
         with self.policy.autocast():
             logits = self.logits(hidden)
         tokens, logprobs = draw(logits, self.sampling, self.generator)
-        # Every row is written, an ended one with what stands there: taking the living ones out would wait for a device.
-        counts, limits = self.counts[row], self.limits[row]
-        at = torch.minimum(counts, limits - 1)
-        self.ids[row, at] = torch.where(alive, tokens, self.ids[row, at])
-        self.logprobs[row, at] = torch.where(alive, logprobs, self.logprobs[row, at])
+        # Every row is written: taking the living ones out would wait for a device.
+        counts = self.counts[row]
+        at = torch.where(alive, counts, self.longest)
+        self.ids[row, at] = tokens
+        self.logprobs[row, at] = logprobs
         self.counts[row] = counts = counts + alive
         done = torch.isin(tokens, self.eos)
         if self.sampling.stop:
@@ -221,7 +223,7 @@ class _Decoding:
         if self.on_tokens is not None:
             self.on_tokens(row[alive].tolist(), tokens[alive].tolist())
         self.ended[row] |= alive & done
-        alive &= ~done & (counts < limits)
+        alive &= ~done & (counts < self.limits[row])
         return tokens
 
     def _stopped(self, row: int) -> bool:
