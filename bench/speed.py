@@ -7,7 +7,8 @@ completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwis
 "medium" is torch's matmul precision, by which float32 products take the faster library on some processors. The first
 two steps warm up; figures are medians of the rest. The floor is what the step must do at least, each prompt once and no
 padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that reading
-the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights.
+the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights. Where the processor
+has no bfloat16, which is then two to four times slower than float32, its lines are left out; `--only bf16` runs them.
 """
 
 from __future__ import annotations
@@ -259,6 +260,14 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
     }
 
 
+def has_bf16() -> bool:
+    import torch
+
+    from cohort.policy.load import fast_bf16
+
+    return fast_bf16(torch.device("cpu"))
+
+
 def peak_memory() -> float:
     """The process's largest resident size so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -366,6 +375,9 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown workload {unknown[0]!r}: take of {', '.join(WORKLOADS)}")
     peers = [p for p in PEERS if given.only in p and (given.without is None or given.without not in p)]
+    if "bf16" not in given.only and not has_bf16():
+        peers = [p for p in peers if not PEERS[p].get("bf16")]
+        print("This processor has no bfloat16: its lines are left out.")
     table(given.workloads or list(WORKLOADS), peers, given.steps)
     return 0
 
