@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,6 +54,7 @@ def test_tiles_equal_scores(
 ) -> None:
     monkeypatch.setattr(tiles, "BLOCK", block)
     monkeypatch.setattr(tiles, "SCORES", scores)
+    monkeypatch.setattr(tiles, "TILE", scores // 16)
     monkeypatch.setattr(tiles, "COPIED", copied)
     layout = GroupLayout(*lengths, torch.device("cpu"))
     inputs = stream(layout, *heads, torch.float64)
@@ -61,6 +65,27 @@ def test_tiles_equal_scores(
         found.append([out, *torch.autograd.grad(out, inputs, grad)])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 40)] * 3), min_size=1, max_size=7, unique=True), st.integers(0, 20_000))
+def test_tiles_are_cut_where_scores_are_fewest(shapes: list[tiles.Shape], tile: int) -> None:
+    shapes.sort(reverse=True)
+    counts = [1 + sum(shape) % 5 for shape in shapes]
+
+    def scores(runs: list[tuple[int, int]]) -> int:
+        whole = [tuple(map(max, zip(*shapes[a:b], strict=True))) for a, b in runs]
+        sizes = [R * C * (L + C) for L, R, C in whole]
+        return sum(sum(counts[a:b]) * size + tile for (a, b), size in zip(runs, sizes, strict=True))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILE", tile)
+        found = tiles._batches(shapes, counts, lambda shape: shape[1] * shape[2] * (shape[0] + shape[2]))
+    runs = [(first, last) for first, last, _ in found]
+    every = range(1, len(shapes))
+    cuts = [[0, *cut, len(shapes)] for n in range(len(shapes)) for cut in combinations(every, n)]
+    assert scores(runs) == min(scores(list(pairwise(cut))) for cut in cuts)
+    for first, last, whole in found:
+        assert whole == tuple(map(max, zip(*shapes[first:last], strict=True)))
 
 
 @pytest.mark.parametrize("lengths", LAYOUTS)

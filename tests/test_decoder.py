@@ -107,6 +107,11 @@ def test_a_weight_laid_out_multiplies_as_it_does(
         found = product(rows)
         assert found.dtype is dtype
         assert float((found - expected).norm() / expected.norm()) < (1e-6 if dtype is torch.float32 else 1e-2)
+        plus, out = torch.randn(count, 96, generator=generator), torch.empty(count, 96)
+        assert product(rows, plus, out).data_ptr() == out.data_ptr()
+        torch.testing.assert_close(out, plus + found, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-5)
+        into = torch.empty_like(found)
+        assert product(rows, out=into).data_ptr() == into.data_ptr() and into.equal(found)
 
 
 def adapted(bf16: bool, **settings: Any) -> Policy:

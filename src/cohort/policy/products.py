@@ -73,13 +73,13 @@ def laid_out(weight: Tensor, bias: Tensor | None) -> Product:
         return _by_transpose(weight.detach().t().contiguous(), bias)
     if known and _lays_out(weight.dtype):
         if isinstance(weight, FakeTensor):  # without numbers, for what the copy takes
-            return placed(partial(from_the_weight, weight=weight.clone(), bias=bias))
+            return _placed(partial(from_the_weight, weight=weight.clone(), bias=bias))
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW.stop)
-        return placed(lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
-    return placed(partial(from_the_weight, weight=weight, bias=bias))
+        return _placed(lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
+    return _placed(partial(from_the_weight, weight=weight, bias=bias))
 
 
-def placed(product: Callable[[Tensor], Tensor]) -> Product:
+def _placed(product: Callable[[Tensor], Tensor]) -> Product:
     """One that leaves its result where it likes."""
 
     def call(rows: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:

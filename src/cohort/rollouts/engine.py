@@ -127,8 +127,8 @@ class _Decoding:
         if device.type == "cpu" and policy.room_for_decoded and isinstance(decoder, FusedDecoder) and decoder.plain:
             prompt_tokens = sum(len(prompts[i]) for i, _, _ in self.waiting)
             most = prompt_tokens + int(self.limits.sum()) * 8 // 7  # the rows that have ended and are still there
-            room = min(policy.room_for_decoded, most)
-            self.decoded = decoder.decoded = Decoded(decoder.scales, (decoder.H, decoder.K), room)
+            most = min(policy.room_for_decoded, most)
+            self.decoded = decoder.decoded = Decoded(decoder.scales, (decoder.H, decoder.K), most)
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[N], which of the `total` rows each cached row is."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
