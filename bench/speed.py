@@ -8,7 +8,7 @@ completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwis
 two steps warm up; figures are medians of the rest. The floor is what the step must do at least, each prompt once and no
 padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that reading
 the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights. Where the processor
-has no bfloat16, which is then two to four times slower than float32, its lines are left out; `--only bf16` runs them.
+has no bfloat16, which is then slower than float32, its lines are left out; `--only bf16` runs them.
 """
 
 from __future__ import annotations
