@@ -17,8 +17,7 @@ class DecodeCache:
 
     A step: `advance()`, then a forward pass with the cache as the layout (one token for each row, in row order).
     `share`: prompts stand once for all their rows, worth it where they are long; else each row has its prompt's keys
-    in front of its own, and the shared part is empty. Keys are kept transposed, the form in which their product with
-    a query reads them in order.
+    in front of its own, and the shared part is empty.
 
     Own keys are read to the end of their room: a part of them would be copied first. `fixed`: they are written without
     asking the device for anything either, so that from one `change` to the next every step is the same: what a CUDA
@@ -31,10 +30,10 @@ class DecodeCache:
         """Another one after each change of the rows or of their room."""
         self.reach = 0
         """No row's position gets here before the next change."""
-        self.prompt: dict[int, tuple[Tensor, Tensor]] = {}
-        """layer -> shared keys [P, Hkv, D, L] and values [P, Hkv, L, D]."""
-        self.own: dict[int, tuple[Tensor, Tensor]] = {}
-        """layer -> keys [N, Hkv, D, capacity] and values [N, Hkv, capacity, D]."""
+        self.prompt: dict[int, tuple[Tensor, ...]] = {}
+        """layer -> shared keys and values [P, Hkv, L, D]."""
+        self.own: dict[int, tuple[Tensor, ...]] = {}
+        """layer -> keys and values [N, Hkv, capacity, D]."""
         self.prompt_lengths = torch.zeros(0, dtype=torch.long)
         """[P], shared tokens: 0 where prompts are copied."""
         self.group = torch.zeros(0, dtype=torch.long)
@@ -56,21 +55,18 @@ class DecodeCache:
         device = layout.grid.device
         group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
         lengths = layout.prompt_lengths
-        for layer, (keys, values) in layout.captured.items():
-            keys = keys.transpose(2, 3)
+        for layer, both in layout.captured.items():
             if self.share:
-                prompt = (keys.contiguous(), values)
-                own = (
-                    keys.new_zeros(len(group), *keys.shape[1:3], GROWTH),
-                    values.new_zeros(len(group), values.shape[1], GROWTH, values.shape[3]),
-                )
+                prompt = both
+                own = tuple(x.new_zeros(len(group), x.shape[1], GROWTH, x.shape[3]) for x in both)
             else:
-                room = -keys.shape[3] % GROWTH
-                prompt = (keys[..., :0], values[:, :, :0])
-                own = (pad(keys, (0, room))[group], pad(values, (0, 0, 0, room))[group])
+                room = -both[0].shape[2] % GROWTH
+                prompt = tuple(x[:, :, :0] for x in both)
+                own = tuple(pad(x, (0, 0, 0, room))[group] for x in both)
             if len(self):
-                prompt, own = _stack(self.prompt[layer], prompt), _stack(self.own[layer], own)
-            self.prompt[layer], self.own[layer] = prompt, own
+                prompt = tuple(map(_stack, self.prompt[layer], prompt))
+                own = tuple(map(_stack, self.own[layer], own))
+            self.prompt[layer], self.own[layer] = _read_often(*prompt), own
         shared, written = (lengths, lengths.new_zeros(len(group))) if self.share else (0 * lengths, lengths[group])
         if len(self):
             shared = torch.cat([self.prompt_lengths, shared])
@@ -83,15 +79,11 @@ class DecodeCache:
         """Drop every row but `rows` (ascending, at least one) and the prompts that no row needs any more."""
         groups, group = torch.unique_consecutive(self.group[rows], return_inverse=True)
         used, longest = int(self.lengths[rows].max()), int(self.prompt_lengths[groups].max())
-        for layer, (keys, values) in self.own.items():
+        room = min(self._room, -(-(used + 1) // GROWTH) * GROWTH)
+        for layer, own in self.own.items():
             if len(groups) < len(self.prompt_lengths):
-                k_prompt, v_prompt = self.prompt[layer]
-                self.prompt[layer] = (
-                    k_prompt[groups, :, :, :longest].contiguous(),
-                    v_prompt[groups, :, :longest].contiguous(),
-                )
-            room = min(values.shape[2], -(-(used + 1) // GROWTH) * GROWTH)
-            self.own[layer] = (keys[rows, :, :, :room], values[rows, :, :room])
+                self.prompt[layer] = _read_often(*(x[groups, :, :longest] for x in self.prompt[layer]))
+            self.own[layer] = tuple(x[rows, :, :room] for x in own)
         self.prompt_lengths, self.group, self.lengths = self.prompt_lengths[groups], group, self.lengths[rows]
         self._settle()
 
@@ -101,8 +93,8 @@ class DecodeCache:
         self._used += 1
         if self._used > self._room:
             more = max(GROWTH, self._used // 4)
-            for layer, (keys, values) in self.own.items():
-                self.own[layer] = (pad(keys, (0, more)), pad(values, (0, 0, 0, more)))
+            for layer, own in self.own.items():
+                self.own[layer] = tuple(pad(x, (0, 0, 0, more)) for x in own)
             self._moved()
         self.forget()
 
@@ -142,15 +134,14 @@ class DecodeCache:
         (N, H, D), K, Dv = q.shape, k.shape[1], v.shape[-1]
         rep = H // K
         keys, values = self.own[head.layer]
-        if self._even and not self.fixed:
-            keys[..., self._used - 1] = k
-            values[:, :, self._used - 1] = v
-        else:
-            keys[self._rows, :, :, self.lengths - 1] = k.to(keys.dtype)
-            values[self._rows, :, self.lengths - 1] = v.to(values.dtype)
+        for kept, new in ((keys, k), (values, v)):
+            if self._even and not self.fixed:
+                kept[:, :, self._used - 1] = new
+            else:
+                kept[self._rows, :, self.lengths - 1] = new.to(kept.dtype)
         q = (q if head.scaling == 1.0 else q * head.scaling).reshape(N, K, rep, D)
-        scores = q @ keys
-        L = self.prompt[head.layer][0].shape[3]
+        scores = q @ keys.transpose(2, 3)
+        L = self.prompt[head.layer][0].shape[2]
         if self.share:
             scores = torch.cat([self._prompt_scores(q, head.layer), scores], -1)
         scores, bias = head.cap(scores), self._bias_for(head.window, q.dtype, L)
@@ -167,7 +158,7 @@ class DecodeCache:
     def _prompt_scores(self, q: Tensor, layer: int) -> Tensor:
         """Queries [N, K, rep, D] against their prompts' keys, [N, K, rep, L]."""
         (_, K, rep, D), (P, R) = q.shape, self._shape
-        keys = self.prompt[layer][0]
+        keys = self.prompt[layer][0].transpose(2, 3)
         grid = self._to_grid(q).view(P, R, K, rep, D).transpose(1, 2).reshape(P, K, R * rep, D)
         return self._to_rows((grid @ keys).view(P, K, R, rep, -1).transpose(1, 2).reshape(P * R, K, rep, -1))
 
@@ -202,8 +193,13 @@ class DecodeCache:
         return self._biases[window, dtype]
 
 
-def _stack(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Keys [*, Hkv, D, L] and values [*, Hkv, L, D] below one another, the shorter padded."""
-    longest = max(old[1].shape[2], new[1].shape[2])
-    keys = torch.cat([pad(x[0], (0, longest - x[0].shape[3])) for x in (old, new)])
-    return keys, torch.cat([pad(x[1], (0, 0, 0, longest - x[1].shape[2])) for x in (old, new)])
+def _read_often(keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+    """The same, in the order in memory in which products with them read fastest. (Own keys are written in the order in
+    which they come: a token's, spread over memory, cost more than their product gained.)"""
+    return keys.transpose(2, 3).contiguous().transpose(2, 3), values.contiguous()
+
+
+def _stack(old: Tensor, new: Tensor) -> Tensor:
+    """[*, Hkv, L, D] below one another, the shorter padded."""
+    longest = max(old.shape[2], new.shape[2])
+    return torch.cat([pad(x, (0, 0, 0, longest - x.shape[2])) for x in (old, new)])
