@@ -100,7 +100,7 @@ def text_table() -> list[str]:
     worst = dict.fromkeys([*TEXT_REWARDS, "judge (reading a reply)"], (0.0, ""))
     for what, text in texts():
         for name in TEXT_REWARDS:
-            took = seconds(BUILTIN[name], completions=[text], prompts=["?"], answer=["A"])
+            took = seconds(BUILTIN[name], completions=[text], steps=[[text]], prompts=["7+5="], answer=["A"])
             worst[name] = max(worst[name], (took, what))
         took = seconds(parsed_score, text.replace("answer", "score:"), 0, 10)
         worst["judge (reading a reply)"] = max(worst["judge (reading a reply)"], (took, what))

@@ -1,6 +1,6 @@
 """Seconds and memory of one GRPO step, here and in TRL, on the same work; and how far from the machine's limit.
 
-    python bench/speed.py [S M L V] [--steps 5] [--only TRL] [--without continuous]
+    python bench/speed.py [S M L V G] [--steps 5] [--only TRL] [--without continuous]
 
 Each run is a process of its own in `.venv-trl`, one after another: same random weights, same prompts, same number of
 completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwise. TRL runs in the paper's mode;
@@ -10,6 +10,9 @@ at that precision stay at two ("steps"). The floor is what the step must do at l
 padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that reading
 the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights. Where the processor
 has no bfloat16, which is then slower than float32, its lines are left out; `--only bf16` runs them.
+
+G is Qwen2.5-1.5B's configuration on a GPU, where there is one, in bfloat16 with float32 weights: 8 completions at a
+time in TRL, which keeps all of their activations; memory is what the card's allocator held.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +55,18 @@ class Workload:
     prompts: int
     mean_length: int | None = None
     """Tokens after which completions end on average; None: all run to the limit."""
+    kv_heads: int | None = None
+    """None: half of the heads."""
+    tied: bool = False
+    """One matrix for embeddings and output, whose end token comes as seldom as any other."""
+    device: str = "cpu"
+    at_once: int | None = None
+    """Completions of one forward and backward pass in TRL; None: the step's."""
+
+    @property
+    def keys(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads // 2
 
 
 WORKLOADS = {
@@ -60,6 +76,7 @@ WORKLOADS = {
         Workload("M", 8_000, 512, 8, 8, 1408, 128, 128, 4, mean_length=40),
         Workload("L", 8_000, 512, 8, 8, 1408, 512, 64, 2),
         Workload("V", 150_000, 128, 2, 8, 576, 64, 256, 2),
+        Workload("G", 151_936, 1536, 28, 12, 8960, 512, 1024, 16, None, 2, tied=True, device="cuda", at_once=8),
     )
 }
 
@@ -74,6 +91,17 @@ PEERS: dict[str, dict[str, bool]] = {
     "TRL, bf16, eager": {"bf16": True, "eager": True},
     "TRL, continuous batching": {"continuous": True},
 }
+PEERS_ON_A_GPU: dict[str, dict[str, bool]] = {
+    "ours, bf16": {"bf16": True},
+    "ours, bf16, LoRA": {"bf16": True, "lora": True},
+    "TRL, bf16": {"bf16": True},
+    "TRL, bf16, LoRA": {"bf16": True, "lora": True},
+    "TRL, bf16, continuous": {"bf16": True, "continuous": True},
+}
+
+
+def peers_of(workload: Workload) -> dict[str, dict[str, bool]]:
+    return PEERS if workload.device == "cpu" else PEERS_ON_A_GPU
 
 
 def words_tokenizer(workload: Workload) -> Any:
@@ -90,7 +118,7 @@ def words_tokenizer(workload: Workload) -> Any:
 
 
 def build(workload: Workload, folder: str) -> None:
-    """A random Qwen2 whose end token has the probability that `mean_length` asks for."""
+    """A random Qwen2."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -102,12 +130,22 @@ def build(workload: Workload, folder: str) -> None:
         intermediate_size=workload.mlp,
         num_hidden_layers=workload.layers,
         num_attention_heads=workload.heads,
-        num_key_value_heads=workload.heads // 2,
+        num_key_value_heads=workload.keys,
         max_position_embeddings=4096,
-        tie_word_embeddings=False,
+        tie_word_embeddings=workload.tied,
         **ends,
     )
     model = Qwen2ForCausalLM(config)
+    if not workload.tied:
+        set_length(model, workload)
+    model.generation_config = GenerationConfig(**ends)
+    model.save_pretrained(folder)
+
+
+def set_length(model: Any, workload: Workload) -> None:
+    """Give the end token the probability that `mean_length` asks for."""
+    import torch
+
     with torch.no_grad():
         # One direction of the residual stream is the same for every token, and works as a bias of the end token.
         model.model.embed_tokens.weight[:, 0] = 1.0
@@ -119,8 +157,6 @@ def build(workload: Workload, folder: str) -> None:
         model.lm_head.weight[0, 0] = -20 / level
         model.lm_head.weight[1] = 0.0
         model.lm_head.weight[1, 0] = torch.tensor(chance * workload.vocabulary).log() / level
-    model.generation_config = GenerationConfig(**ends)
-    model.save_pretrained(folder)
 
 
 def rows(workload: Workload, steps: int) -> list[dict[str, str]]:
@@ -141,10 +177,13 @@ def reward(completions: list[str], **columns: Any) -> list[float]:
 
 
 def common(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
+    batch = workload.prompts * G
+    at_once = workload.at_once or batch
     return {
         "output_dir": folder + "/out",
         "learning_rate": 1e-6,
-        "per_device_train_batch_size": workload.prompts * G,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": batch // at_once,
         "num_generations": G,
         "max_completion_length": workload.completion,
         "beta": 0.04,
@@ -152,7 +191,7 @@ def common(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
         "scale_rewards": "group",
         "max_steps": steps,
         "seed": 0,
-        "use_cpu": True,
+        "use_cpu": workload.device == "cpu",
         "shuffle_dataset": False,
     }
 
@@ -168,7 +207,7 @@ def measure_ours(workload: Workload, steps: int, folder: str, **options: bool) -
     from cohort import GRPOConfig, GRPOTrainer
 
     config = GRPOConfig(**common(workload, steps, folder), bf16=options.get("bf16", False), log_completions=0)
-    before = peak_memory()
+    before = peak_memory(workload.device)
     trainer = GRPOTrainer(
         folder,
         reward,
@@ -186,7 +225,7 @@ def measure_ours(workload: Workload, steps: int, folder: str, **options: bool) -
         "update": [line["seconds/update"] for line in lines],
         "step": [line["seconds/step"] for line in lines],
         "tokens": statistics.mean(line["completions/mean_length"] for line in lines),
-        "memory": peak_memory() - before,
+        "memory": peak_memory(workload.device) - before,
     }
 
 
@@ -236,7 +275,7 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
             if "completions/mean_length" in logs:
                 lengths.append(logs["completions/mean_length"])
 
-    before = peak_memory()
+    before = peak_memory(workload.device)
     trainer = GRPOTrainer(
         folder,
         reward,
@@ -259,8 +298,14 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
         "update": [w - p for w, p in zip(whole, prepared, strict=True)],
         "step": whole,
         "tokens": statistics.mean(lengths[WARM_UP:]),
-        "memory": peak_memory() - before,
+        "memory": peak_memory(workload.device) - before,
     }
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def has_bf16() -> bool:
@@ -271,38 +316,43 @@ def has_bf16() -> bool:
     return fast_bf16(torch.device("cpu"))
 
 
-def peak_memory() -> float:
-    """The process's largest resident size so far, MiB."""
+def peak_memory(device: str = "cpu") -> float:
+    """The process's largest resident size so far, or what its allocator on the card held at most, MiB."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_reserved() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def rates(bf16: bool) -> tuple[float, float]:
+def rates(bf16: bool, device: str = "cpu") -> tuple[float, float]:
     """Floating-point operations a second of a large matrix product, the better of both ways to make it, and bytes a
     second read."""
     import torch
 
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16 if bf16 else torch.float32)
-    big = torch.ones(2**26)  # memory that was never written is one page of zeros
+    n, entries = (2048, 2**26) if device == "cpu" else (8192, 2**28)
+    a = torch.randn(n, n, dtype=torch.bfloat16 if bf16 else torch.float32, device=device)
+    big = torch.ones(entries, device=device)  # memory that was never written is one page of zeros
 
     def best(work: Any) -> float:
         found = []
         for _ in range(8):
             started = time.perf_counter()
-            work()
+            float(work().flatten()[0])  # waits for a card
             found.append(time.perf_counter() - started)
         return min(found)
 
     products = []
     for precision in ("highest", "medium"):
         torch.set_float32_matmul_precision(precision)
-        products.append(2 * 2048**3 / best(lambda: a @ a))
+        products.append(2 * n**3 / best(lambda: a @ a))
     return max(products), big.nbytes / best(lambda: big.sum())
 
 
 def floor(workload: Workload, tokens: float, flops: float, bandwidth: float, bf16: bool) -> float:
     """Seconds of the shared-prefix, padding-free step: sampling, the reference's scores, forward and backward."""
     D = workload.hidden
-    trunk = workload.layers * (3 * D * workload.mlp + 2 * D * D + 2 * D * D // 2)
+    trunk = workload.layers * (3 * D * workload.mlp + 2 * D * D + 2 * D * D * workload.keys // workload.heads)
     head = D * workload.vocabulary
     P, L, B = workload.prompts, workload.prompt, workload.prompts * G
     completion = B * tokens
@@ -324,9 +374,10 @@ def child(peer: str, name: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         build(workload, folder)
         measure = measure_ours if peer.startswith("ours") else measure_trl
-        found = measure(workload, steps + WARM_UP, folder, **PEERS[peer])
-    bf16 = PEERS[peer].get("bf16", False)
-    flops, bandwidth = rates(bf16)
+        options = peers_of(workload)[peer]
+        found = measure(workload, steps + WARM_UP, folder, **options)
+    bf16 = options.get("bf16", False)
+    flops, bandwidth = rates(bf16, workload.device)
     found["floor"] = floor(workload, found["tokens"], flops, bandwidth, bf16)
     print("RESULT " + json.dumps(found), flush=True)
 
@@ -342,28 +393,31 @@ def run(peer: str, name: str, steps: int) -> dict[str, Any] | None:
     return found
 
 
-def kind(peer: str) -> tuple[bool, ...]:
+def kind(peer: str, options: dict[str, bool]) -> tuple[bool, ...]:
     """Who, in which precision, and whether with LoRA: what differs beyond that is settings of one kind."""
-    return peer.startswith("ours"), PEERS[peer].get("bf16", False), PEERS[peer].get("lora", False)
+    return peer.startswith("ours"), options.get("bf16", False), options.get("lora", False)
 
 
-def table(names: list[str], peers: list[str], steps: int) -> None:
+def table(names: list[str], chosen: Callable[[str, bool], bool], steps: int) -> None:
+    """`chosen(peer, bf16)`: whether it is to have a line on the CPU."""
     print(f"{'':2} {'':26} {'steps':>5} {'generate':>9} {'score':>8} {'update':>8} {'step':>8} {'tokens':>7} "
           f"{'tok/s':>7} {'MiB':>7} {'/ ours':>7} {'memory':>7} {'/ floor':>7}")  # fmt: skip
     for name in names:
         ours: dict[str, Any] | None = None
         best: dict[tuple[bool, ...], float] = {}
-        for peer in peers:
-            fastest = best.get(kind(peer))
+        for peer, options in peers_of(WORKLOADS[name]).items():
+            if not chosen(peer, options.get("bf16", False) and WORKLOADS[name].device == "cpu"):
+                continue
+            fastest = best.get(kind(peer, options))
             found = run(peer, name, steps if fastest is None else min(A_FEW, steps))
             if found and fastest and steps > A_FEW and statistics.median(found["step"]) < fastest:
                 found = run(peer, name, steps)
             if found is None:
                 continue
-            if peer == "ours":
+            if ours is None and peer.startswith("ours"):
                 ours = found
             phase = {key: statistics.median(found[key]) for key in ("generate", "score", "update", "step")}
-            best[kind(peer)] = min(best.get(kind(peer), phase["step"]), phase["step"])
+            best[kind(peer, options)] = min(fastest or phase["step"], phase["step"])
             ratio = phase["step"] / statistics.median(ours["step"]) if ours else float("nan")
             memory = found["memory"] / ours["memory"] if ours else float("nan")
             made = found["tokens"] * WORKLOADS[name].prompts * G
@@ -388,11 +442,19 @@ def main() -> int:
     unknown = [name for name in given.workloads if name not in WORKLOADS]
     if unknown:
         parser.error(f"unknown workload {unknown[0]!r}: take of {', '.join(WORKLOADS)}")
-    peers = [p for p in PEERS if given.only in p and (given.without is None or given.without not in p)]
-    if "bf16" not in given.only and not has_bf16():
-        peers = [p for p in peers if not PEERS[p].get("bf16")]
+    runs = [name for name, workload in WORKLOADS.items() if workload.device == "cpu" or has_gpu()]
+    missing = [name for name in given.workloads if name not in runs]
+    if missing:
+        parser.error(f"workload {missing[0]!r} needs a GPU, and PyTorch sees none")
+    with_bf16 = "bf16" in given.only or has_bf16()
+    if not with_bf16:
         print("This processor has no bfloat16: its lines are left out.")
-    table(given.workloads or list(WORKLOADS), peers, given.steps)
+
+    def chosen(peer: str, bf16: bool) -> bool:
+        named = given.only in peer and (given.without is None or given.without not in peer)
+        return named and (with_bf16 or not bf16)
+
+    table(given.workloads or runs, chosen, given.steps)
     return 0
 
 
