@@ -52,6 +52,7 @@ def seconds(workload: Workload, G: int, model: str) -> dict[str, float]:
             bf16=False,
             use_cpu=True,
             log_completions=0,
+            reward_preflight=False,
         )
         trainer = GRPOTrainer(
             model, reward, config, prompts_of(workload, STEPS), processing_class=words_tokenizer(workload)
