@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,9 @@ WORKLOADS = {
     )
 }
 
-PEERS: dict[str, dict[str, bool]] = {
+Options = dict[str, bool]
+
+PEERS: dict[str, Options] = {
     "ours": {},
     "ours, bf16": {"bf16": True},
     "ours, LoRA": {"lora": True},
@@ -91,7 +92,7 @@ PEERS: dict[str, dict[str, bool]] = {
     "TRL, bf16, eager": {"bf16": True, "eager": True},
     "TRL, continuous batching": {"continuous": True},
 }
-PEERS_ON_A_GPU: dict[str, dict[str, bool]] = {
+PEERS_ON_A_GPU: dict[str, Options] = {
     "ours, bf16": {"bf16": True},
     "ours, bf16, LoRA": {"bf16": True, "lora": True},
     "TRL, bf16": {"bf16": True},
@@ -100,7 +101,7 @@ PEERS_ON_A_GPU: dict[str, dict[str, bool]] = {
 }
 
 
-def peers_of(workload: Workload) -> dict[str, dict[str, bool]]:
+def peers_of(workload: Workload) -> dict[str, Options]:
     return PEERS if workload.device == "cpu" else PEERS_ON_A_GPU
 
 
@@ -393,21 +394,19 @@ def run(peer: str, name: str, steps: int) -> dict[str, Any] | None:
     return found
 
 
-def kind(peer: str, options: dict[str, bool]) -> tuple[bool, ...]:
+def kind(peer: str, options: Options) -> tuple[bool, ...]:
     """Who, in which precision, and whether with LoRA: what differs beyond that is settings of one kind."""
     return peer.startswith("ours"), options.get("bf16", False), options.get("lora", False)
 
 
-def table(names: list[str], chosen: Callable[[str, bool], bool], steps: int) -> None:
-    """`chosen(peer, bf16)`: whether it is to have a line on the CPU."""
+def table(lines: dict[str, dict[str, Options]], steps: int) -> None:
+    """Of each workload, its peers."""
     print(f"{'':2} {'':26} {'steps':>5} {'generate':>9} {'score':>8} {'update':>8} {'step':>8} {'tokens':>7} "
           f"{'tok/s':>7} {'MiB':>7} {'/ ours':>7} {'memory':>7} {'/ floor':>7}")  # fmt: skip
-    for name in names:
+    for name, peers in lines.items():
         ours: dict[str, Any] | None = None
         best: dict[tuple[bool, ...], float] = {}
-        for peer, options in peers_of(WORKLOADS[name]).items():
-            if not chosen(peer, options.get("bf16", False) and WORKLOADS[name].device == "cpu"):
-                continue
+        for peer, options in peers.items():
             fastest = best.get(kind(peer, options))
             found = run(peer, name, steps if fastest is None else min(A_FEW, steps))
             if found and fastest and steps > A_FEW and statistics.median(found["step"]) < fastest:
@@ -450,11 +449,12 @@ def main() -> int:
     if not with_bf16:
         print("This processor has no bfloat16: its lines are left out.")
 
-    def chosen(peer: str, bf16: bool) -> bool:
+    def has_line(workload: Workload, peer: str) -> bool:
         named = given.only in peer and (given.without is None or given.without not in peer)
-        return named and (with_bf16 or not bf16)
+        return named and (with_bf16 or workload.device != "cpu" or not PEERS[peer].get("bf16"))
 
-    table(given.workloads or runs, chosen, given.steps)
+    workloads = [WORKLOADS[name] for name in given.workloads or runs]
+    table({w.name: {p: o for p, o in peers_of(w).items() if has_line(w, p)} for w in workloads}, given.steps)
     return 0
 
 
