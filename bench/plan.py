@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from speed import G, Workload, build, reward, rows, words_tokenizer
+from workloads import G, Workload, build, reward, rows, words_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,8 +16,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from speed import Workload, build, reward, words_tokenizer
-from speed import rows as prompts_of
+from workloads import Workload, build, reward, words_tokenizer
+from workloads import rows as prompts_of
 
 BASE = Workload("scaling", 2_000, 256, 4, 8, 704, 128, 64, 4)
 BASE_G = 8

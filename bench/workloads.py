@@ -1,0 +1,122 @@
+"""The work that the benchmarks give to a step: random models, their words, prompts and a reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+G = 8
+"""Completions a prompt."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Workload("L", 8_000, 512, 8, 8, 1408, 512, 64, 2)"""
+
+    name: str
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+    prompt: int
+    completion: int
+    prompts: int
+    mean_length: int | None = None
+    """Tokens after which completions end on average; None: all run to the limit."""
+    kv_heads: int | None = None
+    """None: half of the heads."""
+    tied: bool = False
+    """One matrix for embeddings and output, whose end token comes as seldom as any other."""
+    device: str = "cpu"
+    at_once: int | None = None
+    """Completions of one forward and backward pass in TRL; None: the step's."""
+
+    @property
+    def keys(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads // 2
+
+
+WORKLOADS = {
+    w.name: w
+    for w in (
+        Workload("S", 64, 128, 3, 8, 576, 24, 32, 16),
+        Workload("M", 8_000, 512, 8, 8, 1408, 128, 128, 4, mean_length=40),
+        Workload("L", 8_000, 512, 8, 8, 1408, 512, 64, 2),
+        Workload("V", 150_000, 128, 2, 8, 576, 64, 256, 2),
+        Workload("G", 151_936, 1536, 28, 12, 8960, 512, 1024, 16, None, 2, tied=True, device="cuda", at_once=8),
+    )
+}
+
+
+def words_tokenizer(workload: Workload) -> Any:
+    """Tokens are whole words, "t17"."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", *(f"t{i}" for i in range(workload.vocabulary - 2))]
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="t0"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="t0")
+
+
+def build(workload: Workload, folder: str) -> None:
+    """A random Qwen2."""
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    ends = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+    config = Qwen2Config(
+        vocab_size=workload.vocabulary,
+        hidden_size=workload.hidden,
+        intermediate_size=workload.mlp,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.heads,
+        num_key_value_heads=workload.keys,
+        max_position_embeddings=4096,
+        tie_word_embeddings=workload.tied,
+        **ends,
+    )
+    model = Qwen2ForCausalLM(config)
+    if not workload.tied:
+        set_length(model, workload)
+    model.generation_config = GenerationConfig(**ends)
+    model.save_pretrained(folder)
+
+
+def set_length(model: Any, workload: Workload) -> None:
+    """Give the end token the probability that `mean_length` asks for."""
+    import torch
+
+    with torch.no_grad():
+        # One direction of the residual stream is the same for every token, and works as a bias of the end token.
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.lm_head.weight[:, 0] = 0.0
+        ids = torch.randint(2, workload.vocabulary, (1, 64))
+        level = model.model(ids).last_hidden_state[0, :, 0].mean()
+        chance = 1e-9 if workload.mean_length is None else 1 / workload.mean_length
+        model.lm_head.weight[0] = 0.0
+        model.lm_head.weight[0, 0] = -20 / level
+        model.lm_head.weight[1] = 0.0
+        model.lm_head.weight[1, 0] = torch.tensor(chance * workload.vocabulary).log() / level
+
+
+def rows(workload: Workload, steps: int) -> list[dict[str, str]]:
+    import random
+
+    rng = random.Random(0)
+    count = workload.prompts * steps
+    return [
+        {"prompt": " ".join(f"t{rng.randrange(workload.vocabulary - 2)}" for _ in range(workload.prompt))}
+        for _ in range(count)
+    ]
+
+
+def reward(completions: list[str], **columns: Any) -> list[float]:
+    """The share of even words: cheap, and different within a group."""
+    words = [text.split() for text in completions]
+    return [sum(int(w[1:]) % 2 == 0 for w in found if w[1:].isdigit()) / max(1, len(found)) for found in words]
