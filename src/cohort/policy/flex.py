@@ -56,6 +56,10 @@ class FlexPlan:
         def capped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return softcap * torch.tanh(score / softcap)
 
+        if (rep := q.shape[1] // k.shape[1]) > 1:
+            # A head of keys for each head of queries: one worker has all queries of a block of keys, in the gradient,
+            # and a prompt's blocks are seen by the whole group.
+            k, v = (x.repeat_interleave(rep, 1) for x in (k, v))
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         out = self.attention(
             q,
@@ -64,6 +68,5 @@ class FlexPlan:
             score_mod=None if softcap is None else capped,
             block_mask=self._mask(head.window),
             scale=head.scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
         )
         return out[0].transpose(0, 1)

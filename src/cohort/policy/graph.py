@@ -33,17 +33,20 @@ class GraphDecoder:
     def __init__(self, fused: FusedDecoder):
         self.fused = fused
         self.graph: torch.cuda.CUDAGraph | None = None
+        """The last recording. It stays until the next is made: with no graph left their pool of memory is gone."""
         self.change = object()
         """Of the cache, when it was last seen."""
+        self.recorded = object()
+        """The change of the cache that the graph is of."""
         self.pool = torch.cuda.graph_pool_handle()
         self.tokens_N = self.hidden_ND = torch.zeros(0)
 
     def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
         """The final hidden states [N, Dm], valid until the next call."""
         if cache.change is not self.change:
-            self.change, self.graph = cache.change, None
+            self.change = cache.change
             return self.fused(tokens_N, cache)
-        if self.graph is None and not self._record(tokens_N, cache):
+        if self.recorded is not self.change and not self._record(tokens_N, cache):
             return self.fused(tokens_N, cache)
         assert self.graph is not None
         self.tokens_N.copy_(tokens_N)
@@ -68,7 +71,7 @@ class GraphDecoder:
             cache.forget()  # masks that were only recorded hold nothing
             log.warning("decoding goes on without CUDA graphs: %s", reason)
             return False
-        self.graph, GraphDecoder.works = graph, True
+        self.graph, self.recorded, GraphDecoder.works = graph, self.change, True
         return True
 
     def _difference(self, graph: torch.cuda.CUDAGraph, tokens_N: Tensor, cache: DecodeCache) -> str:
