@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cohort.config import TrainingConfig
 from cohort.methods import METHODS
-from cohort.policy import tiles
+from cohort.policy import flex, tiles
 from cohort.policy.attention import GroupLayout, HeadOptions
 from cohort.policy.head import BLOCK_BYTES
 from cohort.policy.pack import Part
@@ -144,6 +144,27 @@ def test_flex_equals_scores(
     head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
     expected = layout._by_scores(*inputs, head)
     torch.testing.assert_close(layout._by_flex(*inputs, head), expected, rtol=0, atol=1e-5)
+
+
+def test_flex_is_compiled_for_more_cases_than_pytorch_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for a card, but run by PyTorch's own operations. Each case is compiled anew; behind PyTorch's limit, 8,
+    nothing would be."""
+    monkeypatch.setattr(flex, "BACKEND", "eager")
+    flex._compiled.cache_clear()
+    try:
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.no_grad():
+            for window, softcap, dtype, heads in product(
+                (None, 3), (None, 5.0), (torch.float32, torch.bfloat16), ((4, 2), (2, 2))
+            ):
+                layout = GroupLayout([150, 20], [[9, 90], [40, 3]], torch.device("cpu"))
+                layout._flex = flex.FlexPlan(layout.groups, layout.segments, layout.positions)
+                layout._flex.attention = flex._compiled()
+                inputs = [x.detach() for x in stream(layout, *heads, dtype)]
+                head = HeadOptions(0, 0.2, window, softcap, None)
+                found, expected = layout._by_flex(*inputs, head), layout._by_scores(*inputs, head)
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if dtype is torch.float32 else 5e-2)
+    finally:
+        flex._compiled.cache_clear()
 
 
 class _LargestTensor(TorchDispatchMode):

@@ -29,9 +29,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'cohort[quantization]'"
 )
-WIDE = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.1}
+WIDE = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.1, "max_position_embeddings": 512}
 """Heads of 32 numbers: FlexAttention takes none below 16."""
-SIZES = [(5, [4, 7, 1]), (40, [3, 38, 6]), (2, [11, 2, 5])]
+SIZES = [(5, [40, 70, 1]), (140, [30, 138, 60]), (20, [110, 20, 50])]
+"""Tokens enough for FlexAttention."""
 TOLERANCE = 5e-3
 """Relative; FlexAttention multiplies in TF32."""
 
@@ -49,7 +50,7 @@ def gradient(policy: Policy, **settings: Any) -> dict[str, torch.Tensor]:
         draw = torch.Generator().manual_seed(len(group.prompt_ids))
         scores = [-4 + torch.randn(len(c.ids), generator=draw) for c in group.completions]
         group.old_logprobs, group.reference_logprobs = scores, [score - 0.1 for score in scores]
-    config = GRPOConfig(num_generations=3, max_completion_length=64, **settings)
+    config = GRPOConfig(num_generations=3, max_completion_length=200, **settings)
     updater = Updater(policy, METHODS["grpo"], config)
     updater.gradient(groups, float(sum(len(c.ids) for group in groups for c in group.completions)))
     return {name: p.grad.float().cpu() for name, p in policy.model.named_parameters() if p.grad is not None}
@@ -73,6 +74,7 @@ def test_attention_is_flex_and_needs_no_scores(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(attention, "_FLEXES", {})
     policy = policy_on("cuda")
     assert policy.grouped and policy.fuses
+    gradient(policy)
     monkeypatch.delattr(attention.GroupLayout, "_by_scores")  # from here on nothing may ask for them
     gradient(policy)
     assert attention._FLEXES and all(attention._FLEXES.values())

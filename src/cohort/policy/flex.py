@@ -15,10 +15,23 @@ if TYPE_CHECKING:
     from cohort.policy.attention import HeadOptions
 
 
+BACKEND = "inductor"
+COMPILED = 128
+"""Kernels of a process: with and without gradients, of each window and shape of heads. PyTorch's own limit is 8, behind
+which it makes all scores, or fails."""
+
+
 @cache
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Compiled once for all lengths, at the first call of each."""
-    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask, dynamic=True)
+def _compiled() -> Callable[..., Any]:
+    """Compiled once for all lengths, at the first call."""
+    compiled, dynamo = torch.compile(flex_attention, dynamic=True, backend=BACKEND), torch._dynamo.config
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+
+    def call(*args: Any, **options: Any) -> Any:
+        with dynamo.patch(limit, COMPILED):
+            return compiled(*args, **options)
+
+    return call
 
 
 class FlexPlan:
@@ -27,9 +40,7 @@ class FlexPlan:
 
     def __init__(self, group: Tensor, segment: Tensor, position: Tensor):
         self.group, self.segment, self.position = group, segment, position
-        self.attention, self.block_mask = (
-            _compiled() if group.device.type == "cuda" else (flex_attention, create_block_mask)
-        )
+        self.attention = _compiled() if group.device.type == "cuda" else flex_attention
         self._masks: dict[int | None, BlockMask] = {}
 
     def _mask(self, window: int | None) -> BlockMask:
@@ -44,7 +55,8 @@ class FlexPlan:
                 return seen(b, h, q, kv) & (position[q] - position[kv] < window)
 
             T = len(group)
-            self._masks[window] = self.block_mask(
+            # Not compiled, which would be done anew for each kind of stream: T x T bits, once for all layers.
+            self._masks[window] = create_block_mask(
                 seen if window is None else near, None, None, T, T, device=group.device.type
             )
         return self._masks[window]
