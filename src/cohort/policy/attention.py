@@ -279,7 +279,7 @@ class GroupLayout:
 
 
 FEW_FOR_FLEX = 512
-"""Tokens of a stream below which scores are cheap: a stream of few blocks would be compiled anew."""
+"""Tokens of a stream below which tiles and scores are cheap; of a single block it would be compiled anew."""
 _FLEXES: dict[tuple[Any, ...], bool] = {}
 
 

@@ -55,7 +55,7 @@ class FlexPlan:
                 return seen(b, h, q, kv) & (position[q] - position[kv] < window)
 
             T = len(group)
-            # Not compiled, which would be done anew for each kind of stream: T x T bits, once for all layers.
+            # Not compiled, which would be done anew for each kind of stream: T x T bytes, once for all layers.
             self._masks[window] = create_block_mask(
                 seen if window is None else near, None, None, T, T, device=group.device.type
             )
