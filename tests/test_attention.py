@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cohort.config import TrainingConfig
@@ -144,6 +145,24 @@ def test_flex_equals_scores(
     head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
     expected = layout._by_scores(*inputs, head)
     torch.testing.assert_close(layout._by_flex(*inputs, head), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3, 200])
+@pytest.mark.parametrize("lengths", [*LAYOUTS, ([150, 20], [[300, 900], [40, 3]]), ([128], [[129, 129, 1]])])
+def test_blocks_are_those_of_pytorch(lengths: tuple[list[int], list[list[int]]], window: int | None) -> None:
+    layout = GroupLayout(*lengths, torch.device("cpu"))
+    ours = flex.FlexPlan(layout.groups, layout.segments, layout.positions)._mask(window)
+    T = len(layout.places)
+    theirs = create_block_mask(ours.mask_mod, None, None, T, T, device="cpu")
+    assert ours.seq_lengths == theirs.seq_lengths and ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    names = ("kv_num_blocks", "q_num_blocks", "full_kv_num_blocks", "full_q_num_blocks")
+    for name in names:
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    for name in names:
+        counts, indices = getattr(ours, name)[0, 0], name.replace("num_blocks", "indices")
+        for row, count in enumerate(counts.tolist()):
+            found, expected = (getattr(mask, indices)[0, 0, row, :count] for mask in (ours, theirs))
+            assert torch.equal(found, expected), indices
 
 
 def test_flex_is_compiled_for_more_cases_than_pytorch_allows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,7 +307,7 @@ def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> b
             for attend in (layout._by_flex, layout._by_scores):
                 out = attend(*inputs, head)
                 found.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
-    except (RuntimeError, ValueError) as error:  # what compilers and kernels raise for what they do not know
+    except (RuntimeError, TypeError, ValueError) as error:  # raised for what this PyTorch, compiler or card has not
         if is_out_of_memory(error):
             raise
         log.warning("FlexAttention does not run here (%s): attention makes its scores", str(error).split("\n")[0])

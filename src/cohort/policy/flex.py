@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 if TYPE_CHECKING:
     from cohort.policy.attention import HeadOptions
 
 
+BLOCK, ROWS = 128, 1024
+"""Tokens of a block, and of the rows whose pairs are made at a time."""
 BACKEND = "inductor"
 COMPILED = 128
 """Kernels of a process: with and without gradients, of each window and shape of heads. PyTorch's own limit is 8, behind
@@ -32,6 +34,26 @@ def _compiled() -> Callable[..., Any]:
             return compiled(*args, **options)
 
     return call
+
+
+def _blocks(seen: Callable[[Any, Any, Tensor, Tensor], Tensor], T: int, device: torch.device) -> BlockMask:
+    """Which blocks of the [T, T] pairs are seen whole, and which in part; some rows at a time. (PyTorch's
+    `create_block_mask` makes all pairs at once, or is compiled for each kind of stream.)"""
+    count = -(-T // BLOCK)
+    places = torch.arange(count * BLOCK, device=device)
+    inside, places = places < T, places.clamp(max=T - 1)
+    pairs = []
+    for rows, exist in zip(places.split(ROWS), inside.split(ROWS), strict=True):
+        found = seen(None, None, rows[:, None], places) & exist[:, None] & inside
+        pairs.append(found.view(-1, BLOCK, count, BLOCK).sum((1, 3)))
+    pairs = torch.cat(pairs)
+    whole = pairs == BLOCK**2
+    parts = (pairs > 0) & ~whole
+    listed = []
+    for blocks in (parts, whole):
+        order = blocks.to(torch.int8).argsort(descending=True, stable=True)
+        listed += [blocks.sum(-1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]]
+    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(T, T))
 
 
 class FlexPlan:
@@ -54,11 +76,7 @@ class FlexPlan:
             def near(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
                 return seen(b, h, q, kv) & (position[q] - position[kv] < window)
 
-            T = len(group)
-            # Not compiled, which would be done anew for each kind of stream: T x T bytes, once for all layers.
-            self._masks[window] = create_block_mask(
-                seen if window is None else near, None, None, T, T, device=group.device.type
-            )
+            self._masks[window] = _blocks(seen if window is None else near, len(group), group.device)
         return self._masks[window]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
