@@ -67,7 +67,9 @@ def build(workload: Workload, folder: str) -> None:
     """A random Qwen2."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     ends = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
     config = Qwen2Config(
