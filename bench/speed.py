@@ -5,11 +5,11 @@
 Each run is a process of its own in `.venv-trl`, one after another: same random weights, same prompts, same number of
 completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwise. TRL runs in the paper's mode;
 "medium" is torch's matmul precision, by which float32 products take the faster library on some processors. The first
-two steps warm up; figures are medians of the rest. Settings of TRL in which two steps are slower than the best before
-at that precision stay at two ("steps"). The floor is what the step must do at least, each prompt once and no
-padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that reading
-the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights. Where the processor
-has no bfloat16, which is then slower than float32, its lines are left out; `--only bf16` runs them.
+two steps (of G one) warm up; figures are medians of the rest. Settings of TRL in which two steps are slower than the
+best before at that precision stay at two ("steps"). The floor is what the step must do at least, each prompt once and
+no padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that
+reading the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights. Where the
+processor has no bfloat16, which is then slower than float32, its lines are left out; `--only bf16` runs them.
 
 G is Qwen2.5-1.5B's configuration on a GPU, where there is one, in bfloat16 with float32 weights: 8 completions at a
 time in TRL, which keeps all of their activations; memory is what the card's allocator held.
@@ -33,7 +33,6 @@ from typing import Any
 from trl_parity import ROOT, VENV, prepare
 from workloads import WORKLOADS, G, Workload, build, reward, rows, words_tokenizer
 
-WARM_UP = 2
 A_FEW = 2
 """Steps of settings that are not TRL's fastest."""
 
@@ -106,7 +105,7 @@ def measure_ours(workload: Workload, steps: int, folder: str, **options: bool) -
     )
     trainer.train()
     lines = [json.loads(line) for line in (Path(folder) / "out/metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "seconds/step" in line][WARM_UP:]
+    lines = [line for line in lines if "seconds/step" in line][workload.warm_up :]
     return {
         "generate": [line["seconds/generate"] for line in lines],
         "score": [line["seconds/reference"] + line["seconds/reward"] for line in lines],
@@ -176,7 +175,7 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
     timed(trainer, "_generate", clock["generate"])
     timed(trainer, "_generate_and_score_completions", clock["prepare"])
     trainer.train()
-    generate, prepared, step = (clock[name][WARM_UP:] for name in ("generate", "prepare", "step"))
+    generate, prepared, step = (clock[name][workload.warm_up :] for name in ("generate", "prepare", "step"))
     # The batch is prepared before the step's own clock starts or after it, by version: the sum is the step.
     inside = statistics.median(step) > statistics.median(prepared)
     whole = step if inside else [a + b for a, b in zip(step, prepared, strict=True)]
@@ -185,7 +184,7 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
         "score": [p - g for p, g in zip(prepared, generate, strict=True)],
         "update": [w - p for w, p in zip(whole, prepared, strict=True)],
         "step": whole,
-        "tokens": statistics.mean(lengths[WARM_UP:]),
+        "tokens": statistics.mean(lengths[workload.warm_up :]),
         "memory": peak_memory(workload.device) - before,
     }
 
@@ -263,7 +262,7 @@ def child(peer: str, name: str, steps: int) -> None:
         build(workload, folder)
         measure = measure_ours if peer.startswith("ours") else measure_trl
         options = peers_of(workload)[peer]
-        found = measure(workload, steps + WARM_UP, folder, **options)
+        found = measure(workload, steps + workload.warm_up, folder, **options)
     bf16 = options.get("bf16", False)
     flops, bandwidth = rates(bf16, workload.device)
     found["floor"] = floor(workload, found["tokens"], flops, bandwidth, bf16)

@@ -31,6 +31,8 @@ class Workload:
     device: str = "cpu"
     at_once: int | None = None
     """Completions of one forward and backward pass in TRL; None: the step's."""
+    warm_up: int = 2
+    """Steps before those that count."""
 
     @property
     def keys(self) -> int:
@@ -45,7 +47,9 @@ WORKLOADS = {
         Workload("M", 8_000, 512, 8, 8, 1408, 128, 128, 4, mean_length=40),
         Workload("L", 8_000, 512, 8, 8, 1408, 512, 64, 2),
         Workload("V", 150_000, 128, 2, 8, 576, 64, 256, 2),
-        Workload("G", 151_936, 1536, 28, 12, 8960, 512, 1024, 16, None, 2, tied=True, device="cuda", at_once=8),
+        Workload(
+            "G", 151_936, 1536, 28, 12, 8960, 512, 1024, 16, None, 2, tied=True, device="cuda", at_once=8, warm_up=1
+        ),
     )
 }
 
