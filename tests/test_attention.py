@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import combinations, pairwise, product
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_blocks_are_those_of_pytorch(lengths: tuple[list[int], list[list[int]]],
 def test_flex_is_compiled_for_more_cases_than_pytorch_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as for a card, but run by PyTorch's own operations. Each case is compiled anew; behind PyTorch's limit, 8,
     nothing would be."""
-    monkeypatch.setattr(flex, "BACKEND", "eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     flex._compiled.cache_clear()
     try:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.no_grad():

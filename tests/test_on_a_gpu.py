@@ -24,6 +24,7 @@ from cohort.train.optimizer import BITSANDBYTES
 from cohort.train.step import Updater
 from conftest import random_groups, small_model, small_policy
 from test_engine import largest_difference, prompts_of
+from test_step import tokens_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: PyTorch sees none")
 needs_bitsandbytes = pytest.mark.skipif(
@@ -32,7 +33,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.1, "max_position_embeddings": 512}
 """Heads of 32 numbers: FlexAttention takes none below 16."""
 SIZES = [(5, [40, 70, 1]), (140, [30, 138, 60]), (20, [110, 20, 50])]
-"""Tokens enough for FlexAttention."""
+"""Streams of several of FlexAttention's blocks."""
 TOLERANCE = 5e-3
 """Relative; FlexAttention multiplies in TF32."""
 
@@ -43,16 +44,16 @@ def policy_on(device: str, architecture: str = "Qwen2", bf16: bool = False, **ov
     return small_policy(architecture, config, **shape, **overrides)
 
 
-def gradient(policy: Policy, **settings: Any) -> dict[str, torch.Tensor]:
+def gradient(policy: Policy) -> dict[str, torch.Tensor]:
     """On CPU, float32."""
     groups = random_groups(SIZES)
     for group in groups:
         draw = torch.Generator().manual_seed(len(group.prompt_ids))
         scores = [-4 + torch.randn(len(c.ids), generator=draw) for c in group.completions]
         group.old_logprobs, group.reference_logprobs = scores, [score - 0.1 for score in scores]
-    config = GRPOConfig(num_generations=3, max_completion_length=200, **settings)
+    config = GRPOConfig(num_generations=3, max_completion_length=200)
     updater = Updater(policy, METHODS["grpo"], config)
-    updater.gradient(groups, float(sum(len(c.ids) for group in groups for c in group.completions)))
+    updater.gradient(groups, tokens_of(groups))
     return {name: p.grad.float().cpu() for name, p in policy.model.named_parameters() if p.grad is not None}
 
 
@@ -176,7 +177,6 @@ def whole_memory() -> Iterator[None]:
 def test_out_of_memory_halves_the_budget_and_the_step_goes_on() -> None:
     policy = policy_on("cuda")
     groups = random_groups([(30, [400] * 8) for _ in range(4)])
-    tokens = float(4 * 8 * 400)
     config = GRPOConfig(num_generations=8, max_completion_length=400, beta=0.0, token_budget=16_384)
     for group in groups:
         group.old_logprobs = [torch.full((400,), -4.0) for _ in group.completions]
@@ -184,12 +184,12 @@ def test_out_of_memory_halves_the_budget_and_the_step_goes_on() -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     kept = torch.cuda.memory_allocated()
-    updater.gradient(groups, tokens)
+    updater.gradient(groups, tokens_of(groups))
     expected = {name: p.grad.cpu() for name, p in policy.model.named_parameters()}
     updater.optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     allowed = kept + 0.7 * (torch.cuda.max_memory_allocated() - kept)
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
-    updater.gradient(groups, tokens)
+    updater.gradient(groups, tokens_of(groups))
     assert updater.token_budget < 16_384
     assert_near({name: p.grad.cpu() for name, p in policy.model.named_parameters()}, expected, TOLERANCE)

@@ -278,15 +278,13 @@ class GroupLayout:
         return self._biases[window, dtype]
 
 
-FEW_FOR_FLEX = 512
-"""Tokens of a stream below which tiles and scores are cheap; of a single block it would be compiled anew."""
 _FLEXES: dict[tuple[Any, ...], bool] = {}
 
 
 def _flexes(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> bool:
     """Whether FlexAttention gives this layer's results and gradients, tried once for its shape on a small layout:
     it must be compiled, which asks for a card and a Triton that know it."""
-    if q.device.type != "cuda" or head.sinks is not None or len(q) < FEW_FOR_FLEX:
+    if q.device.type != "cuda" or head.sinks is not None:
         return False
     key = (*q.shape[1:], *k.shape[1:], v.shape[-1], q.dtype, head.window, head.softcap)
     if key not in _FLEXES:
@@ -295,7 +293,8 @@ def _flexes(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> bool:
 
 
 def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> bool:
-    layout = GroupLayout([150, 90], [[80, 45], [120, 73]], q.device)  # as many tokens as take this way at least
+    # Of several blocks, as a run's are: a single one is compiled for itself.
+    layout = GroupLayout([150, 90], [[80, 45], [120, 73]], q.device)
     found = []
     try:
         with torch.inference_mode(False), torch.enable_grad():

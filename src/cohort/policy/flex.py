@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 BLOCK, ROWS = 128, 1024
 """Tokens of a block, and of the rows whose pairs are made at a time."""
-BACKEND = "inductor"
 COMPILED = 128
 """Kernels of a process: with and without gradients, of each window and shape of heads. PyTorch's own limit is 8, behind
 which it makes all scores, or fails."""
@@ -26,7 +25,7 @@ which it makes all scores, or fails."""
 @cache
 def _compiled() -> Callable[..., Any]:
     """Compiled once for all lengths, at the first call."""
-    compiled, dynamo = torch.compile(flex_attention, dynamic=True, backend=BACKEND), torch._dynamo.config
+    compiled, dynamo = torch.compile(flex_attention, dynamic=True), torch._dynamo.config
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
 
     def call(*args: Any, **options: Any) -> Any:
