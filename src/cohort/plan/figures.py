@@ -83,8 +83,9 @@ def make_batch(method: Method, config: TrainingConfig, lengths: Lengths) -> Batc
         groups, rows = config.prompts_per_step, config.num_generations
     else:
         groups, rows = config.batch_size, 2 if method.source == "preferences" else 1
-    prompt, completion = (torch.zeros(n, dtype=torch.long) for n in (lengths.prompt, lengths.completion))
-    parts = [Part(g, prompt, range(rows), [completion] * rows) for g in range(groups)]
+    prompt = torch.zeros(lengths.prompt, dtype=torch.long)
+    different = [torch.full((lengths.completion,), row) for row in range(rows)]
+    parts = [Part(g, prompt, range(rows), different) for g in range(groups)]
     micro = list(micro_batches(parts, config.token_budget, whole=method.sees(config) == "group"))
     return Batch(micro, groups, rows, method.source == "policy")
 

@@ -13,11 +13,12 @@ GROWTH = 32
 
 
 class DecodeCache:
-    """N rows being decoded, each belonging to one of P prompts; rows of a prompt are neighbours.
+    """N rows being decoded, each belonging to one of P prompts.
 
     A step: `advance()`, then a forward pass with the cache as the layout (one token for each row, in row order).
     `share`: prompts stand once for all their rows, worth it where they are long; else each row has its prompt's keys
-    in front of its own, and the shared part is empty.
+    in front of its own, and the shared part is empty. Completions that begin with the same tokens are one row until they
+    part (`fork`), for which there is room.
 
     Own keys are read to the end of their room: a part of them would be copied first. `fixed`: they are written without
     asking the device for anything either, so that from one `change` to the next every step is the same: what a CUDA
@@ -33,7 +34,7 @@ class DecodeCache:
         self.prompt: dict[int, tuple[Tensor, ...]] = {}
         """layer -> shared keys and values [P, Hkv, L, D]."""
         self.own: dict[int, tuple[Tensor, ...]] = {}
-        """layer -> keys and values [N, Hkv, capacity, D]."""
+        """layer -> keys and values [N or more, Hkv, capacity, D]: behind the N rows is room for those that will part."""
         self.prompt_lengths = torch.zeros(0, dtype=torch.long)
         """[P], shared tokens: 0 where prompts are copied."""
         self.group = torch.zeros(0, dtype=torch.long)
@@ -49,41 +50,51 @@ class DecodeCache:
         """[N], where the token of the current step stands."""
         return self.prompt_lengths[self.group] + self.lengths - 1
 
-    def extend(self, layout: GroupLayout, rows: list[int]) -> None:
-        """Let in the prompts that `layout` captured, `rows[i]` rows for the i-th."""
+    def extend(self, layout: GroupLayout, rows: list[int], more: int = 0) -> None:
+        """Let in the prompts that `layout` captured, `rows[i]` rows for the i-th, with room for `more` to part."""
         assert layout.captured, "no layer of the model called the grouped attention"
         device = layout.grid.device
         group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
-        lengths = layout.prompt_lengths
+        lengths, before = layout.prompt_lengths, len(self)
         for layer, both in layout.captured.items():
             if self.share:
                 prompt = both
-                own = tuple(x.new_zeros(len(group), x.shape[1], GROWTH, x.shape[3]) for x in both)
+                own = tuple(x.new_zeros(len(group) + more, x.shape[1], GROWTH, x.shape[3]) for x in both)
             else:
                 room = -both[0].shape[2] % GROWTH
                 prompt = tuple(x[:, :, :0] for x in both)
-                own = tuple(pad(x, (0, 0, 0, room))[group] for x in both)
-            if len(self):
-                prompt = tuple(map(_stack, self.prompt[layer], prompt))
-                own = tuple(map(_stack, self.own[layer], own))
+                own = tuple(pad(pad(x, (0, 0, 0, room))[group], (0, 0) * 3 + (0, more)) for x in both)
+            if before:
+                prompt = tuple(_stack(*pair) for pair in zip(self.prompt[layer], prompt, strict=True))
+                own = tuple(_stack(a[:before], b, a[before:]) for a, b in zip(self.own[layer], own, strict=True))
             self.prompt[layer], self.own[layer] = _read_often(*prompt), own
         shared, written = (lengths, lengths.new_zeros(len(group))) if self.share else (0 * lengths, lengths[group])
-        if len(self):
+        if before:
             shared = torch.cat([self.prompt_lengths, shared])
             written = torch.cat([self.lengths, written])
             group = torch.cat([self.group, group + len(self.prompt_lengths)])
         self.prompt_lengths, self.lengths, self.group = shared, written, group
         self._settle()
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but `rows` (ascending, at least one) and the prompts that no row needs any more."""
-        groups, group = torch.unique_consecutive(self.group[rows], return_inverse=True)
+    def fork(self, rows: Tensor) -> None:
+        """One more row behind the others for each of `rows`, the same as it until now."""
+        N = len(self)
+        for own in self.own.values():
+            for x in own:
+                x[N : N + len(rows)] = x[rows]
+        self.group, self.lengths = (torch.cat([x, x[rows]]) for x in (self.group, self.lengths))
+        self._settle()
+
+    def keep(self, rows: Tensor, more: int = 0) -> None:
+        """Drop every row but `rows` (ascending, at least one) and the prompts that no row needs any more; keep room
+        for `more` to part."""
+        groups, group = torch.unique(self.group[rows], return_inverse=True)
         used, longest = int(self.lengths[rows].max()), int(self.prompt_lengths[groups].max())
         room = min(self._room, -(-(used + 1) // GROWTH) * GROWTH)
         for layer, own in self.own.items():
             if len(groups) < len(self.prompt_lengths):
                 self.prompt[layer] = _read_often(*(x[groups, :, :longest] for x in self.prompt[layer]))
-            self.own[layer] = tuple(x[rows, :, :room] for x in own)
+            self.own[layer] = tuple(pad(x[rows, :, :room], (0, 0) * 3 + (0, more)) for x in own)
         self.prompt_lengths, self.group, self.lengths = self.prompt_lengths[groups], group, self.lengths[rows]
         self._settle()
 
@@ -123,9 +134,11 @@ class DecodeCache:
             P, counts = len(self.prompt_lengths), torch.bincount(self.group, minlength=len(self.prompt_lengths))
             R = int(counts.max())
             starts = counts.cumsum(0) - counts
-            slot = self.group * R + self._rows - starts[self.group]
+            order = self.group.argsort(stable=True)
+            slot = torch.empty_like(self.group)
+            slot[order] = self.group[order] * R + self._rows - starts[self.group[order]]
             self._shape = (P, R)
-            self._slot = None if len(self) == P * R else slot
+            self._slot = None if len(self) == P * R and bool((order == self._rows).all()) else slot
             self._grid = torch.zeros(P * R, dtype=torch.long, device=slot.device)
             self._grid[slot] = self._rows
 
@@ -133,7 +146,7 @@ class DecodeCache:
         """q [N, H, D], k and v [N, Hkv, D] of a token of each row to [N, H, D], in `out` where there is one."""
         (N, H, D), K, Dv = q.shape, k.shape[1], v.shape[-1]
         rep = H // K
-        keys, values = self.own[head.layer]
+        keys, values = (x[:N] for x in self.own[head.layer])
         for kept, new in ((keys, k), (values, v)):
             if self._even and not self.fixed:
                 kept[:, :, self._used - 1] = new
@@ -199,7 +212,7 @@ def _read_often(keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
     return keys.transpose(2, 3).contiguous().transpose(2, 3), values.contiguous()
 
 
-def _stack(old: Tensor, new: Tensor) -> Tensor:
+def _stack(*rows: Tensor) -> Tensor:
     """[*, Hkv, L, D] below one another, the shorter padded."""
-    longest = max(old.shape[2], new.shape[2])
-    return torch.cat([pad(x, (0, 0, 0, longest - x.shape[2])) for x in (old, new)])
+    longest = max(x.shape[2] for x in rows)
+    return torch.cat([pad(x, (0, 0, 0, longest - x.shape[2])) for x in rows])

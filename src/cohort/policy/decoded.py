@@ -1,7 +1,8 @@
 """What sampling made of every token, kept so that the update on it begins with its backward pass.
 
 The first update on a sampled batch would run the weights that sampled it over the same tokens once more. Its stream is
-here what was decoded, in that order: prompts as they were let in, and one token of each row after the other.
+here what was decoded, in that order: prompts as they were let in, and one token of each row after the other. Tokens with
+which several completions begin were decoded once, and are there once.
 """
 
 from __future__ import annotations
@@ -80,12 +81,12 @@ class Decoded:
         """For each token, whether the last layer worked for it."""
         self._prompts: list[np.ndarray] = []
         self._prompt_of: dict[int, int] = {}
-        """Row -> which of the prompts it follows."""
-        self._rows: list[tuple[np.ndarray, int]] = []
-        """Of each step the rows, -1 where they had ended, and the place of the first."""
+        """Completion -> which of the prompts it follows."""
+        self._steps: list[tuple[np.ndarray, np.ndarray]] = []
+        """Of each step the completions, and where their tokens stand."""
 
-    def admit(self, pack: Pack, rows: list[range]) -> None:
-        """A pass over prompts, each with the rows that follow it."""
+    def admit(self, pack: Pack, completions: list[range]) -> None:
+        """A pass over prompts, each with the completions that follow it."""
         layout: GroupLayout = pack.inputs["grouped"]
         assert layout.kept is not None
         for layer, scale in enumerate(self.scales):
@@ -97,7 +98,7 @@ class Decoded:
             for field, parts in zip(self.layers[layer], fields, strict=True):
                 if parts:
                     field.add(*parts)
-        for (places,), of_prompt in zip(layout.group_places(), rows, strict=True):
+        for (places,), of_prompt in zip(layout.group_places(), completions, strict=True):
             self._prompt_of |= dict.fromkeys(of_prompt, len(self._prompts))
             self._prompts.append(places + self.tokens)
         worked = np.ones(len(layout.places), dtype=bool)
@@ -110,9 +111,10 @@ class Decoded:
         """For as many tokens more, prompts having been let in."""
         return Room(*(field.next(tokens) if field.count else None for field in self.layers[layer]))
 
-    def step(self, tokens: Tensor, positions: Tensor, row: Tensor, alive: Tensor) -> None:
-        """A token of each row [N]; the layers have been given what they made."""
-        self._rows.append((torch.where(alive, row, -1).numpy(), self.tokens))
+    def step(self, tokens: Tensor, positions: Tensor, completions: Tensor, rows: Tensor) -> None:
+        """A token of each row [N]; the layers have been given what they made. [M], living completions and their
+        rows."""
+        self._steps.append((completions.numpy(), rows.numpy() + self.tokens))
         self._add(tokens, positions, np.ones(len(tokens), dtype=bool))
 
     def _add(self, ids: Tensor, positions: Tensor, worked: np.ndarray) -> None:
@@ -145,13 +147,12 @@ class Decoded:
         return Pack(parts, inputs, layout.sources, targets(parts, layout.sources.device))
 
     def _places(self) -> list[np.ndarray]:
-        """Of each row's tokens, in their order."""
-        rows = np.concatenate([rows for rows, _ in self._rows]) if self._rows else np.zeros(0, dtype=np.int64)
-        stream = [np.arange(first, first + len(rows)) for rows, first in self._rows]
-        order = np.argsort(rows, kind="stable")
-        order = order[np.searchsorted(rows[order], 0) :]
-        counts = np.bincount(rows[order], minlength=len(self.completions))
-        return np.split(np.concatenate([*stream, np.zeros(0, dtype=np.int64)])[order], counts.cumsum()[:-1])
+        """Of each completion's tokens, in their order."""
+        none = np.zeros(0, dtype=np.int64)
+        completions, places = (np.concatenate([none, *parts]) for parts in zip(*self._steps, (none, none), strict=True))
+        order = np.argsort(completions, kind="stable")
+        counts = np.bincount(completions, minlength=len(self.completions))
+        return np.split(places[order], counts.cumsum()[:-1])
 
     @property
     def worked(self) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,12 +25,24 @@ class Part:
     rows: Sequence[int]
     completion_ids: list[Tensor]
 
+    @cached_property
+    def distinct(self) -> tuple[list[Tensor], list[int]]:
+        """Completions, and which of them each row is: the same tokens are computed once."""
+        number: dict[bytes, int] = {}
+        which = [number.setdefault(ids.numpy().tobytes(), len(number)) for ids in self.completion_ids]
+        return [self.completion_ids[which.index(i)] for i in range(len(number))], which
+
+    @property
+    def tokens(self) -> int:
+        """Of its pass."""
+        return len(self.prompt_ids) + sum(map(len, self.distinct[0]))
+
 
 @dataclass(frozen=True)
 class Pack:
     """One forward pass: `model(**inputs)` gives hidden states; `sources_N` are the rows of the flattened hidden
-    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion. A completion's
-    last token, behind which nothing is predicted, is not in it."""
+    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion, whose sources are the
+    same where their tokens are. A completion's last token, behind which nothing is predicted, is not in it."""
 
     parts: list[Part]
     inputs: dict[str, Any]
@@ -41,23 +54,23 @@ def pack_groups(parts: list[Part], device: torch.device) -> Pack:
     """The flat stream without padding, each prompt once, for models that run the grouped attention."""
     layout = GroupLayout(
         [len(part.prompt_ids) for part in parts],
-        [[len(ids) for ids in part.completion_ids] for part in parts],
+        [[len(ids) for ids in part.distinct[0]] for part in parts],
         device,
     )
-    stream = torch.cat([ids for part in parts for ids in (part.prompt_ids, *(c[:-1] for c in part.completion_ids))])
+    stream = torch.cat([ids for part in parts for ids in (part.prompt_ids, *(c[:-1] for c in part.distinct[0]))])
     inputs = {
         "input_ids": stream.to(device).unsqueeze(0),
         "position_ids": layout.positions.unsqueeze(0),
         "grouped": layout,
     }
-    return Pack(parts, inputs, layout.sources, targets(parts, device))
+    return Pack(parts, inputs, _of_rows(layout.sources, parts), targets(parts, device))
 
 
 def pack_rows(parts: list[Part], device: torch.device) -> Pack:
     """One padded row for each completion, prompt repeated: for models with an attention of their own."""
-    rows = [torch.cat([part.prompt_ids, ids[:-1]]) for part in parts for ids in part.completion_ids]
-    prompts = [len(part.prompt_ids) for part in parts for _ in part.completion_ids]
-    lengths = [len(ids) for part in parts for ids in part.completion_ids]
+    rows = [torch.cat([part.prompt_ids, ids[:-1]]) for part in parts for ids in part.distinct[0]]
+    prompts = [len(part.prompt_ids) for part in parts for _ in part.distinct[0]]
+    lengths = [len(ids) for part in parts for ids in part.distinct[0]]
     longest = max(len(row) for row in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -67,7 +80,16 @@ def pack_rows(parts: list[Part], device: torch.device) -> Pack:
         mask[i, : len(row)] = 1
         sources.append(i * longest + torch.arange(prompt - 1, prompt - 1 + n))
     inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-    return Pack(parts, inputs, torch.cat(sources).to(device), targets(parts, device))
+    return Pack(parts, inputs, _of_rows(torch.cat(sources).to(device), parts), targets(parts, device))
+
+
+def _of_rows(sources: Tensor, parts: list[Part]) -> Tensor:
+    """Those of all rows, from those of their distinct completions."""
+    if all(len(part.distinct[0]) == len(part.rows) for part in parts):
+        return sources
+    spans = iter(sources.split([len(ids) for part in parts for ids in part.distinct[0]]))
+    by_part = [([next(spans) for _ in part.distinct[0]], part.distinct[1]) for part in parts]
+    return torch.cat([found[i] for found, which in by_part for i in which])
 
 
 def targets(parts: list[Part], device: torch.device) -> Tensor:
@@ -85,22 +107,25 @@ def micro_batches(parts: list[Part], token_budget: int, whole: bool = False) -> 
     batch: list[Part] = []
     tokens = 0
     for part in small:
-        size = len(part.prompt_ids) + sum(len(ids) for ids in part.completion_ids)
-        if batch and tokens + size > token_budget:
+        if batch and tokens + part.tokens > token_budget:
             yield batch
             batch, tokens = [], 0
         batch.append(part)
-        tokens += size
+        tokens += part.tokens
     if batch:
         yield batch
 
 
 def _split(part: Part, token_budget: int) -> Iterator[Part]:
-    start, tokens = 0, len(part.prompt_ids)
-    for i, ids in enumerate(part.completion_ids):
-        if i > start and tokens + len(ids) > token_budget:
-            yield Part(part.group, part.prompt_ids, part.rows[start:i], part.completion_ids[start:i])
-            start, tokens = i, len(part.prompt_ids)
-        tokens += len(ids)
-    if start < len(part.completion_ids):
-        yield Part(part.group, part.prompt_ids, part.rows[start:], part.completion_ids[start:])
+    def piece(start: int, end: int) -> Part:
+        return Part(part.group, part.prompt_ids, part.rows[start:end], part.completion_ids[start:end])
+
+    start, tokens, inside = 0, len(part.prompt_ids), set[int]()
+    for i, (ids, which) in enumerate(zip(part.completion_ids, part.distinct[1], strict=True)):
+        if i > start and which not in inside and tokens + len(ids) > token_budget:
+            yield piece(start, i)
+            start, tokens, inside = i, len(part.prompt_ids), set()
+        tokens += 0 if which in inside else len(ids)
+        inside.add(which)
+    if part.rows:
+        yield piece(start, len(part.rows))

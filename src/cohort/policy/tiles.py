@@ -45,13 +45,16 @@ class Problem(NamedTuple):
         return len(self.shared), len(self.rows), max(map(len, self.rows))
 
 
-def problems(prompt: np.ndarray, completions: list[np.ndarray], only_read: bool = False) -> list[Problem]:
-    """Places in the stream of one group's tokens to what is to be attended; `only_read`: by the prompt's last token
-    and the completions."""
+def of_prompt(prompt: np.ndarray, only_read: bool) -> list[Problem]:
+    """Places in the stream of a prompt's tokens to what they attend to; `only_read`: the last of them."""
     if only_read:
-        found = [Problem(prompt[:-1], [prompt[-1:]])]
-    else:
-        found = [Problem(prompt[:i], [prompt[i : i + BLOCK]]) for i in range(0, max(1, len(prompt)), BLOCK)]
+        return [Problem(prompt[:-1], [prompt[-1:]])]
+    return [Problem(prompt[:i], [prompt[i : i + BLOCK]]) for i in range(0, max(1, len(prompt)), BLOCK)]
+
+
+def behind(prompt: np.ndarray, completions: list[np.ndarray]) -> list[Problem]:
+    """The same of completions, with all that stands before each of them."""
+    found: list[Problem] = []
     rows: list[np.ndarray] = []
     for row in sorted((row for row in completions if len(row)), key=len, reverse=True):
         found += [
@@ -69,8 +72,20 @@ def problems(prompt: np.ndarray, completions: list[np.ndarray], only_read: bool 
 def of_groups(
     groups: list[list[np.ndarray]], only_read: bool, tokens: int, K: int, rep: int, device: torch.device
 ) -> list[Tile]:
-    """Tiles of a stream of `tokens`; each group is the places of its prompt and of its completions."""
-    found = [problem for prompt, *rows in groups for problem in problems(prompt, rows, only_read)]
+    """Tiles of a stream of `tokens`; each group is the places of its prompt and of its completions, which may begin
+    with the same ones: these attend once, and are seen by all."""
+    claimed = np.zeros(tokens, dtype=bool)
+    found: list[Problem] = []
+    for prompt, *completions in groups:
+        found += of_prompt(prompt, only_read)
+        stems: dict[bytes, tuple[np.ndarray, list[np.ndarray]]] = {}
+        for row in completions:
+            own = int(claimed[row].sum())
+            stem = row[:own]
+            stems.setdefault(stem.tobytes(), (stem, []))[1].append(row[own:])
+            claimed[row] = True
+        for stem, rows in stems.values():
+            found += behind(np.concatenate([prompt, stem]), rows)
     return tiles(found, tokens, K, rep, device)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,9 @@ def local_engine(policy: Policy, max_rows: int) -> Engine:
 
 
 class LocalEngine:
-    """Prefills a prompt once per group, decodes up to `max_rows` rows side by side against the shared cache;
-    finished rows leave, waiting prompts take their place."""
+    """Prefills a prompt once per group, decodes up to `max_rows` completions side by side against the shared cache;
+    finished ones leave, waiting prompts take their place. On a CPU completions that begin with the same tokens are one
+    row until they part."""
 
     def __init__(self, policy: Policy, max_rows: int = 256):
         self.policy, self.max_rows = policy, max_rows
@@ -103,7 +105,7 @@ class _Decoding:
         """Those that have been asked for."""
         device = policy.device
         self.generator = torch.Generator(device).manual_seed(seed)
-        # (prompt, first row, rows): a group larger than max_rows comes in pieces.
+        # (prompt, first completion, completions): a group larger than max_rows comes in pieces.
         self.waiting = deque(
             (i, first, min(max_rows, n - first)) for i in range(len(prompts)) for first in range(0, n, max_rows)
         )
@@ -111,7 +113,7 @@ class _Decoding:
         room = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
         self.limits = torch.tensor(room, device=device).repeat_interleave(n)
         self.longest = max(room, default=0)
-        # The column behind the longest is for what rows that have ended go on to draw.
+        # The column behind the longest is for what those that have ended go on to draw.
         self.ids = torch.zeros(total, self.longest + 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(total, self.longest + 1, device=device)
         self.counts = torch.zeros(total, dtype=torch.long, device=device)
@@ -123,15 +125,21 @@ class _Decoding:
         self.fixed = device.type == "cuda" and isinstance(decoder, FusedDecoder)
         self.decoder = GraphDecoder(decoder) if isinstance(decoder, FusedDecoder) and self.fixed else decoder
         self.cache = DecodeCache(self.share, self.fixed)
+        self.forks = device.type == "cpu"
+        """Whether completions share a row until they part. (On a GPU rows come and go with a wait for it, and their number
+        costs little.)"""
         self.decoded: Decoded | None = None
         if device.type == "cpu" and policy.room_for_decoded and isinstance(decoder, FusedDecoder) and decoder.plain:
             prompt_tokens = sum(len(prompts[i]) for i, _, _ in self.waiting)
-            most = prompt_tokens + int(self.limits.sum()) * 8 // 7  # the rows that have ended and are still there
+            most = prompt_tokens + int(self.limits.sum()) * 8 // 7  # those that have ended and are still there
             most = min(policy.room_for_decoded, most)
             self.decoded = decoder.decoded = Decoded(decoder.scales, (decoder.H, decoder.K), most)
-        self.row = torch.zeros(0, dtype=torch.long, device=device)
-        """[N], which of the `total` rows each cached row is."""
+        self.completion = torch.zeros(0, dtype=torch.long, device=device)
+        """[M], those that are decoded, of `total`."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
+        """[M]."""
+        self.row = torch.zeros(0, dtype=torch.long, device=device)
+        """[M], ascending, each one's row of the cache."""
         self.tokens = torch.zeros(0, dtype=torch.long, device=device)
         """[N], the last token of each cached row."""
 
@@ -143,94 +151,129 @@ class _Decoding:
                 self._tell_ended()
                 return
             self._make_room(living)
-            if self.waiting and len(self.cache) + self.waiting[0][2] <= self.max_rows:
+            if self.waiting and len(self.completion) + self.waiting[0][2] <= self.max_rows:
                 self._admit()
-                continue  # rows that ended at their first token leave before the next pass
+                continue  # those that ended at their first token leave before the next pass
             self.cache.advance()
             self._keep_within_room(len(self.tokens))
             with self.policy.autocast():
                 hidden = self.decoder(self.tokens, self.cache)
             if self.decoded is not None:
-                self.decoded.step(self.tokens, self.cache.positions, self.row, self.alive)
-            self.tokens = self._sample(hidden, self.row, self.alive)
+                living_ones = self.completion[self.alive], self.row[self.alive]
+                self.decoded.step(self.tokens, self.cache.positions, *living_ones)
+            self._sample(hidden, 0)
 
     def _make_room(self, living: int) -> None:
-        """Drop ended rows once an eighth of the batch has ended, or where somebody waits for the place."""
+        """Drop ended completions once an eighth of the batch has ended, or where somebody waits for the place."""
         dead = len(self.alive) - living
         if dead and (self.waiting or 8 * dead >= len(self.alive)):
             kept = self.alive.nonzero().squeeze(1)
+            rows, row = torch.unique_consecutive(self.row[kept], return_inverse=True)
             if len(kept):
-                self.cache.keep(kept)
+                self.cache.keep(rows, len(kept) - len(rows))
             else:
                 self.cache = DecodeCache(self.share, self.fixed)
-            self.row, self.tokens, self.alive = self.row[kept], self.tokens[kept], self.alive[kept]
+            self.completion, self.alive, self.row = self.completion[kept], self.alive[kept], row
+            self.tokens = self.tokens[rows]
             self._tell_ended()
 
     def _tell_ended(self) -> None:
-        """Hand over the groups of which no row lives or waits."""
+        """Hand over the groups of which no completion lives or waits."""
         if self.on_group is None:
             return
-        unended = {prompt for prompt, _, _ in self.waiting} | set((self.row[self.alive] // self.n).tolist())
+        unended = {prompt for prompt, _, _ in self.waiting} | set((self.completion[self.alive] // self.n).tolist())
         for i in range(len(self.prompts)):
             if i not in unended and i not in self.groups:
                 self.on_group(i, self.group(i))
 
     def _admit(self) -> None:
-        """Prefill waiting prompts, as many as fit, and draw each row's first token."""
-        pieces, rows, tokens = [], len(self.cache), 0
+        """Prefill waiting prompts, as many as fit, and draw each completion's first token."""
+        pieces, completions, tokens = [], len(self.completion), 0
         while self.waiting:
             prompt, _, count = self.waiting[0]
             tokens += len(self.prompts[prompt])
-            if pieces and (rows + count > self.max_rows or tokens > PREFILL_TOKENS):
+            if pieces and (completions + count > self.max_rows or tokens > PREFILL_TOKENS):
                 break
             pieces.append(self.waiting.popleft())
-            rows += count
+            completions += count
         pack = self.policy.pack([Part(i, self.prompts[prompt], [], []) for i, (prompt, _, _) in enumerate(pieces)])
         layout = pack.inputs["grouped"]
         layout.captured = {}
         self._keep_within_room(len(layout.places))
         layout.kept = None if self.decoded is None else []
         hidden = self.policy.hidden(pack.inputs)
-        counts = [count for _, _, count in pieces]
         if self.decoded is not None:
             firsts = (i * self.n + first for i, first, _ in pieces)
-            self.decoded.admit(pack, [range(a, a + count) for a, count in zip(firsts, counts, strict=True)])
-        self.cache.extend(layout, counts)
-        new = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
-        new = new.to(self.row.device)
+            self.decoded.admit(pack, [range(a, a + piece[2]) for a, piece in zip(firsts, pieces, strict=True)])
+        device, before = self.row.device, len(self.completion)
+        counts = torch.tensor([count for _, _, count in pieces])
+        rows = torch.ones_like(counts) if self.forks else counts
+        completion = torch.cat([torch.arange(first, first + count) + i * self.n for i, first, count in pieces])
+        of_piece = torch.arange(len(pieces)).repeat_interleave(counts)
+        row = (of_piece if self.forks else torch.arange(len(completion))) + len(self.cache)
+        self.cache.extend(layout, rows.tolist(), int(counts.sum() - rows.sum()))
+        self.completion = torch.cat([self.completion, completion.to(device)])
+        self.row = torch.cat([self.row, row.to(device)])
+        self.alive = torch.cat([self.alive, torch.ones(len(completion), dtype=torch.bool, device=device)])
         last = hidden[layout.prompt_lengths.cumsum(0) - 1]
-        alive = torch.ones(len(new), dtype=torch.bool, device=new.device)
-        first_tokens = self._sample(last.repeat_interleave(torch.tensor(counts, device=new.device), 0), new, alive)
-        self.row = torch.cat([self.row, new])
-        self.tokens = torch.cat([self.tokens, first_tokens])
-        self.alive = torch.cat([self.alive, alive])
+        self._sample(last if self.forks else last[of_piece.to(device)], before)
 
-    def _sample(self, hidden: Tensor, row: Tensor, alive: Tensor) -> Tensor:
-        """Draw the next token of each row; write the living ones' down and end those that are done."""
+    def _sample(self, hidden: Tensor, since: int) -> None:
+        """Draw the next token of each completion from the `since`-th on, whose rows' hidden states are given; write the
+        living ones' down, end those that are done, and part those of a row that have drawn different ones."""
+        completion, alive = self.completion[since:], self.alive[since:]
+        first = len(self.cache) - len(hidden)
+        shared = len(hidden) < len(completion)
         with self.policy.autocast():
             logits = self.logits(hidden)
-        tokens, logprobs = draw(logits, self.sampling, self.generator)
-        # Every row is written: taking the living ones out would wait for a device.
-        counts = self.counts[row]
+        tokens, logprobs = draw(logits, self.sampling, self.generator, self.row[since:] - first if shared else None)
+        # Every one is written: taking the living ones out would wait for a device.
+        counts = self.counts[completion]
         at = torch.where(alive, counts, self.longest)
-        self.ids[row, at] = tokens
-        self.logprobs[row, at] = logprobs
-        self.counts[row] = counts = counts + alive
+        self.ids[completion, at] = tokens
+        self.logprobs[completion, at] = logprobs
+        self.counts[completion] = counts = counts + alive
         done = torch.isin(tokens, self.eos)
         if self.sampling.stop:
-            rows = zip(row.tolist(), alive.tolist(), strict=True)
-            done |= torch.tensor([lives and self._stopped(r) for r, lives in rows], device=done.device)
+            drawn = zip(completion.tolist(), alive.tolist(), strict=True)
+            done |= torch.tensor([lives and self._stopped(c) for c, lives in drawn], device=done.device)
         if self.on_tokens is not None:
-            self.on_tokens(row[alive].tolist(), tokens[alive].tolist())
-        self.ended[row] |= alive & done
-        alive &= ~done & (counts < self.limits[row])
-        return tokens
+            self.on_tokens(completion[alive].tolist(), tokens[alive].tolist())
+        self.ended[completion] |= alive & done
+        alive &= ~done & (counts < self.limits[completion])
+        if shared:
+            tokens = self._part(tokens, since, first)
+        self.tokens = torch.cat([self.tokens[:first], tokens]) if first else tokens
 
-    def _stopped(self, row: int) -> bool:
-        """Whether the row's text now holds a stop string; a tail as long in tokens as it is in characters does."""
+    def _part(self, tokens: Tensor, since: int, first: int) -> Tensor:
+        """Give living completions of a row that have drawn different tokens rows of their own. Returns the last token of
+        each row from the `first` on."""
+        row, drawn, living = (x.numpy() for x in (self.row[since:], tokens, self.alive[since:].nonzero().squeeze(1)))
+        # Those that have ended go on with the first of their row that has not.
+        rows, leader = np.unique(row[living], return_index=True)
+        followed = np.zeros(len(self.cache), dtype=np.int64)
+        followed[rows] = drawn[living[leader]]
+        drawn = np.where(self.alive[since:].numpy(), drawn, followed[row])
+        keys, which = np.unique((row << 32) + drawn, return_inverse=True)
+        parent = keys >> 32
+        parts = np.append(False, parent[1:] == parent[:-1])
+        place = np.where(parts, len(self.cache) - 1 + parts.cumsum(), parent)
+        if parts.any():
+            self.cache.fork(torch.from_numpy(parent[parts]))
+            row = place[which]
+            order = np.argsort(row, kind="stable")
+            self.row[since:] = torch.from_numpy(row[order])
+            for field in (self.completion, self.alive):
+                field[since:] = field[since:][torch.from_numpy(order)]
+        of_rows = np.empty(len(keys), dtype=np.int64)
+        of_rows[place - first] = keys & (2**32 - 1)
+        return torch.from_numpy(of_rows)
+
+    def _stopped(self, completion: int) -> bool:
+        """Whether its text now holds a stop string; a tail as long in tokens as it is in characters does."""
         longest = max(len(text) for text in self.sampling.stop)
-        end = int(self.counts[row])
-        tail = self.policy.tokenizer.decode(self.ids[row, max(0, end - longest - 8) : end].tolist())
+        end = int(self.counts[completion])
+        tail = self.policy.tokenizer.decode(self.ids[completion, max(0, end - longest - 8) : end].tolist())
         return any(text in tail for text in self.sampling.stop)
 
     def _keep_within_room(self, more: int) -> None:

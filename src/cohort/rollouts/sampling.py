@@ -38,45 +38,59 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
-def draw(logits_NV: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Token ids [N] and their log-probabilities [N] at the sampling temperature, before any truncation, so that
-    they are the policy's own. Greedy draws report temperature 1."""
+def draw(
+    logits_NV: Tensor, sampling: Sampling, generator: torch.Generator, rows_M: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Token ids [M] and their log-probabilities [M] at the sampling temperature, before any truncation, so that
+    they are the policy's own. Greedy draws report temperature 1. `rows_M`: from which of the rows each is drawn; None:
+    one of each, M = N."""
     scaled = logits_NV if sampling.temperature in (0, 1) else logits_NV / sampling.temperature
     if sampling.temperature > 0 and not sampling.truncates:
         weights_NV = scaled.softmax(-1)
-        tokens = _drawn(weights_NV, generator)
-        return tokens, weights_NV.gather(1, tokens[:, None]).squeeze(1).log()
+        tokens = _drawn(weights_NV, generator, rows_M)
+        return tokens, _entries(weights_NV, rows_M, tokens[:, None]).squeeze(1).log()
     logp = torch.log_softmax(scaled, -1)
-    greedy = sampling.temperature == 0
-    tokens = logits_NV.argmax(-1) if greedy else _drawn(truncate(logp, sampling).exp(), generator)
-    return tokens, logp.gather(1, tokens[:, None]).squeeze(1)
+    if sampling.temperature > 0:
+        tokens = _drawn(truncate(logp, sampling).exp(), generator, rows_M)
+    else:
+        tokens = logits_NV.argmax(-1)
+        tokens = tokens if rows_M is None else tokens[rows_M]
+    return tokens, _entries(logp, rows_M, tokens[:, None]).squeeze(1)
 
 
-def _drawn(weights_NV: Tensor, generator: torch.Generator) -> Tensor:
-    """One index of each row, [N], drawn by weight: one random number a row, where torch.multinomial takes one for each
-    entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries). A long row is summed in blocks, and only one
+def _entries(table_NV: Tensor, rows_M: Tensor | None, index: Tensor) -> Tensor:
+    """[M, *], of each row the entries at `index` [M, *]."""
+    return table_NV.gather(1, index) if rows_M is None else table_NV[rows_M[:, None], index]
+
+
+def _drawn(weights_NV: Tensor, generator: torch.Generator, rows_M: Tensor | None) -> Tensor:
+    """An index [M], drawn by weight, of each of the rows: one random number each, where torch.multinomial takes one for
+    each entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries). A long row is summed in blocks, and only one
     block of it entry by entry."""
     N, V = weights_NV.shape
-    uniform_N1 = torch.rand(N, 1, generator=generator, device=weights_NV.device)
+    M = N if rows_M is None else len(rows_M)
+    uniform_M1 = torch.rand(M, 1, generator=generator, device=weights_NV.device)
     if V <= 8 * BLOCK:
-        sums_NV = weights_NV.cumsum(-1)
-        return _place(sums_NV, uniform_N1 * sums_NV[:, -1:]).squeeze(1)
+        sums = weights_NV.cumsum(-1)
+        sums = sums if rows_M is None else sums[rows_M]
+        return _place(sums, uniform_M1 * sums[:, -1:]).squeeze(1)
     whole = V // BLOCK * BLOCK
     blocks = [weights_NV[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1), weights_NV[:, whole:].sum(-1, keepdim=True)]
     sums = torch.cat(blocks, 1).cumsum(-1)
-    at_N1 = uniform_N1 * sums[:, -1:]
-    block_N1 = _place(sums, at_N1)
-    before_N1 = torch.where(block_N1 > 0, sums.gather(1, (block_N1 - 1).clamp(min=0)), 0.0)
-    index = block_N1 * BLOCK + torch.arange(BLOCK, device=block_N1.device)
-    inside = weights_NV.gather(1, index.clamp(max=V - 1)).masked_fill_(index >= V, 0.0).cumsum(-1)
-    return (block_N1 * BLOCK + _place(inside, (at_N1 - before_N1).clamp(min=0.0))).squeeze(1)
+    sums = sums if rows_M is None else sums[rows_M]
+    at_M1 = uniform_M1 * sums[:, -1:]
+    block_M1 = _place(sums, at_M1)
+    before_M1 = torch.where(block_M1 > 0, sums.gather(1, (block_M1 - 1).clamp(min=0)), 0.0)
+    index = block_M1 * BLOCK + torch.arange(BLOCK, device=block_M1.device)
+    inside = _entries(weights_NV, rows_M, index.clamp(max=V - 1)).masked_fill_(index >= V, 0.0).cumsum(-1)
+    return (block_M1 * BLOCK + _place(inside, (at_M1 - before_M1).clamp(min=0.0))).squeeze(1)
 
 
-def _place(sums: Tensor, at_N1: Tensor) -> Tensor:
-    """[N, 1], the first entry whose sum is above `at`. Rounding may reach the total, behind which there is no entry."""
-    total_N1 = sums[:, -1:]
-    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))
-    return torch.searchsorted(sums, torch.minimum(at_N1, below_N1), right=True)
+def _place(sums: Tensor, at_M1: Tensor) -> Tensor:
+    """[M, 1], the first entry whose sum is above `at`. Rounding may reach the total, behind which there is no entry."""
+    total_M1 = sums[:, -1:]
+    below_M1 = torch.nextafter(total_M1, torch.zeros_like(total_M1))
+    return torch.searchsorted(sums, torch.minimum(at_M1, below_M1), right=True)
 
 
 def truncate(logp_NV: Tensor, sampling: Sampling) -> Tensor:
