@@ -131,14 +131,15 @@ class Decoded:
         if None in rows:
             return None
         places = self._places()
-        groups: dict[int, list[np.ndarray]] = {}
+        groups: dict[int, dict[bytes, np.ndarray]] = {}
         sources = []
         for row in rows:
             assert row is not None
-            prompt = self._prompt_of[row]
-            groups.setdefault(prompt, [self._prompts[prompt]]).append(places[row])
-            sources.append(np.append(self._prompts[prompt][-1:], places[row]))
-        layout = DecodedLayout(self, list(groups.values()), np.concatenate(sources))
+            prompt, own = self._prompt_of[row], places[row]
+            groups.setdefault(prompt, {})[own.tobytes()] = own
+            sources += [self._prompts[prompt][-1:], own]
+        distinct = [[self._prompts[prompt], *of_prompt.values()] for prompt, of_prompt in groups.items()]
+        layout = DecodedLayout(self, distinct, np.concatenate(sources))
         inputs = {
             "input_ids": layout.of_stream(torch.cat(self._ids)).unsqueeze(0),
             "position_ids": layout.of_stream(torch.cat(self._positions)).unsqueeze(0),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from cohort.rewards.answers import (
@@ -49,20 +50,22 @@ def content(completion: Text) -> str:
 
 
 def of_text(name: str, score: Callable[[str], float]) -> RewardFunction:
-    """A reward function that scores each completion's text by itself."""
+    """A reward function that scores each completion's text by itself, the same text once."""
 
     def reward(completions: Sequence[Text], **_: Any) -> list[float]:
-        return [score(content(completion)) for completion in completions]
+        of = cache(score)
+        return [of(content(completion)) for completion in completions]
 
     return _named(name, score.__doc__, reward)
 
 
 def of_answer(name: str, score: Callable[[str, str], float]) -> RewardFunction:
-    """A reward function that scores (text, reference answer); the best of several answers, None without one."""
+    """A reward function that scores (text, reference answer), the same ones once; the best of several answers, None
+    without one."""
 
     def reward(completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        rows = with_references(name, completions, columns)
-        return [max((score(text, answer) for answer in accepted(value)), default=None) for text, value in rows]
+        of, rows = cache(score), with_references(name, completions, columns)
+        return [max((of(text, answer) for answer in accepted(value)), default=None) for text, value in rows]
 
     return _named(name, score.__doc__, reward)
 

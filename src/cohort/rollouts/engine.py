@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -247,27 +246,31 @@ class _Decoding:
 
     def _part(self, tokens: Tensor, since: int, first: int) -> Tensor:
         """Give living completions of a row that have drawn different tokens rows of their own. Returns the last token of
-        each row from the `first` on."""
-        row, drawn, living = (x.numpy() for x in (self.row[since:], tokens, self.alive[since:].nonzero().squeeze(1)))
-        # Those that have ended go on with the first of their row that has not.
-        rows, leader = np.unique(row[living], return_index=True)
-        followed = np.zeros(len(self.cache), dtype=np.int64)
-        followed[rows] = drawn[living[leader]]
-        drawn = np.where(self.alive[since:].numpy(), drawn, followed[row])
-        keys, which = np.unique((row << 32) + drawn, return_inverse=True)
-        parent = keys >> 32
-        parts = np.append(False, parent[1:] == parent[:-1])
-        place = np.where(parts, len(self.cache) - 1 + parts.cumsum(), parent)
-        if parts.any():
-            self.cache.fork(torch.from_numpy(parent[parts]))
-            row = place[which]
-            order = np.argsort(row, kind="stable")
-            self.row[since:] = torch.from_numpy(row[order])
+        each row from the `first` on; those that have ended follow any of their row."""
+        heads: dict[tuple[int, int], int] = {}
+        """Row and token -> the row from now on."""
+        parents, row = [], self.row[since:].tolist()
+        last = [0] * (len(self.cache) - first)
+        started = set[int]()
+        for i, (old, token, lives) in enumerate(zip(row, tokens.tolist(), self.alive[since:].tolist(), strict=True)):
+            if not lives:
+                continue
+            if (old, token) not in heads:
+                if old in started:
+                    heads[old, token] = len(self.cache) + len(parents)
+                    parents.append(old)
+                    last.append(token)
+                else:
+                    heads[old, token] = old
+                    last[old - first] = token
+                started.add(old)
+            row[i] = heads[old, token]
+        if parents:
+            self.cache.fork(torch.tensor(parents))
+            self.row[since:], order = torch.tensor(row).sort(stable=True)
             for field in (self.completion, self.alive):
-                field[since:] = field[since:][torch.from_numpy(order)]
-        of_rows = np.empty(len(keys), dtype=np.int64)
-        of_rows[place - first] = keys & (2**32 - 1)
-        return torch.from_numpy(of_rows)
+                field[since:] = field[since:][order]
+        return torch.tensor(last)
 
     def _stopped(self, completion: int) -> bool:
         """Whether its text now holds a stop string; a tail as long in tokens as it is in characters does."""
@@ -293,14 +296,18 @@ class _Decoding:
     def group(self, i: int) -> list[Completion]:
         """A prompt's completions, as tensors of their own: autograd refuses those made in inference mode."""
         if i not in self.groups:
-            rows = slice(i * self.n, (i + 1) * self.n)
-            counts, ended = self.counts[rows].tolist(), self.ended[rows].tolist()
+            own = slice(i * self.n, (i + 1) * self.n)
+            counts, ended = self.counts[own].tolist(), self.ended[own].tolist()
             with torch.inference_mode(False):
                 ids, logprobs = (
-                    [row[:count].clone() for row, count in zip(x[rows].cpu(), counts, strict=True)]
+                    [row[:count].clone() for row, count in zip(x[own].cpu(), counts, strict=True)]
                     for x in (self.ids, self.logprobs)
                 )
-            texts = self.policy.tokenizer.batch_decode([row.tolist() for row in ids], skip_special_tokens=True)
+            rows = [tuple(row.tolist()) for row in ids]
+            distinct = list(dict.fromkeys(rows))
+            decoded = self.policy.tokenizer.batch_decode(distinct, skip_special_tokens=True)
+            text_of = dict(zip(distinct, decoded, strict=True))
+            texts = [text_of[row] for row in rows]
             self.groups[i] = [
                 Completion(*row, truncated=not done, version=self.policy.version)
                 for *row, done in zip(ids, logprobs, texts, ended, strict=True)

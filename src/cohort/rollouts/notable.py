@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from functools import cache
 from statistics import median
 
 from cohort.types import Group
@@ -43,7 +44,8 @@ def strangeness(groups: list[Group], places: list[Place]) -> list[float]:
     The distance is |x - median| / (median absolute deviation + floor) of log length, of the compressed share of
     its bytes, and of the share of characters that are neither letters, digits nor spaces.
     """
-    features = [_features(groups[g].completions[i].text) for g, i in places]
+    of = cache(_features)
+    features = [of(groups[g].completions[i].text) for g, i in places]
     distances = []
     for column, floor in zip(zip(*features, strict=True), (0.1, 0.05, 0.02), strict=True):
         middle = median(column)

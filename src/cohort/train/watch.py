@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from dataclasses import dataclass
+
+import numpy as np
 
 from cohort.types import Group
 
@@ -104,4 +105,4 @@ def spread_shares(groups: list[Group], weights: dict[str, float]) -> dict[str, f
 
 def _variance(scores: list[float | None]) -> float:
     applied = [score for score in scores if score is not None]
-    return statistics.pvariance(applied) if len(applied) > 1 else 0.0
+    return float(np.var(applied)) if len(set(applied)) > 1 else 0.0
