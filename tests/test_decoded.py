@@ -16,17 +16,18 @@ from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
 from cohort.types import Group, Row
 from conftest import small_policy
-from test_engine import prompts_of
+from test_engine import ENDS, prompts_of
 from test_step import assert_close, gradients, settings, tokens_of
 
-ENDS = list(range(1, 12))
 
-
-def sampled(policy: Policy, max_rows: int = 256, n: int = 4, room: int = 10_000, tokens: int = 12) -> list[Group]:
+def sampled(
+    policy: Policy, max_rows: int = 256, n: int = 4, room: int = 10_000, tokens: int = 12, top_k: int = 0
+) -> list[Group]:
     """Groups with random advantages, what made them kept."""
     prompts = prompts_of()
     policy.room_for_decoded = room
-    found = LocalEngine(policy, max_rows).generate(prompts, n, Sampling(max_tokens=tokens, eos_ids=ENDS), 1)
+    sampling = Sampling(max_tokens=tokens, eos_ids=ENDS, top_k=top_k)
+    found = LocalEngine(policy, max_rows).generate(prompts, n, sampling, 1)
     policy.room_for_decoded = 0
     random = torch.Generator().manual_seed(2)
     return [
@@ -67,6 +68,22 @@ def test_the_gradient_is_the_same(architecture: str, max_rows: int) -> None:
     assert known == pytest.approx(plain, abs=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [12, 300])
+@pytest.mark.parametrize("max_rows", [256, 20, 5], ids=["together", "in waves", "groups in pieces"])
+def test_completions_that_begin_alike(max_rows: int, tokens: int) -> None:
+    """Of two tokens at each place: what several begin with is there once, and many are the same."""
+    policy = small_policy(hidden_size=64)
+    groups = sampled(policy, max_rows, n=8, tokens=tokens, top_k=2)
+    distinct = {(g, *c.ids.tolist()) for g, group in enumerate(groups) for c in group.completions}
+    assert len(distinct) < 38 and policy.decoded is not None
+    assert max_rows < 256 or policy.decoded.tokens < tokens_of(groups)  # prompts in it, and those that have ended
+    for i in range(3):
+        groups[i].advantages[i] = torch.zeros(len(groups[i].completions[i].ids))
+    (known, ours), (plain, expected) = both(policy, groups)
+    assert_close(ours, expected, 1e-5)
+    assert known == pytest.approx(plain, abs=1e-6)
+
+
 def test_no_forward_pass_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = small_policy()
     groups = sampled(policy)
@@ -94,7 +111,8 @@ def test_with_an_adapter_and_in_bfloat16(bf16: bool) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     (_, ours), (_, expected) = both(policy, sampled(policy))
-    assert_close(ours, expected, 0.1 if bf16 else 1e-5)
+    # In float32 decoding has the adapter inside the weights, and rounds otherwise.
+    assert_close(ours, expected, 0.1 if bf16 else 2e-5)
 
 
 def test_what_does_not_fit_is_not_kept() -> None:

@@ -70,6 +70,7 @@ def test_a_fixed_cache_samples_the_same(name: str, short: int, monkeypatch: pyte
     architecture, overrides = MODELS[name]
     policy = small_policy(architecture, **overrides)
     monkeypatch.setattr(engine, "SHORT_PROMPT", short)
+    monkeypatch.setattr(engine, "FORKING", ())
     expected = sampled(policy, True)
     seen: dict[object, set[Any]] = {}
 

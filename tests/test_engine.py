@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from cohort.policy.cache import DecodeCache
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
 from cohort.rollouts.engine import Engine, LocalEngine
@@ -16,6 +17,8 @@ from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling, draw, truncate
 from cohort.types import Completion
 from conftest import ARCHITECTURES, small_model, small_policy
+
+ENDS = list(range(1, 12))
 
 
 def prompts_of(lengths: tuple[int, ...] = (5, 9, 2, 7, 11)) -> list[Tensor]:
@@ -33,6 +36,13 @@ def largest_difference(
     return max(
         float((logprobs[i, r] - c.logprobs).abs().max()) for i, row in enumerate(found) for r, c in enumerate(row)
     )
+
+
+@pytest.fixture(params=[True, False], ids=["one row until they part", "a row each"])
+def forks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether completions that begin with the same tokens share a row, as on a CPU."""
+    monkeypatch.setattr("cohort.rollouts.engine.FORKING", ("cpu",) if request.param else ())
+    return bool(request.param)
 
 
 @pytest.fixture(params=[0, 64], ids=["shared", "copied"])
@@ -59,7 +69,7 @@ def test_greedy_decoding_equals_transformers_generate(architecture: str) -> None
         assert row[0].ids.tolist() == row[1].ids.tolist() == expected.tolist()
 
 
-@pytest.mark.usefixtures("short_prompt")
+@pytest.mark.usefixtures("short_prompt", "forks")
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.8])
 @pytest.mark.parametrize("max_rows", [256, 6, 3])
 def test_sampler_logprobs_equal_the_policys(temperature: float, max_rows: int) -> None:
@@ -73,6 +83,38 @@ def test_sampler_logprobs_equal_the_policys(temperature: float, max_rows: int) -
         ends = [i for i, token in enumerate(completion.ids.tolist()) if token in (1, 5, 7, 9)]
         assert ends == ([] if completion.truncated else [len(completion.ids) - 1])
         assert len(completion.ids) <= 70
+
+
+@pytest.mark.usefixtures("short_prompt")
+@pytest.mark.parametrize("max_rows", [256, 12, 5])
+@pytest.mark.parametrize("architecture", ["Qwen2", "Gemma2"])
+def test_completions_that_begin_alike_are_decoded_once(
+    architecture: str, max_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two tokens at each place many completions begin with the same ones, and many are the same."""
+    policy, prompts = small_policy(architecture), prompts_of()
+    rows: list[int] = []
+    advance = DecodeCache.advance
+    monkeypatch.setattr(DecodeCache, "advance", lambda cache: (rows.append(len(cache)), advance(cache)))
+    sampling = Sampling(top_k=2, max_tokens=24, eos_ids=ENDS)
+    found = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1)
+    assert largest_difference(policy, prompts, found, 1.0) < 1e-4
+    beginnings = {(i, *c.ids[:n].tolist()) for i, row in enumerate(found) for c in row for n in range(1, len(c.ids))}
+    tokens = sum(len(c.ids) - 1 for row in found for c in row)
+    distinct = {(i, *c.ids.tolist()) for i, row in enumerate(found) for c in row}
+    assert len(distinct) < 38 and len({len(ids) for ids in distinct}) > 4
+    assert max_rows < 256 or len(beginnings) <= sum(rows) < tokens  # those that have ended stay for a while
+
+
+def test_a_greedy_group_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, rows = small_policy(), list[int]()
+    advance = DecodeCache.advance
+    monkeypatch.setattr(DecodeCache, "advance", lambda cache: (rows.append(len(cache)), advance(cache)))
+    sampling = Sampling(temperature=0, max_tokens=9, eos_ids=[])
+    found = LocalEngine(policy).generate(prompts_of(), 7, sampling, 0)
+    assert rows == [5] * 8
+    assert all(c.ids.tolist() == row[0].ids.tolist() for row in found for c in row)
+    assert all((c.ids.data_ptr() != row[0].ids.data_ptr()) for row in found for c in row[1:])
 
 
 def test_truncated_distributions_keep_the_untruncated_logprobs() -> None:
@@ -96,6 +138,7 @@ def test_the_seed_decides() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("kind", [LocalEngine, RowEngine])
 def test_sampling_frequencies_match_the_distribution(kind: type) -> None:
     policy, prompt = small_policy(), prompts_of((6,))[0]
@@ -111,6 +154,7 @@ def test_sampling_frequencies_match_the_distribution(kind: type) -> None:
     assert chisquare(observed.numpy(), (wanted * draws / wanted.sum()).numpy()).pvalue > 1e-3
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("kind", [LocalEngine, RowEngine])
 @pytest.mark.parametrize("n", [1, 3])
 def test_tokens_are_told_as_they_are_drawn(kind: type, n: int) -> None:
@@ -128,6 +172,7 @@ def test_tokens_are_told_as_they_are_drawn(kind: type, n: int) -> None:
     assert len({len(ids) for ids in said.values()}) > 2
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("kind", [LocalEngine, RowEngine])
 def test_groups_are_told_when_they_have_ended(kind: type) -> None:
     told: list[tuple[int, list[Completion]]] = []
@@ -163,6 +208,19 @@ def test_draw_reports_the_temperatures_logprob() -> None:
     assert float(logprobs) == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
     tokens, logprobs = draw(logits, Sampling(temperature=0.5, top_k=1), torch.Generator())
     assert float(logprobs) == pytest.approx(float((logits / 0.5).log_softmax(-1)[0, 0]))
+
+
+@pytest.mark.parametrize("entries", [30, 3001])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0), Sampling(0.7, top_k=9)], ids=["plain", "greedy", "top k"]
+)
+def test_draws_from_few_rows_are_those_from_as_many(entries: int, sampling: Sampling) -> None:
+    logits = 3 * torch.randn(4, entries, generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3, 3, 3])
+    tokens, logprobs = draw(logits, sampling, torch.Generator().manual_seed(1), rows)
+    expected = draw(logits[rows], sampling, torch.Generator().manual_seed(1))
+    assert tokens.tolist() == expected[0].tolist()
+    torch.testing.assert_close(logprobs, expected[1])
 
 
 def test_long_rows_are_drawn_by_their_weights() -> None:

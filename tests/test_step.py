@@ -272,6 +272,44 @@ def test_prompt_tokens_get_no_gradient() -> None:
     assert pack.targets_N.tolist() == [int(i) for c in groups[0].completions for i in c.ids]
 
 
+def repeated(groups: list[Group]) -> list[Group]:
+    """Of each group the last completion's tokens are the first one's, its advantages and all else its own."""
+    for group in groups:
+        first, *_, last = group.completions
+        last.ids = first.ids.clone()
+        group.advantages[-1] = group.advantages[-1][:1].expand(len(first.ids))
+    return groups
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("budget", [10_000, 17])
+def test_the_same_completions_are_computed_once(grouped: bool, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, groups = small_policy(), repeated(random_groups(SIZES))
+    policy.grouped = grouped
+    old, reference = perturbed(policy, groups, 0.6, 1), perturbed(policy, groups, 0.5, 2)
+    for group, *known in zip(groups, old, reference, strict=True):
+        group.old_logprobs, group.reference_logprobs = known
+    tokens: list[int] = []
+    hidden = policy.hidden
+    monkeypatch.setattr(policy, "hidden", lambda given: (tokens.append(given["input_ids"].numel()), hidden(given))[1])
+    config = settings(beta=0.1, token_budget=budget)
+    metrics = Updater(policy, METHODS["grpo"], config).gradient(groups, tokens_of(groups))
+    ours = gradients(policy.model)
+    loss, theirs = autograd(policy, groups, config)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert_close(ours, theirs, 1e-5)
+    once = sum(len(group.prompt_ids) + sum(len(c.ids) - 1 for c in group.completions[:2]) for group in groups)
+    assert not (grouped and budget > 17) or tokens == [once]
+
+
+def test_micro_batches_count_the_same_completions_once() -> None:
+    first, other = torch.arange(5), torch.arange(5, 10)
+    part = Part(0, torch.arange(3), range(4), [first, other, first.clone(), other.clone()])
+    assert part.tokens == 13 and [p.rows for batch in micro_batches([part], 13) for p in batch] == [range(4)]
+    part = Part(0, torch.arange(3), range(4), [first, first.clone(), other, other.clone()])
+    assert [list(p.rows) for batch in micro_batches([part], 12) for p in batch] == [[0, 1], [2, 3]]
+
+
 def test_row_path_gives_the_same_gradient() -> None:
     groups = random_groups(SIZES)
     found = []

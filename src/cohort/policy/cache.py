@@ -17,8 +17,8 @@ class DecodeCache:
 
     A step: `advance()`, then a forward pass with the cache as the layout (one token for each row, in row order).
     `share`: prompts stand once for all their rows, worth it where they are long; else each row has its prompt's keys
-    in front of its own, and the shared part is empty. Completions that begin with the same tokens are one row until they
-    part (`fork`), for which there is room.
+    in front of its own, and the shared part is empty. Completions that begin with the same tokens are one row until
+    they part (`fork`), for which there is room.
 
     Own keys are read to the end of their room: a part of them would be copied first. `fixed`: they are written without
     asking the device for anything either, so that from one `change` to the next every step is the same: what a CUDA
@@ -34,7 +34,7 @@ class DecodeCache:
         self.prompt: dict[int, tuple[Tensor, ...]] = {}
         """layer -> shared keys and values [P, Hkv, L, D]."""
         self.own: dict[int, tuple[Tensor, ...]] = {}
-        """layer -> keys and values [N or more, Hkv, capacity, D]: behind the N rows is room for those that will part."""
+        """layer -> keys and values [N or more, Hkv, capacity, D]; behind the N rows is room for those to come."""
         self.prompt_lengths = torch.zeros(0, dtype=torch.long)
         """[P], shared tokens: 0 where prompts are copied."""
         self.group = torch.zeros(0, dtype=torch.long)
@@ -59,15 +59,18 @@ class DecodeCache:
         for layer, both in layout.captured.items():
             if self.share:
                 prompt = both
-                own = tuple(x.new_zeros(len(group) + more, x.shape[1], GROWTH, x.shape[3]) for x in both)
+                own = tuple(x.new_zeros(len(group), x.shape[1], GROWTH, x.shape[3]) for x in both)
             else:
                 room = -both[0].shape[2] % GROWTH
                 prompt = tuple(x[:, :, :0] for x in both)
-                own = tuple(pad(pad(x, (0, 0, 0, room))[group], (0, 0) * 3 + (0, more)) for x in both)
+                own = tuple(pad(x, (0, 0, 0, room)) for x in both)
+                own = own if len(group) == len(rows) else tuple(x[group] for x in own)
+            spare = more
             if before:
-                prompt = tuple(_stack(*pair) for pair in zip(self.prompt[layer], prompt, strict=True))
-                own = tuple(_stack(a[:before], b, a[before:]) for a, b in zip(self.own[layer], own, strict=True))
-            self.prompt[layer], self.own[layer] = _read_often(*prompt), own
+                prompt = tuple(map(_stack, self.prompt[layer], prompt))
+                spare += len(self.own[layer][0]) - before
+                own = tuple(_stack(x[:before], new) for x, new in zip(self.own[layer], own, strict=True))
+            self.prompt[layer], self.own[layer] = _read_often(*prompt), tuple(_with_room(x, spare) for x in own)
         shared, written = (lengths, lengths.new_zeros(len(group))) if self.share else (0 * lengths, lengths[group])
         if before:
             shared = torch.cat([self.prompt_lengths, shared])
@@ -81,7 +84,7 @@ class DecodeCache:
         N = len(self)
         for own in self.own.values():
             for x in own:
-                x[N : N + len(rows)] = x[rows]
+                torch.index_select(x[:N], 0, rows, out=x[N : N + len(rows)])
         self.group, self.lengths = (torch.cat([x, x[rows]]) for x in (self.group, self.lengths))
         self._settle()
 
@@ -94,7 +97,7 @@ class DecodeCache:
         for layer, own in self.own.items():
             if len(groups) < len(self.prompt_lengths):
                 self.prompt[layer] = _read_often(*(x[groups, :, :longest] for x in self.prompt[layer]))
-            self.own[layer] = tuple(pad(x[rows, :, :room], (0, 0) * 3 + (0, more)) for x in own)
+            self.own[layer] = tuple(_with_room(x[rows, :, :room], more) for x in own)
         self.prompt_lengths, self.group, self.lengths = self.prompt_lengths[groups], group, self.lengths[rows]
         self._settle()
 
@@ -212,7 +215,16 @@ def _read_often(keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
     return keys.transpose(2, 3).contiguous().transpose(2, 3), values.contiguous()
 
 
-def _stack(*rows: Tensor) -> Tensor:
+def _stack(old: Tensor, new: Tensor) -> Tensor:
     """[*, Hkv, L, D] below one another, the shorter padded."""
-    longest = max(x.shape[2] for x in rows)
-    return torch.cat([pad(x, (0, 0, 0, longest - x.shape[2])) for x in rows])
+    longest = max(old.shape[2], new.shape[2])
+    return torch.cat([pad(x, (0, 0, 0, longest - x.shape[2])) for x in (old, new)])
+
+
+def _with_room(rows: Tensor, more: int) -> Tensor:
+    """The same rows at the beginning of memory for as many more."""
+    if not more:
+        return rows
+    found = rows.new_empty(len(rows) + more, *rows.shape[1:])
+    found[: len(rows)] = rows
+    return found

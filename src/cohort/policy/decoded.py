@@ -1,8 +1,8 @@
 """What sampling made of every token, kept so that the update on it begins with its backward pass.
 
 The first update on a sampled batch would run the weights that sampled it over the same tokens once more. Its stream is
-here what was decoded, in that order: prompts as they were let in, and one token of each row after the other. Tokens with
-which several completions begin were decoded once, and are there once.
+here what was decoded, in that order: prompts as they were let in, and one token of each row after the other. Tokens
+with which several completions begin were decoded once, and are there once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cohort.policy.attention import GroupLayout, HeadOptions, Made
 from cohort.policy.pack import Pack, Part, targets
-from cohort.policy.tiles import Tile, TiledAttention, of_groups
+from cohort.policy.tiles import Run, Tile, TiledAttention, of_groups
 from cohort.types import Completion
 
 USED = 0.9
@@ -172,7 +172,8 @@ class DecodedLayout:
             used[:] = True
         place = used.cumsum() - 1
         self.tokens = int(used.sum())
-        self.groups = [[place[places] for places in group] for group in groups]
+        self.prompts = [place[prompt] for prompt, *_ in groups]
+        self.runs = [run for group in groups for run in _runs([place[places] for places in group])]
         self.sources = torch.from_numpy(place[sources])
         self.alone = None if worked[used].all() else torch.from_numpy(worked[used].nonzero()[0])
         self._chosen = None if used.all() else torch.from_numpy(used.nonzero()[0])
@@ -206,9 +207,24 @@ class DecodedLayout:
         heads = k.shape[1], q.shape[1] // k.shape[1]
         key = (*heads, only_read)
         if key not in self._tiles:
-            self._tiles[key] = of_groups(self.groups, only_read, self.tokens, *heads, q.device)
+            self._tiles[key] = of_groups(self.prompts, self.runs, only_read, self.tokens, *heads, q.device)
         known, self._attended = self._attended, ()
         return TiledAttention.apply(q, k, v, self._tiles[key], head.scaling, known)
+
+
+def _runs(group: list[np.ndarray]) -> list[Run]:
+    """A prompt's and its completions' tokens, so that each of these attends once and is seen by all that go on from
+    it."""
+    prompt, *completions = group
+    runs: dict[bytes, Run] = {}
+    known = set[int]()
+    for places in completions:
+        listed = places.tolist()
+        own = next((i for i, place in enumerate(listed) if place not in known), len(listed))
+        before = places[:own]
+        runs.setdefault(before.tobytes(), (np.concatenate([prompt, before]), []))[1].append(places[own:])
+        known.update(listed[own:])
+    return list(runs.values())
 
 
 def _taken(rows: Tensor, chosen: Tensor | None) -> Tensor:

@@ -41,8 +41,9 @@ class Part:
 @dataclass(frozen=True)
 class Pack:
     """One forward pass: `model(**inputs)` gives hidden states; `sources_N` are the rows of the flattened hidden
-    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion, whose sources are the
-    same where their tokens are. A completion's last token, behind which nothing is predicted, is not in it."""
+    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion; the same
+    completions of a part have the same sources. A completion's last token, behind which nothing is predicted, is not in
+    it."""
 
     parts: list[Part]
     inputs: dict[str, Any]

@@ -52,41 +52,33 @@ def of_prompt(prompt: np.ndarray, only_read: bool) -> list[Problem]:
     return [Problem(prompt[:i], [prompt[i : i + BLOCK]]) for i in range(0, max(1, len(prompt)), BLOCK)]
 
 
-def behind(prompt: np.ndarray, completions: list[np.ndarray]) -> list[Problem]:
-    """The same of completions, with all that stands before each of them."""
+def behind(before: np.ndarray, completions: list[np.ndarray]) -> list[Problem]:
+    """The same of completions and of what stands before each of them."""
     found: list[Problem] = []
     rows: list[np.ndarray] = []
     for row in sorted((row for row in completions if len(row)), key=len, reverse=True):
         found += [
-            Problem(np.concatenate([prompt, row[:start]]), [row[start : start + BLOCK]])
+            Problem(np.concatenate([before, row[:start]]), [row[start : start + BLOCK]])
             for start in range(BLOCK, len(row), BLOCK)
         ]
         first = row[:BLOCK]
         if rows and len(first) < len(rows[0]) / 2:
-            found.append(Problem(prompt, rows))
+            found.append(Problem(before, rows))
             rows = []
         rows.append(first)
-    return [*found, Problem(prompt, rows)] if rows else found
+    return [*found, Problem(before, rows)] if rows else found
+
+
+Run = tuple[np.ndarray, list[np.ndarray]]
+"""Places in the stream: of what stands before some completions, and of each of them."""
 
 
 def of_groups(
-    groups: list[list[np.ndarray]], only_read: bool, tokens: int, K: int, rep: int, device: torch.device
+    prompts: list[np.ndarray], runs: list[Run], only_read: bool, tokens: int, K: int, rep: int, device: torch.device
 ) -> list[Tile]:
-    """Tiles of a stream of `tokens`; each group is the places of its prompt and of its completions, which may begin
-    with the same ones: these attend once, and are seen by all."""
-    claimed = np.zeros(tokens, dtype=bool)
-    found: list[Problem] = []
-    for prompt, *completions in groups:
-        found += of_prompt(prompt, only_read)
-        stems: dict[bytes, tuple[np.ndarray, list[np.ndarray]]] = {}
-        for row in completions:
-            own = int(claimed[row].sum())
-            stem = row[:own]
-            stems.setdefault(stem.tobytes(), (stem, []))[1].append(row[own:])
-            claimed[row] = True
-        for stem, rows in stems.values():
-            found += behind(np.concatenate([prompt, stem]), rows)
-    return tiles(found, tokens, K, rep, device)
+    """Tiles of a stream of `tokens`."""
+    found = [problem for prompt in prompts for problem in of_prompt(prompt, only_read)]
+    return tiles(found + [problem for run in runs for problem in behind(*run)], tokens, K, rep, device)
 
 
 @dataclass(frozen=True)

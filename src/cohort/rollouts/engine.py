@@ -29,6 +29,10 @@ SHORT_PROMPT = 64
 """Up to this many tokens, reading a prompt's keys once per row costs less than the second pair of products, and the
 rearrangements around it, that reading them once per group takes."""
 
+FORKING = ("cpu",)
+"""Devices on which completions that begin with the same tokens are one row until they part. On a GPU rows come and go
+with a wait for it, and cost little."""
+
 
 class Engine(Protocol):
     """Samples `n` completions of each prompt (int64 [p] on the CPU). The same seed gives the same completions."""
@@ -124,9 +128,7 @@ class _Decoding:
         self.fixed = device.type == "cuda" and isinstance(decoder, FusedDecoder)
         self.decoder = GraphDecoder(decoder) if isinstance(decoder, FusedDecoder) and self.fixed else decoder
         self.cache = DecodeCache(self.share, self.fixed)
-        self.forks = device.type == "cpu"
-        """Whether completions share a row until they part. (On a GPU rows come and go with a wait for it, and their number
-        costs little.)"""
+        self.forks = device.type in FORKING
         self.decoded: Decoded | None = None
         if device.type == "cpu" and policy.room_for_decoded and isinstance(decoder, FusedDecoder) and decoder.plain:
             prompt_tokens = sum(len(prompts[i]) for i, _, _ in self.waiting)
@@ -245,8 +247,8 @@ class _Decoding:
         self.tokens = torch.cat([self.tokens[:first], tokens]) if first else tokens
 
     def _part(self, tokens: Tensor, since: int, first: int) -> Tensor:
-        """Give living completions of a row that have drawn different tokens rows of their own. Returns the last token of
-        each row from the `first` on; those that have ended follow any of their row."""
+        """Give living completions of a row that have drawn different tokens rows of their own; those that have ended
+        follow any. Returns the last token of each row from the `first` on."""
         heads: dict[tuple[int, int], int] = {}
         """Row and token -> the row from now on."""
         parents, row = [], self.row[since:].tolist()

@@ -64,9 +64,9 @@ def _entries(table_NV: Tensor, rows_M: Tensor | None, index: Tensor) -> Tensor:
 
 
 def _drawn(weights_NV: Tensor, generator: torch.Generator, rows_M: Tensor | None) -> Tensor:
-    """An index [M], drawn by weight, of each of the rows: one random number each, where torch.multinomial takes one for
-    each entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries). A long row is summed in blocks, and only one
-    block of it entry by entry."""
+    """An index [M], drawn by weight, of each of the rows: one random number each, where torch.multinomial takes one
+    for each entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries). A long row is summed in blocks, and
+    only one block of it entry by entry."""
     N, V = weights_NV.shape
     M = N if rows_M is None else len(rows_M)
     uniform_M1 = torch.rand(M, 1, generator=generator, device=weights_NV.device)
