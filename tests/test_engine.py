@@ -99,6 +99,11 @@ def test_completions_that_begin_alike_are_decoded_once(
     sampling = Sampling(top_k=2, max_tokens=24, eos_ids=ENDS)
     found = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1)
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
+    with monkeypatch.context() as patch:
+        patch.setattr("cohort.rollouts.engine.FORKING", ())
+        apart = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1)
+    assert [[c.ids.tolist() for c in row] for row in found] == [[c.ids.tolist() for c in row] for row in apart]
+    rows = rows[: len(rows) // 2]
     beginnings = {(i, *c.ids[:n].tolist()) for i, row in enumerate(found) for c in row for n in range(1, len(c.ids))}
     tokens = sum(len(c.ids) - 1 for row in found for c in row)
     distinct = {(i, *c.ids.tolist()) for i, row in enumerate(found) for c in row}

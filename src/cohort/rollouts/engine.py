@@ -140,7 +140,9 @@ class _Decoding:
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
         """[M]."""
         self.row = torch.zeros(0, dtype=torch.long, device=device)
-        """[M], ascending, each one's row of the cache."""
+        """[M], each one's row of the cache."""
+        self.parted = False
+        """Whether rows may stand in another order than their completions."""
         self.tokens = torch.zeros(0, dtype=torch.long, device=device)
         """[N], the last token of each cached row."""
 
@@ -169,7 +171,7 @@ class _Decoding:
         dead = len(self.alive) - living
         if dead and (self.waiting or 8 * dead >= len(self.alive)):
             kept = self.alive.nonzero().squeeze(1)
-            rows, row = torch.unique_consecutive(self.row[kept], return_inverse=True)
+            rows, row = torch.unique(self.row[kept], return_inverse=True)
             if len(kept):
                 self.cache.keep(rows, len(kept) - len(rows))
             else:
@@ -227,7 +229,8 @@ class _Decoding:
         shared = len(hidden) < len(completion)
         with self.policy.autocast():
             logits = self.logits(hidden)
-        tokens, logprobs = draw(logits, self.sampling, self.generator, self.row[since:] - first if shared else None)
+        row = self.row[since:] - first if shared or self.parted else None
+        tokens, logprobs = draw(logits, self.sampling, self.generator, row)
         # Every one is written: taking the living ones out would wait for a device.
         counts = self.counts[completion]
         at = torch.where(alive, counts, self.longest)
@@ -244,6 +247,8 @@ class _Decoding:
         alive &= ~done & (counts < self.limits[completion])
         if shared:
             tokens = self._part(tokens, since, first)
+        elif row is not None:
+            tokens = torch.empty_like(tokens).scatter_(0, row, tokens)
         self.tokens = torch.cat([self.tokens[:first], tokens]) if first else tokens
 
     def _part(self, tokens: Tensor, since: int, first: int) -> Tensor:
@@ -269,9 +274,8 @@ class _Decoding:
             row[i] = heads[old, token]
         if parents:
             self.cache.fork(torch.tensor(parents))
-            self.row[since:], order = torch.tensor(row).sort(stable=True)
-            for field in (self.completion, self.alive):
-                field[since:] = field[since:][order]
+            self.row[since:] = torch.tensor(row)
+            self.parted = True
         return torch.tensor(last)
 
     def _stopped(self, completion: int) -> bool:
