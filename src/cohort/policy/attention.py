@@ -214,9 +214,8 @@ class GroupLayout:
         heads = K, q.shape[1] // K
         key = (*heads, only_read)
         if key not in self._tiles:
-            runs: list[tiles.Run] = [(prompt, completions) for prompt, *completions in self.group_places()]
-            prompts = [prompt for prompt, _ in runs]
-            self._tiles[key] = tiles.of_groups(prompts, runs, only_read, len(q), *heads, q.device)
+            groups = [(prompt, [*map(tiles.Row, rows)]) for prompt, *rows in self.group_places()]
+            self._tiles[key] = tiles.of_groups(groups, only_read, len(q), *heads, q.device)
         return tiles.TiledAttention.apply(q, k, v, self._tiles[key], head.scaling)
 
     def group_places(self) -> list[list[np.ndarray]]:

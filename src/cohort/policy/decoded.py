@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cohort.policy.attention import GroupLayout, HeadOptions, Made
 from cohort.policy.pack import Pack, Part, targets
-from cohort.policy.tiles import Run, Tile, TiledAttention, of_groups
+from cohort.policy.tiles import Row, Tile, TiledAttention, of_groups
 from cohort.types import Completion
 
 USED = 0.9
@@ -172,8 +172,7 @@ class DecodedLayout:
             used[:] = True
         place = used.cumsum() - 1
         self.tokens = int(used.sum())
-        self.prompts = [place[prompt] for prompt, *_ in groups]
-        self.runs = [run for group in groups for run in _runs([place[places] for places in group])]
+        self.groups = [(place[prompt], _attending([place[places] for places in rows])) for prompt, *rows in groups]
         self.sources = torch.from_numpy(place[sources])
         self.alone = None if worked[used].all() else torch.from_numpy(worked[used].nonzero()[0])
         self._chosen = None if used.all() else torch.from_numpy(used.nonzero()[0])
@@ -207,24 +206,20 @@ class DecodedLayout:
         heads = k.shape[1], q.shape[1] // k.shape[1]
         key = (*heads, only_read)
         if key not in self._tiles:
-            self._tiles[key] = of_groups(self.prompts, self.runs, only_read, self.tokens, *heads, q.device)
+            self._tiles[key] = of_groups(self.groups, only_read, self.tokens, *heads, q.device)
         known, self._attended = self._attended, ()
         return TiledAttention.apply(q, k, v, self._tiles[key], head.scaling, known)
 
 
-def _runs(group: list[np.ndarray]) -> list[Run]:
-    """A prompt's and its completions' tokens, so that each of these attends once and is seen by all that go on from
-    it."""
-    prompt, *completions = group
-    runs: dict[bytes, Run] = {}
-    known = set[int]()
+def _attending(completions: list[np.ndarray]) -> list[Row]:
+    """A prompt's completions; with what several begin, the first of them attends."""
+    rows, known = [], set[int]()
     for places in completions:
         listed = places.tolist()
-        own = next((i for i, place in enumerate(listed) if place not in known), len(listed))
-        before = places[:own]
-        runs.setdefault(before.tobytes(), (np.concatenate([prompt, before]), []))[1].append(places[own:])
-        known.update(listed[own:])
-    return list(runs.values())
+        seen = next((i for i, place in enumerate(listed) if place not in known), len(listed))
+        rows.append(Row(places, seen))
+        known.update(listed[seen:])
+    return rows
 
 
 def _taken(rows: Tensor, chosen: Tensor | None) -> Tensor:

@@ -34,51 +34,62 @@ Shape = tuple[int, int, int]
 """Keys that are shared, rows, the longest row."""
 
 
+class Row(NamedTuple):
+    """Places in the stream of consecutive tokens."""
+
+    places: np.ndarray
+    seen: int = 0
+    """How many of the first attend as part of another row: here they are keys alone."""
+
+    def cut(self, start: int) -> Row:
+        """The BLOCK that begins there."""
+        return Row(self.places[start : start + BLOCK], max(0, self.seen - start))
+
+    @property
+    def attends(self) -> bool:
+        return self.seen < len(self.places)
+
+
 class Problem(NamedTuple):
     """Queries of `rows` (of like lengths) see all of the keys `shared`, and causally those of their own row."""
 
     shared: np.ndarray
-    rows: list[np.ndarray]
+    rows: list[Row]
 
     @property
     def shape(self) -> Shape:
-        return len(self.shared), len(self.rows), max(map(len, self.rows))
+        return len(self.shared), len(self.rows), max(len(row.places) for row in self.rows)
 
 
-def of_prompt(prompt: np.ndarray, only_read: bool) -> list[Problem]:
-    """Places in the stream of a prompt's tokens to what they attend to; `only_read`: the last of them."""
+Group = tuple[np.ndarray, list[Row]]
+"""A prompt's places, and its completions."""
+
+
+def problems(prompt: np.ndarray, completions: list[Row], only_read: bool = False) -> list[Problem]:
+    """What is to be attended of one group; `only_read`: by the prompt's last token and the completions."""
+    whole = Row(prompt)
     if only_read:
-        return [Problem(prompt[:-1], [prompt[-1:]])]
-    return [Problem(prompt[:i], [prompt[i : i + BLOCK]]) for i in range(0, max(1, len(prompt)), BLOCK)]
-
-
-def behind(before: np.ndarray, completions: list[np.ndarray]) -> list[Problem]:
-    """The same of completions and of what stands before each of them."""
-    found: list[Problem] = []
-    rows: list[np.ndarray] = []
-    for row in sorted((row for row in completions if len(row)), key=len, reverse=True):
-        found += [
-            Problem(np.concatenate([before, row[:start]]), [row[start : start + BLOCK]])
-            for start in range(BLOCK, len(row), BLOCK)
-        ]
-        first = row[:BLOCK]
-        if rows and len(first) < len(rows[0]) / 2:
-            found.append(Problem(before, rows))
+        found = [Problem(prompt[:-1], [Row(prompt[-1:])])]
+    else:
+        found = [Problem(prompt[:i], [whole.cut(i)]) for i in range(0, max(1, len(prompt)), BLOCK)]
+    rows: list[Row] = []
+    for row in sorted(completions, key=lambda row: -len(row.places)):
+        for start in range(BLOCK, len(row.places), BLOCK):
+            if (cut := row.cut(start)).attends:
+                found.append(Problem(np.concatenate([prompt, row.places[:start]]), [cut]))
+        if not (first := row.cut(0)).attends:
+            continue
+        if rows and len(first.places) < len(rows[0].places) / 2:
+            found.append(Problem(prompt, rows))
             rows = []
         rows.append(first)
-    return [*found, Problem(before, rows)] if rows else found
+    return [*found, Problem(prompt, rows)] if rows else found
 
 
-Run = tuple[np.ndarray, list[np.ndarray]]
-"""Places in the stream: of what stands before some completions, and of each of them."""
-
-
-def of_groups(
-    prompts: list[np.ndarray], runs: list[Run], only_read: bool, tokens: int, K: int, rep: int, device: torch.device
-) -> list[Tile]:
+def of_groups(groups: list[Group], only_read: bool, tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
     """Tiles of a stream of `tokens`."""
-    found = [problem for prompt in prompts for problem in of_prompt(prompt, only_read)]
-    return tiles(found + [problem for run in runs for problem in behind(*run)], tokens, K, rep, device)
+    found = [problem for prompt, rows in groups for problem in problems(prompt, rows, only_read)]
+    return tiles(found, tokens, K, rep, device)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,9 @@ class Tile:
     last."""
 
     own: Tensor
-    """[U * R * C], places of the rows."""
+    """[U * R * C], places of the rows' queries."""
+    own_keys: Tensor
+    """Of their keys: those that are keys alone as well."""
     own_read: Tensor
     """The same, with a place that exists for padding."""
     shared: Tensor
@@ -153,15 +166,18 @@ def _tile(
     nowhere = tokens * K
     distinct = {id(problem): problem for problem, _ in units}
     rows, keys = np.full((len(distinct), R, C), -1), np.full((len(distinct), L), -1)
+    alone = np.zeros((len(distinct), R, C), dtype=bool)
     for p, problem in enumerate(distinct.values()):
         keys[p, : len(problem.shared)] = problem.shared
-        for r, row in enumerate(problem.rows):
+        for r, (row, seen) in enumerate(problem.rows):
             rows[p, r, : len(row)] = row
+            alone[p, r, :seen] = True
     number = {key: p for p, key in enumerate(distinct)}
     of_unit = np.array([number[id(problem)] for problem, _ in units])
     heads = np.array([head for _, head in units])
     own, shared = rows[of_unit], keys[of_unit]
     own = np.where(own < 0, nowhere, own * K + heads[:, None, None])
+    queries = np.where(alone[of_unit], nowhere, own) if alone.any() else own
     shared = np.where(shared < 0, nowhere, shared * K + heads[:, None])
 
     def places(array: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -171,8 +187,11 @@ def _tile(
 
     lower = torch.ones(C, C, dtype=torch.bool, device=device).tril()
     seen = shared < nowhere
+    own_keys, own_read = places(own)
     return Tile(
-        *places(own),
+        own_keys if queries is own else torch.from_numpy(queries.ravel()).to(device),
+        own_keys,
+        own_read,
         *places(shared),
         (len(units), L, R, C),
         _bias(lower.repeat_interleave(rep, 0)),
@@ -227,7 +246,7 @@ class TiledAttention(torch.autograd.Function):
             slopes = torch._softmax_backward_data(slopes, weights, -1, weights.dtype)
             for total, of_scores, rows in ((gk, slopes, work.q), (gv, weights, g)):
                 own, shared = work.transposed(of_scores, rows)
-                total.index_add_(0, tile.own, own.reshape(-1, D).to(total.dtype))
+                total.index_add_(0, tile.own_keys, own.reshape(-1, D).to(total.dtype))
                 if shared is not None:
                     total.index_add_(0, tile.shared, shared.reshape(-1, D).to(total.dtype))
             result = work.sums(slopes, work.k_own, work.k_shared).mul_(ctx.scale)
