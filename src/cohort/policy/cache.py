@@ -41,14 +41,11 @@ class DecodeCache:
         """[N], the row's prompt."""
         self.lengths = torch.zeros(0, dtype=torch.long)
         """[N], own tokens written, the one of the current step included after `advance()`."""
+        self.positions = torch.zeros(0, dtype=torch.long)
+        """[N], where the token of the current step stands."""
 
     def __len__(self) -> int:
         return len(self.group)
-
-    @property
-    def positions(self) -> Tensor:
-        """[N], where the token of the current step stands."""
-        return self.prompt_lengths[self.group] + self.lengths - 1
 
     def extend(self, layout: GroupLayout, rows: list[int], more: int = 0) -> None:
         """Let in the prompts that `layout` captured, `rows[i]` rows for the i-th, with room for `more` to part."""
@@ -104,6 +101,7 @@ class DecodeCache:
     def advance(self) -> None:
         """Make room for one more token in every row."""
         self.lengths += 1
+        self.positions += 1
         self._used += 1
         if self._used > self._room:
             more = max(GROWTH, self._used // 4)
@@ -128,6 +126,7 @@ class DecodeCache:
         """What stays the same while the rows do."""
         self._used, self._longest = int(self.lengths.max()), int(self.prompt_lengths.max())
         self._rows = torch.arange(len(self), device=self.group.device)
+        self.positions = self.prompt_lengths[self.group] + self.lengths - 1
         self._even = bool((self.lengths == self._used).all())
         shared = next(iter(self.prompt.values()))[1].shape[2]
         self._full = self._even and bool((self.prompt_lengths == shared).all())

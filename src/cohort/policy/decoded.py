@@ -115,7 +115,7 @@ class Decoded:
         """A token of each row [N]; the layers have been given what they made. [M], living completions and their
         rows."""
         self._steps.append((completions.numpy(), rows.numpy() + self.tokens))
-        self._add(tokens, positions, np.ones(len(tokens), dtype=bool))
+        self._add(tokens, positions.clone(), np.ones(len(tokens), dtype=bool))
 
     def _add(self, ids: Tensor, positions: Tensor, worked: np.ndarray) -> None:
         self._ids.append(ids)

@@ -98,7 +98,7 @@ class FusedDecoder:
             between = layer.out(attended, rows, room.between)
             gate, up = layer.gate_up(self._normed(between), out=room.gate_up).chunk(2, -1)
             rows = layer.down(silu(gate).mul_(up), between, room.rows)
-        return self.trunk.norm(rows)
+        return self._normed(rows) * self.trunk.norm.weight
 
     def _normed(self, rows: Tensor) -> Tensor:
         if rows.device.type != "cpu" or rows.dtype is not torch.float32:
