@@ -119,6 +119,8 @@ def micro_batches(parts: list[Part], token_budget: int, whole: bool = False) -> 
 
 def _split(part: Part, token_budget: int) -> Iterator[Part]:
     def piece(start: int, end: int) -> Part:
+        if end - start == len(part.rows):
+            return part
         return Part(part.group, part.prompt_ids, part.rows[start:end], part.completion_ids[start:end])
 
     start, tokens, inside = 0, len(part.prompt_ids), set[int]()
