@@ -25,7 +25,7 @@ from cohort.rewards import (
     too_short_penalty,
     xml_count,
 )
-from cohort.rewards.text import content, words
+from cohort.rewards.text import content, of_answer, of_text, words
 from cohort.types import UserError
 
 GSM8K = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
@@ -274,3 +274,21 @@ def test_reasoning_gym_errors() -> None:
         reasoning_gym(["5"], ["nonsense"], [json.dumps(row)])
     with pytest.raises(UserError, match="own answer too: KeyError"):
         reasoning_gym(["5"], ["n_queens"], [json.dumps({"answer": "5"})])
+
+
+def test_the_same_text_and_answer_are_scored_once() -> None:
+    called: list[tuple[str, ...]] = []
+
+    def by_text(text: str) -> float:
+        called.append((text,))
+        return len(text)
+
+    def by_answer(text: str, answer: str) -> float:
+        called.append((text, answer))
+        return float(text == answer)
+
+    completions = ["4", "5", "4", "4"]
+    assert of_text("length", by_text)(completions=completions) == [1, 1, 1, 1]
+    found = of_answer("equal", by_answer)(completions=completions, answer=["4", "4", "4", "5"])
+    assert found == [1, 0, 1, 0]
+    assert called == [("4",), ("5",), ("4", "4"), ("5", "4"), ("4", "5")]
