@@ -65,16 +65,12 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return sum(_tokens(micro) for micro in self.micro)
+        return sum(part.tokens for micro in self.micro for part in micro)
 
     @property
     def first_tokens(self) -> int:
         """Of the micro-batch that the passes are measured on."""
-        return _tokens(self.micro[0])
-
-
-def _tokens(parts: list[Part]) -> int:
-    return sum(len(part.prompt_ids) + sum(map(len, part.completion_ids)) for part in parts)
+        return sum(part.tokens for part in self.micro[0])
 
 
 def make_batch(method: Method, config: TrainingConfig, lengths: Lengths) -> Batch:

@@ -60,8 +60,7 @@ class DecodeCache:
             else:
                 room = -both[0].shape[2] % GROWTH
                 prompt = tuple(x[:, :, :0] for x in both)
-                own = tuple(pad(x, (0, 0, 0, room)) for x in both)
-                own = own if len(group) == len(rows) else tuple(x[group] for x in own)
+                own = tuple(pad(x, (0, 0, 0, room))[group] for x in both)
             spare = more
             if before:
                 prompt = tuple(map(_stack, self.prompt[layer], prompt))

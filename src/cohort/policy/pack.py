@@ -28,9 +28,10 @@ class Part:
     @cached_property
     def distinct(self) -> tuple[list[Tensor], list[int]]:
         """Completions, and which of them each row is: the same tokens are computed once."""
-        number: dict[bytes, int] = {}
-        which = [number.setdefault(ids.numpy().tobytes(), len(number)) for ids in self.completion_ids]
-        return [self.completion_ids[which.index(i)] for i in range(len(number))], which
+        keys = [ids.numpy().tobytes() for ids in self.completion_ids]
+        found = dict(zip(keys, self.completion_ids, strict=True))
+        number = {key: i for i, key in enumerate(found)}
+        return list(found.values()), [number[key] for key in keys]
 
     @property
     def tokens(self) -> int:

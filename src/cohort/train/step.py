@@ -92,9 +92,10 @@ class Updater:
 
     def _smallest(self, group: Group) -> int:
         """Tokens of the smallest micro-batch that the group can be cut to."""
-        lengths = [len(c.ids) for c in group.completions]
-        whole = self.method.sees(self.config) == "group"
-        return len(group.prompt_ids) + (sum(lengths) if whole else max(lengths))
+        ids = [c.ids for c in group.completions]
+        if self.method.sees(self.config) == "group":
+            return Part(0, group.prompt_ids, range(len(ids)), ids).tokens
+        return len(group.prompt_ids) + max(map(len, ids))
 
 
 class _Pass:
