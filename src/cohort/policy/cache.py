@@ -150,7 +150,7 @@ class DecodeCache:
         keys, values = (x[:N] for x in self.own[head.layer])
         for kept, new in ((keys, k), (values, v)):
             if self._even and not self.fixed:
-                kept[:, :, self._used - 1] = new
+                kept.select(2, self._used - 1).copy_(new)
             else:
                 kept[self._rows, :, self.lengths - 1] = new.to(kept.dtype)
         q = (q if head.scaling == 1.0 else q * head.scaling).reshape(N, K, rep, D)
@@ -162,7 +162,7 @@ class DecodeCache:
         if bias is not None:
             scores = scores + bias
         elif self._used < self._room:
-            scores[..., L + self._used :] = torch.finfo(scores.dtype).min
+            scores.narrow(-1, L + self._used, self._room - self._used).fill_(torch.finfo(scores.dtype).min)
         weights = head.softmax(scores, (1, K, rep))
         found = torch.matmul(weights[..., L:], values, out=None if out is None else out.view(N, K, rep, Dv))
         if self.share:

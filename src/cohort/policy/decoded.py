@@ -82,8 +82,8 @@ class Decoded:
         self._prompts: list[np.ndarray] = []
         self._prompt_of: dict[int, int] = {}
         """Completion -> which of the prompts it follows."""
-        self._steps: list[tuple[np.ndarray, np.ndarray]] = []
-        """Of each step the completions, and where their tokens stand."""
+        self._steps: list[tuple[np.ndarray, ...]] = []
+        """Of each step the completions, where their tokens stand, and which of them live."""
 
     def admit(self, pack: Pack, completions: list[range]) -> None:
         """A pass over prompts, each with the completions that follow it."""
@@ -111,10 +111,10 @@ class Decoded:
         """For as many tokens more, prompts having been let in."""
         return Room(*(field.next(tokens) if field.count else None for field in self.layers[layer]))
 
-    def step(self, tokens: Tensor, positions: Tensor, completions: Tensor, rows: Tensor) -> None:
-        """A token of each row [N]; the layers have been given what they made. [M], living completions and their
-        rows."""
-        self._steps.append((completions.numpy(), rows.numpy() + self.tokens))
+    def step(self, tokens: Tensor, positions: Tensor, completions: Tensor, rows: Tensor, alive: Tensor) -> None:
+        """A token of each row [N]; the layers have been given what they made. [M], completions, their rows, and
+        whether they live."""
+        self._steps.append((completions.numpy(), rows.numpy() + self.tokens, alive.numpy()))
         self._add(tokens, positions.clone(), np.ones(len(tokens), dtype=bool))
 
     def _add(self, ids: Tensor, positions: Tensor, worked: np.ndarray) -> None:
@@ -149,8 +149,9 @@ class Decoded:
 
     def _places(self) -> list[np.ndarray]:
         """Of each completion's tokens, in their order."""
-        none = np.zeros(0, dtype=np.int64)
-        completions, places = (np.concatenate([none, *parts]) for parts in zip(*self._steps, (none, none), strict=True))
+        nothing = np.zeros((3, 0), dtype=np.int64)
+        completions, places, alive = map(np.concatenate, zip(*self._steps, nothing, strict=True))
+        completions, places = completions[alive != 0], places[alive != 0]
         order = np.argsort(completions, kind="stable")
         counts = np.bincount(completions, minlength=len(self.completions))
         return np.split(places[order], counts.cumsum()[:-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from typing import Protocol
 
 import torch
@@ -113,15 +113,18 @@ class _Decoding:
             (i, first, min(max_rows, n - first)) for i in range(len(prompts)) for first in range(0, n, max_rows)
         )
         total = len(prompts) * n
-        room = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
-        self.limits = torch.tensor(room, device=device).repeat_interleave(n)
-        self.longest = max(room, default=0)
-        # The column behind the longest is for what those that have ended go on to draw.
-        self.ids = torch.zeros(total, self.longest + 1, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(total, self.longest + 1, device=device)
+        self.limits = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
+        self.drawn: list[tuple[Tensor, ...]] = []
+        """Of each draw: completion, whether it lives, its token's place, the token, its log-probability, whether it
+        ends there, [M] each; not written down yet."""
+        longest = max(self.limits, default=0)
+        self.ids = torch.zeros(total, longest, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(total, longest, device=device)
         self.counts = torch.zeros(total, dtype=torch.long, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
+        self.tails: dict[int, list[int]] = defaultdict(list)
+        """Completion -> its tokens, where it ends at a string."""
         self.share = max((len(prompt) for prompt in prompts), default=0) > SHORT_PROMPT
         self.logits = policy.head.reader(policy.dtype)
         decoder = decoder_of(policy)
@@ -132,13 +135,15 @@ class _Decoding:
         self.decoded: Decoded | None = None
         if device.type == "cpu" and policy.room_for_decoded and isinstance(decoder, FusedDecoder) and decoder.plain:
             prompt_tokens = sum(len(prompts[i]) for i, _, _ in self.waiting)
-            most = prompt_tokens + int(self.limits.sum()) * 8 // 7  # those that have ended and are still there
+            most = prompt_tokens + n * sum(self.limits) * 8 // 7  # those that have ended and are still there
             most = min(policy.room_for_decoded, most)
             self.decoded = decoder.decoded = Decoded(decoder.scales, (decoder.H, decoder.K), most)
         self.completion = torch.zeros(0, dtype=torch.long, device=device)
         """[M], those that are decoded, of `total`."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
         """[M]."""
+        self.count, self.limit = self.completion, self.completion
+        """[M], tokens that each has, and may have."""
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[M], each one's row of the cache."""
         self.parted = False
@@ -162,8 +167,7 @@ class _Decoding:
             with self.policy.autocast():
                 hidden = self.decoder(self.tokens, self.cache)
             if self.decoded is not None:
-                living_ones = self.completion[self.alive], self.row[self.alive]
-                self.decoded.step(self.tokens, self.cache.positions, *living_ones)
+                self.decoded.step(self.tokens, self.cache.positions, self.completion, self.row, self.alive)
             self._sample(hidden, 0)
 
     def _make_room(self, living: int) -> None:
@@ -177,6 +181,7 @@ class _Decoding:
             else:
                 self.cache = DecodeCache(self.share, self.fixed)
             self.completion, self.alive, self.row = self.completion[kept], self.alive[kept], row
+            self.count, self.limit = self.count[kept], self.limit[kept]
             self.tokens = self.tokens[rows]
             self._tell_ended()
 
@@ -215,75 +220,85 @@ class _Decoding:
         of_piece = torch.arange(len(pieces)).repeat_interleave(counts)
         row = (of_piece if self.forks else torch.arange(len(completion))) + len(self.cache)
         self.cache.extend(layout, rows.tolist(), int(counts.sum() - rows.sum()))
+        limit = torch.tensor([self.limits[prompt] for prompt, _, _ in pieces])[of_piece]
         self.completion = torch.cat([self.completion, completion.to(device)])
         self.row = torch.cat([self.row, row.to(device)])
-        self.alive = torch.cat([self.alive, torch.ones(len(completion), dtype=torch.bool, device=device)])
+        self.limit = torch.cat([self.limit, limit.to(device)])
+        self.count = torch.cat([self.count, torch.zeros_like(row, device=device)])
+        self.alive = torch.cat([self.alive, torch.ones_like(row, dtype=torch.bool, device=device)])
         last = hidden[layout.prompt_lengths.cumsum(0) - 1]
         self._sample(last if self.forks else last[of_piece.to(device)], before)
 
     def _sample(self, hidden: Tensor, since: int) -> None:
-        """Draw the next token of each completion from the `since`-th on, whose rows' hidden states are given; write the
-        living ones' down, end those that are done, and part those of a row that have drawn different ones."""
-        completion, alive = self.completion[since:], self.alive[since:]
+        """Draw the next token of each completion from the `since`-th on, whose rows' hidden states are given; end the
+        living ones that are done, and part those of a row that have drawn different ones."""
+        completion, alive, count = self.completion[since:], self.alive[since:], self.count[since:]
         first = len(self.cache) - len(hidden)
         shared = len(hidden) < len(completion)
         with self.policy.autocast():
             logits = self.logits(hidden)
         row = self.row[since:] - first if shared or self.parted else None
         tokens, logprobs = draw(logits, self.sampling, self.generator, row)
-        # Every one is written: taking the living ones out would wait for a device.
-        counts = self.counts[completion]
-        at = torch.where(alive, counts, self.longest)
-        self.ids[completion, at] = tokens
-        self.logprobs[completion, at] = logprobs
-        self.counts[completion] = counts = counts + alive
-        done = torch.isin(tokens, self.eos)
+        done = (tokens.unsqueeze(1) == self.eos).any(1)
         if self.sampling.stop:
-            drawn = zip(completion.tolist(), alive.tolist(), strict=True)
-            done |= torch.tensor([lives and self._stopped(c) for c, lives in drawn], device=done.device)
+            drawn = zip(completion.tolist(), alive.tolist(), tokens.tolist(), strict=True)
+            done |= torch.tensor([lives and self._stopped(c, token) for c, lives, token in drawn], device=done.device)
         if self.on_tokens is not None:
             self.on_tokens(completion[alive].tolist(), tokens[alive].tolist())
-        self.ended[completion] |= alive & done
-        alive &= ~done & (counts < self.limits[completion])
+        # Every one is kept: taking the living ones out would wait for a device.
+        self.drawn.append((completion, alive, count, tokens, logprobs, done))
+        count = count + 1
+        alive = alive & ~done & (count < self.limit[since:])
+        self.count, self.alive = _behind(self.count[:since], count), _behind(self.alive[:since], alive)
         if shared:
             tokens = self._part(tokens, since, first)
         elif row is not None:
             tokens = torch.empty_like(tokens).scatter_(0, row, tokens)
-        self.tokens = torch.cat([self.tokens[:first], tokens]) if first else tokens
+        self.tokens = _behind(self.tokens[:first], tokens)
 
     def _part(self, tokens: Tensor, since: int, first: int) -> Tensor:
         """Give living completions of a row that have drawn different tokens rows of their own; those that have ended
         follow any. Returns the last token of each row from the `first` on."""
-        heads: dict[tuple[int, int], int] = {}
+        alive, row = self.alive[since:], self.row[since:]
+        pairs = (row << 32 | tokens)[alive].tolist()
+        heads = dict.fromkeys(pairs, 0)
         """Row and token -> the row from now on."""
-        parents, row = [], self.row[since:].tolist()
-        last = [0] * (len(self.cache) - first)
-        started = set[int]()
-        for i, (old, token, lives) in enumerate(zip(row, tokens.tolist(), self.alive[since:].tolist(), strict=True)):
-            if not lives:
-                continue
-            if (old, token) not in heads:
-                if old in started:
-                    heads[old, token] = len(self.cache) + len(parents)
-                    parents.append(old)
-                    last.append(token)
-                else:
-                    heads[old, token] = old
-                    last[old - first] = token
+        parents, started, last = [], set[int](), [0] * (len(self.cache) - first)
+        for pair in heads:
+            old, token = divmod(pair, 1 << 32)
+            if old in started:
+                heads[pair] = len(self.cache) + len(parents)
+                parents.append(old)
+                last.append(token)
+            else:
                 started.add(old)
-            row[i] = heads[old, token]
+                heads[pair] = old
+                last[old - first] = token
         if parents:
             self.cache.fork(torch.tensor(parents))
-            self.row[since:] = torch.tensor(row)
+            row[alive] = torch.tensor([heads[pair] for pair in pairs])
             self.parted = True
         return torch.tensor(last)
 
-    def _stopped(self, completion: int) -> bool:
+    def _stopped(self, completion: int, token: int) -> bool:
         """Whether its text now holds a stop string; a tail as long in tokens as it is in characters does."""
-        longest = max(len(text) for text in self.sampling.stop)
-        end = int(self.counts[completion])
-        tail = self.policy.tokenizer.decode(self.ids[completion, max(0, end - longest - 8) : end].tolist())
-        return any(text in tail for text in self.sampling.stop)
+        tail = self.tails[completion]
+        tail.append(token)
+        longest = max(map(len, self.sampling.stop))
+        text = self.policy.tokenizer.decode(tail[-longest - 8 :])
+        return any(stop in text for stop in self.sampling.stop)
+
+    @torch.inference_mode()
+    def _write(self) -> None:
+        """Write down what the living ones have drawn."""
+        if not self.drawn:
+            return
+        completion, alive, place, tokens, logprobs, done = (torch.cat(x) for x in zip(*self.drawn, strict=True))
+        self.drawn = []
+        at = completion[alive], place[alive]
+        self.ids[at], self.logprobs[at] = tokens[alive], logprobs[alive]
+        self.counts.index_add_(0, at[0], torch.ones_like(at[0]))
+        self.ended[completion[alive & done]] = True
 
     def _keep_within_room(self, more: int) -> None:
         """Keep nothing of this generation where there is no room for so many tokens more."""
@@ -302,20 +317,22 @@ class _Decoding:
     def group(self, i: int) -> list[Completion]:
         """A prompt's completions, as tensors of their own: autograd refuses those made in inference mode."""
         if i not in self.groups:
+            self._write()
             own = slice(i * self.n, (i + 1) * self.n)
             counts, ended = self.counts[own].tolist(), self.ended[own].tolist()
+            both = zip(self.ids[own].cpu().numpy(), self.logprobs[own].cpu().numpy(), counts, strict=True)
             with torch.inference_mode(False):
-                ids, logprobs = (
-                    [row[:count].clone() for row, count in zip(x[own].cpu(), counts, strict=True)]
-                    for x in (self.ids, self.logprobs)
-                )
-            rows = [tuple(row.tolist()) for row in ids]
+                found = [tuple(torch.from_numpy(row[:count].copy()) for row in rows) for *rows, count in both]
+            rows = [tuple(ids.tolist()) for ids, _ in found]
             distinct = list(dict.fromkeys(rows))
             decoded = self.policy.tokenizer.batch_decode(distinct, skip_special_tokens=True)
             text_of = dict(zip(distinct, decoded, strict=True))
-            texts = [text_of[row] for row in rows]
             self.groups[i] = [
-                Completion(*row, truncated=not done, version=self.policy.version)
-                for *row, done in zip(ids, logprobs, texts, ended, strict=True)
+                Completion(ids, logprobs, text_of[row], truncated=not done, version=self.policy.version)
+                for (ids, logprobs), row, done in zip(found, rows, ended, strict=True)
             ]
         return self.groups[i]
+
+
+def _behind(before: Tensor, more: Tensor) -> Tensor:
+    return torch.cat([before, more]) if len(before) else more
