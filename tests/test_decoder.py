@@ -13,6 +13,7 @@ from cohort.policy import decoder, products
 from cohort.policy.cache import DecodeCache
 from cohort.policy.decoder import FusedDecoder, ModelDecoder, _joined, decoder_of, laid_out_bytes
 from cohort.policy.model import Policy
+from cohort.policy.parity import choose_path
 from cohort.policy.trunk import fuses
 from cohort.rollouts import engine
 from cohort.rollouts.engine import LocalEngine
@@ -163,8 +164,14 @@ def test_where_there_is_no_room_for_a_copy_the_models_own_code_decodes(monkeypat
     assert laid_out_bytes(policy.trunk, torch.float32) == size
     monkeypatch.setattr(decoder, "total_bytes", lambda device: 8 * size - 1)
     assert isinstance(decoder_of(policy), ModelDecoder)
+    found = sampled(policy, True)
+    choose_path(policy)
+    assert policy.fuses and policy.grouped  # training goes on by layers of our own
     monkeypatch.setattr(decoder, "total_bytes", lambda device: 8 * size)
     assert isinstance(decoder_of(policy), FusedDecoder)
+    for ours, fused in zip(found, sampled(policy, True), strict=True):
+        assert ours.ids.tolist() == fused.ids.tolist()
+        torch.testing.assert_close(ours.logprobs, fused.logprobs, rtol=0, atol=1e-4)
 
 
 def test_it_decodes_with_the_weights_of_the_moment() -> None:

@@ -44,6 +44,9 @@ class _Layer:
 class FusedDecoder:
     """`FusedDecoder(trunk, dtype)` for a trunk that `fuses`; call it with the rows' last tokens and their cache."""
 
+    by_model = False
+    """Which code is to read the prompts: keys of a cache are all of one kind."""
+
     def __init__(self, trunk: Any, dtype: torch.dtype):
         first = trunk.layers[0].self_attn
         self.trunk, self.eps = trunk, trunk.norm.variance_epsilon
@@ -117,15 +120,16 @@ class FusedDecoder:
 
 
 class ModelDecoder:
-    """The same by the model's own code, for every other model."""
+    """The same by the model's own code, for every other model, and where there is no room for matrices laid out."""
+
+    by_model = True
 
     def __init__(self, policy: Policy):
         self.policy = policy
 
     def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
-        return self.policy.hidden(
-            {"input_ids": tokens_N[None], "position_ids": cache.positions[None], "grouped": cache}
-        )
+        inputs = {"input_ids": tokens_N[None], "position_ids": cache.positions[None], "grouped": cache}
+        return self.policy.hidden(inputs, self.by_model)
 
 
 def decoder_of(policy: Policy) -> FusedDecoder | ModelDecoder:

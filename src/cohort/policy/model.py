@@ -82,10 +82,11 @@ class Policy:
     def pack(self, parts: list[Part]) -> Pack:
         return (pack_groups if self.grouped else pack_rows)(parts, self.device)
 
-    def hidden(self, inputs: dict[str, Any]) -> Tensor:
-        """Final hidden states of one forward pass, flattened to [T, D]."""
+    def hidden(self, inputs: dict[str, Any], by_model: bool = False) -> Tensor:
+        """Final hidden states of one forward pass, flattened to [T, D]; `by_model`: by the model's own code, whose heads'
+        numbers stand in another order than those of `trunk.py`."""
         with self.autocast(), self.attending():
-            if self.fuses and self.grouped:
+            if self.fuses and self.grouped and not by_model:
                 return hidden_states(self.trunk, inputs["input_ids"][0], inputs["position_ids"][0], inputs["grouped"])
             out = self.trunk(**inputs, use_cache=False)
         return out.last_hidden_state.flatten(0, 1)

@@ -88,8 +88,8 @@ def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
     prompts = policy.pack([Part(part.group, part.prompt_ids, [], []) for part in parts])
     layout = prompts.inputs["grouped"]
     layout.captured = {}
-    hidden = policy.hidden(prompts.inputs)
     cache, decoder = DecodeCache(share=True), decoder_of(policy)
+    hidden = policy.hidden(prompts.inputs, decoder.by_model)
     cache.extend(layout, [len(part.rows) for part in parts])
     rows = [ids for part in parts for ids in part.completion_ids]
     last = hidden[layout.prompt_lengths.cumsum(0) - 1][cache.group]

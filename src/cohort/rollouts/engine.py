@@ -128,6 +128,7 @@ class _Decoding:
         self.share = max((len(prompt) for prompt in prompts), default=0) > SHORT_PROMPT
         self.logits = policy.head.reader(policy.dtype)
         decoder = decoder_of(policy)
+        self.by_model = decoder.by_model
         self.fixed = device.type == "cuda" and isinstance(decoder, FusedDecoder)
         self.decoder = GraphDecoder(decoder) if isinstance(decoder, FusedDecoder) and self.fixed else decoder
         self.cache = DecodeCache(self.share, self.fixed)
@@ -209,7 +210,7 @@ class _Decoding:
         layout.captured = {}
         self._keep_within_room(len(layout.places))
         layout.kept = None if self.decoded is None else []
-        hidden = self.policy.hidden(pack.inputs)
+        hidden = self.policy.hidden(pack.inputs, self.by_model)
         if self.decoded is not None:
             firsts = (i * self.n + first for i, first, _ in pieces)
             self.decoded.admit(pack, [range(a, a + piece[2]) for a, piece in zip(firsts, pieces, strict=True)])
