@@ -292,12 +292,12 @@ def test_out_of_memory_halves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, prompts = small_policy(), prompts_of()
     hidden = policy.hidden
 
-    def small_memory(inputs: dict[str, object]) -> Tensor:
+    def small_memory(inputs: dict[str, object], by_model: bool) -> Tensor:
         ids = inputs["input_ids"]
         assert isinstance(ids, Tensor)
         if ids.shape[1] in (16, 20):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return hidden(inputs)
+        return hidden(inputs, by_model)
 
     monkeypatch.setattr(policy, "hidden", small_memory)
     policy.fuses = False  # decode through what was patched

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from cohort.config import TrainingConfig
+from cohort.policy.critic import trunk_copy
 from cohort.policy.model import Policy
 from cohort.policy.pack import Part
+from cohort.policy.parity import choose_path
+from cohort.policy.reference import reference_of
 from conftest import small_policy
 from test_decoder import LORA, MODELS
 
@@ -143,3 +146,14 @@ def test_adapters_in_bfloat16_are_no_further_from_float32_than_the_models_own(dt
 
     ours, models = (sum(error(fused, seed) for seed in range(4)) / 4 for fused in (True, False))
     assert ours < 1.2 * models < 0.1
+
+
+def test_a_model_that_computes_otherwise_runs_by_its_own_code_and_so_do_its_copies() -> None:
+    policy = small_policy()
+    mlp = policy.trunk.layers[0].mlp
+    policy.trunk.layers[0].mlp.forward = lambda rows: 2 * type(mlp).forward(mlp, rows)
+    choose_path(policy)
+    assert policy.grouped and not policy.fuses
+    with reference_of(policy)() as frozen:
+        assert frozen.grouped and not frozen.fuses
+    assert trunk_copy(policy).grouped and not trunk_copy(policy).fuses

@@ -51,6 +51,4 @@ def trunk_copy(policy: Policy) -> Policy:
     tensors as the policy's."""
     trained = {id(p) for p in policy.trunk.parameters() if p.requires_grad}
     shared = {id(p): p for p in policy.model.parameters() if id(p) not in trained}
-    copied = Policy(copy.deepcopy(policy.model, dict(shared)), policy.tokenizer, bf16=policy.bf16)
-    copied.grouped = policy.grouped
-    return copied
+    return policy.of_copy(copy.deepcopy(policy.model, dict(shared)))

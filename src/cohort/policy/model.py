@@ -41,6 +41,12 @@ class Policy:
         if isinstance(embeddings, nn.Embedding):
             embeddings.padding_idx = None  # a sampled pad token is a token like any other and earns its gradient
 
+    def of_copy(self, model: Any) -> Policy:
+        """A policy of a copy of the model, by the same code: what has been compared is not compared again."""
+        found = Policy(model, self.tokenizer, bf16=self.bf16)
+        found.grouped, found.fuses = self.grouped, self.fuses
+        return found
+
     @property
     def name(self) -> str:
         """The name or path that the model was loaded from; of an object made from nothing, its class."""

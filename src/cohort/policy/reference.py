@@ -55,8 +55,7 @@ class _Copy(Reference):
         super().__init__(policy)
         model = copy.deepcopy(policy.model)
         self._trained: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-        self.frozen = Policy(model.requires_grad_(False).eval(), policy.tokenizer, bf16=policy.bf16)
-        self.frozen.grouped = policy.grouped
+        self.frozen = policy.of_copy(model.requires_grad_(False).eval())
 
     @contextmanager
     def __call__(self) -> Iterator[Policy]:
