@@ -117,7 +117,7 @@ class _Decoding:
         self.drawn: list[tuple[Tensor, ...]] = []
         """Of each draw: completion, whether it lives, its token's place, the token, its log-probability, whether it
         ends there, [M] each; not written down yet."""
-        longest = max(self.limits, default=0)
+        longest = max([1, *self.limits])  # one is drawn in any case
         self.ids = torch.zeros(total, longest, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(total, longest, device=device)
         self.counts = torch.zeros(total, dtype=torch.long, device=device)
