@@ -114,12 +114,11 @@ class _Decoding:
         )
         total = len(prompts) * n
         self.limits = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
-        self.drawn: list[tuple[Tensor, ...]] = []
-        """Of each draw: completion, whether it lives, its token's place, the token, its log-probability, whether it
-        ends there, [M] each; not written down yet."""
-        longest = max([1, *self.limits])  # one is drawn in any case
-        self.ids = torch.zeros(total, longest, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(total, longest, device=device)
+        self.longest = max(self.limits, default=0)
+        # The column behind the longest is for what those that have ended go on to draw. Tokens are written down as they
+        # come: small tensors that stay between large ones that go leave holes in the heap.
+        self.ids = torch.zeros(total, self.longest + 1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(total, self.longest + 1, device=device)
         self.counts = torch.zeros(total, dtype=torch.long, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
@@ -143,8 +142,8 @@ class _Decoding:
         """[M], those that are decoded, of `total`."""
         self.alive = torch.zeros(0, dtype=torch.bool, device=device)
         """[M]."""
-        self.count, self.limit = self.completion, self.completion
-        """[M], tokens that each has, and may have."""
+        self.count, self.limit, self.done = self.completion, self.completion, self.alive
+        """[M], tokens that each has, how many it may have, and whether it has come to its end."""
         self.row = torch.zeros(0, dtype=torch.long, device=device)
         """[M], each one's row of the cache."""
         self.parted = False
@@ -157,6 +156,7 @@ class _Decoding:
             # A device is waited for here, once a token.
             living = int(self.alive.sum())
             if not (self.waiting or living):
+                self._note()
                 self._tell_ended()
                 return
             self._make_room(living)
@@ -175,6 +175,7 @@ class _Decoding:
         """Drop ended completions once an eighth of the batch has ended, or where somebody waits for the place."""
         dead = len(self.alive) - living
         if dead and (self.waiting or 8 * dead >= len(self.alive)):
+            self._note()
             kept = self.alive.nonzero().squeeze(1)
             rows, row = torch.unique(self.row[kept], return_inverse=True)
             if len(kept):
@@ -182,7 +183,7 @@ class _Decoding:
             else:
                 self.cache = DecodeCache(self.share, self.fixed)
             self.completion, self.alive, self.row = self.completion[kept], self.alive[kept], row
-            self.count, self.limit = self.count[kept], self.limit[kept]
+            self.count, self.limit, self.done = self.count[kept], self.limit[kept], self.done[kept]
             self.tokens = self.tokens[rows]
             self._tell_ended()
 
@@ -226,13 +227,14 @@ class _Decoding:
         self.row = torch.cat([self.row, row.to(device)])
         self.limit = torch.cat([self.limit, limit.to(device)])
         self.count = torch.cat([self.count, torch.zeros_like(row, device=device)])
+        self.done = torch.cat([self.done, torch.zeros_like(row, dtype=torch.bool, device=device)])
         self.alive = torch.cat([self.alive, torch.ones_like(row, dtype=torch.bool, device=device)])
         last = hidden[layout.prompt_lengths.cumsum(0) - 1]
         self._sample(last if self.forks else last[of_piece.to(device)], before)
 
     def _sample(self, hidden: Tensor, since: int) -> None:
-        """Draw the next token of each completion from the `since`-th on, whose rows' hidden states are given; end the
-        living ones that are done, and part those of a row that have drawn different ones."""
+        """Draw the next token of each completion from the `since`-th on, whose rows' hidden states are given; write the
+        living ones' down, end those that are done, and part those of a row that have drawn different ones."""
         completion, alive, count = self.completion[since:], self.alive[since:], self.count[since:]
         first = len(self.cache) - len(hidden)
         shared = len(hidden) < len(completion)
@@ -240,17 +242,19 @@ class _Decoding:
             logits = self.logits(hidden)
         row = self.row[since:] - first if shared or self.parted else None
         tokens, logprobs = draw(logits, self.sampling, self.generator, row)
+        # Every one is written: taking the living ones out would wait for a device.
+        at = torch.where(alive, count, self.longest)
+        self.ids[completion, at] = tokens
+        self.logprobs[completion, at] = logprobs
         done = (tokens.unsqueeze(1) == self.eos).any(1)
         if self.sampling.stop:
             drawn = zip(completion.tolist(), alive.tolist(), tokens.tolist(), strict=True)
             done |= torch.tensor([lives and self._stopped(c, token) for c, lives, token in drawn], device=done.device)
         if self.on_tokens is not None:
             self.on_tokens(completion[alive].tolist(), tokens[alive].tolist())
-        # Every one is kept: taking the living ones out would wait for a device.
-        self.drawn.append((completion, alive, count, tokens, logprobs, done))
-        count = count + 1
-        alive = alive & ~done & (count < self.limit[since:])
-        self.count, self.alive = _behind(self.count[:since], count), _behind(self.alive[:since], alive)
+        count += alive
+        self.done[since:] |= alive & done
+        self.alive = _behind(self.alive[:since], alive & ~done & (count < self.limit[since:]))
         if shared:
             tokens = self._part(tokens, since, first)
         elif row is not None:
@@ -289,17 +293,9 @@ class _Decoding:
         text = self.policy.tokenizer.decode(tail[-longest - 8 :])
         return any(stop in text for stop in self.sampling.stop)
 
-    @torch.inference_mode()
-    def _write(self) -> None:
-        """Write down what the living ones have drawn."""
-        if not self.drawn:
-            return
-        completion, alive, place, tokens, logprobs, done = (torch.cat(x) for x in zip(*self.drawn, strict=True))
-        self.drawn = []
-        at = completion[alive], place[alive]
-        self.ids[at], self.logprobs[at] = tokens[alive], logprobs[alive]
-        self.counts.index_add_(0, at[0], torch.ones_like(at[0]))
-        self.ended[completion[alive & done]] = True
+    def _note(self) -> None:
+        """Write down how far those are that are decoded."""
+        self.counts[self.completion], self.ended[self.completion] = self.count, self.done
 
     def _keep_within_room(self, more: int) -> None:
         """Keep nothing of this generation where there is no room for so many tokens more."""
@@ -318,7 +314,6 @@ class _Decoding:
     def group(self, i: int) -> list[Completion]:
         """A prompt's completions, as tensors of their own: autograd refuses those made in inference mode."""
         if i not in self.groups:
-            self._write()
             own = slice(i * self.n, (i + 1) * self.n)
             counts, ended = self.counts[own].tolist(), self.ended[own].tolist()
             both = zip(self.ids[own].cpu().numpy(), self.logprobs[own].cpu().numpy(), counts, strict=True)
