@@ -89,8 +89,8 @@ class Policy:
         return (pack_groups if self.grouped else pack_rows)(parts, self.device)
 
     def hidden(self, inputs: dict[str, Any], by_model: bool = False) -> Tensor:
-        """Final hidden states of one forward pass, flattened to [T, D]; `by_model`: by the model's own code, whose heads'
-        numbers stand in another order than those of `trunk.py`."""
+        """Final hidden states of one forward pass, flattened to [T, D]. `by_model`: by the model's own code, in which a
+        head's numbers stand in another order than in `trunk.py`."""
         with self.autocast(), self.attending():
             if self.fuses and self.grouped and not by_model:
                 return hidden_states(self.trunk, inputs["input_ids"][0], inputs["position_ids"][0], inputs["grouped"])
