@@ -258,6 +258,28 @@ def test_a_shared_critic_adds_its_gradient_to_the_trunk() -> None:
     assert_close(ours, theirs, 1e-5)
 
 
+def test_a_critic_without_memory_halves_its_budget_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PPOConfig(token_budget=64, **QUICK)
+    policy = small_policy()
+    critic = CriticUpdater(policy, METHODS["ppo"], config)
+    groups = ppo_batch(policy, critic, config)
+    weights = [[1 / (9 * len(c.ids)) for c in group.completions] for group in groups]
+    critic._gradient(groups, weights)
+    expected, loss = gradients(critic.critic.model.model), critic.sums["loss"]
+    hidden = critic.critic.model.hidden
+
+    def small_memory(inputs: dict[str, Any]) -> Tensor:
+        if inputs["input_ids"].numel() > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return hidden(inputs)
+
+    monkeypatch.setattr(critic.critic.model, "hidden", small_memory)
+    critic._gradient(groups, weights)
+    assert critic.token_budget == 16
+    assert critic.sums["loss"] == pytest.approx(loss, rel=1e-5)
+    assert_close(gradients(critic.critic.model.model), expected, 1e-5)
+
+
 def test_a_masked_completion_has_no_part_in_ppo() -> None:
     config = PPOConfig(mask_truncated_completions=True, **QUICK)
     policy = small_policy()

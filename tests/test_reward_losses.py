@@ -115,6 +115,24 @@ def test_a_step_on_labels_has_the_textbook_gradient(architecture: str, kind: str
     assert_same_gradient(fitted, expected)
 
 
+def test_out_of_memory_halves_the_budget_and_the_step_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = updater(RewardConfig(loss_type="bce", token_budget=10_000, **QUICK), "bce")
+    examples = fitted.examples(load_rows(LABELLED))
+    found = fitted.gradient(examples)
+    expected = [None if p.grad is None else p.grad.clone() for p in fitted.model.parameters]
+    terms = fitted._terms
+
+    def small_memory(batch: Any) -> Any:
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return terms(batch)
+
+    monkeypatch.setattr(fitted, "_terms", small_memory)
+    assert fitted.gradient(examples)["loss"] == pytest.approx(found["loss"], abs=1e-5)
+    assert fitted.token_budget < 10_000
+    assert_same_gradient(fitted, expected)
+
+
 @pytest.mark.parametrize("architecture", ["Qwen2", "Bert"])
 @pytest.mark.parametrize("budget", [1, 10_000])
 def test_a_step_on_steps_has_the_textbook_gradient(architecture: str, budget: int) -> None:
