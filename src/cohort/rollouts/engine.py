@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
+from collections import deque
 from typing import Protocol
 
 import torch
@@ -122,8 +122,6 @@ class _Decoding:
         self.counts = torch.zeros(total, dtype=torch.long, device=device)
         self.ended = torch.zeros(total, dtype=torch.bool, device=device)
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
-        self.tails: dict[int, list[int]] = defaultdict(list)
-        """Completion -> its tokens, where it ends at a string."""
         self.share = max((len(prompt) for prompt in prompts), default=0) > SHORT_PROMPT
         self.logits = policy.head.reader(policy.dtype)
         decoder = decoder_of(policy)
@@ -248,8 +246,8 @@ class _Decoding:
         self.logprobs[completion, at] = logprobs
         done = (tokens.unsqueeze(1) == self.eos).any(1)
         if self.sampling.stop:
-            drawn = zip(completion.tolist(), alive.tolist(), tokens.tolist(), strict=True)
-            done |= torch.tensor([lives and self._stopped(c, token) for c, lives, token in drawn], device=done.device)
+            drawn = zip(completion.tolist(), alive.tolist(), count.tolist(), strict=True)
+            done |= torch.tensor([lives and self._stopped(c, n + 1) for c, lives, n in drawn], device=done.device)
         if self.on_tokens is not None:
             self.on_tokens(completion[alive].tolist(), tokens[alive].tolist())
         count += alive
@@ -285,13 +283,12 @@ class _Decoding:
             self.parted = True
         return torch.tensor(last)
 
-    def _stopped(self, completion: int, token: int) -> bool:
-        """Whether its text now holds a stop string; a tail as long in tokens as it is in characters does."""
-        tail = self.tails[completion]
-        tail.append(token)
+    def _stopped(self, completion: int, end: int) -> bool:
+        """Whether the text of its first `end` tokens holds a stop string; a tail as long in tokens as the string is in
+        characters does."""
         longest = max(map(len, self.sampling.stop))
-        text = self.policy.tokenizer.decode(tail[-longest - 8 :])
-        return any(stop in text for stop in self.sampling.stop)
+        tail = self.policy.tokenizer.decode(self.ids[completion, max(0, end - longest - 8) : end].tolist())
+        return any(stop in tail for stop in self.sampling.stop)
 
     def _note(self) -> None:
         """Write down how far those are that are decoded."""
