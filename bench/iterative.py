@@ -31,18 +31,18 @@ import torch
 from cohort.config import GRPOConfig, GRPOProcessConfig, ProcessRewardConfig, RewardConfig, SFTConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
 from cohort.data.rows import load_rows
+from cohort.evaluation.judging import score_rows
+from cohort.evaluation.labelling import label_model
 from cohort.report.drawing import STYLE
 from cohort.report.intervals import wilson
 from cohort.report.judgement import judgement
 from cohort.report.learning_plots import iterations
 from cohort.report.metrics import read_metrics, series
 from cohort.report.plots import plot_training
+from cohort.rewards.functions.text import content
+from cohort.rewards.functions.working import chain_steps
 from cohort.rewards.steps import by_separator, cut
-from cohort.rewards.text import content
-from cohort.rewards.working import chain_steps
-from cohort.train.judging import score_rows
-from cohort.train.labelling import label_model
-from cohort.train.reward_trainer import RewardTrainer
+from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.trainer import Trainer
 from cohort.train.trainers import SFTTrainer
 

@@ -92,7 +92,7 @@ def estimate(size: Workload, folder: str, variant: str) -> float:
     path, output = Path(folder) / "run.yaml", Path(folder) / "plan.json"
     path.write_text(json.dumps(run), encoding="utf-8")
     rates = ["--flops", "5e10", "--bandwidth", "5e9"]
-    command = [sys.executable, "-m", "cohort.cli", "plan", str(path), *rates, "--json", str(output)]
+    command = [sys.executable, "-m", "cohort", "plan", str(path), *rates, "--json", str(output)]
     subprocess.run(command, check=True, capture_output=True)
     return float(json.loads(output.read_text(encoding="utf-8"))["bytes"]["peak"])
 

@@ -29,11 +29,11 @@ from tokenizers import BertWordPieceTokenizer
 
 from cohort import RewardConfig, RewardTrainer
 from cohort.data.rows import load_rows
+from cohort.evaluation.judging import Scored, Scores, score_rows
 from cohort.report.judgement import judgement
 from cohort.report.plots import plot_training
 from cohort.report.ranking import ranking_accuracy
 from cohort.rewards.steps import by_separator
-from cohort.train.judging import Scored, Scores, score_rows
 
 AUTHORS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 PARTS = 5

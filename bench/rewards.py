@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cohort.rewards import BUILTIN, verify
-from cohort.rewards.judge import parsed_score
+from cohort.rewards import BUILTIN
+from cohort.rewards.answers import verify
+from cohort.rewards.functions.judge import parsed_score
 
 SIZE = 1_000_000
 """Bytes in UTF-8."""

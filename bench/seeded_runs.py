@@ -46,6 +46,11 @@ def even(completions: list[Any], **_: Any) -> list[float]:
     return [float(sum(c.isdigit() for c in completion[0]["content"]) % 2 == 0) for completion in completions]
 
 
+def first_digits(steps: list[list[str]], **_: Any) -> list[list[float]]:
+    """A score for each step: 1 where it begins with a digit."""
+    return [[float(text[:1].isdigit()) for text in texts] for texts in steps]
+
+
 def model() -> Any:
     return build_model(build_tokenizer(), 0)
 
@@ -95,8 +100,8 @@ def dpo(folder: Path) -> None:
 
 
 def grpo_process(folder: Path) -> None:
-    config = GRPOProcessConfig(output_dir=str(folder), **{**QUICK, **SAMPLED})
-    rewards = ["chain_steps"]
+    config = GRPOProcessConfig(output_dir=str(folder), step_pattern="[+=-]", **{**QUICK, **SAMPLED})
+    rewards = [first_digits, digits]
     Trainer(model(), rewards, config, TRAIN, processing_class=build_tokenizer(), method="grpo_process").train()
 
 

@@ -50,12 +50,12 @@ def accuracy_of(model: Any, seed: int) -> float:
     from cohort import SFTConfig, demo
     from cohort.data.chains import build_tokenizer
     from cohort.data.rows import load_rows
+    from cohort.evaluation.evaluate import evaluate
     from cohort.policy.load import make_policy
     from cohort.rewards.compose import Rewards
+    from cohort.rollouts.encoding import encode_prompts
     from cohort.rollouts.engine import local_engine
-    from cohort.rollouts.evaluate import evaluate
     from cohort.rollouts.sampling import Sampling
-    from cohort.train.sources import encode_prompts
     from cohort.types import TrainerState
 
     model = copy.deepcopy(model)

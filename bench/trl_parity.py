@@ -239,7 +239,7 @@ def ours(batch: Batch, settings: Settings) -> Result:
     import torch
 
     from cohort.config import GRPOConfig
-    from cohort.methods import METHODS
+    from cohort.methods.table import METHODS
     from cohort.policy.load import make_policy
     from cohort.train.step import Updater, active_lengths
     from cohort.types import Completion, Group, Row

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
+from helpers import ROOT
+
+BENCH = ROOT / "bench"
 
 
 @pytest.fixture

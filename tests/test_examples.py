@@ -12,14 +12,14 @@ import pytest
 from cohort.config import read_run
 from cohort.data.chains import build_tokenizer
 from cohort.train.run import train_from_config
-from conftest import small_model
+from helpers import small_model
 
 ROOT = Path(__file__).parents[1]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 
 
 def cohort(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cohort.cli", *arguments]
+    command = [sys.executable, "-m", "cohort", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 

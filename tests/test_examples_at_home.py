@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cohort.cli import app
+from cohort.cli.app import app
+from helpers import ROOT
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 GSM8K_ROWS = [
     {"question": "Ann has 3 boxes of 4 pens. How many pens?", "answer": "3 * 4 = <<3*4=12>>12\n#### 12"},
     {"question": "A pack of 1,000 sheets loses 5. How many are left?", "answer": "1000 - 5 = 995\n#### 995"},

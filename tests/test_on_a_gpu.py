@@ -14,17 +14,16 @@ import torch
 
 from cohort import GRPOConfig, GRPOTrainer
 from cohort.data.chains import build_tokenizer, make_chains
-from cohort.methods import METHODS
-from cohort.policy import attention, graph
+from cohort.methods.table import METHODS
+from cohort.policy.fast import cuda_graph as graph
 from cohort.policy.model import Policy
+from cohort.policy.packed import layout as attention
 from cohort.rollouts import engine
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.optimizer import BITSANDBYTES
 from cohort.train.step import Updater
-from conftest import random_groups, small_model, small_policy
-from test_engine import largest_difference, prompts_of
-from test_step import tokens_of
+from helpers import largest_difference, prompts_of, random_groups, small_model, small_policy, tokens_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: PyTorch sees none")
 needs_bitsandbytes = pytest.mark.skipif(

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cohort.rewards.text import content
+from cohort.rewards.functions.text import content
 
 SOURCE = re.compile(r"\[(\d{1,3})\]")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         RFTConfig,
         SFTConfig,
     )
-    from cohort.train.reward_trainer import RewardTrainer
+    from cohort.train.reward_models.trainer import RewardTrainer
     from cohort.train.trainer import Trainer
     from cohort.train.trainers import DPOTrainer, GRPOTrainer, PPOTrainer, RFTTrainer, SFTTrainer
     from cohort.types import UserError
@@ -52,7 +52,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys([name for name in __all__ if name.endswith("Config")], "cohort.config"),
     **dict.fromkeys([name for name in __all__ if name.endswith("Trainer")], "cohort.train.trainers"),
-    "RewardTrainer": "cohort.train.reward_trainer",
+    "RewardTrainer": "cohort.train.reward_models.trainer",
     "Trainer": "cohort.train.trainer",
     "UserError": "cohort.types",
 }

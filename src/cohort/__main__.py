@@ -1,5 +1,5 @@
 """`python -m cohort` is `cohort`."""
 
-from cohort.cli import main
+from cohort.cli.app import main
 
 main()

@@ -17,17 +17,16 @@ from cohort.config import GRPOConfig, SFTConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
+from cohort.evaluation.evaluate import Evaluation, evaluate
 from cohort.policy.load import make_policy
 from cohort.report.intervals import wilson
 from cohort.report.live import LiveDisplay
 from cohort.report.plots import plot_training
 from cohort.report.tables import before_after_table, examples_panel, share
 from cohort.rewards.compose import Rewards
-from cohort.rollouts.collect import Prompt
+from cohort.rollouts.encoding import Prompt, encode_prompts
 from cohort.rollouts.engine import local_engine
-from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
-from cohort.train.sources import encode_prompts
 from cohort.train.trainers import GRPOTrainer, SFTTrainer
 from cohort.types import TrainerState
 

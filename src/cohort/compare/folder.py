@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.report.comparison import RESULT
-from cohort.train.record import SAMPLES
+from cohort.train.output.record import SAMPLES
 from cohort.types import UserError
 
 SETTINGS = "settings.json"

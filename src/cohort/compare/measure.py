@@ -10,16 +10,16 @@ import torch
 
 from cohort.compare.config import Plan, completions_after
 from cohort.config import OnlineConfig, TrainingConfig
+from cohort.evaluation.evaluate import Evaluation, evaluate
+from cohort.evaluation.models import summary
 from cohort.policy.load import make_policy
 from cohort.report.metrics import read_metrics, series
 from cohort.rewards.compose import Rewards
 from cohort.rewards.resolve import listed
+from cohort.rollouts.encoding import encode_prompts
 from cohort.rollouts.engine import local_engine
-from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
-from cohort.train.record import SAMPLES
-from cohort.train.run import summary
-from cohort.train.sources import encode_prompts
+from cohort.train.output.record import SAMPLES
 from cohort.train.trainer import Trainer
 from cohort.types import Row, TrainerState, UserError
 

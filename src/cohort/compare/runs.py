@@ -25,13 +25,13 @@ from cohort.compare.measure import component_of, curve, measure, training_bytes
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
 from cohort.data.configured import configured_rows
+from cohort.data.order import picks
 from cohort.data.rows import load_rows
 from cohort.policy.load import make_policy
 from cohort.policy.memory import peak_bytes, reset_peak
 from cohort.report.comparison import RESULT, START, write_comparison
 from cohort.report.metrics import read_metrics, series
-from cohort.train.schedule import picks
-from cohort.train.sources import encode_prompts
+from cohort.rollouts.encoding import encode_prompts
 from cohort.train.trainer import Trainer
 from cohort.types import Row, UserError
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cohort import trl_keys
+from cohort.compat import trl_keys
 from cohort.types import UserError
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cohort import coming_from_llama_factory
+from cohort.compat import llama_factory as coming_from_llama_factory
 from cohort.config.methods import METHOD_CONFIGS, REWARD_CONFIGS
 from cohort.config.problems import build
 from cohort.config.training import TrainingConfig

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cohort import coming_from_trl, trl_keys
+from cohort.compat import trl as coming_from_trl
+from cohort.compat import trl_keys
 from cohort.config.problems import InvalidConfig, explain, nested_keys
 
 

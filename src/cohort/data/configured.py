@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from cohort.config import RunConfig, TrainingConfig
 from cohort.data.chat_templates import named_template
 from cohort.data.dataset_info import entry_rows, find_entries
 from cohort.data.rows import check_source, load_rows
 from cohort.types import Row, UserError
+
+log = logging.getLogger("cohort")
 
 
 def check_names(run: RunConfig, config: TrainingConfig) -> None:
@@ -95,3 +100,19 @@ def fit_demonstration(
     if truncation != "cut" or len(prompt) >= limit:
         return None
     return prompt, completion[: limit - len(prompt)]
+
+
+def tell_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str) -> None:
+    """Count what is longer than `limit` and was cut, or dropped: None in `fitted`. Raises UserError where nothing is
+    left."""
+    dropped, longer = sum(kept is None for kept in fitted), sum(n > limit for n in lengths)
+    if dropped == len(lengths):
+        raise UserError(
+            f"all {dropped} {what} are longer than {limit} tokens (the shortest has {min(lengths)}): raise {key}, "
+            "or use a model with more positions"
+        )
+    for count, fate in ((longer - dropped, "cut"), (dropped, "dropped")):
+        if count:
+            log.warning(
+                "%d of %d %s are longer than %d tokens (%s) and are %s", count, len(lengths), what, limit, key, fate
+            )

@@ -14,11 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cohort.config import RunConfig, TrainingConfig
 from cohort.plan.meter import Meter, autocast_of_cuda
-from cohort.policy.decoder import laid_out_bytes
+from cohort.policy.fast.decoder import laid_out_bytes
+from cohort.policy.fast.layers import fuses
 from cohort.policy.load import adapt, load_model_config, set_up
 from cohort.policy.model import Policy
-from cohort.policy.pack import Part
-from cohort.policy.trunk import fuses
+from cohort.policy.packed.pack import Part
 from cohort.types import UserError
 
 BLOCK = 64

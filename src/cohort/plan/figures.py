@@ -9,12 +9,12 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from cohort.config import OnlineConfig, TrainingConfig
-from cohort.methods import Method
+from cohort.methods.table import Method
 from cohort.plan import passes
 from cohort.plan.blank import Blank, Weights, blank_model, shortened, weights
 from cohort.plan.machine import Machine
 from cohort.plan.passes import Forward, Update
-from cohort.policy.pack import Part, micro_batches
+from cohort.policy.packed.pack import Part, micro_batches
 from cohort.rollouts.engine import PREFILL_TOKENS
 from cohort.rollouts.sampling import Sampling
 from cohort.types import UserError

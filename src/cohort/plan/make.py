@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.config import GRPOConfig, OnlineConfig, PPOConfig, RunConfig, TrainingConfig
-from cohort.methods import METHODS
+from cohort.methods.table import METHODS
 from cohort.plan.blank import blank_reward_model, model_config
 from cohort.plan.figures import Batch, Figures, Lengths, figures, make_batch
 from cohort.plan.machine import Machine

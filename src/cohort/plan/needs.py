@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from cohort.config import PPOConfig, TrainingConfig
 from cohort.plan.figures import Batch, Figures, Lengths
 from cohort.plan.machine import Machine
-from cohort.policy.cache import GROWTH
-from cohort.policy.decoder import has_room_for
-from cohort.policy.products import onednn_is_better
+from cohort.policy.decoding import has_room_for
+from cohort.policy.fast.products import onednn_is_better
+from cohort.policy.packed.cache import GROWTH
 from cohort.train.optimizer import BITSANDBYTES
 
 CONTEXT = 0.6 * 2**30

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cohort.plan.blank import Blank
-from cohort.policy.pack import Part
+from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import Sampling, draw
 
 

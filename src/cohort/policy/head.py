@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from cohort.policy.products import laid_out
+from cohort.policy.fast.products import laid_out
 from cohort.types import UserError
 
 BLOCK_BYTES = {"cpu": 8 * 2**20}

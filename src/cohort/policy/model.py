@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cohort.policy.attention import NAME
-from cohort.policy.decoded import Decoded
+from cohort.policy.fast.layers import fuses, hidden_states
+from cohort.policy.fast.products import fast_float32
+from cohort.policy.fast.reuse import Decoded
 from cohort.policy.head import Head
-from cohort.policy.pack import Pack, Part, pack_groups, pack_rows
-from cohort.policy.products import fast_float32
-from cohort.policy.trunk import fuses, hidden_states
+from cohort.policy.packed.layout import NAME
+from cohort.policy.packed.pack import Pack, Part, pack_groups, pack_rows
 from cohort.types import UserError
 
 

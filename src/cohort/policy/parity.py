@@ -6,10 +6,10 @@ import logging
 
 import torch
 
-from cohort.policy.cache import DecodeCache
-from cohort.policy.decoder import decoder_of
+from cohort.policy.decoding import decoder_of
 from cohort.policy.model import Policy
-from cohort.policy.pack import Part
+from cohort.policy.packed.cache import DecodeCache
+from cohort.policy.packed.pack import Part
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")

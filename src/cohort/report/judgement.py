@@ -16,7 +16,7 @@ from cohort.report.drawing import COLOURS, STYLE, legend, panels
 from cohort.report.intervals import wilson
 
 if TYPE_CHECKING:
-    from cohort.train.judging import Scored, Scores
+    from cohort.evaluation.judging import Scored, Scores
 
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 HALF = 0.5

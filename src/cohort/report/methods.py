@@ -23,7 +23,7 @@ PARTS = {
 
 
 def methods_tables(methods: Sequence[Any]) -> Iterator[Table]:
-    """The rows of the table of methods (`cohort.methods.Method`), then what the functions they name compute."""
+    """The rows of the table of methods (`cohort.methods.table.Method`), then what the functions they name compute."""
     table = Table(title=Text("Methods"), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
     for heading in ("data source", "reward", *PARTS):

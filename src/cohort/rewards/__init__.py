@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from cohort.rewards.aliases import facts
-from cohort.rewards.code import unit_tests, unit_tests_reward
+from cohort.rewards.check.explain import Matched
 from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
-from cohort.rewards.explain import Matched
-from cohort.rewards.gym import reasoning_gym
-from cohort.rewards.labels import choice, choice_accuracy
-from cohort.rewards.resolve import reward
-from cohort.rewards.tags import format_reward, soft_format, strict_format, tag_presence, xml_count
-from cohort.rewards.text import (
+from cohort.rewards.functions.choice import choice, choice_accuracy
+from cohort.rewards.functions.code import unit_tests, unit_tests_reward
+from cohort.rewards.functions.facts import facts
+from cohort.rewards.functions.gym import reasoning_gym
+from cohort.rewards.functions.tags import format_reward, soft_format, strict_format, tag_presence, xml_count
+from cohort.rewards.functions.text import (
     accuracy,
     correctness,
     keyword_reward,
@@ -23,6 +22,7 @@ from cohort.rewards.text import (
     too_short,
     too_short_penalty,
 )
+from cohort.rewards.resolve import reward
 
 __all__ = [
     "BUILTIN",

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from cohort.rewards.answers import REFERENCE_COLUMNS, reference_from
+from cohort.rewards.answers.extract import REFERENCE_COLUMNS, reference_from
+from cohort.rewards.functions.text import content
 from cohort.rewards.resolve import did_you_mean
-from cohort.rewards.text import content
 from cohort.types import Text, UserError
 
 log = logging.getLogger("cohort")

@@ -24,11 +24,11 @@ from cohort.rewards.calls import (
     taken,
     told_when_slow,
 )
-from cohort.rewards.code import UnitTests
 from cohort.rewards.component import Bounds, Component, checked_bounds, components, importable, weights_of
+from cohort.rewards.functions.code import UnitTests
+from cohort.rewards.functions.text import content
 from cohort.rewards.pool import Pool
 from cohort.rewards.resolve import BUILTIN, resolve
-from cohort.rewards.text import content
 from cohort.types import Text, TrainerState, UserError
 
 __all__ = ["BUILTIN", "RewardFunctionError", "Rewards", "Scores", "resolve"]

@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cohort.rewards.answers.verify import START_SECONDS, read_reply
 from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, at_row, rows_of, taken
-from cohort.rewards.verify import START_SECONDS, read_reply
 from cohort.types import TrainerState, UserError
 
 GRACE_SECONDS = 2.0

@@ -15,7 +15,10 @@ from typing import Any
 
 import pydantic
 
-from cohort.rewards import aliases, classifier, code, gym, judge, labels, tags, text, working
+from cohort.rewards.functions import choice as labels
+from cohort.rewards.functions import code, gym, judge, tags, text, working
+from cohort.rewards.functions import facts as aliases
+from cohort.rewards.models import classifier
 from cohort.types import UserError
 
 BUILTIN: dict[str, Callable[..., Any]] = {

@@ -16,17 +16,10 @@ from cohort.config import SampledConfig
 from cohort.data.templates import as_completion
 from cohort.formulas.credit import zero_spread
 from cohort.rewards.compose import Rewards, Scores
+from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
-from cohort.types import Completion, Group, Row, Steps, TrainerState
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A row and its prompt's token ids, int64 [p]."""
-
-    row: Row
-    ids: Tensor
+from cohort.types import Completion, Group, Steps, TrainerState
 
 
 def training_sampling(config: SampledConfig, eos_ids: list[int]) -> Sampling:

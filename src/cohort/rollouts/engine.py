@@ -9,14 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cohort.policy.cache import DecodeCache
-from cohort.policy.decoded import Decoded
-from cohort.policy.decoder import FusedDecoder, decoder_of
-from cohort.policy.graph import GraphDecoder
+from cohort.policy.decoding import decoder_of
+from cohort.policy.fast.cuda_graph import GraphDecoder
+from cohort.policy.fast.decoder import FusedDecoder
+from cohort.policy.fast.products import few_rows
+from cohort.policy.fast.reuse import Decoded
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
-from cohort.policy.pack import Part
-from cohort.policy.products import few_rows
+from cohort.policy.packed.cache import DecodeCache
+from cohort.policy.packed.pack import Part
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling, draw
 from cohort.types import Completion

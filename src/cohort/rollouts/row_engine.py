@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from cohort.policy.model import Policy
-from cohort.policy.pack import Part
+from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling
 from cohort.types import Completion
 

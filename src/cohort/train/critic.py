@@ -11,11 +11,12 @@ from torch import Tensor
 
 from cohort.config import PPOConfig
 from cohort.formulas.gae import ValueLoss, value_loss
-from cohort.methods import Method, estimated
+from cohort.methods.credits import estimated
+from cohort.methods.table import Method
 from cohort.policy.critic import Critic
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
-from cohort.policy.pack import Pack, Part, micro_batches
+from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer
 from cohort.train.step import active_lengths, token_weights
 from cohort.types import Group

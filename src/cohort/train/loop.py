@@ -13,12 +13,12 @@ from torch.profiler import record_function
 
 from cohort.config import TrainingConfig
 from cohort.policy.model import Policy
-from cohort.train import checkpoint
-from cohort.train.checkpoint import Companion, Progress
-from cohort.train.iteration import Iterations
-from cohort.train.record import Recorder, rounded
+from cohort.train.iterations.iterations import Iterations
+from cohort.train.output import checkpoint
+from cohort.train.output.checkpoint import Companion, Progress
+from cohort.train.output.record import Recorder, rounded
 from cohort.train.schedule import interval, share
-from cohort.train.sources import Source
+from cohort.train.sources.source import Source
 from cohort.train.step import Updater, active_lengths
 from cohort.types import Group, TrainerControl, TrainerState
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cohort.config import TrainingConfig
 from cohort.formulas.aggregation import Denominators
-from cohort.methods import Method, Terms, Tokens
-from cohort.policy.decoded import Decoded
+from cohort.methods.coefficients import Terms, Tokens
+from cohort.methods.table import Method
+from cohort.policy.fast.reuse import Decoded
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
-from cohort.policy.pack import Pack, Part, micro_batches
+from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer
 from cohort.types import Group
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cohort.compat.trl_trainer import made, settle
 from cohort.config import (
     METHOD_CONFIGS,
     DPOConfig,
@@ -22,31 +23,30 @@ from cohort.config import (
 from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
 from cohort.data.rows import load_rows
-from cohort.methods import METHODS, Method
+from cohort.evaluation.evaluate import Evaluation, evaluate
+from cohort.methods.table import METHODS, Method
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
-from cohort.policy.pack import Part, micro_batches
+from cohort.policy.packed.pack import Part, micro_batches
 from cohort.policy.reference import reference_of
 from cohort.rewards.resolve import with_tokenizers
-from cohort.rollouts.collect import Prompt
+from cohort.rollouts.encoding import Prompt, encode_prompts
 from cohort.rollouts.engine import local_engine
-from cohort.rollouts.evaluate import Evaluation, evaluate
 from cohort.rollouts.sampling import Sampling
-from cohort.train import checkpoint, hub
-from cohort.train.batches import SOURCES
-from cohort.train.card import describe, write_card
 from cohort.train.critic import CriticUpdater
-from cohort.train.familiar import made, settle
+from cohort.train.iterations.make import iterations_of
+from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Loop
-from cohort.train.outer import iterations_of
-from cohort.train.preferences import HeldOutPairs, reference_model
+from cohort.train.output import checkpoint, hub
+from cohort.train.output.card import describe, write_card
+from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside
+from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
-from cohort.train.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside
-from cohort.train.refit import REWARD_MODEL
-from cohort.train.rewarded import RewardSpec, check_rewards, make_rewards, with_weights
-from cohort.train.sources import Demonstrations, encode_prompts
+from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
+from cohort.train.sources.demonstrations import Demonstrations
+from cohort.train.sources.preferences import HeldOutPairs, reference_model
+from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
-from cohort.train.trackers import trackers
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")

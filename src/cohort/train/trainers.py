@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, SFTConfig
-from cohort.train.rewarded import RewardSpec
+from cohort.train.run_rewards import RewardSpec
 from cohort.train.trainer import Trainer
 
 

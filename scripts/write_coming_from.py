@@ -1,0 +1,95 @@
+"""The key tables of docs/coming-from-trl.md and docs/coming-from-llama-factory.md, written from the tables that the
+configuration itself uses: `python scripts/write_coming_from.py`. What stands before the mark is written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cohort.compat import llama_factory as coming_from_llama_factory
+from cohort.compat import trl_keys
+from cohort.compat.trl_trainer import NOT_HERE
+from cohort.config import GRPOConfig, RunConfig, SFTConfig
+
+MARK = "<!-- Written by `python scripts/write_coming_from.py`: change the tables in the source. -->\n"
+TRL_DEFAULTS = {
+    "loss_type": "dapo",
+    "beta": 0.0,
+    "use_bias_correction_kl": True,
+    "vllm_importance_sampling_correction": True,
+    "vllm_importance_sampling_clip_max": 3.0,
+    "num_generations": 8,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 512,
+    "num_train_epochs": 3.0,
+    "disable_dropout": False,
+    "gradient_checkpointing": True,
+    "logging_steps": 10,
+    "save_steps": 500,
+    "save_total_limit": None,
+    "num_generations_eval": "num_generations",
+    "eval_steps": "logging_steps",
+}
+"""TRL 1.16's, where ours differ."""
+
+
+def trl_tables() -> str:
+    """Every key of TRL's GRPOConfig and of TrainingArguments, group by group, then defaults and trainer arguments."""
+    fields = GRPOConfig.model_fields
+    lines = []
+    for group, keys in trl_keys.GROUPS.items():
+        lines += ["", f"### {group}", "", "| key | here |", "|---|---|"]
+        lines += [f"| `{name}` | {_meaning(name)} |" for name in trl_keys.SUPPORTED.get(group, "").split()]
+        lines += [f"| `{name}` | {_meaning(name) if name in fields else _fate(key)} |" for name, key in keys.items()]
+    lines += ["", "### Other names", "", "| key | is read as |", "|---|---|"]
+    lines += [f"| `{old}` | `{new}` |" for old, new in trl_keys.RENAMED.items()]
+    lines += ["", "### Defaults that differ", "", "| key | TRL 1.16 | here |", "|---|---|---|"]
+    lines += [f"| `{name}` | `{value}` | `{fields[name].default}` |" for name, value in TRL_DEFAULTS.items()]
+    lines += ["", "### Arguments of the trainer that are refused", "", "| argument | instead |", "|---|---|"]
+    lines += [f"| `{name}` | {text} |" for name, text in NOT_HERE.items()]
+    return "\n".join(lines) + "\n"
+
+
+def llama_factory_tables() -> str:
+    """Every key of LLaMA-Factory's that is not one of TrainingArguments."""
+    lines = []
+    for group, keys in coming_from_llama_factory.GROUPS.items():
+        lines += ["", f"### {group}", "", "| key | becomes | remark |", "|---|---|---|"]
+        for name, key in keys.items():
+            if key.ours is not None:
+                lines.append(f"| `{name}` | `{key.ours}` | {key.text} |")
+            elif name in coming_from_llama_factory.SPECIAL:
+                lines.append(f"| `{name}` | part of another key | {key.text} |")
+            else:
+                lines.append(f"| `{name}` | {'refused' if key.refused else 'notice'} | {key.text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(name: str) -> str:
+    for kind in (GRPOConfig, SFTConfig, RunConfig):
+        if name in kind.model_fields:
+            return "supported: " + (kind.model_fields[name].description or "").replace("|", "\\|")
+    raise KeyError(name)
+
+
+def _fate(key: trl_keys.Key) -> str:
+    if not key.refused:
+        return f"notice: {key.text}"
+    allowed = ", ".join(f"`{value}`" for value in key.off) or "off"
+    return f"refused unless {allowed}: {key.text}"
+
+
+TABLES = {"coming-from-trl.md": trl_tables, "coming-from-llama-factory.md": llama_factory_tables}
+
+
+def written(path: Path) -> str:
+    """The page with its tables as they should be. Raises ValueError where the page has no mark."""
+    head, mark, _ = path.read_text(encoding="utf-8").partition(MARK)
+    if not mark:
+        raise ValueError(f"{path} has no line {MARK!r}")
+    return head + mark + TABLES[path.name]()
+
+
+if __name__ == "__main__":
+    for name in TABLES:
+        page = Path("docs") / name
+        page.write_text(written(page), encoding="utf-8")

@@ -1,0 +1,27 @@
+"""The order of the data and the seeds of a run, as pure functions of the step."""
+
+from __future__ import annotations
+
+import torch
+
+
+def picks(size: int, first: int, count: int, seed: int, shuffle: bool) -> list[int]:
+    """Items `first` to `first + count` of the endless stream of epochs over `size` rows, each epoch in an order of
+    its own."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        epoch, start = divmod(first + len(chosen), size)
+        if shuffle:
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(derive(seed, epoch))).tolist()
+        else:
+            order = list(range(size))
+        chosen += order[start : start + count - len(chosen)]
+    return chosen
+
+
+def derive(seed: int, index: int) -> int:
+    """A seed for the index-th use of `seed`: neighbours share nothing (splitmix64)."""
+    z = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) % 2**63

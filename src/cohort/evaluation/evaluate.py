@@ -1,0 +1,87 @@
+"""Held-out evaluation: accuracy, pass@k and maj@k of sampled completions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cohort.rewards.compose import Rewards
+from cohort.rollouts.collect import length_statistics, score
+from cohort.rollouts.encoding import Prompt
+from cohort.rollouts.engine import Engine
+from cohort.rollouts.sampling import Sampling
+from cohort.types import Completion, TrainerState
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """n completions of each problem with their scores; `components[name][i]` belongs to completion i, problems in
+    order, completions of a problem side by side."""
+
+    prompts: list[Prompt]
+    sampled: list[list[Completion]]
+    components: dict[str, list[float | None]]
+    totals: list[float]
+    seconds: float
+
+    @property
+    def n(self) -> int:
+        return len(self.sampled[0])
+
+    def correct(self, component: str) -> list[list[bool]]:
+        """[problems][n], whether the component gave a positive score."""
+        flat = [bool(value is not None and value > 0) for value in self.components[component]]
+        return [flat[i : i + self.n] for i in range(0, len(flat), self.n)]
+
+    def metrics(self) -> dict[str, float]:
+        """The row of metrics.jsonl: eval/reward, eval/{component} (means), lengths, problems, seconds."""
+        found = {"eval/reward": sum(self.totals) / len(self.totals), "eval/samples": float(len(self.prompts))}
+        for name, values in self.components.items():
+            applied = [value for value in values if value is not None]
+            if applied:
+                found[f"eval/{name}"] = sum(applied) / len(applied)
+        lengths = length_statistics([c for found in self.sampled for c in found])
+        found |= {f"eval/{name}": value for name, value in lengths.items()}
+        return found | {"seconds/eval": self.seconds}
+
+
+def evaluate(
+    prompts: list[Prompt],
+    engine: Engine,
+    rewards: Rewards,
+    sampling: Sampling,
+    n: int,
+    seed: int,
+    state: TrainerState,
+) -> Evaluation:
+    """Sample and score n completions of each prompt; a greedy evaluation takes one."""
+    started = time.perf_counter()
+    sampled = engine.generate([prompt.ids for prompt in prompts], 1 if sampling.temperature == 0 else n, sampling, seed)
+    # trainer state is the training's: evaluation must not look like a step of it
+    scores = score(prompts, sampled, rewards, replace(state))
+    return Evaluation(prompts, sampled, scores.components, scores.totals, time.perf_counter() - started)
+
+
+def pass_at_k(correct: list[list[bool]], k: int) -> float:
+    """1 - C(n - c, k) / C(n, k), mean over problems: Chen et al., arXiv 2107.03374, Eq. 1.
+
+    Raises ValueError where k exceeds the samples of a problem.
+    """
+    if not all(1 <= k <= len(row) for row in correct):
+        raise ValueError(f"pass@{k} needs at least {k} samples of each problem")
+    return sum(1 - math.comb(len(row) - sum(row), k) / math.comb(len(row), k) for row in correct) / len(correct)
+
+
+def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int, same: Callable[[str], str]) -> float:
+    """Share of problems whose most frequent answer among the first k is correct (the earliest wins a tie); an
+    answer that could not be read has no vote. `same` maps equal answers to one key."""
+    right = 0
+    for found, verdicts in zip(answers, correct, strict=True):
+        votes = [(same(answer), i) for i, answer in enumerate(found[:k]) if answer is not None]
+        if votes:
+            winner = Counter(key for key, _ in votes).most_common(1)[0][0]
+            right += verdicts[next(i for key, i in votes if key == winner)]
+    return right / len(answers)

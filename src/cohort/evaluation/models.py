@@ -1,0 +1,125 @@
+"""Evaluation of a model by name: what `cohort eval` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cohort.config import TrainingConfig
+from cohort.data.benchmarks import BENCHMARKS, as_chat, benchmark_rows
+from cohort.data.chat_templates import use_template
+from cohort.data.rows import load_rows
+from cohort.data.templates import prompt_text
+from cohort.evaluation.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
+from cohort.policy.load import make_policy
+from cohort.rewards.answers.extract import extract_answer
+from cohort.rewards.answers.quantities import quantity
+from cohort.rewards.compose import Rewards
+from cohort.rollouts.encoding import encode_prompts
+from cohort.rollouts.engine import local_engine
+from cohort.rollouts.sampling import Sampling
+from cohort.types import Row, TrainerState, UserError
+
+
+def evaluate_model(
+    model: str,
+    data: str | None = None,
+    *,
+    benchmark: str | None = None,
+    split: str | None = None,
+    rewards: Sequence[str] = (),
+    samples: int = 1,
+    ks: Sequence[int] = (1,),
+    temperature: float | None = None,
+    max_completion_length: int = 1024,
+    limit: int | None = None,
+    columns: dict[str, str] | None = None,
+    system_prompt: str | None = None,
+    dataset_kwargs: dict[str, Any] | None = None,
+    seed: int = 42,
+    template: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> dict[str, Any]:
+    """Accuracy (the first reward above 0), pass@k and maj@k of a model, or an adapter, on a data set or a benchmark.
+
+    A benchmark's problems are asked in a chat turn where the tokenizer has a chat template. Greedy with one sample a
+    problem, temperature 1 with several, unless told. Raises UserError where k exceeds the samples.
+    """
+    too_many = [k for k in ks if k > samples]
+    if too_many:
+        raise UserError(f"pass@{too_many[0]} needs at least {too_many[0]} samples of each problem, not {samples}")
+    if temperature is None:
+        temperature = 0.0 if samples == 1 else 1.0
+    if temperature == 0 and samples > 1:
+        raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
+    functions = Rewards(list(rewards) or [BENCHMARKS[benchmark].reward if benchmark else "accuracy"])
+    rows = _rows_to_measure(data, benchmark, split, limit, columns, system_prompt, dataset_kwargs)
+    config = TrainingConfig(
+        seed=seed,
+        max_completion_length=max_completion_length,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    torch.manual_seed(seed)
+    policy = make_policy(model, None, config)
+    use_template(policy.tokenizer, template)
+    if benchmark is not None and (system_prompt is not None or getattr(policy.tokenizer, "chat_template", None)):
+        rows = as_chat(rows, system_prompt or "")
+    sampling = Sampling(temperature=temperature, max_tokens=max_completion_length, eos_ids=policy.eos_ids)
+    engine = local_engine(policy, config.max_rows)
+    found = evaluate(encode_prompts(rows, policy, config), engine, functions, sampling, samples, seed, TrainerState())
+    return summary(found, functions.names[0], ks)
+
+
+def _rows_to_measure(
+    data: str | None,
+    benchmark: str | None,
+    split: str | None,
+    limit: int | None,
+    columns: dict[str, str] | None,
+    system_prompt: str | None,
+    dataset_kwargs: dict[str, Any] | None,
+) -> list[Row]:
+    if benchmark is not None:
+        return benchmark_rows(benchmark, data, split=split, max_samples=limit, dataset_kwargs=dataset_kwargs)
+    assert data is not None
+    return load_rows(
+        data,
+        split=split or "test",
+        columns=columns,
+        system_prompt=system_prompt,
+        max_samples=limit,
+        dataset_kwargs=dataset_kwargs,
+    )
+
+
+def summary(found: Evaluation, component: str, ks: Sequence[int]) -> dict[str, Any]:
+    """The evaluation as plain numbers and texts, ready for a table or JSON."""
+    correct = found.correct(component)
+    answers = [[extract_answer(c.text) for c in row] for row in found.sampled]
+    return {
+        "problems": len(correct),
+        "samples": found.n,
+        "accuracy": sum(sum(row) for row in correct) / (len(correct) * found.n),
+        "correct": sum(sum(row) for row in correct),
+        "pass@k": {k: pass_at_k(correct, k) for k in ks},
+        "maj@k": {k: maj_at_k(answers, correct, k, _answer_key) for k in ks},
+        "metrics": found.metrics(),
+        "completions": [
+            {
+                "prompt": prompt_text(prompt.row.prompt),
+                "completions": [c.text for c in row],
+                "correct": verdicts,
+            }
+            for prompt, row, verdicts in zip(found.prompts, found.sampled, correct, strict=True)
+        ],
+    }
+
+
+def _answer_key(answer: str) -> str:
+    """One key for equal answers: a number's value, else its normalised text."""
+    value = quantity(answer)
+    return " ".join(answer.casefold().split()) if value is None else str(value)

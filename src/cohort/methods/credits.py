@@ -1,0 +1,162 @@
+"""Credit of the rows that learn from groups of samples: rewarded groups -> advantages, once per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cohort.config import GRPOConfig, OnlineRFTConfig, PassAtKConfig, PPOConfig, RFTConfig, TrainingConfig
+from cohort.formulas import credit
+from cohort.formulas.gae import gae, shaped_rewards, whiten
+from cohort.types import Completion, Group
+
+Advantages = list[list[Tensor]]
+"""By group and completion, float32 [n_i], one for each token."""
+
+
+def group_outcome(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_i = (r_i - mean r) / (std r + eps), the same for every token: DeepSeekMath section 4.1.2."""
+    assert isinstance(config, GRPOConfig)
+    return to_tokens(AGGREGATIONS[config.multi_objective_aggregation](groups, config), groups)
+
+
+def _summed(groups: list[Group], config: GRPOConfig) -> Tensor:
+    return credit.SCALES[config.scale_rewards](_rewards_PG(groups))
+
+
+def _decoupled(groups: list[Group], config: GRPOConfig) -> Tensor:
+    names = list(groups[0].components)
+    scores_KPG = torch.tensor(
+        [[[torch.nan if x is None else x for x in group.components[name]] for group in groups] for name in names]
+    )
+    return credit.decoupled(scores_KPG, torch.tensor(config.reward_weights or [1.0] * len(names)))
+
+
+AGGREGATIONS = {"sum_then_normalize": _summed, "normalize_then_sum": _decoupled}
+"""`multi_objective_aggregation` -> function."""
+
+
+def group_process(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_t = sum of the step rewards that follow, normalised over all steps of the group: DeepSeekMath section 4.1.3."""
+    assert isinstance(config, GRPOConfig)
+    steps = [group.steps or [] for group in groups]
+    rewards = [torch.tensor([r for of_completion in found for r in of_completion.rewards]) for found in steps]
+    advantages = []
+    for group, found, normal_S in zip(groups, steps, credit.STEP_SCALES[config.scale_rewards](rewards), strict=True):
+        parts = normal_S.split_with_sizes([len(of_completion.rewards) for of_completion in found])
+        advantages.append(
+            [
+                credit.following_steps(part, torch.tensor(of_completion.ends), len(completion.ids))
+                for part, of_completion, completion in zip(parts, found, group.completions, strict=True)
+            ]
+        )
+    return advantages
+
+
+def leave_one_out(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_i = r_i - mean of the others: RLOO, arXiv 2402.14740."""
+    return to_tokens(credit.leave_one_out(_rewards_PG(groups)), groups)
+
+
+def length_weighted(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_i = r_i - the group's mean weighted by length: OPO, arXiv 2505.23585."""
+    lengths_PG = torch.tensor([[float(len(c.ids)) for c in group.completions] for group in groups])
+    return to_tokens(credit.optimal_baseline(_rewards_PG(groups), lengths_PG), groups)
+
+
+def passing_draws(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """Advantages of "one of k drawn from the group is correct": Pass@k training, arXiv 2508.10751."""
+    assert isinstance(config, PassAtKConfig)
+    return to_tokens(credit.pass_at_k(_rewards_PG(groups) >= config.reward_threshold, config.pass_k), groups)
+
+
+def batch_return(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_t = r - beta * sum over i >= t of log(pi_old / ref)_i, whitened over the batch's tokens: REINFORCE++, arXiv
+    2501.03262."""
+    assert isinstance(config, GRPOConfig)
+    returns = [
+        [
+            credit.rewards_to_go(
+                shaped_rewards(
+                    group.rewards[i],
+                    completion.logprobs,
+                    None if group.reference_logprobs is None else group.reference_logprobs[i],
+                    config.beta,
+                )
+            )
+            for i, completion in enumerate(group.completions)
+        ]
+        for group in groups
+    ]
+    return whitened(returns, groups, config.mask_truncated_completions)
+
+
+def whitened(advantages: Advantages, groups: list[Group], mask_truncated: bool) -> Advantages:
+    """Mean 0 and standard deviation 1 over the tokens of the batch that carry loss; the others get 0."""
+    masked = [mask_truncated and c.truncated for group in groups for c in group.completions]
+    flat = [a for of_group in advantages for a in of_group]
+    active = [a for a, out in zip(flat, masked, strict=True) if not out]
+    white = iter(whiten(torch.cat(active)).split_with_sizes([len(a) for a in active]) if active else ())
+    found = iter([torch.zeros_like(a) if out else next(white) for a, out in zip(flat, masked, strict=True)])
+    return [[next(found) for _ in group.completions] for group in groups]
+
+
+def to_tokens(advantages_PG: Tensor, groups: list[Group]) -> Advantages:
+    """One advantage for each completion to the same one for each of its tokens."""
+    return [
+        [a.expand(len(c.ids)) for a, c in zip(row, group.completions, strict=True)]
+        for row, group in zip(advantages_PG, groups, strict=True)
+    ]
+
+
+def _rewards_PG(groups: list[Group]) -> Tensor:
+    return torch.tensor([group.rewards for group in groups])
+
+
+def ones(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_i = 1: every demonstration is to be imitated."""
+    return [[torch.ones(len(c.ids)) for c in group.completions] for group in groups]
+
+
+def is_correct(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_i = 1 where the reward reaches the threshold, else 0: DeepSeekMath, appendix A.1.2 and A.1.3."""
+    assert isinstance(config, RFTConfig | OnlineRFTConfig)
+    return [
+        [torch.full((len(c.ids),), float(r >= config.reward_threshold)) for r, c in _rewarded(group)]
+        for group in groups
+    ]
+
+
+def chosen_rejected(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A = 1 for the first completion of each pair, the chosen one, and -1 for the second."""
+    return [
+        [torch.full((len(c.ids),), sign) for sign, c in zip((1.0, -1.0), group.completions, strict=True)]
+        for group in groups
+    ]
+
+
+def estimated(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """GAE on the critic's values, before whitening. Added to the values they are the critic's targets."""
+    assert isinstance(config, PPOConfig)
+    found = []
+    for group in groups:
+        assert group.values is not None
+        reference: Sequence[Tensor | None] = group.reference_logprobs or [None] * len(group.completions)
+        rewards = [
+            shaped_rewards(reward, completion.logprobs, logprobs, config.kl_coef)
+            for (reward, completion), logprobs in zip(_rewarded(group), reference, strict=True)
+        ]
+        found.append([gae(r, v, config.gamma, config.lam) for r, v in zip(rewards, group.values, strict=True)])
+    return found
+
+
+def gae_whitened(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """GAE on the critic's values, whitened over the tokens of the batch that carry loss."""
+    assert isinstance(config, PPOConfig)
+    return whitened(estimated(groups, config), groups, config.mask_truncated_completions)
+
+
+def _rewarded(group: Group) -> list[tuple[float, Completion]]:
+    return list(zip(group.rewards, group.completions, strict=True))

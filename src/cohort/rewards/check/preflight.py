@@ -1,0 +1,144 @@
+"""A few made-up answers before training: a reward set that cannot tell right from wrong stops the run here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cohort.rewards.check.probes import REASONING, STYLES, Case, Encode, cases, score
+from cohort.rewards.component import Component
+from cohort.rewards.compose import Rewards
+from cohort.types import Row, TrainerState
+
+ROWS = 4
+KINDS = ("right", "wrong", "empty", "truncated")
+
+OWN_ANSWER_SCORES = ("accuracy", "correctness", "choice_accuracy", "choice", "facts")
+"""Built-in rewards that a row's own reference must satisfy. (Some tasks of reasoning-gym refuse their own answers.)"""
+PROGRAM_REWARDS = ("unit_tests",)
+
+
+@dataclass
+class Preflight:
+    """What the rewards gave. Preflight("boxed", {"right": {"accuracy": [1.0, 1.0]}, …}, totals, milliseconds)"""
+
+    style: str
+    scores: dict[str, dict[str, list[float | None]]]
+    """Kind of answer -> function -> a score for each row; right and wrong are missing where nobody knows."""
+    totals: dict[str, list[float]]
+    """Kind of answer -> the total of each row."""
+    milliseconds: dict[str, float]
+    """Function -> time of one completion."""
+    problem: str | None = None
+    """Why the run must not start."""
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line for each function: mean score of each kind of answer, lowest and highest, time."""
+        return [self._line(name) for name in self.milliseconds]
+
+    def _line(self, name: str) -> str:
+        every = [value for by_name in self.scores.values() for value in by_name[name] if value is not None]
+        if not every:
+            return f"{name}: applies to none of the rows tried"
+        parts = [f"{kind} {_mean(by_name[name])}" for kind, by_name in self.scores.items()]
+        spread = f"from {min(every):g} to {max(every):g}"
+        return f"{name}: {', '.join(parts)}; {spread}; {self.milliseconds[name]:.2g} ms a completion"
+
+
+def compares_programs(rewards: Rewards) -> bool:
+    return any(_is_one_of(part, PROGRAM_REWARDS) for part in rewards.parts)
+
+
+def preflight(
+    rewards: Rewards, rows: Sequence[Row], encode: Encode | None = None, state: TrainerState | None = None
+) -> Preflight:
+    """Try the rewards on right, wrong, empty and truncated answers to a few rows, evenly spread.
+
+    It finds a `problem` only where a built-in reward judges answers and the rows have them: about other functions
+    nothing is known, and a warning is the most they get.
+    """
+    chosen = [rows[i * len(rows) // min(ROWS, len(rows))] for i in range(min(ROWS, len(rows)))]
+    found = cases(chosen, compares_programs(rewards))
+    known = [case for case in found if case.right is not None]
+    found = known or found
+    style = _style(rewards, known[:1], encode, state)
+    probes = [(kind, case, text) for case in found for kind, text in _texts(case, style).items()]
+    scores = score(rewards, [(case.row, text) for _, case, text in probes], encode, state)
+    kinds = [kind for kind in KINDS if any(kind == other for other, _, _ in probes)]
+    where = {kind: [i for i, (other, _, _) in enumerate(probes) if other == kind] for kind in kinds}
+    result = Preflight(
+        style,
+        {kind: {name: [v[i] for i in where[kind]] for name, v in scores.components.items()} for kind in kinds},
+        {kind: [scores.totals[i] for i in where[kind]] for kind in kinds},
+        {name: 1000 * scores.seconds[name] / len(probes) for name in rewards.names},
+    )
+    _judge(result, rewards, known)
+    return result
+
+
+def _style(rewards: Rewards, known: list[Case], encode: Encode | None, state: TrainerState | None) -> str:
+    """The form in which a right answer scores highest; the first where it makes no difference."""
+    if not known:
+        return next(iter(STYLES))
+    right = known[0].right or ""
+    totals = score(rewards, [(known[0].row, make(REASONING, right)) for make in STYLES.values()], encode, state).totals
+    return list(STYLES)[totals.index(max(totals))]
+
+
+def _texts(case: Case, style: str) -> dict[str, str]:
+    make = STYLES[style]
+    if case.right is None:
+        return {"empty": "", "truncated": REASONING[: len(REASONING) // 2]}
+    right = make(REASONING, case.right)
+    answered = right.rfind(case.right)
+    return {
+        "right": right,
+        "wrong": make(REASONING, case.wrong),
+        "empty": "",
+        "truncated": right[: min(answered, len(right) // 2)] if answered > 0 else right[: len(case.right) // 2],
+    }
+
+
+def _judge(result: Preflight, rewards: Rewards, known: list[Case]) -> None:
+    """Fill in the problem and the warnings."""
+    names = PROGRAM_REWARDS if compares_programs(rewards) else OWN_ANSWER_SCORES
+    # Beside others, one of weight 0 is only watched.
+    weighed = zip(rewards.parts, rewards.weights, strict=True)
+    counting = [part for part, weight in weighed if weight or not any(rewards.weights)]
+    judges = [part.name for part in counting if _is_one_of(part, names)]
+    if not known or not judges:
+        if len({total for totals in result.totals.values() for total in totals}) == 1:
+            result.warnings.append("the rewards gave the same total to every completion tried")
+        return
+    right = result.totals["right"]
+    asked = " and ".join(judges)
+    for kind, what in (("wrong", "a wrong answer"), ("empty", "nothing"), ("truncated", "a truncated answer")):
+        other = result.totals[kind]
+        better = sum(a > b for a, b in zip(right, other, strict=True))
+        if better == 0:
+            example = known[0]
+            result.problem = (
+                f"the rewards give {what} as much as the right answer on each of {len(right)} rows tried "
+                f"({right[0]:g} and {other[0]:g} on the first), though {asked} should tell them apart. The first is "
+                f"{example.row.source or 'row 1'}, its reference {(example.right or '')[:100]!r}. Try single "
+                "completions with `cohort reward try`, check weights, gates, clip and reference columns, or set "
+                "reward_preflight: false to train with them as they are"
+            )
+            return
+        if better < len(right):
+            result.warnings.append(
+                f"on {len(right) - better} of {len(right)} rows tried {what} gets as much as the right answer"
+            )
+
+
+def _is_one_of(part: Component, names: Sequence[str]) -> bool:
+    """Whether the function is the built-in one, under whatever name and with whatever options."""
+    function = part.function
+    ours = (getattr(function, "__module__", None) or "").startswith("cohort.rewards")
+    return ours and getattr(function, "__name__", "") in names
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    applied = [value for value in values if value is not None]
+    return f"{sum(applied) / len(applied):.3g}" if applied else "none"

@@ -1,0 +1,153 @@
+"""Rewards for questions that are answered with a letter, or with another label, of several choices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from string import ascii_uppercase
+from typing import Any
+
+from cohort.rewards.answers.extract import LONGEST, last_boxed, last_tagged, marked_answer, plain
+from cohort.rewards.functions.facts import normalised
+from cohort.rewards.functions.tags import LETTERS, WORD_LETTER, letter_alone
+from cohort.rewards.functions.text import RewardFunction, of_answer, with_references
+from cohort.types import Text, UserError
+
+CHOICE_COLUMNS = ("choices", "options")
+"""Names under which datasets keep a question's choices: texts, `{A: text, …}` or `{"text": […], "label": […]}`."""
+
+Choices = dict[str, str]
+"""Label -> the choice's text, empty where the row has none: `{"A": "Paris", "B": "Rome"}`."""
+
+
+def make_choice_accuracy(strict: bool = False) -> RewardFunction:
+    """2.0 for the boxed letter; strict: where the box is the whole answer."""
+    return of_answer("choice_accuracy", _only_boxed if strict else _boxed)
+
+
+def make_choice(labels: Sequence[str] | str | None = None, strict: bool = False) -> RewardFunction:
+    """1 where the completion chooses the row's label, else 0; None for rows without a reference.
+
+    Labels are those given, else those of the row's `choices` or `options`, else A-D. The reference is a label,
+    the text of a choice, or a choice's number from 0. The completion's answer (the last `<answer>…</answer>`,
+    else the last `\\boxed{…}`, else the last line) chooses a label that it is, whose choice it is, or that is
+    the only one in it; strict: one that a tagged or boxed answer is.
+    """
+    given = None if labels is None else tuple(labels)
+    if given is not None and (len(given) < 2 or len(set(given)) < len(given) or not all(map(str.strip, given))):
+        raise UserError(f"choice: labels are {labels!r}; give at least two, each once, such as ABCDE or [yes, no]")
+
+    def choice(completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        scores: list[float | None] = []
+        for i, (text, reference) in enumerate(with_references("choice", completions, columns)):
+            choices = _choices(columns, i, given)
+            targets = [_target(value, choices) for value in _several(reference)]
+            found = _stated(text, choices) if strict else _chosen(text, choices)
+            scores.append(float(found in targets) if targets else None)
+        return scores
+
+    return choice
+
+
+def _boxed(text: str, answer: str) -> float:
+    """2.0 where the last `<answer>` holds `\\boxed{A}` to `\\boxed{D}`, the row's letter; else 0."""
+    letter = (last_boxed(last_tagged(text, "answer") or "") or "").strip()
+    return 2.0 if letter in tuple(LETTERS) and letter == answer.strip(" ().").upper() else 0.0
+
+
+def _only_boxed(text: str, answer: str) -> float:
+    alone = (last_tagged(text, "answer") or "").strip().count("\\boxed") == 1
+    whole = "".join((last_tagged(text, "answer") or "").split())
+    return _boxed(text, answer) if alone and whole in {f"\\boxed{{{letter}}}" for letter in LETTERS} else 0.0
+
+
+def _choices(columns: Mapping[str, Sequence[Any]], i: int, labels: tuple[str, ...] | None) -> Choices:
+    column = next((name for name in CHOICE_COLUMNS if name in columns and columns[name][i] is not None), None)
+    value = [] if column is None else columns[column][i]
+    if isinstance(value, Mapping) and {"text", "label"} <= value.keys():
+        value = dict(zip(value["label"], value["text"], strict=True))
+    if isinstance(value, Mapping):
+        return {str(label): str(text) for label, text in value.items() if text is not None}
+    if not isinstance(value, list | tuple) or len(value) > len(labels or ascii_uppercase):
+        raise UserError(
+            f"choice: row {i}'s {column} is {str(value)[:200]!r}: it should be a list of at most "
+            f"{len(labels or ascii_uppercase)} texts, one for each label, or a mapping from label to text"
+        )
+    if value:
+        return dict(zip(labels or ascii_uppercase, map(str, value), strict=False))
+    return dict.fromkeys(labels or LETTERS, "")
+
+
+def _several(reference: Any) -> list[Any]:
+    values = reference if isinstance(reference, list | tuple) else [reference]
+    return [value for value in values if value is not None and value != ""]
+
+
+def _target(reference: Any, choices: Choices) -> str:
+    """The label that a reference means."""
+    text = str(reference).strip()
+    if text in choices:
+        return text
+    # A column of numbers counts the choices; a column of texts may hold a choice that is itself a number.
+    target = None if isinstance(reference, int) else _named(text, choices)
+    if target is None and text.isascii() and text.isdecimal() and int(text) < len(choices):
+        return list(choices)[int(text)]
+    target = target or _chosen(text, choices)
+    if target is None:
+        raise UserError(
+            f"choice: the reference {text[:200]!r} is none of the labels {', '.join(choices)}: "
+            "give the labels of this data, such as {name: choice, labels: ABCDE}"
+        )
+    return target
+
+
+def _stated(text: str, choices: Choices) -> str | None:
+    """The label that the tagged or boxed answer is."""
+    answer = marked_answer(text) or ""
+    return _label(letter_alone(answer), choices) if len(answer) <= LONGEST else None
+
+
+def _chosen(text: str, choices: Choices) -> str | None:
+    """The one label that the answer is, names, or holds."""
+    answer = marked_answer(text)
+    if answer is None:
+        answer = text.rstrip()[-LONGEST:].rpartition("\n")[2]
+    if len(answer) > LONGEST:
+        return None
+    if answer.count("\\boxed") > 1:
+        return _only_label(answer, choices)
+    return _named(answer, choices) or _only_label(plain(answer), choices)
+
+
+def _named(answer: str, choices: Choices) -> str | None:
+    """The label that the whole answer is, or whose text it is, alone or behind its label: `B`, `Rome`, `B. Rome`."""
+    label = _label(letter_alone(answer), choices)
+    if label is not None:
+        return label
+    body = normalised(plain(answer))
+    named = [label for label, text in choices.items() if text and body in (normalised(text), normalised(label + text))]
+    return named[0] if len(named) == 1 else None
+
+
+def _label(text: str, choices: Choices) -> str | None:
+    if text in choices:
+        return text
+    folded = [label for label in choices if label.casefold() == text.casefold()]
+    return folded[0] if len(folded) == 1 else None
+
+
+def _only_label(answer: str, choices: Choices) -> str | None:
+    found = set(_pattern(tuple(choices)).findall(answer))
+    return found.pop() if len(found) == 1 else None
+
+
+@lru_cache(maxsize=64)
+def _pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
+    """The labels that stand by themselves: no A of `Apple`, but that of `选A`."""
+    either = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    return re.compile(f"(?<!{WORD_LETTER})(?:{either})(?!{WORD_LETTER})")
+
+
+choice_accuracy = make_choice_accuracy()
+choice = make_choice()

@@ -1,0 +1,165 @@
+"""`unit_tests`: the completion's program against the row's tests, in the sandbox."""
+
+from __future__ import annotations
+
+import ast
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from cohort.rewards.functions.text import content
+from cohort.rewards.sandbox.layers import Limits, find_layers, require
+from cohort.rewards.sandbox.plan import plan
+from cohort.rewards.sandbox.run import Verdict, run_command, run_tests, side_by_side
+from cohort.types import Text, UserError
+
+log = logging.getLogger("cohort")
+
+Row = dict[str, Any]
+PYTHON_COLUMNS = ("test_list", "test")
+COMMAND_COLUMNS = ("test_inputs", "test_outputs")
+
+
+class UnitTests:
+    """+1 where all of the row's tests pass, -1 otherwise; with `share` the share that passes. None without tests.
+
+    Called with completions [B] and the columns test_list (and test_setup_code), or test and entry_point; with a
+    command test_inputs and test_outputs. `log_extra` gets why programs failed.
+    """
+
+    __name__ = "unit_tests"
+
+    def __init__(
+        self,
+        limits: Limits,
+        share: bool = False,
+        workers: int | None = None,
+        command: str | None = None,
+        allow_unsandboxed: bool = False,
+    ) -> None:
+        self.limits = limits
+        self.share = share
+        self.workers = workers
+        self.command = command
+        self.allow_unsandboxed = allow_unsandboxed
+
+    def start(self) -> None:
+        """Called before a run. Raises UserError where this machine has no sandbox and may not do without."""
+        if not require(find_layers(), self.allow_unsandboxed):
+            log.warning(
+                "WARNING: allow_unsandboxed is true and this machine has no sandbox. Programs that a model writes run "
+                "as you, with your files and your network; only time, memory and file size are limited."
+            )
+
+    def __call__(
+        self, completions: Sequence[Text], prompts: Sequence[Text] | None = None, log_extra: Any = None, **columns: Any
+    ) -> list[float | None]:
+        require(find_layers(), self.allow_unsandboxed)
+        needed = COMMAND_COLUMNS if self.command else PYTHON_COLUMNS
+        if not any(name in columns for name in needed):
+            raise UserError(f"unit_tests needs a column {' or '.join(needed)}; the rows have: {', '.join(columns)}")
+        rows: list[Row] = [
+            {name: values[i] for name, values in columns.items() if isinstance(values, list | tuple)}
+            | {"completion": content(completion), "prompt": _last(prompts[i]) if prompts is not None else ""}
+            for i, completion in enumerate(completions)
+        ]
+        verdicts = side_by_side(self.verdict, rows, self.workers)
+        if log_extra is not None:
+            log_extra("unit_tests", ["" if verdict is None else verdict.reason for verdict in verdicts])
+        return [None if verdict is None else self._score(verdict) for verdict in verdicts]
+
+    def verdict(self, row: Row) -> Verdict | None:
+        """How a row's program fares; None for a row without tests."""
+        code = last_block(row["completion"])
+        if self.command:
+            given, expected = (list(row.get(name) or ()) for name in COMMAND_COLUMNS)
+            if len(given) != len(expected):
+                raise UserError(f"unit_tests: a row has {len(given)} test_inputs and {len(expected)} test_outputs")
+            cases = list(zip(map(str, given), map(str, expected), strict=True))
+            run = (self.command, code, cases, self.share, self.limits, find_layers())
+            return run_command(*run) if cases else None
+        statements, script = row.get("test_list") or [], row.get("test") or ""
+        if not statements and not script:
+            return None
+        if isinstance(statements, str) or not isinstance(script, str):
+            raise UserError(f"unit_tests: test_list is a list of texts and test a text, not {(statements or script)!r}")
+        signature, body = _signature(row["prompt"])
+        functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+        entry = row.get("entry_point") or (functions[-1].name if functions else "")
+        # The prompt's imports and helper functions; the function that is asked for is the program's.
+        kept = [node for node in body if node not in functions or node.name != entry]
+        helpers = ast.unparse(ast.Module(kept, []))
+        setup = row.get("test_setup_code") or ""
+        planned = plan(tuple(statements), "" if statements else script, setup, helpers, entry, self.share)
+        sources = [code, *_bodies(signature, code)] if signature else [code]
+        return run_tests(sources, planned, self.share, self.limits, find_layers())
+
+    def _score(self, verdict: Verdict) -> float:
+        return verdict.passed / verdict.total if self.share else 1.0 if verdict.ok else -1.0
+
+
+def unit_tests_reward(
+    *,
+    share: bool = False,
+    seconds: float = 4.0,
+    memory_mb: int = 512,
+    workers: int | None = None,
+    command: str | None = None,
+    allow_unsandboxed: bool = False,
+) -> UnitTests:
+    """`unit_tests` with options.
+
+    share: score the share of tests that pass. seconds: processor time of one program; on the clock it has twice as
+    much and a second. memory_mb: its address space in MiB. workers: programs side by side, by default two for
+    each processor. command: a template such as `perl {file}.pl` for other languages, judged by what they print.
+    allow_unsandboxed: where this machine has no sandbox, run programs with resource limits alone.
+    """
+    for name, value in (("seconds", seconds), ("memory_mb", memory_mb), ("workers", 1 if workers is None else workers)):
+        if not value > 0:
+            raise UserError(f"unit_tests: {name} is {value}; it must be above 0")
+    return UnitTests(Limits(float(seconds), memory_mb << 20), share, workers, command, allow_unsandboxed)
+
+
+unit_tests = unit_tests_reward()
+
+
+def last_block(text: str) -> str:
+    """The code of the last fenced block that is not empty, closed or not; else the whole text."""
+    block: list[str] = []
+    last, fence, indent = "", "", 0
+    for line in text.replace("\r\n", "\n").split("\n"):
+        bare = line.lstrip(" ")
+        if not fence and bare.startswith(("```", "~~~")):
+            fence, indent, block = bare[:3], len(line) - len(bare), []
+        elif fence and bare.rstrip() == fence:
+            last, fence = "\n".join(block) if any(map(str.strip, block)) else last, ""
+        elif fence:
+            # A block inside a list item is indented with its fence.
+            block.append(line[min(indent, len(line) - len(bare)) :])
+    if fence and any(map(str.strip, block)):
+        last = "\n".join(block)
+    return last or text
+
+
+def _last(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else content(prompt[-1:])
+
+
+def _signature(prompt: str) -> tuple[str, list[ast.stmt]]:
+    """(the prompt's Python, its statements); nothing where the prompt is no Python that defines a function."""
+    code = last_block(prompt)
+    # A signature may stand there without so much as a docstring.
+    for source in (code, code.rstrip() + "\n    pass"):
+        try:
+            body = ast.parse(source).body
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            continue
+        return (code, body) if any(isinstance(node, ast.FunctionDef) for node in body) else ("", [])
+    return "", []
+
+
+def _bodies(signature: str, code: str) -> list[str]:
+    """The code as the body of the prompt's last function: as it stands, its first line indented, all indented."""
+    head = signature.rstrip() + "\n"
+    indented = "\n".join("    " + line for line in code.split("\n"))
+    return [head + code, head + "    " + code.lstrip(), head + indented]

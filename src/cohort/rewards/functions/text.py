@@ -1,0 +1,221 @@
+"""Rewards for right answers and for what a text says: scores are exact, found by scanning, not backtracking.
+
+Each has TRL's signature and takes completions as strings or as chat messages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from cohort.rewards.answers.extract import (
+    LONGEST,
+    REFERENCE_COLUMNS,
+    TO_ASCII,
+    accepted,
+    equal,
+    extract_answer,
+    last_tagged,
+    marked_answer,
+    reference_from,
+)
+from cohort.rewards.answers.quantities import number_word
+from cohort.types import Text, UserError
+
+RewardFunction = Callable[..., "Sequence[float | None]"]
+
+CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What reward functions are given beside the dataset's columns."""
+
+KEYWORDS = ("row", "column", "sum", "unique", "digit", "no repeat", "clue")
+
+# Chinese and Japanese are written without spaces: every character counts as a word there.
+_WORD = re.compile(
+    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+    "|[^\\s\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]+"
+)
+_NUMERAL = re.compile(r"(?:(?<![\w)\]}])-)?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?")
+
+
+def content(completion: Text) -> str:
+    """A completion's text: itself, or its first message's content, where parts of type text are joined."""
+    if isinstance(completion, str):
+        return completion
+    body = completion[0].get("content") if completion else None
+    if isinstance(body, list):
+        return "".join(part.get("text") or "" for part in body if part.get("type", "text") == "text")
+    return body or ""
+
+
+def of_text(name: str, score: Callable[[str], float]) -> RewardFunction:
+    """A reward function that scores each completion's text by itself, the same text once."""
+
+    def reward(completions: Sequence[Text], **_: Any) -> list[float]:
+        of = cache(score)
+        return [of(content(completion)) for completion in completions]
+
+    return _named(name, score.__doc__, reward)
+
+
+def of_answer(name: str, score: Callable[[str, str], float]) -> RewardFunction:
+    """A reward function that scores (text, reference answer), the same ones once; the best of several answers, None
+    without one."""
+
+    def reward(completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        of, rows = cache(score), with_references(name, completions, columns)
+        return [max((of(text, answer) for answer in accepted(value)), default=None) for text, value in rows]
+
+    return _named(name, score.__doc__, reward)
+
+
+def _named(name: str, doc: str | None, function: RewardFunction) -> RewardFunction:
+    function.__name__ = name
+    function.__doc__ = doc
+    return function
+
+
+def make_accuracy(strict: bool = False) -> RewardFunction:
+    """1 for the right final answer; strict: only where it is tagged or boxed."""
+    return of_answer("accuracy", _accurate_and_marked if strict else _accurate)
+
+
+def make_correctness(strict: bool = False) -> RewardFunction:
+    """2.0 for the reference's text, 1.5 for its number; strict: 1.5 only for an equal answer, units included."""
+    return of_answer("correctness", _equal_in_tags if strict else _correctness)
+
+
+def make_reasoning_length(strict: bool = False) -> RewardFunction:
+    """0 to 0.75 by the words inside `<reasoning>`; strict: by its different words."""
+    return of_text("reasoning_length", _different_words if strict else _reasoning_words)
+
+
+def keyword_reward(keywords: Sequence[str] = KEYWORDS, strict: bool = False) -> RewardFunction:
+    """0.1 for each keyword that is a word, or plural, of the reasoning, at most 0.5; strict: one for each 10 words."""
+    patterns = [_keyword(keyword) for keyword in keywords]
+
+    def score(text: str) -> float:
+        reasoning = last_tagged(text, "reasoning") or ""
+        found = sum(bool(pattern.search(reasoning)) for pattern in patterns)
+        return min(found, 5, len(words(reasoning)) // 10 if strict else 5) / 10
+
+    return of_text("reasoning_keywords", score)
+
+
+def too_short_penalty(least: int = 10, penalty: float = -0.3) -> RewardFunction:
+    """A function that gives the penalty to completions of fewer than `least` words."""
+
+    def too_short(completions: Sequence[Text], **_: Any) -> list[float]:
+        return [penalty if len(words(content(c))) < least else 0.0 for c in completions]
+
+    return too_short
+
+
+def repetition_penalty(size: int = 4, share: float = 0.2, penalty: float = -0.5) -> RewardFunction:
+    """A function that gives the penalty where over `share` of the n-grams of `size` words are repeats."""
+
+    def repetition(completions: Sequence[Text], **_: Any) -> list[float]:
+        return [penalty if _repeated(words(content(c)), size) > share else 0.0 for c in completions]
+
+    return repetition
+
+
+def overlong_penalty(max_length: int = 1024, cache: int | None = None) -> RewardFunction:
+    """A function that gives DAPO's soft overlong penalty (arXiv 2503.14476, Eq. 13), by tokens.
+
+    0 up to max_length - cache, then (max_length - cache - n) / cache, and -1 beyond max_length. The cache is
+    a fifth of max_length by default, as in the paper's 4096 of 20480.
+    """
+    slope = max(1, max_length // 5) if cache is None else cache
+    if not 0 < slope <= max_length:
+        raise UserError(f"overlong: cache is {slope}; it must lie between 1 and max_length, {max_length}")
+    free = max_length - slope
+
+    def overlong(completions: Sequence[Text], completion_ids: Sequence[Any], **_: Any) -> list[float]:
+        return [min(0.0, max(-1.0, (free - len(ids)) / slope)) for ids in completion_ids]
+
+    return overlong
+
+
+def words(text: str) -> list[str]:
+    """Words between spaces; each character where a script has no spaces."""
+    return _WORD.findall(text)
+
+
+def with_references(name: str, completions: Sequence[Text], columns: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Each completion's text with its row's reference, None where it has none. UserError without any column."""
+    if not any(column in columns for column in REFERENCE_COLUMNS):
+        present = [column for column in columns if column not in CALL_ARGUMENTS]
+        raise UserError(
+            f"{name} compares with a reference answer, and the rows have no column for one. It may be named "
+            f"{', '.join(REFERENCE_COLUMNS)}; the columns are: {', '.join(present) or 'none'}"
+        )
+    return [(content(c), reference_from(columns, i)) for i, c in enumerate(completions)]
+
+
+def _accurate(text: str, answer: str) -> float:
+    """1 where the final answer equals the row's reference mathematically, else 0; None without one."""
+    return float(equal(extract_answer(text) or "", answer))
+
+
+def _accurate_and_marked(text: str, answer: str) -> float:
+    return float(equal(marked_answer(text) or "", answer))
+
+
+def _correctness(text: str, reference: str) -> float:
+    """2.0 where the last `<answer>` is the reference's string; 1.5 where each holds one number, the same."""
+    found, reference = (last_tagged(text, "answer") or "").strip(), reference.strip()
+    if not found or found == "...":
+        return 0.0
+    if found == reference:
+        return 2.0
+    if max(len(found), len(reference)) > LONGEST:
+        return 0.0
+    numbers = [_NUMERAL.findall(text.translate(TO_ASCII)) for text in (found, reference)]
+    if any(len(each) != 1 for each in numbers):
+        return 0.0
+    a, b = (number_word(each[0].rstrip(",")) for each in numbers)
+    return 1.5 if a is not None and a == b else 0.0
+
+
+def _equal_in_tags(text: str, reference: str) -> float:
+    score = _correctness(text, reference)
+    return score if score != 1.5 or equal(last_tagged(text, "answer") or "", reference) else 0.0
+
+
+def _reasoning_words(text: str) -> float:
+    """By the words inside `<reasoning>`: under 20: 0; under 50: 0.25; under 100: 0.5; else 0.75."""
+    return _stepped(len(words(last_tagged(text, "reasoning") or "")))
+
+
+def _different_words(text: str) -> float:
+    return _stepped(len(set(words((last_tagged(text, "reasoning") or "").casefold()))))
+
+
+def _stepped(count: int) -> float:
+    return 0.25 * sum(count >= bound for bound in (20, 50, 100))
+
+
+def _keyword(keyword: str) -> re.Pattern[str]:
+    # Only letters of the keyword's own alphabet bound it: `row` is no part of `grow`, 行 is a word anywhere.
+    before = "(?<![a-z])" if keyword[:1].isascii() else ""
+    after = "(?:s|es)?(?![a-z])" if keyword[-1:].isascii() else ""
+    return re.compile(before + re.escape(keyword) + after, re.IGNORECASE)
+
+
+def _repeated(tokens: list[str], size: int) -> float:
+    """Share of the n-grams that occurred before."""
+    total = len(tokens) - size + 1
+    if total < 2:
+        return 0.0
+    return 1 - len(set(zip(*(tokens[i : i + total] for i in range(size)), strict=True))) / total
+
+
+accuracy = make_accuracy()
+correctness = make_correctness()
+reasoning_length = make_reasoning_length()
+reasoning_keywords = keyword_reward()
+too_short = too_short_penalty()
+repetition = repetition_penalty()
+overlong = overlong_penalty()

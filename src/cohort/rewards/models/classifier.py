@@ -1,0 +1,207 @@
+"""A reward model as a reward function: by name, by path, or a model of transformers, with its own tokenizer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from cohort.rewards.models.scorer import Encoded, Scorer
+from cohort.types import Text, UserError
+
+Log = Callable[[str, float], None]
+
+
+def make_classifier(
+    model: Any,
+    processing_class: Any = None,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+    device: str | None = None,
+    probability: bool | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Callable[..., Any]:
+    """The score of a reward model as a reward: of a completion, or of each step where the model is a process one.
+
+    `model`: a directory, a hub name or a transformers model with one label; `processing_class`: its tokenizer, else
+    the one saved with it. A conversation is written by its chat template; without one, prompt and completion are a
+    pair where the tokenizer has a classifier token (BERT), else one text. Texts beyond `max_length` tokens (default:
+    the model's positions) lose their beginning, of a pair the longer text its end; `NAME/truncated` is their share.
+    `probability`: the logit's sigmoid; None: for process models only. `dtype`: float32 on a CPU, else the weights'
+    own. Raises UserError for what is not such a model.
+    """
+    import torch
+
+    if batch_size < 1:
+        raise UserError(f"reward model: batch_size is {batch_size}; it must be at least 1")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
+    if isinstance(model, str):
+        precision = dtype or ("float32" if place.type == "cpu" else "auto")
+        model = load_classifier(model, precision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    require_one_label(name, model.config)
+    tokenizer = processing_class or load_tokenizer(name, trust_remote_code)
+    scorer = Scorer(model.to(place).eval(), tokenizer, max_length, chat_template_kwargs)
+    squash = scorer.of_steps if probability is None else probability
+    log_name = Path(name).resolve().name
+
+    def encoded(texts: list[Encoded], log_metric: Log | None) -> list[list[float]]:
+        if log_metric is not None:
+            log_metric(f"{log_name}/truncated", sum(each.truncated for each in texts) / max(1, len(texts)))
+        scores = scorer.score(texts, batch_size)
+        return [[_sigmoid(score) for score in row] for row in scores] if squash else scores
+
+    def score(
+        prompts: Sequence[Text], completions: Sequence[Text], log_metric: Log | None = None, **_: Any
+    ) -> list[float]:
+        texts = [scorer.encode(*each) for each in zip(prompts, completions, strict=True)]
+        return [row[0] for row in encoded(texts, log_metric)]
+
+    def score_steps(
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        steps: Sequence[Sequence[str]],
+        log_metric: Log | None = None,
+        **_: Any,
+    ) -> list[list[float]]:
+        texts = [scorer.encode_steps(*each) for each in zip(prompts, completions, steps, strict=True)]
+        return encoded(texts, log_metric)
+
+    return _marked(score_steps if scorer.of_steps else score, log_name, scorer, squash)
+
+
+def _marked(function: Callable[..., Any], name: str, scorer: Scorer, probability: bool) -> Callable[..., Any]:
+    """With what is needed to train the model while it rewards, and to compare its scores with those of its training."""
+    function.__name__ = name
+    function.scorer, function.probability = scorer, probability  # type: ignore[attr-defined]
+    return function
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def require_one_label(name: str, config: Any) -> None:
+    """Raise UserError for a classifier with several labels."""
+    if config.num_labels != 1:
+        raise UserError(
+            f"reward model {name!r} has {config.num_labels} labels: a reward model has one, whose logit is the reward"
+        )
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether the weights that a configuration belongs to have a classifier's head."""
+    architecture = (config.architectures or [""])[0]
+    return architecture.endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model by name or path. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    import cohort.rewards.models.mlp_head  # noqa: F401  # registers its type
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"reward model {name!r} could not be loaded: {_first_words(error)}") from error
+
+
+def load_classifier(name: str, dtype: Any, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Any:
+    """A trained reward model by name or path; an adapter that lies there is merged into the model it is for. Raises
+    UserError for what cannot be loaded or has no trained head."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    of_tokens = (config.architectures or [""])[0].endswith("ForTokenClassification")
+    kind = AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
+    adapter = (Path(name) / "adapter_config.json").is_file()
+    if adapter:
+        return _with_adapter(name, kind, config, dtype, trust_remote_code)
+    try:
+        model, loading = kind.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        reason = _first_words(error)
+        hint = ". Other files than safetensors are read with allow_pickle: true" if "safetensors" in reason else ""
+        raise UserError(f"reward model {name!r} could not be loaded: {reason}{hint}") from error
+    if loading["missing_keys"]:
+        raise UserError(
+            f"reward model {name!r} is no trained sequence classifier: its weights lack "
+            f"{', '.join(sorted(loading['missing_keys'])[:4])}"
+        )
+    return model
+
+
+def _with_adapter(name: str, kind: Any, config: Any, dtype: Any, trust_remote_code: bool) -> Any:
+    """The model that a peft adapter was trained on, of the class `config` names, with the adapter merged into it."""
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path or ""
+    model = new_head(base, kind, config, dtype=dtype, trust_remote_code=trust_remote_code)
+    # Loading an adapter freezes the weights; the merged model may be trained on.
+    return PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_(True)
+
+
+def new_head(name: str, kind: Any, config: Any, **options: Any) -> Any:
+    """A model by name or path with the head of `config`, new where the weights have none. Raises UserError where
+    they lack more than that."""
+    from transformers import AutoModel
+
+    from cohort.rewards.models.mlp_head import MLPHeadConfig, MLPHeadModel
+
+    try:
+        if isinstance(config, MLPHeadConfig):
+            return MLPHeadModel(config, AutoModel.from_pretrained(name, **options))
+        with _no_report():
+            model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r} could not be loaded: {_first_words(error)}") from error
+    missing = [key for key in loading["missing_keys"] if not re.search(r"(^|\.)(score|classifier|pooler)\b", key)]
+    if missing:
+        raise UserError(f"model {name!r}: its weights lack {', '.join(sorted(missing)[:4])}")
+    return model
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' report of missing weights: that a head is new is what is asked for."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the tokenizer of the reward model {name!r} could not be loaded: {_first_words(error)}"
+        ) from error
+    # Where the files are missing, some classes of transformers come without a vocabulary.
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise UserError(f"the tokenizer of the reward model {name!r} has no vocabulary: do its files exist?")
+    return tokenizer
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,60 @@
+"""Prompts and steps as tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cohort.config import TrainingConfig
+from cohort.data.configured import fit_prompt, prompt_limit, tell_fitted
+from cohort.data.templates import encode_prompt
+from cohort.policy.model import Policy
+from cohort.types import Row, UserError
+
+
+def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> list[Prompt]:
+    """Prompts as token ids; those over the limit are dropped or cut, by `truncation`, and counted. Raises UserError
+    where none is left."""
+    limit = prompt_limit(policy.context_length, config)
+    prompts = [
+        Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row.prompt, config.chat_template_kwargs)))
+        for row in rows
+    ]
+    empty = next((prompt for prompt in prompts if not len(prompt.ids)), None)
+    if empty is not None:
+        raise UserError(f"{empty.row.source}: the prompt has no tokens; give it some text")
+    fitted = [fit_prompt(prompt.ids.tolist(), limit, config.truncation) for prompt in prompts]
+    tell_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
+    return [Prompt(p.row, torch.tensor(ids)) for p, ids in zip(prompts, fitted, strict=True) if ids is not None]
+
+
+def token_ends(ids: list[int], text: str, text_ends: list[int], tokenizer: Any) -> list[int]:
+    """Index of the token that completes each of the first `text_ends` characters of the text; the last step ends with
+    the last token, whether it has text (an end-of-sequence token has none) or not.
+
+    Decoding decides, so that tokens with several characters, characters with several tokens and tokens without any
+    are all right: a prefix of tokens is long enough when its text starts with the step's end.
+    """
+    found, first = [], 0
+    for end in text_ends[:-1]:
+        low, high = first, len(ids) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if tokenizer.decode(ids[: middle + 1], skip_special_tokens=True).startswith(text[:end]):
+                high = middle
+            else:
+                low = middle + 1
+        found.append(low)
+        first = low
+    return [*found, len(ids) - 1]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row and its prompt's token ids, int64 [p]."""
+
+    row: Row
+    ids: Tensor

@@ -1,0 +1,176 @@
+"""A reward model that learns on from the policy's own samples, labelled by a rule, and from history beside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cohort.config import RefitConfig, RewardConfig
+from cohort.data.labels import label, probability, sides
+from cohort.data.order import derive
+from cohort.data.rows import load_rows
+from cohort.data.templates import as_completion
+from cohort.rewards.models.scorer import Scorer
+from cohort.train.iterations.replay import Item, Replay, history_count
+from cohort.train.monitors.reward_models import RewardModelGuard, validation_of
+from cohort.train.output.checkpoint import load_learner, save_learner
+from cohort.train.reward_models.model import RewardModel
+from cohort.train.reward_models.updater import RewardUpdater
+from cohort.types import Group, Row, UserError
+
+log = logging.getLogger("cohort")
+
+WEIGHTS, SAMPLES = "reward_model.safetensors", "replay.json"
+"""Files of a checkpoint."""
+REWARD_MODEL = "reward_model"
+"""Folder in output_dir where the model is in the end."""
+SCORED = 512
+"""New samples on which a refitted model is scored, for what the guard compares later batches with."""
+
+
+class Refit:
+    """Collects labelled samples and trains the model on them and on a share of history.
+
+    What it draws is a function of the run's seed and of the refit's number; its optimiser lives as long as the run.
+    """
+
+    def __init__(self, name: str, scorer: Scorer, rule: str, config: RefitConfig, seed: int, guard: RewardModelGuard):
+        """`name` and `rule`: the model's and the rule's names among the rewards. Raises UserError for a `history` that
+        cannot be learnt from."""
+        self.name, self.scorer, self.rule, self.config, self.seed, self.guard = name, scorer, rule, config, seed, guard
+        scorer.model.float()  # small steps would be lost in half precision
+        settings = RewardConfig(
+            loss_type=config.loss_type,
+            learning_rate=config.learning_rate,
+            max_grad_norm=config.max_grad_norm,
+            max_length=scorer.max_length,
+            bf16=False,
+            every_token=config.every_token,
+        )
+        model = RewardModel(scorer.model, scorer.tokenizer, settings)
+        model.scorer = scorer  # with its own template's options
+        self.updater = RewardUpdater(model, settings, config.loss_type)
+        self.replay = Replay(config.replay_size, seed)
+        if config.history is not None:
+            self.replay.add([_item(row, config.loss_type) for row in load_rows(config.history)])
+        self.fresh: list[Item] = []
+
+    def see(self, groups: list[Group]) -> None:
+        """Keep the groups' completions, or the pairs in them, for the next refit."""
+        for group in groups:
+            self.fresh += ITEMS[self.config.loss_type](group, self.rule)
+
+    def fit(self, number: int) -> dict[str, float]:
+        """Train on what came since the last refit and on history, then let the new samples be history."""
+        started, config = time.perf_counter(), self.config
+        seed = derive(derive(self.seed, number), 1)
+        new = self.fresh
+        if config.max_samples is not None and len(new) > config.max_samples:
+            new = random.Random(seed).sample(new, config.max_samples)
+        history = self.replay.draw(history_count(len(new), config.replay_share), seed)
+        self.fresh = []
+        metrics = {"reward_model/new": float(len(new)), "reward_model/history": float(len(history))}
+        if not new:
+            return metrics
+        self.replay.add(new)
+        found = self.updater.fit(
+            self.updater.lessons([_row(item) for item in [*new, *history]]),
+            epochs=config.num_train_epochs,
+            batch_size=config.per_device_train_batch_size,
+            learning_rate=config.learning_rate,
+            seed=seed,
+        )
+        self.guard.start_anew(self.name, validation_of(self._scores(new[:SCORED])))
+        metrics |= {f"reward_model/{name}": value for name, value in found.items()}
+        metrics["seconds/refit"] = time.perf_counter() - started
+        log.info(
+            "reward model %s: learned from %d new samples and %d of history, loss %.3g",
+            self.name,
+            len(new),
+            len(history),
+            metrics["reward_model/loss"],
+        )
+        return metrics
+
+    def _scores(self, items: list[Item]) -> list[float]:
+        texts = [
+            (item["prompt"], item[key]) for item in items for key in ("completion", "chosen", "rejected") if key in item
+        ]
+        encoded = [self.scorer.encode(*text) for text in texts]
+        return [row[0] for row in self.scorer.score(encoded, self.config.per_device_train_batch_size)]
+
+    def save(self, folder: Path) -> None:
+        """Weights with the optimiser, and the samples, into a checkpoint's folder."""
+        save_learner(folder / WEIGHTS, self.updater.tensors(), self.updater.optimizer)
+        record = {"replay": self.replay.state(), "fresh": self.fresh}
+        (folder / SAMPLES).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+
+    def restore(self, folder: Path) -> None:
+        """Put back what `save` wrote. Raises UserError for a checkpoint of a run without a refit."""
+        if not (folder / WEIGHTS).is_file():
+            raise UserError(f"{folder} has no {WEIGHTS}: it is of a run without reward_model_refit; resume without it")
+        self.updater.restore(load_learner(folder / WEIGHTS, self.updater.optimizer))
+        record = json.loads((folder / SAMPLES).read_text(encoding="utf-8"))
+        self.replay.restore(record["replay"])
+        self.fresh = record["fresh"]
+
+    def save_model(self, folder: Path) -> None:
+        """An ordinary transformers directory: what `cohort reward eval` and reward_funcs load."""
+        known = self.guard.validation[self.name]
+        self.scorer.model.config.held_out = None if known is None else asdict(known)
+        self.scorer.model.save_pretrained(folder)
+        self.scorer.tokenizer.save_pretrained(folder)
+
+
+def labelled(group: Group, rule: str, value: Any) -> list[Item]:
+    """Every completion that the rule applies to, with its label."""
+    prompt = group.row.prompt
+    return [
+        {"prompt": prompt, "completion": as_completion(prompt, completion.text), "label": value(score)}
+        for completion, score in zip(group.completions, group.components[rule], strict=True)
+        if score is not None
+    ]
+
+
+def pairs(group: Group, rule: str) -> list[Item]:
+    """Right completions (the rule above 0) with wrong ones, in order, each used once; never two of one text."""
+    prompt = group.row.prompt
+    scored = [
+        (completion.text, score)
+        for completion, score in zip(group.completions, group.components[rule], strict=True)
+        if score is not None
+    ]
+    right, wrong = ([text for text, score in scored if (score > 0) is good] for good in (True, False))
+    return [
+        {"prompt": prompt, "chosen": as_completion(prompt, a), "rejected": as_completion(prompt, b)}
+        for a, b in zip(right, wrong, strict=False)
+        if a != b
+    ]
+
+
+ITEMS = {
+    "bce": lambda group, rule: labelled(group, rule, lambda score: float(score > 0)),
+    "mse": lambda group, rule: labelled(group, rule, float),
+    "preference": pairs,
+}
+"""`loss_type` -> what a group gives to learn from."""
+
+
+def _item(row: Row, loss_type: str) -> Item:
+    if loss_type == "preference":
+        chosen, rejected, _ = sides(row)
+        return {"prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+    value = label(row)
+    if loss_type == "bce":
+        probability(value, row, "label")
+    return {"prompt": row.prompt, "completion": row.completion, "label": value}
+
+
+def _row(item: Item) -> Row:
+    columns = {key: value for key, value in item.items() if key not in ("prompt", "completion")}
+    return Row(item["prompt"], item.get("completion"), columns, "a sample of the policy")

@@ -1,0 +1,139 @@
+"""A run's model as a directory of its own: merged or copied, with nothing beside it, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from cohort.policy.adapter import CONFIG, WEIGHTS, base_of, merged
+from cohort.policy.load import load_model, load_tokenizer, quiet
+from cohort.train.output.card import merged_card
+from cohort.train.output.checkpoint import newest
+from cohort.types import UserError
+
+log = logging.getLogger("cohort")
+
+BESIDE = (
+    "config.json", "generation_config.json", CONFIG, "README.md", "LICENSE*", "*.py", "tokenizer*.json",
+    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "*.spm", "spiece.model", "sentencepiece*.model", "chat_template*", "preprocessor_config.json",
+)  # fmt: skip
+"""What belongs to a model beside its weights; a training's own files have other names."""
+INDEX = "model.safetensors.index.json"
+
+
+def model_folder(source: str) -> Path:
+    """Where the model of a run folder or a model directory is: there, else in its newest checkpoint. Raises UserError
+    where there is none."""
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"{source!r} is no directory: give a run's output_dir or a model directory")
+    if (folder / "config.json").is_file() or (folder / CONFIG).is_file():
+        return folder
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        raise UserError(f"{source!r} holds no model: there is no config.json, {CONFIG} or checkpoint in it")
+    log.warning("%s has no final model: its newest checkpoint, %s, is taken", source, checkpoint.name)
+    return checkpoint
+
+
+def model_files(folder: Path) -> list[str]:
+    """Names of the files that are the model: weights as its index lists them, configuration, tokenizer, card. Raises
+    UserError where weights are missing or are no safetensors."""
+    weights = [WEIGHTS] if (folder / CONFIG).is_file() else ["model.safetensors"]
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        weights = [INDEX, *sorted(set(index["weight_map"].values()))]
+    missing = [name for name in weights if not (folder / name).is_file()]
+    if missing:
+        pickles = sorted(path.name for path in folder.glob("*.bin") if "training_args" not in path.name)
+        other = f"; it has {', '.join(pickles)}, which can run code: --allow-pickle loads them" if pickles else ""
+        raise UserError(f"{folder}: {', '.join(missing[:3])} is missing{other}")
+    beside = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in BESIDE)
+    ]
+    return [*weights, *beside]
+
+
+def export(
+    source: str,
+    target: Path | None = None,
+    *,
+    merge: bool = False,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Path:
+    """Write the model of `source` to `target` (default: beside it) and return where it is.
+
+    `merge`: an adapter's weights go into its base model's, of which an ordinary transformers directory is left, in
+    the base model's own precision or `dtype`. Raises UserError for what is no model, or a target that is there.
+    """
+    quiet()
+    folder = model_folder(source)
+    adapter = (folder / CONFIG).is_file()
+    if merge and not adapter:
+        log.warning("%s holds no adapter: there is nothing to merge, it is copied", folder)
+    target = target or Path(source).resolve().with_name(f"{Path(source).resolve().name}-export")
+    options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    if merge and adapter:
+        _written(target, lambda partial: _merge(folder, partial, dtype, options))
+    elif allow_pickle and not adapter and not any(folder.glob("model*.safetensors*")):
+        _written(target, lambda partial: _rewrite(folder, partial, dtype, options))
+    else:
+        names = model_files(folder)
+        _written(target, lambda partial: _copy(folder, names, partial))
+    return target
+
+
+def _written(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside the target, which then gets the target's name."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already: give another --output")
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy(folder: Path, names: list[str], partial: Path) -> None:
+    for name in names:
+        shutil.copyfile(folder / name, partial / name)
+    templates = folder / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, partial / templates.name)
+
+
+def _merge(folder: Path, partial: Path, dtype: str, options: dict[str, bool]) -> None:
+    model = merged(load_model(str(folder), dtype=dtype, **options))
+    _save(model, folder, partial, options)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    (partial / "README.md").write_text(merged_card(text, base_of(str(folder))), encoding="utf-8")
+
+
+def _rewrite(folder: Path, partial: Path, dtype: str, options: dict[str, bool]) -> None:
+    _save(load_model(str(folder), dtype=dtype, **options), folder, partial, options)
+    if (folder / "README.md").is_file():
+        shutil.copyfile(folder / "README.md", partial / "README.md")
+
+
+def _save(model: Any, folder: Path, partial: Path, options: dict[str, bool]) -> None:
+    model.save_pretrained(partial)
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=options["trust_remote_code"])
+    tokenizer.save_pretrained(partial)

@@ -1,0 +1,102 @@
+"""Rows to what a reward model learns from: token ids and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
+from cohort.data.labels import label, probability, sides
+from cohort.data.preferences import has_pair
+from cohort.evaluation.judging import steps_of
+from cohort.rewards.models.scorer import Encoded, Scorer
+from cohort.rewards.steps import make_split
+from cohort.types import Row, UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One unit of learning; the loop takes it in a group's place.
+
+    Example((encoded,), (1.0,)): a text and its label; Example((chosen, rejected), (0.0,)): a pair and its margin;
+    Example((encoded,), (1.0, 0.0)): a text and the labels of its steps, or of its tokens, which are `encoded.ends`.
+    """
+
+    texts: tuple[Encoded, ...]
+    targets: tuple[float, ...]
+    completions: ClassVar[tuple[Any, ...]] = ()
+    """None is sampled."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(text.length for text in self.texts)
+
+    @property
+    def truncated(self) -> bool:
+        return any(text.truncated for text in self.texts)
+
+
+def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
+    """`process`, `preference`, `bce` or `mse`: what the configuration says, or the first row."""
+    if not isinstance(config, RewardConfig):
+        return "process"
+    kind = config.loss_type or ("preference" if has_pair(rows[0]) else "bce")
+    if kind != "preference" and config.center_rewards_coefficient is not None:
+        raise UserError("center_rewards_coefficient is for pairs (loss_type: preference); these rows have labels")
+    return kind
+
+
+def examples_of(rows: Sequence[Row], scorer: Scorer, config: RewardModelConfig, kind: str) -> list[Example]:
+    """Each row as an example for the loss `kind`. Raises UserError, naming the row, for what cannot be learnt from."""
+    if isinstance(config, ProcessRewardConfig):
+        return _process(rows, scorer, config)
+    return [EXAMPLES[kind](row, scorer) for row in rows]
+
+
+def at_every_token(rows: Sequence[Row], scorer: Scorer, kind: str) -> list[Example]:
+    """Each labelled row with its label at every token of the completion (`every_token`). Raises UserError for pairs
+    and for a model that is no decoder."""
+    if kind == "preference":
+        raise UserError("every_token is for rows with labels (loss_type: bce or mse); these are pairs")
+    found = []
+    for row in rows:
+        (target,) = EXAMPLES[kind](row, scorer).targets
+        assert row.completion is not None
+        text = scorer.encode_tokens(row.prompt, row.completion)
+        found.append(Example((text,), (target,) * len(text.ends)))
+    return found
+
+
+def _pair(row: Row, scorer: Scorer) -> Example:
+    chosen, rejected, margin = sides(row)
+    return Example((scorer.encode(row.prompt, chosen), scorer.encode(row.prompt, rejected)), (margin,))
+
+
+def _scored(row: Row, scorer: Scorer) -> Example:
+    value = label(row)
+    assert row.completion is not None
+    return Example((scorer.encode(row.prompt, row.completion),), (value,))
+
+
+def _judged(row: Row, scorer: Scorer) -> Example:
+    probability(label(row), row, "label")
+    return _scored(row, scorer)
+
+
+EXAMPLES: dict[str, Callable[[Row, Scorer], Example]] = {"preference": _pair, "bce": _judged, "mse": _scored}
+
+
+def _process(rows: Sequence[Row], scorer: Scorer, config: ProcessRewardConfig) -> list[Example]:
+    split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
+    found = [steps_of(row, split, config.step_separator) for row in rows]
+    if all(len(steps) == 1 for _, steps, _ in found):
+        what = config.step_splitter or config.step_pattern or config.step_separator
+        raise UserError(
+            f"{rows[0].source}: no completion of the {len(rows)} rows has more than one step: {what!r} ends none. "
+            "Set step_separator (or step_pattern) to what ends a step in these completions"
+        )
+    return [
+        Example((scorer.encode_steps(row.prompt, text, steps),), tuple(labels))
+        for row, (text, steps, labels) in zip(rows, found, strict=True)
+    ]

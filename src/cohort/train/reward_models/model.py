@@ -1,0 +1,144 @@
+"""Reward models: what is loaded to be trained, and the head it gets."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from cohort.config import ProcessRewardConfig, RewardModelConfig
+from cohort.policy.freeze import freeze
+from cohort.policy.load import add_lora, fast_bf16, find_device, quiet, zero_dropout
+from cohort.rewards.models.classifier import (
+    is_classifier,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    new_head,
+    require_one_label,
+)
+from cohort.rewards.models.scorer import Scorer, scores_steps
+from cohort.types import UserError
+
+log = logging.getLogger("cohort")
+
+
+class RewardModel:
+    """A reward model where the loop and checkpoints have a policy: `model`, a classifier of transformers, `peft` its
+    PeftModel or None."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: RewardModelConfig, *, peft: Any = None, bf16: bool = False):
+        self.model, self.tokenizer, self.peft, self.bf16 = model, tokenizer, peft, bf16
+        self.device: torch.device = next(model.parameters()).device
+        self.scorer = Scorer(model, tokenizer, config.max_length, config.chat_template_kwargs)
+        self.version = 0
+        """Counts updates."""
+        self.keeps_config = True
+        """An adapter is saved with the model's configuration, which says what its head scores."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+
+def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, peft_config: Any = None) -> RewardModel:
+    """A name, a path or a model of transformers to a reward model on its device. A classifier with one label goes on
+    from its head, any other model gets a new one (`config.head`). Raises UserError for what is neither."""
+    from cohort.rewards.models.mlp_head import MLPHeadConfig
+
+    quiet()
+    name = model if isinstance(model, str) else model.config.name_or_path
+    if tokenizer is None and not name:
+        raise UserError("the model object names no directory to load a tokenizer from: pass processing_class=")
+    tokenizer = tokenizer or load_tokenizer(name, config.trust_remote_code)
+    of_steps = isinstance(config, ProcessRewardConfig)
+    peft = model if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else None
+    model = _loaded(model, config, of_steps) if isinstance(model, str) else model
+    model = peft.get_base_model() if peft is not None else model
+    require_one_label(name or type(model).__name__, model.config)
+    if scores_steps(model) != of_steps:
+        given, method = ("every token", "process_reward_model") if not of_steps else ("the text", "reward_model")
+        raise UserError(f"model {name or type(model).__name__!r} scores {given}: train it with method: {method}")
+    text_config = model.config.get_text_config()
+    if text_config.pad_token_id is None:
+        # transformers finds a text's last token by it; what learns and what scores, here or elsewhere, must agree.
+        text_config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
+    if peft is None and (peft_config is not None or config.finetuning_type == "lora"):
+        # By this type peft keeps the head whole, a token classifier's too.
+        peft = add_lora(model, config, peft_config, task_type="SEQ_CLS")
+        model = peft.get_base_model()
+    elif config.finetuning_type == "freeze":
+        if config.freeze_trainable_layers:
+            freeze(model, config)
+        else:
+            model.requires_grad_(False)
+        _head(model).requires_grad_(True)
+    model.config.architectures = [type(model).__name__]
+    device = find_device(config.use_cpu)
+    model.to(device)
+    if config.disable_dropout:
+        # The small network's dropout is part of its architecture.
+        zero_dropout(model.base_model if isinstance(model.config, MLPHeadConfig) else model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if peft is not None:
+            model.enable_input_require_grads()
+    bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
+    return RewardModel(model, tokenizer, config, peft=peft, bf16=bf16)
+
+
+def _loaded(name: str, config: RewardModelConfig, of_steps: bool) -> Any:
+    """The model of that name: a classifier as it is, another one with a new head."""
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    from cohort.rewards.models.mlp_head import MLPHeadConfig, MLPHeadModel
+
+    own = load_config(name, trust_remote_code=config.trust_remote_code)
+    options = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code, **config.model_init_kwargs}
+    if config.pooling == "mean" and (of_steps or config.head == "linear"):
+        raise UserError("pooling: mean is for a reward model of texts with head: mlp")
+    if is_classifier(own):
+        require_one_label(name, own)
+        return load_classifier(name, options["dtype"], trust_remote_code=config.trust_remote_code)
+    if config.head == "linear":
+        own.num_labels = 1
+        kind = AutoModelForTokenClassification if of_steps else AutoModelForSequenceClassification
+        return new_head(name, kind, own, **options)
+    trunk = AutoModel.from_pretrained(name, **options)
+    reads = "mean" if config.pooling == "mean" else _reads(own, of_steps)
+    return MLPHeadModel(MLPHeadConfig(trunk.config, reads=reads, name_or_path=name), trunk)
+
+
+def _reads(own: Any, of_steps: bool) -> str:
+    """`every` token for steps; else the first of an encoder, the last of a decoder."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    if of_steps:
+        return "every"
+    kind = own.get_text_config().model_type
+    return "last" if kind in DECODERS and kind not in ENCODERS else "first"
+
+
+def only_head_learns(model: Any) -> bool:
+    """Whether the trunk of an MLPHeadModel for texts gives a text the same hidden states at every pass."""
+    from cohort.rewards.models.mlp_head import MLPHeadModel
+
+    return (
+        isinstance(model, MLPHeadModel)
+        and model.config.reads != "every"
+        and not any(parameter.requires_grad for parameter in model.model.parameters())
+        and not any(isinstance(module, nn.Dropout) and module.p for module in model.model.modules())
+    )
+
+
+def _head(model: Any) -> nn.Module:
+    return next(module for name in ("score", "classifier") if (module := getattr(model, name, None)) is not None)

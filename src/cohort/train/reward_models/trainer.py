@@ -1,0 +1,175 @@
+"""The trainer of reward models, over the same loop as the methods': TRL's shape.
+
+Loop, checkpoints, schedule and records are the policies'; the reward model takes the policy's place and its updater the
+updater's. What differs is why a reward model is no row of the table of methods: its loss is not a weighted sum of token
+log-probabilities, so there is no credit, no coefficient and no head that forms their gradient.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cohort.compat.trl_trainer import made, settle
+from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
+from cohort.data.chat_templates import use_template
+from cohort.data.configured import tell_fitted
+from cohort.data.order import picks
+from cohort.data.rows import load_rows
+from cohort.train.loop import Loop
+from cohort.train.output import checkpoint, hub
+from cohort.train.output.card import describe, write_card
+from cohort.train.output.record import METRICS, MODEL, move_aside
+from cohort.train.output.trackers import trackers
+from cohort.train.reward_models.early_stopping import EarlyStopping
+from cohort.train.reward_models.examples import Example, loss_type
+from cohort.train.reward_models.model import make_reward_model
+from cohort.train.reward_models.updater import RewardUpdater
+from cohort.types import Row, TrainerState, UserError
+
+log = logging.getLogger("cohort")
+
+
+class RewardRows:
+    """Examples in a source's place."""
+
+    def __init__(self, examples: list[Example], config: RewardModelConfig):
+        self.examples, self.config = examples, config
+        self.size, self.per_batch = len(examples), config.batch_size
+
+    def prepare(self, folder: Path, reuse: bool) -> None:
+        """Nothing is made ahead of the steps."""
+
+    def batch(self, index: int, state: TrainerState) -> tuple[list[Example], dict[str, float]]:
+        config = self.config
+        chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
+        return [self.examples[i] for i in chosen], {}
+
+
+class RewardTrainer:
+    """Trains a reward model. `args`: a RewardConfig (completions: labelled rows or preference pairs) or a
+    ProcessRewardConfig (steps); `model`: a name, a path or a model of transformers, with a head of one label or
+    without; datasets as `Trainer` takes them. Raises UserError for what cannot be learnt from."""
+
+    def __init__(
+        self,
+        model: Any,
+        args: RewardModelConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        peft_config: Any = None,
+        **familiar: Any,
+    ):
+        args = args or RewardConfig()
+        if not isinstance(args, RewardConfig | ProcessRewardConfig):
+            raise UserError(
+                f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
+            )
+        config, tokenizer = settle(args, model, processing_class, familiar)
+        self.args = config
+        self.rows, held_out = _rows(train_dataset), [] if eval_dataset is None else _rows(eval_dataset)
+        kind = loss_type(self.rows, config)
+        if config.push_to_hub:
+            hub.require_token()
+        torch.manual_seed(config.seed)
+        self.base_model: str = model if isinstance(model, str) else model.config.name_or_path
+        self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
+        use_template(self.reward_model.tokenizer, config.template)
+        self.updater = RewardUpdater(self.reward_model, config, kind)
+        self.examples = self._fitting(self.updater.lessons(self.rows), "rows")
+        self.held_out = self._fitting(self.updater.examples(held_out), "held-out rows") if held_out else []
+        self._tell(kind)
+        self.state = TrainerState()
+        folder, patience = Path(config.output_dir), config.early_stopping_patience
+        stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
+        self.loop = Loop(
+            self.reward_model,
+            self.updater,
+            RewardRows(self.examples, config),
+            self._evaluate if held_out else None,
+            config,
+            [*stopping, *made(callbacks or ()), *trackers(config)],
+            self.state,
+        )
+
+    def _fitting(self, examples: list[Example], what: str) -> list[Example]:
+        """The examples; those with a text that was too long are counted and, unless `truncation` is cut, left out."""
+        dropped = [self.args.truncation != "cut" and example.truncated for example in examples]
+        fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
+        limit = self.reward_model.scorer.max_length or 2**31
+        lengths = [limit + 1 if example.truncated else limit for example in examples]
+        tell_fitted(lengths, fitted, limit, "max_length", what)
+        return [example for example in fitted if example is not None]
+
+    def _tell(self, kind: str) -> None:
+        """Raise UserError for what would teach nothing; warn of what would not show."""
+        if not self.held_out:
+            if self.args.early_stopping_patience:
+                raise UserError("early_stopping_patience needs held-out data: val_size: 0.1, or eval_dataset")
+            log.warning("no held-out data, so that nothing shows when the model overfits: val_size: 0.1 keeps some")
+        targets = {target for example in self.examples for target in example.targets}
+        if kind != "preference" and len(targets) == 1:
+            raise UserError(
+                f"every label is {targets.pop():g}: there is nothing to tell apart; add completions of other labels"
+            )
+
+    @property
+    def model(self) -> Any:
+        """The model being trained: the PeftModel where there is an adapter."""
+        return self.reward_model.peft if self.reward_model.peft is not None else self.reward_model.model
+
+    @property
+    def processing_class(self) -> Any:
+        return self.reward_model.tokenizer
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
+        """Run to the last step and save the model in output_dir. `resume_from_checkpoint`: True for the newest
+        checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        folder = Path(self.args.output_dir)
+        path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
+        if not resume:
+            move_aside(folder, (METRICS, *MODEL))
+        if path is not None:
+            self.loop.resume(path)
+        elif resume:
+            log.warning("no checkpoint in %s: starting from the beginning", folder)
+        self.loop.run()
+        if self.held_out:
+            found = self.updater.measure(self.held_out)
+            self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in found.items()}
+        self.save_model()
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return self.state
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss, accuracy and statistics of the scores on the held-out data."""
+        return self._evaluate(self.state)
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """A directory of transformers, or a peft adapter, with its tokenizer and model card: a reward by its path."""
+        folder = Path(output_dir or self.args.output_dir)
+        checkpoint.save_policy(self.reward_model, folder)
+        method = "process_reward_model" if isinstance(self.args, ProcessRewardConfig) else "reward_model"
+        write_card(
+            folder, describe(method, self.base_model, self.rows, [], self.args, self.reward_model.peft is not None)
+        )
+
+    def push_to_hub(self, commit_message: str = "Upload the model") -> str:
+        """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
+        return hub.push_output(self.args, commit_message)
+
+    def _evaluate(self, state: TrainerState) -> dict[str, float]:
+        found = self.updater.measure(self.held_out)
+        return {**{f"eval/{name}": value for name, value in found.items()}, "eval/samples": float(len(self.held_out))}
+
+
+def _rows(dataset: Any) -> list[Row]:
+    return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)

@@ -1,0 +1,196 @@
+"""The step that fits a reward model. `RewardUpdater` is the importable core; the loop drives it in a run of its own,
+and a reinforcement-learning run may call `fit` between its steps.
+
+    model = make_reward_model("owner/encoder", None, config)
+    updater = RewardUpdater(model, config, "bce")
+    losses = updater.fit(updater.lessons(rows), epochs=2, batch_size=16, learning_rate=2e-5, seed=0)
+    held_out = updater.measure(updater.examples(others))["loss"]
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cohort.config import RewardConfig, RewardModelConfig
+from cohort.data.order import picks
+from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
+from cohort.policy.memory import free_cached_memory, is_out_of_memory
+from cohort.rewards.models.scorer import Encoded
+from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.reward_models.examples import Example, at_every_token, examples_of
+from cohort.train.reward_models.model import RewardModel, only_head_learns
+from cohort.types import Row
+
+log = logging.getLogger("cohort")
+
+
+class Terms(NamedTuple):
+    """What a loss says of U units: pairs, texts or steps."""
+
+    loss_U: Tensor
+    right_U: Tensor | None
+    """1 where the scores order or sort it as the targets do; None where that is no question."""
+
+
+def _preference(scores_B: Tensor, targets_P: Tensor, config: RewardModelConfig) -> Terms:
+    assert isinstance(config, RewardConfig)
+    chosen_P, rejected_P = scores_B.view(-1, 2).unbind(1)
+    centring = config.center_rewards_coefficient or 0.0
+    return Terms(bradley_terry(chosen_P, rejected_P, targets_P, centring), (chosen_P > rejected_P).float())
+
+
+def _probability(scores_U: Tensor, targets_U: Tensor, config: RewardModelConfig) -> Terms:
+    return Terms(cross_entropy(scores_U, targets_U), ((scores_U > 0) == (targets_U > 0.5)).float())
+
+
+def _score(scores_B: Tensor, targets_B: Tensor, config: RewardModelConfig) -> Terms:
+    return Terms(squared_error(scores_B, targets_B), None)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, RewardModelConfig], Terms]] = {
+    "preference": _preference,
+    "bce": _probability,
+    "mse": _score,
+    "process": _probability,
+}
+"""Loss -> its terms from scores of texts or step ends and from targets."""
+PROBLEM_TYPES = {"bce": "multi_label_classification", "mse": "regression"}
+"""Loss -> transformers' word for it in a model's configuration, by which a reader knows what its logit is."""
+
+
+class RewardUpdater:
+    """Fits a reward model by one of LOSSES. Micro-batches are a matter of memory: losses are divided by the units of
+    the whole step. An optimiser and weights to save, as a companion of a run has them."""
+
+    name = "reward_model"
+
+    def __init__(self, model: RewardModel, config: RewardModelConfig, kind: str):
+        self.model, self.config, self.kind, self.loss = model, config, kind, LOSSES[kind]
+        self.optimizer = make_optimizer(model.parameters, config)
+        self.token_budget = config.token_budget
+        model.model.config.problem_type = PROBLEM_TYPES.get(kind)
+        self.read: dict[tuple[tuple[int, ...], ...], Tensor] | None = {} if only_head_learns(model.model) else None
+        """What the trunk makes of a text, where that stays the same: read once, however many passes there are."""
+
+    def lessons(self, rows: Sequence[Row]) -> list[Example]:
+        """Rows of data as they are learnt from. Raises UserError, naming the row, for what the loss cannot take."""
+        if isinstance(self.config, RewardConfig) and self.config.every_token:
+            return at_every_token(rows, self.model.scorer, self.kind)
+        return self.examples(rows)
+
+    def examples(self, rows: Sequence[Row]) -> list[Example]:
+        """Rows of data as they are judged. Raises UserError, naming the row, for what the loss cannot take."""
+        return examples_of(rows, self.model.scorer, self.config, self.kind)
+
+    def step(self, examples: list[Example], generation_tokens: float, learning_rate: float) -> dict[str, float]:
+        """Update the model once. `generation_tokens` is the loop's word to policies, and says nothing here."""
+        metrics = self.gradient(examples)
+        metrics["grad_norm"] = descend(self.optimizer, self.model.parameters, learning_rate, self.config)
+        self.model.version += 1
+        return metrics
+
+    def fit(
+        self, examples: list[Example], *, epochs: float, batch_size: int, learning_rate: float, seed: int
+    ) -> dict[str, float]:
+        """So many passes over the examples at a constant rate, each in an order of its own that `seed` gives; the
+        means of the last pass's metrics. Dropout, where there is any, draws from torch's global generator."""
+        size = min(batch_size, len(examples))
+        steps = max(1, round(epochs * len(examples) / size))
+        training = self.model.model.training
+        self.model.model.train()
+        rows: list[dict[str, float]] = []
+        for index in range(steps):
+            chosen = picks(len(examples), index * size, size, seed, True)
+            rows.append(self.step([examples[i] for i in chosen], 0.0, learning_rate))
+        self.model.model.train(training)
+        last = rows[-max(1, len(examples) // size) :]
+        return {name: sum(row[name] for row in last) / len(last) for name in last[0]}
+
+    def gradient(self, examples: list[Example]) -> dict[str, float]:
+        """Leave the mean loss's gradient in the parameters' `.grad`; halve the token budget when memory runs out."""
+        units = sum(len(example.targets) for example in examples)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            found: list[Terms] = []
+            try:
+                for micro in micro_batches(examples, self.token_budget):
+                    terms = self._terms(micro)
+                    (terms.loss_U.sum() / units).backward()
+                    found.append(Terms(terms.loss_U.detach(), terms.right_U))
+                return _means(found)
+            except RuntimeError as error:
+                longest = max(len(each.texts) * max(text.length for text in each.texts) for each in examples)
+                if not is_out_of_memory(error) or self.token_budget <= longest:
+                    raise
+            self.token_budget //= 2
+            free_cached_memory()
+            log.warning("out of memory: this step starts again with token_budget=%d", self.token_budget)
+
+    @torch.no_grad()
+    def measure(self, examples: Sequence[Example]) -> dict[str, float]:
+        """loss, accuracy, and mean and spread of the scores on examples that are not learnt from."""
+        training = self.model.model.training
+        self.model.model.eval()
+        found, scores = [], []
+        for micro in micro_batches(list(examples), self.token_budget):
+            terms, scores_B = self._scored(micro)
+            found.append(terms)
+            scores.append(scores_B)
+        self.model.model.train(training)
+        every = torch.cat(scores)
+        return {**_means(found), "score/mean": float(every.mean()), "score/std": float(every.std(correction=0))}
+
+    def _terms(self, examples: list[Example]) -> Terms:
+        return self._scored(examples)[0]
+
+    def _scored(self, examples: list[Example]) -> tuple[Terms, Tensor]:
+        with self.model.autocast():
+            scores = self._forward([text for example in examples for text in example.texts])
+        targets = torch.tensor([target for example in examples for target in example.targets], device=scores.device)
+        return self.loss(scores, targets, self.config), scores
+
+    def _forward(self, texts: list[Encoded]) -> Tensor:
+        if self.read is None:
+            return self.model.scorer.forward(texts)
+        keys = [tuple(map(tuple, text.inputs.values())) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.read}
+        if new:
+            with torch.no_grad():
+                self.read |= zip(new, self.model.scorer.read(list(new.values())), strict=True)
+        return self.model.model.score(torch.stack([self.read[key] for key in keys]))[:, 0].float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trained weights by their place in the order of parameters, for a checkpoint."""
+        return {str(i): p.detach() for i, p in enumerate(self.model.parameters)}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        for i, parameter in enumerate(self.model.parameters):
+            parameter.copy_(tensors[str(i)])
+
+
+def _means(found: list[Terms]) -> dict[str, float]:
+    loss_U = torch.cat([terms.loss_U for terms in found])
+    right = [terms.right_U for terms in found if terms.right_U is not None]
+    return {"loss": float(loss_U.mean()), **({"accuracy": float(torch.cat(right).mean())} if right else {})}
+
+
+def micro_batches(examples: list[Example], budget: int) -> Iterator[list[Example]]:
+    """The examples, those of like length together, in batches of at most `budget` tokens with padding (one example
+    may have more)."""
+    batch: list[Example] = []
+    texts = width = 0
+    for example in sorted(examples, key=lambda each: -max(text.length for text in each.texts)):
+        width = max(width, *(text.length for text in example.texts))
+        if batch and (texts + len(example.texts)) * width > budget:
+            yield batch
+            batch, texts, width = [], 0, max(text.length for text in example.texts)
+        batch.append(example)
+        texts += len(example.texts)
+    yield batch

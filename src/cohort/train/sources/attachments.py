@@ -1,0 +1,42 @@
+"""What is added to rewarded groups before credit: reference log-probabilities, ends of steps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import Tensor
+from torch.profiler import record_function
+
+from cohort.config import SampledConfig
+from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.reference import Reference
+from cohort.rollouts.encoding import token_ends
+from cohort.types import Group
+
+
+def attach_reference(groups: list[Group], reference: Reference, config: SampledConfig) -> dict[str, float]:
+    """Fill in `reference_logprobs` of every completion; returns the time it took."""
+    started = time.perf_counter()
+    for group, found in zip(groups, logprobs_under(reference, groups, config), strict=True):
+        group.reference_logprobs = found
+    return {"seconds/reference": time.perf_counter() - started}
+
+
+def logprobs_under(reference: Reference, groups: list[Group], config: SampledConfig) -> list[list[Tensor]]:
+    """By group and completion, [n] log-probabilities under the reference."""
+    parts = [
+        Part(g, group.prompt_ids, range(len(group.completions)), [c.ids for c in group.completions])
+        for g, group in enumerate(groups)
+    ]
+    with record_function("reference"), reference() as model:
+        found = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
+    return [[found[g, r] for r in range(len(group.completions))] for g, group in enumerate(groups)]
+
+
+def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:
+    """Find the last token of every step of every completion."""
+    for group in groups:
+        for steps, completion in zip(group.steps or (), group.completions, strict=True):
+            steps.ends = token_ends(completion.ids.tolist(), completion.text, steps.text_ends, tokenizer)
+    return {}

@@ -1,0 +1,163 @@
+"""Preference pairs as a source: rows of the dataset, or made of the starting model's rewarded samples."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cohort.config import DPOConfig, TrainingConfig
+from cohort.data.configured import demonstration_limit, fit_demonstration, tell_fitted
+from cohort.data.preferences import pair
+from cohort.data.templates import encode_demonstration
+from cohort.formulas.preference import preference
+from cohort.methods.table import Method
+from cohort.policy.load import make_policy
+from cohort.policy.model import Policy
+from cohort.policy.packed.pack import Part, micro_batches
+from cohort.train.sources.attachments import attach_reference
+from cohort.train.sources.starting_samples import next_groups
+from cohort.types import Completion, Group, Row, TrainerState, UserError
+
+log = logging.getLogger("cohort")
+
+
+class Preferences:
+    """Pairs behind one prompt, the chosen completion first, with the reference's log-probabilities, computed once.
+
+    `reference`: the policy itself before its first update, or another model.
+    """
+
+    def __init__(
+        self, pairs: Callable[[Path, bool], list[Group]], reference: Policy, config: DPOConfig, method: Method
+    ):
+        self.make, self.reference, self.config, self.method = pairs, reference, config, method
+        self.per_batch = config.batch_size
+        self.pairs: list[Group] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.pairs)
+
+    def prepare(self, folder: Path, reuse: bool) -> None:
+        self.pairs = self.make(folder, reuse)
+        attach_start(self.pairs, self.reference, self.config)
+        for group, advantages in zip(self.pairs, self.method.credit(self.pairs, self.config), strict=True):
+            group.advantages = advantages
+
+    def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
+        return next_groups(self.pairs, self.per_batch, index, self.config), {}
+
+
+def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Policy:
+    """A reference of its own, by name or as a model, frozen. Raises UserError where it cannot be one."""
+    if model is policy.model or model is policy.peft:
+        raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
+    reference = make_policy(model, policy.tokenizer, config)
+    if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
+        raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
+    reference.model.requires_grad_(False)
+    return reference
+
+
+def attach_start(groups: list[Group], policy: Policy, config: DPOConfig) -> None:
+    """The model's log-probabilities as the reference's; the policy's own are so before its first update."""
+    training = policy.model.training
+    policy.model.eval()
+    attach_reference(groups, lambda: nullcontext(policy), config)
+    policy.model.train(training)
+
+
+def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Group]:
+    """Preference rows as groups of two; pairs over the limit are dropped or cut, by `truncation`, and counted."""
+    encoded = [
+        [encode_demonstration(policy.tokenizer, each, config.chat_template_kwargs) for each in pair(row)]
+        for row in rows
+    ]
+    limit, key = demonstration_limit(policy.context_length, config)
+    cut = [[fit_demonstration(*each, limit, config.truncation) for each in both] for both in encoded]
+    fitted = [None if None in both else [each for each in both if each is not None] for both in cut]
+    lengths = [max(len(prompt) + len(completion) for prompt, completion in both) for both in encoded]
+    tell_fitted(lengths, fitted, limit, key, "pairs")
+    return [_pair_group(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
+
+
+def _pair_group(row: Row, both: list[tuple[list[int], list[int]]]) -> Group:
+    completions = [Completion(torch.tensor(ids), torch.zeros(len(ids))) for _, ids in both]
+    return Group(torch.tensor(both[0][0]), completions, row)
+
+
+def best_worst(group: Group, rng: random.Random) -> tuple[int, int]:
+    """The completions of the highest and the lowest reward, the first of equals."""
+    return group.rewards.index(max(group.rewards)), group.rewards.index(min(group.rewards))
+
+
+def random_pair(group: Group, rng: random.Random) -> tuple[int, int]:
+    """Any two completions of different rewards, the better first."""
+    r = range(len(group.rewards))
+    return rng.choice([(i, j) for i in r for j in r if group.rewards[i] > group.rewards[j]])
+
+
+PAIRS: dict[str, Callable[[Group, random.Random], tuple[int, int]]] = {
+    "best-worst": best_worst,
+    "random": random_pair,
+}
+"""`dpo_pairs` -> (chosen, rejected) of a group whose rewards are not all equal."""
+
+
+def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
+    """A pair of each group whose rewards differ. Raises UserError where none do."""
+    assert config.dpo_pairs is not None
+    rng = random.Random(config.seed)
+    uneven = [group for group in groups if max(group.rewards) > min(group.rewards)]
+    if not uneven:
+        raise UserError(
+            f"dpo_pairs: in none of the {len(groups)} groups sampled from the starting model do rewards differ, so "
+            "no completion is better than another: raise num_generations or temperature, or use another reward"
+        )
+    equal = len(groups) - len(uneven)
+    log.info("dpo: a pair from each of %d prompts; all rewards are equal for the other %d", len(uneven), equal)
+    pairs = []
+    for group in uneven:
+        chosen, rejected = PAIRS[config.dpo_pairs](group, rng)
+        pairs.append(
+            Group(
+                group.prompt_ids,
+                [group.completions[chosen], group.completions[rejected]],
+                group.row,
+                [group.rewards[chosen], group.rewards[rejected]],
+            )
+        )
+    return pairs
+
+
+class HeldOutPairs:
+    """Preference rows to measure on: the loss and how often the chosen completion is the policy's choice too."""
+
+    def __init__(self, rows: list[Row], policy: Policy, config: DPOConfig, reference: Policy):
+        self.pairs, self.policy, self.config = encoded_pairs(rows, policy, config), policy, config
+        attach_start(self.pairs, reference, config)
+
+    def metrics(self) -> dict[str, float]:
+        """eval/loss and TRL's eval/rewards/*, means over pairs."""
+        parts = [
+            Part(g, pair.prompt_ids, range(2), [c.ids for c in pair.completions]) for g, pair in enumerate(self.pairs)
+        ]
+        self.policy.model.eval()
+        found = self.policy.logprobs(micro_batches(parts, self.config.token_budget), 1.0)
+        self.policy.model.train()
+        pairs = range(len(self.pairs))
+        sums = torch.stack([torch.stack([found[g, r].sum() for r in (0, 1)]) for g in pairs])
+        reference = torch.stack([torch.stack([r.sum() for r in x.reference_logprobs or []]) for x in self.pairs])
+        terms = preference(sums, reference, self.config.beta, self.config.label_smoothing)
+        margins = terms.chosen_P - terms.rejected_P
+        return {
+            "eval/loss": -float(terms.objective_P.mean()),
+            "eval/rewards/accuracies": float((margins > 0).float().mean()),
+            "eval/rewards/margins": float(margins.mean()),
+        }

@@ -1,0 +1,92 @@
+"""Where batches come from: demonstrations, or the policy's own rewarded samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from cohort.config import GRPOConfig, OnlineConfig
+from cohort.data.order import derive, picks
+from cohort.methods.table import Method
+from cohort.policy.model import Policy
+from cohort.rewards.compose import Rewards
+from cohort.rollouts.collect import Round, collect, says_nothing, statistics, training_sampling
+from cohort.rollouts.encoding import Prompt
+from cohort.rollouts.engine import Engine
+from cohort.train.monitors.rewards import RewardWatch
+from cohort.train.sources.source import Attachment, Observer
+from cohort.types import Group, TrainerState
+
+log = logging.getLogger("cohort")
+
+
+class Samples:
+    """The current policy's completions of the next prompts: rewarded, given what credit needs, credited."""
+
+    def __init__(
+        self,
+        prompts: list[Prompt],
+        policy: Policy,
+        engine: Engine,
+        attachments: Sequence[Attachment],
+        rewards: Rewards,
+        config: OnlineConfig,
+        method: Method,
+        observer: Observer | None = None,
+    ):
+        self.prompts, self.policy, self.engine, self.attachments = prompts, policy, engine, attachments
+        self.rewards, self.config, self.method, self.observer = rewards, config, method, observer
+        self.sampling = training_sampling(config, policy.eos_ids)
+        self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
+        self.watch = RewardWatch(rewards.names, rewards.weights)
+
+    def prepare(self, folder: Path, reuse: bool) -> None:
+        """Nothing is made ahead of the steps."""
+
+    def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
+        config = self.config
+        chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
+        rounds = [self._collect(chosen, derive(config.seed, index), state)]
+        groups = rounds[0].groups
+        if getattr(config, "dynamic_sampling", False):
+            groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
+        self.watch.see(groups)
+        metrics = statistics(rounds)
+        self.watch.see_clipped(metrics.get("rewards_clipped_ratio", 0.0), config.reward_clip)
+        for attach in self.attachments:
+            metrics |= attach(groups)
+        if self.observer is not None:
+            metrics |= self.observer([group for found in rounds for group in found.groups], state.global_step + 1)
+        for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
+            group.advantages = advantages
+        return groups, metrics
+
+    def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
+        prompts = [self.prompts[i] for i in chosen]
+        self.policy.room_for_decoded = self.config.kept_tokens
+        try:
+            return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state)
+        finally:
+            self.policy.room_for_decoded = 0
+
+    def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
+        """The batch with groups that say nothing replaced by other prompts', as long as there are rounds and prompts
+        left; adds to `rounds`.
+
+        The prompts are drawn apart from the epochs' order, by a seed of the batch's own: a resumed run needs no more
+        than the step's number.
+        """
+        assert isinstance(self.config, GRPOConfig)
+        kept = [group for group in rounds[0].groups if not says_nothing(group)]
+        dropped = [group for group in rounds[0].groups if says_nothing(group)]
+        used = set(chosen)
+        others = [i for i in picks(self.size, 0, self.size, seed, True) if i not in used] if dropped else []
+        while len(kept) < len(chosen) and others and len(rounds) < self.config.max_sampling_rounds:
+            missing = len(chosen) - len(kept)
+            drawn, others = others[:missing], others[missing:]
+            rounds.append(self._collect(drawn, derive(seed, len(rounds)), state))
+            kept += [group for group in rounds[-1].groups if not says_nothing(group)]
+        rounds[0].logged["sampling/rounds"] = float(len(rounds))
+        rounds[0].logged["sampling/frac_kept_groups"] = len(kept) / len(chosen)
+        return kept + dropped[: len(chosen) - len(kept)]
