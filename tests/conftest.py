@@ -22,9 +22,9 @@ torch.set_num_threads(1)
 def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways a packed group runs: layers of our own, and the model's with either form of the attention."""
     if request.param != "fused":
-        monkeypatch.setattr("cohort.policy.model.fuses", lambda trunk: False)
+        monkeypatch.setattr("cohort.policy.model.why_unsupported", lambda backbone: "test")
     if request.param == "scores":
-        monkeypatch.setattr("cohort.policy.packed.layout.GroupLayout._plain", lambda *_: False)
+        monkeypatch.setattr("cohort.policy.packed.layout.GroupLayout._causal_only", lambda *_: False)
 
 
 @pytest.fixture

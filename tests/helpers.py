@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from cohort.config import GRPOConfig, TrainingConfig
 from cohort.data.chains import build_tokenizer
+from cohort.policy.fast.layers import why_unsupported
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
+from cohort.policy.paths import OWN_LAYERS, possible_paths
 from cohort.types import Completion, Group, Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +63,12 @@ def small_model(architecture: str = "Qwen2", **overrides: Any) -> Any:
 def small_policy(architecture: str = "Qwen2", config: TrainingConfig | None = None, **overrides: Any) -> Policy:
     config = config or TrainingConfig(bf16=False, use_cpu=True)
     return make_policy(small_model(architecture, **overrides), build_tokenizer(), config)
+
+
+def take_own_layers(policy: Policy, taken: bool) -> None:
+    """Let the policy run the layers of fast/, or the model's own."""
+    paths = possible_paths(policy.device, why_unsupported(policy.backbone))
+    policy.paths = paths if taken else paths.without("test", *OWN_LAYERS)
 
 
 def random_groups(sizes: list[tuple[int, list[int]]], seed: int = 0, vocabulary: int = 97) -> list[Group]:

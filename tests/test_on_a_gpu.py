@@ -73,7 +73,7 @@ def test_the_gradient_is_the_cpus(architecture: str) -> None:
 def test_attention_is_flex_and_needs_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_FLEXES", {})
     policy = policy_on("cuda")
-    assert policy.grouped and policy.fuses
+    assert policy.packed and policy.paths.layers.taken
     gradient(policy)
     monkeypatch.delattr(attention.GroupLayout, "_by_scores")  # from here on nothing may ask for them
     gradient(policy)
@@ -93,7 +93,7 @@ def greedy(policy: Policy, max_rows: int = 256) -> list[list[int]]:
     draw = torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, 97, (n,), generator=draw) for n in (5, 40, 2, 7)]
     sampling = Sampling(temperature=0, max_tokens=60, eos_ids=[1])
-    found = LocalEngine(policy, max_rows).generate(prompts, 2, sampling, 0)
+    found = LocalEngine(policy, max_rows).generate(prompts, 2, sampling, 0).completions
     return [completion.ids.tolist() for group in found for completion in group]
 
 
@@ -107,13 +107,13 @@ def test_recorded_decoding_draws_the_cpus_tokens(
     policy = policy_on("cuda", architecture)
     expected = greedy(policy_on("cpu", architecture))
     assert greedy(policy) == greedy(policy, max_rows=3) == expected
-    assert graph.GraphDecoder.works is (True if policy.fuses else None)
+    assert graph.GraphDecoder.works is (True if policy.paths.layers.taken else None)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_samplers_log_probabilities_are_the_policys(bf16: bool) -> None:
     policy, prompts = policy_on("cuda", bf16=bf16), prompts_of()
-    found = LocalEngine(policy, 6).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1, 5, 7]), 1)
+    found = LocalEngine(policy, 6).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1, 5, 7]), 1).completions
     assert largest_difference(policy, prompts, found, 1.0) < (0.3 if bf16 else 1e-2)
 
 

@@ -19,8 +19,8 @@ from cohort.config import TrainingConfig
 from cohort.methods.table import METHODS
 from cohort.policy.head import BLOCK_BYTES
 from cohort.policy.packed import flex, tiles
-from cohort.policy.packed.heads import HeadOptions
 from cohort.policy.packed.layout import GroupLayout
+from cohort.policy.packed.options import AttentionOptions
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
@@ -63,7 +63,7 @@ def test_tiles_equal_scores(
     grad = torch.randn(inputs[0].shape, dtype=torch.float64)
     found = []
     for attend in (layout._by_tiles, layout._by_scores):
-        out = attend(*inputs, HeadOptions(0, 0.2, None, None, None))
+        out = attend(*inputs, AttentionOptions(0, 0.2, None, None, None))
         found.append([out, *torch.autograd.grad(out, inputs, grad)])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
@@ -100,7 +100,7 @@ def test_tiles_for_what_is_read_alone(lengths: tuple[list[int], list[list[int]]]
     grad = torch.randn(len(layout.read), 4, 16, dtype=torch.float64)
     found = []
     for only_read in (True, False):
-        out = layout.attend(*inputs, HeadOptions(0, 0.2, None, None, None), only_read)[layout.read]
+        out = layout.attend(*inputs, AttentionOptions(0, 0.2, None, None, None), only_read)[layout.read]
         found.append([out, *torch.autograd.grad(out, inputs, grad)])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
@@ -112,7 +112,7 @@ def test_tiles_for_what_is_read_alone(lengths: tuple[list[int], list[list[int]]]
 def test_what_tiles_do_not_know_is_not_given_to_them(options: dict[str, Any]) -> None:
     layout = GroupLayout([7, 2], [[5, 3], [4]], torch.device("cpu"))
     q, k, v = stream(layout, 4, 2, torch.float32)
-    head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
+    head = AttentionOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
     expected = layout._by_scores(q, k, v, head)
     torch.testing.assert_close(layout.attend(q, k, v, head), expected, rtol=0, atol=0)
 
@@ -143,7 +143,7 @@ def test_flex_equals_scores(
     # Uncompiled, FlexAttention has no gradient on the CPU.
     layout = GroupLayout(*lengths, torch.device("cpu"))
     inputs = [x.detach() for x in stream(layout, *heads, torch.float32)]
-    head = HeadOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
+    head = AttentionOptions(0, 0.2, **{"window": None, "softcap": None, "sinks": None, **options})
     expected = layout._by_scores(*inputs, head)
     torch.testing.assert_close(layout._by_flex(*inputs, head), expected, rtol=0, atol=1e-5)
 
@@ -180,7 +180,7 @@ def test_flex_is_compiled_for_more_cases_than_pytorch_allows(monkeypatch: pytest
                 layout._flex = flex.FlexPlan(layout.groups, layout.segments, layout.positions)
                 layout._flex.attention = flex._compiled()
                 inputs = [x.detach() for x in stream(layout, *heads, dtype)]
-                head = HeadOptions(0, 0.2, window, softcap, None)
+                head = AttentionOptions(0, 0.2, window, softcap, None)
                 found, expected = layout._by_flex(*inputs, head), layout._by_scores(*inputs, head)
                 torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if dtype is torch.float32 else 5e-2)
     finally:
@@ -207,7 +207,9 @@ def test_no_tensor_of_tokens_by_vocabulary(beta: float) -> None:
     prompts = [torch.randint(2, vocabulary, (8,)) for _ in range(2)]
     config = settings(beta=beta, entropy_coef=0.01)
     with _LargestTensor() as seen:
-        sampled = LocalEngine(policy, max_rows=4).generate(prompts, rows, Sampling(max_tokens=110, eos_ids=[]), 0)
+        sampled = (
+            LocalEngine(policy, max_rows=4).generate(prompts, rows, Sampling(max_tokens=110, eos_ids=[]), 0).completions
+        )
         groups = random_groups([(8, [110] * rows)] * 2)
         parts = []
         for g, (group, prompt, found) in enumerate(zip(groups, prompts, sampled, strict=True)):

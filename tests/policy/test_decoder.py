@@ -9,26 +9,26 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.methods.table import METHODS
+from cohort.policy import decoding
 from cohort.policy.decoding import ModelDecoder, decoder_of
-from cohort.policy.fast import decoder, products
-from cohort.policy.fast.decoder import FusedDecoder, _joined, laid_out_bytes
-from cohort.policy.fast.layers import fuses
+from cohort.policy.fast import products
+from cohort.policy.fast.decoder import FusedDecoder, _joined, rearranged_bytes
+from cohort.policy.fast.layers import why_unsupported
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
-from cohort.policy.parity import choose_path
-from cohort.rollouts import engine
+from cohort.policy.parity import choose_paths
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
 from cohort.types import Completion
-from helpers import LORA, MODELS, random_groups, settings, small_policy, tokens_of
+from helpers import LORA, MODELS, random_groups, settings, small_policy, take_own_layers, tokens_of
 
 
 def sampled(policy: Policy, fused: bool) -> list[Completion]:
-    policy.fuses = fused
+    take_own_layers(policy, fused)
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, 97, (n,), generator=generator) for n in (5, 40, 2)]
-    found = LocalEngine(policy, 8).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1]), 0)
+    found = LocalEngine(policy, 8).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1]), 0).completions
     return [completion for group in found for completion in group]
 
 
@@ -36,7 +36,7 @@ def sampled(policy: Policy, fused: bool) -> list[Completion]:
 def test_it_samples_what_the_model_samples(name: str) -> None:
     architecture, overrides = MODELS[name]
     policy = small_policy(architecture, **overrides)
-    assert policy.fuses and fuses(policy.trunk)
+    assert policy.paths.layers.taken and not why_unsupported(policy.backbone)
     with torch.no_grad():  # biases start at zero, norms at one
         for parameter in policy.model.parameters():
             if parameter.dim() == 1:
@@ -52,9 +52,9 @@ def test_a_fixed_cache_samples_the_same(name: str, short: int, monkeypatch: pyte
     """As on a device that replays a recorded step: keys are read to the end of their room, and from one change to the
     next every tensor that a step reads is the same one."""
     architecture, overrides = MODELS[name]
+    monkeypatch.setattr("cohort.policy.paths.FORKING", ())
     policy = small_policy(architecture, **overrides)
-    monkeypatch.setattr(engine, "SHORT_PROMPT", short)
-    monkeypatch.setattr(engine, "FORKING", ())
+    monkeypatch.setattr("cohort.rollouts.decoding.SHORT_PROMPT", short)
     expected = sampled(policy, True)
     seen: dict[object, set[Any]] = {}
 
@@ -68,7 +68,7 @@ def test_a_fixed_cache_samples_the_same(name: str, short: int, monkeypatch: pyte
             seen.setdefault(self.change, set()).add(tuple(x.data_ptr() for x in kept))
             return super().attend(*given)
 
-    monkeypatch.setattr(engine, "DecodeCache", Fixed)
+    monkeypatch.setattr("cohort.rollouts.decoding.DecodeCache", Fixed)
     found = sampled(policy, True)
     assert [c.ids.tolist() for c in found] == [c.ids.tolist() for c in expected]
     for ours, theirs in zip(found, expected, strict=True):
@@ -85,7 +85,7 @@ def test_a_weight_laid_out_multiplies_as_it_does(
     monkeypatch.setattr(products, "SMALL", small)
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(96, 64, generator=generator).to(dtype), torch.randn(96, generator=generator).to(dtype)
-    product = products.laid_out(weight, bias if has_bias else None)
+    product = products.prepared(weight, bias if has_bias else None)
     for count in (1, 3, 20, 70):
         rows = torch.randn(count, 64, generator=generator).to(dtype)
         expected = rows.double() @ weight.double().t() + (bias.double() if has_bias else 0)
@@ -123,7 +123,7 @@ def test_adapters_sample_what_the_model_samples(target: str) -> None:
 def test_in_bfloat16_a_small_adapter_is_a_product_of_its_own() -> None:
     """Added to a weight that has eight bits, it would be rounded away."""
     generator = torch.Generator().manual_seed(0)
-    layer = adapted(False).trunk.layers[1].mlp.up_proj
+    layer = adapted(False).backbone.layers[1].mlp.up_proj
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     rows = torch.randn(64, layer.in_features, generator=generator)
     found = []
@@ -144,15 +144,21 @@ def test_in_bfloat16_a_small_adapter_is_a_product_of_its_own() -> None:
 def test_where_there_is_no_room_for_a_copy_the_models_own_code_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = adapted(False)
     size = sum(m.base_layer.weight.nbytes for m in policy.model.modules() if hasattr(m, "base_layer"))
-    assert laid_out_bytes(policy.trunk, torch.float32) == size
-    monkeypatch.setattr(decoder, "total_bytes", lambda device: 8 * size - 1)
-    assert isinstance(decoder_of(policy), ModelDecoder)
-    found = sampled(policy, True)
-    choose_path(policy)
-    assert policy.fuses and policy.grouped  # training goes on by layers of our own
-    monkeypatch.setattr(decoder, "total_bytes", lambda device: 8 * size)
+    assert rearranged_bytes(policy.backbone, torch.float32) == size
+    expected = sampled(policy, True)
+    monkeypatch.setattr(decoding, "total_bytes", lambda device: 8 * size)
+    choose_paths(policy)
     assert isinstance(decoder_of(policy), FusedDecoder)
-    for ours, fused in zip(found, sampled(policy, True), strict=True):
+    monkeypatch.setattr(decoding, "total_bytes", lambda device: 8 * size - 1)
+    choose_paths(policy)
+    assert isinstance(decoder_of(policy), ModelDecoder)
+    assert policy.paths.layers.taken and policy.packed  # training goes on by layers of our own
+    assert "more than 12% of the memory" in policy.paths.decoder.reason
+    sampling = Sampling(max_tokens=40, eos_ids=[1])
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(2, 97, (n,), generator=generator) for n in (5, 40, 2)]
+    found = [c for group in LocalEngine(policy, 8).generate(prompts, 4, sampling, 0).completions for c in group]
+    for ours, fused in zip(found, expected, strict=True):
         assert ours.ids.tolist() == fused.ids.tolist()
         torch.testing.assert_close(ours.logprobs, fused.logprobs, rtol=0, atol=1e-4)
 
@@ -181,4 +187,4 @@ def test_in_bfloat16_it_stays_near_the_model() -> None:
 )
 def test_other_models_decode_by_their_own_code(architecture: str, settings: dict[str, Any]) -> None:
     policy = small_policy(architecture, TrainingConfig(bf16=False, use_cpu=True, **settings))
-    assert policy.grouped and not fuses(policy.trunk)
+    assert policy.packed and why_unsupported(policy.backbone)

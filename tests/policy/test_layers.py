@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from cohort.config import TrainingConfig
-from cohort.policy.critic import trunk_copy
+from cohort.policy.critic import backbone_copy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
-from cohort.policy.parity import choose_path
+from cohort.policy.parity import choose_paths
 from cohort.policy.reference import reference_of
-from helpers import LORA, MODELS, small_policy
+from helpers import LORA, MODELS, small_policy, take_own_layers
 
 LENGTHS = [(5, [4, 7, 1]), (9, [3]), (30, [40, 2])]
 
 
 def states(policy: Policy, fused: bool, generator: torch.Generator) -> Tensor:
     """The hidden states of a packed stream that are read."""
-    policy.fuses = fused
+    take_own_layers(policy, fused)
     parts = []
     for g, (prompt, lengths) in enumerate(LENGTHS):
         ids = [torch.randint(2, 97, (n,), generator=generator) for n in (prompt, *lengths)]
@@ -91,7 +91,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3"])
 def test_adapters_gradients_equal_autograds(architecture: str, name: str) -> None:
     policy = disturbed(architecture, TrainingConfig(bf16=False, use_cpu=True, **ADAPTERS[name]))
-    assert policy.fuses
+    assert policy.paths.layers.taken
     hidden, ours = gradients(policy, True)
     expected, autograds = gradients(policy, False)
     torch.testing.assert_close(hidden, expected, rtol=0, atol=2e-5)
@@ -114,7 +114,7 @@ def test_adapters_gradients_equal_autograds(architecture: str, name: str) -> Non
     ids=str,
 )
 def test_other_adapters_run_by_the_models_own_code(settings: dict[str, Any]) -> None:
-    assert not small_policy(config=TrainingConfig(bf16=False, use_cpu=True, **LORA, **settings)).fuses
+    assert not small_policy(config=TrainingConfig(bf16=False, use_cpu=True, **LORA, **settings)).paths.layers.taken
 
 
 @pytest.mark.parametrize("dtype", ["autocast", "weights"])
@@ -149,10 +149,10 @@ def test_adapters_in_bfloat16_are_no_further_from_float32_than_the_models_own(dt
 
 def test_a_model_that_computes_otherwise_runs_by_its_own_code_and_so_do_its_copies() -> None:
     policy = small_policy()
-    mlp = policy.trunk.layers[0].mlp
-    policy.trunk.layers[0].mlp.forward = lambda rows: 2 * type(mlp).forward(mlp, rows)
-    choose_path(policy)
-    assert policy.grouped and not policy.fuses
+    mlp = policy.backbone.layers[0].mlp
+    policy.backbone.layers[0].mlp.forward = lambda rows: 2 * type(mlp).forward(mlp, rows)
+    choose_paths(policy)
+    assert policy.packed and not policy.paths.layers.taken
     with reference_of(policy)() as frozen:
-        assert frozen.grouped and not frozen.fuses
-    assert trunk_copy(policy).grouped and not trunk_copy(policy).fuses
+        assert frozen.packed and not frozen.paths.layers.taken
+    assert backbone_copy(policy).packed and not backbone_copy(policy).paths.layers.taken

@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from cohort.policy.packed.cache import DecodeCache
+from cohort.policy.paths import OWN_LAYERS
 from cohort.rollouts.engine import Engine, LocalEngine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling, draw, truncate
@@ -20,14 +21,14 @@ from helpers import ARCHITECTURES, ENDS, largest_difference, prompts_of, small_m
 @pytest.fixture(params=[True, False], ids=["one row until they part", "a row each"])
 def forks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether completions that begin with the same tokens share a row, as on a CPU."""
-    monkeypatch.setattr("cohort.rollouts.engine.FORKING", ("cpu",) if request.param else ())
+    monkeypatch.setattr("cohort.policy.paths.FORKING", ("cpu",) if request.param else ())
     return bool(request.param)
 
 
 @pytest.fixture(params=[0, 64], ids=["shared", "copied"])
 def short_prompt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways a prompt's keys are kept: once for its rows, and in front of each row's own."""
-    monkeypatch.setattr("cohort.rollouts.engine.SHORT_PROMPT", request.param)
+    monkeypatch.setattr("cohort.rollouts.decoding.SHORT_PROMPT", request.param)
 
 
 @pytest.mark.usefixtures("short_prompt", "layers")
@@ -35,7 +36,11 @@ def short_prompt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def test_greedy_decoding_equals_transformers_generate(architecture: str) -> None:
     policy = small_policy(architecture)
     prompts = prompts_of()
-    found = LocalEngine(policy, max_rows=3).generate(prompts, 2, Sampling(temperature=0, max_tokens=20, eos_ids=[1]), 0)
+    found = (
+        LocalEngine(policy, max_rows=3)
+        .generate(prompts, 2, Sampling(temperature=0, max_tokens=20, eos_ids=[1]), 0)
+        .completions
+    )
     for prompt, row in zip(prompts, found, strict=True):
         expected = policy.model.generate(
             prompt[None],
@@ -55,7 +60,7 @@ def test_sampler_logprobs_equal_the_policys(temperature: float, max_rows: int) -
     """Rows leave and enter at every size: ends are frequent and the queue is longer than the batch."""
     policy, prompts = small_policy(), prompts_of()
     sampling = Sampling(temperature=temperature, max_tokens=70, eos_ids=[1, 5, 7, 9])
-    found = LocalEngine(policy, max_rows).generate(prompts, 4, sampling, 1)
+    found = LocalEngine(policy, max_rows).generate(prompts, 4, sampling, 1).completions
     assert {len(row) for row in found} == {4}
     assert largest_difference(policy, prompts, found, temperature) < 1e-4
     for completion in (c for row in found for c in row):
@@ -76,11 +81,10 @@ def test_completions_that_begin_alike_are_decoded_once(
     advance = DecodeCache.advance
     monkeypatch.setattr(DecodeCache, "advance", lambda cache: (rows.append(len(cache)), advance(cache)))
     sampling = Sampling(top_k=2, max_tokens=24, eos_ids=ENDS)
-    found = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1)
+    found = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1).completions
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
-    with monkeypatch.context() as patch:
-        patch.setattr("cohort.rollouts.engine.FORKING", ())
-        apart = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1)
+    policy.paths = policy.paths.without("test", "forks")
+    apart = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1).completions
     assert [[c.ids.tolist() for c in row] for row in found] == [[c.ids.tolist() for c in row] for row in apart]
     rows = rows[: len(rows) // 2]
     beginnings = {(i, *c.ids[:n].tolist()) for i, row in enumerate(found) for c in row for n in range(1, len(c.ids))}
@@ -95,7 +99,7 @@ def test_a_greedy_group_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     advance = DecodeCache.advance
     monkeypatch.setattr(DecodeCache, "advance", lambda cache: (rows.append(len(cache)), advance(cache)))
     sampling = Sampling(temperature=0, max_tokens=9, eos_ids=[])
-    found = LocalEngine(policy).generate(prompts_of(), 7, sampling, 0)
+    found = LocalEngine(policy).generate(prompts_of(), 7, sampling, 0).completions
     assert rows == [5] * 8
     assert all(c.ids.tolist() == row[0].ids.tolist() for row in found for c in row)
     assert all((c.ids.data_ptr() != row[0].ids.data_ptr()) for row in found for c in row[1:])
@@ -104,21 +108,24 @@ def test_a_greedy_group_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_truncated_distributions_keep_the_untruncated_logprobs() -> None:
     policy, prompts = small_policy(), prompts_of()
     sampling = Sampling(temperature=0.8, top_k=5, top_p=0.9, min_p=0.05, max_tokens=20, eos_ids=[1])
-    found = LocalEngine(policy).generate(prompts, 4, sampling, 1)
+    found = LocalEngine(policy).generate(prompts, 4, sampling, 1).completions
     assert largest_difference(policy, prompts, found, 0.8) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", "Mistral", "Gemma2"])
 def test_decoding_across_sliding_windows(architecture: str) -> None:
     policy, prompts = small_policy(architecture), prompts_of((3, 14))
-    found = LocalEngine(policy, 5).generate(prompts, 3, Sampling(max_tokens=30, eos_ids=[1, 4]), 1)
+    found = LocalEngine(policy, 5).generate(prompts, 3, Sampling(max_tokens=30, eos_ids=[1, 4]), 1).completions
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
 
 
 def test_the_seed_decides() -> None:
     policy, prompts = small_policy(), prompts_of()
     engine, sampling = LocalEngine(policy), Sampling(max_tokens=10, eos_ids=[1])
-    texts = [[c.ids.tolist() for row in engine.generate(prompts, 2, sampling, seed) for c in row] for seed in (3, 3, 4)]
+    texts = [
+        [c.ids.tolist() for row in engine.generate(prompts, 2, sampling, seed).completions for c in row]
+        for seed in (3, 3, 4)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -128,7 +135,7 @@ def test_sampling_frequencies_match_the_distribution(kind: type) -> None:
     policy, prompt = small_policy(), prompts_of((6,))[0]
     draws = 4000
     engine: Engine = kind(policy, max_rows=1000)
-    found = engine.generate([prompt], draws, Sampling(temperature=0.7, max_tokens=2, eos_ids=[]), 5)[0]
+    found = engine.generate([prompt], draws, Sampling(temperature=0.7, max_tokens=2, eos_ids=[]), 5).completions[0]
     logits = policy.model(prompt[None], use_cache=False).logits[0, -1].detach()
     expected = (logits / 0.7).softmax(-1) * draws
     counts = torch.bincount(torch.tensor([int(c.ids[0]) for c in found]), minlength=97).double()
@@ -150,7 +157,7 @@ def test_tokens_are_told_as_they_are_drawn(kind: type, n: int) -> None:
             heard.setdefault(row, []).append(token)
 
     sampling = Sampling(temperature=1.5, max_tokens=20, eos_ids=list(range(1, 20)))
-    found = engine.generate(prompts_of(), n, sampling, 0, hear)
+    found = engine.generate(prompts_of(), n, sampling, 0, hear).completions
     said = {i * n + j: c.ids.tolist() for i, row in enumerate(found) for j, c in enumerate(row)}
     assert heard == (said if kind is LocalEngine or n == 1 else {})
     assert len({len(ids) for ids in said.values()}) > 2
@@ -162,8 +169,8 @@ def test_groups_are_told_when_they_have_ended(kind: type) -> None:
     told: list[tuple[int, list[Completion]]] = []
     engine: Engine = kind(small_policy(), max_rows=4)
     sampling = Sampling(max_tokens=12, eos_ids=list(range(1, 20)))
-    found = engine.generate(prompts_of(), 2, sampling, 3, on_group=lambda *group: told.append(group))
-    plain = engine.generate(prompts_of(), 2, sampling, 3)
+    found = engine.generate(prompts_of(), 2, sampling, 3, on_group=lambda *group: told.append(group)).completions
+    plain = engine.generate(prompts_of(), 2, sampling, 3).completions
     assert sorted(group for group, _ in told) == list(range(5))
     for group, completions in told:
         assert [c.ids.tolist() for c in completions] == [c.ids.tolist() for c in found[group]]
@@ -227,7 +234,7 @@ def test_long_rows_are_drawn_by_their_weights() -> None:
 def test_stop_strings_end_a_completion() -> None:
     policy, prompts = small_policy(vocab_size=22), [torch.tensor([8, 9, 10])]
     for engine in (LocalEngine(policy), RowEngine(policy)):
-        found = engine.generate(prompts, 60, Sampling(max_tokens=40, eos_ids=[], stop=["3", "55"]), 0)[0]
+        found = engine.generate(prompts, 60, Sampling(max_tokens=40, eos_ids=[], stop=["3", "55"]), 0).completions[0]
         stopped = [c for c in found if not c.truncated]
         assert len(stopped) > 15
         for completion in stopped:
@@ -237,7 +244,7 @@ def test_stop_strings_end_a_completion() -> None:
 
 def test_limit_is_what_the_models_positions_leave() -> None:
     policy = small_policy()
-    found = LocalEngine(policy).generate(prompts_of((120,)), 2, Sampling(max_tokens=50, eos_ids=[]), 0)[0]
+    found = LocalEngine(policy).generate(prompts_of((120,)), 2, Sampling(max_tokens=50, eos_ids=[]), 0).completions[0]
     assert [len(c.ids) for c in found] == [8, 8] and all(c.truncated for c in found)
 
 
@@ -260,10 +267,10 @@ def test_row_engine_agrees_with_the_policy_of_a_model_with_a_state(caplog: pytes
         layer_types=["linear_attention", "full_attention"],
     )
     policy = make_policy(model, build_tokenizer(), TrainingConfig(bf16=False, use_cpu=True))
-    assert not policy.grouped
+    assert not policy.packed
     assert "takes the row path" in caplog.text
     prompts = prompts_of((4, 7))
-    found = RowEngine(policy, 2).generate(prompts, 3, Sampling(max_tokens=8, eos_ids=[1]), 0)
+    found = RowEngine(policy, 2).generate(prompts, 3, Sampling(max_tokens=8, eos_ids=[1]), 0).completions
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
 
 
@@ -271,16 +278,16 @@ def test_out_of_memory_halves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, prompts = small_policy(), prompts_of()
     hidden = policy.hidden
 
-    def small_memory(inputs: dict[str, object], by_model: bool) -> Tensor:
+    def small_memory(inputs: dict[str, object], by_model_code: bool = False) -> Tensor:
         ids = inputs["input_ids"]
         assert isinstance(ids, Tensor)
         if ids.shape[1] in (16, 20):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return hidden(inputs, by_model)
+        return hidden(inputs, by_model_code)
 
     monkeypatch.setattr(policy, "hidden", small_memory)
-    policy.fuses = False  # decode through what was patched
+    policy.paths = policy.paths.without("test", *OWN_LAYERS)  # decode through what was patched
     engine = LocalEngine(policy, 20)
-    found = engine.generate(prompts, 4, Sampling(max_tokens=5, eos_ids=[]), 0)
+    found = engine.generate(prompts, 4, Sampling(max_tokens=5, eos_ids=[]), 0).completions
     assert engine.max_rows == 10
     assert [len(c.ids) for row in found for c in row] == [5] * 20

@@ -15,6 +15,7 @@ from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.paths import NAMES
 from cohort.train.step import Updater
 from cohort.types import Group
 from helpers import (
@@ -110,7 +111,7 @@ def test_on_policy_gradient_at_any_temperature(temperature: float) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packing_equals_the_padded_forward(architecture: str) -> None:
     policy = small_policy(architecture)
-    assert policy.grouped
+    assert policy.packed
     groups = random_groups(SIZES)
     parts = [Part(g, x.prompt_ids, range(3), [c.ids for c in x.completions]) for g, x in enumerate(groups)]
     packed = policy.logprobs(iter([parts]), 1.0)
@@ -139,7 +140,7 @@ def test_micro_batches_are_invisible(budget: int) -> None:
         found.append((metrics, gradients(policy.model)))
     assert found[0][0]["loss"] == pytest.approx(found[1][0]["loss"], rel=1e-6)
     whole, split = (torch.cat([g.flatten() for g in grads.values()]) for _, grads in found)
-    assert float((whole - split).norm() / whole.norm()) < 1e-6
+    assert float((whole - split).norm() / whole.norm()) < 2e-6  # rounding: 1.1e-6 on an AMD EPYC
 
 
 def test_micro_batches_keep_every_completion_once_and_split_large_groups() -> None:
@@ -254,7 +255,8 @@ def repeated(groups: list[Group]) -> list[Group]:
 @pytest.mark.parametrize("budget", [10_000, 17])
 def test_the_same_completions_are_computed_once(grouped: bool, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, groups = small_policy(), repeated(random_groups(SIZES))
-    policy.grouped = grouped
+    if not grouped:
+        policy.paths = policy.paths.without("test", *NAMES)
     old, reference = perturbed(policy, groups, 0.6, 1), perturbed(policy, groups, 0.5, 2)
     for group, *known in zip(groups, old, reference, strict=True):
         group.old_logprobs, group.reference_logprobs = known
@@ -284,7 +286,8 @@ def test_row_path_gives_the_same_gradient() -> None:
     found = []
     for grouped in (True, False):
         policy = small_policy()
-        policy.grouped = grouped
+        if not grouped:
+            policy.paths = policy.paths.without("test", *NAMES)
         for group, old in zip(groups, perturbed(policy, groups, 0.3, 1), strict=True):
             group.old_logprobs = old
         Updater(policy, METHODS["grpo"], settings(beta=0.0)).gradient(groups, tokens_of(groups))

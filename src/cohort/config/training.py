@@ -135,6 +135,11 @@ class TrainingConfig(BaseModel):
     eval_on_start: bool = Field(False, description="Evaluate before the first step too.")
     num_generations_eval: int = Field(1, ge=1, description="Completions of each held-out problem.")
     eval_temperature: float = Field(0.0, ge=0, description="0: greedy, one completion a problem.")
+    fast_paths: Literal["auto", "off"] = Field(
+        "auto",
+        description="off: the model's own forward pass on padded rows and transformers' generate, to find the cause of "
+        "a difference.",
+    )
     max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
     max_completion_length: int = Field(1024, ge=1, description="Tokens a completion may have.")
 

@@ -59,7 +59,8 @@ def evaluate(
 ) -> Evaluation:
     """Sample and score n completions of each prompt; a greedy evaluation takes one."""
     started = time.perf_counter()
-    sampled = engine.generate([prompt.ids for prompt in prompts], 1 if sampling.temperature == 0 else n, sampling, seed)
+    n = 1 if sampling.temperature == 0 else n
+    sampled = engine.generate([prompt.ids for prompt in prompts], n, sampling, seed).completions
     # trainer state is the training's: evaluation must not look like a step of it
     scores = score(prompts, sampled, rewards, replace(state))
     return Evaluation(prompts, sampled, scores.components, scores.totals, time.perf_counter() - started)

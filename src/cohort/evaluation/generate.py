@@ -100,7 +100,7 @@ class Generator:
                     f"a prompt has {len(ids)} tokens and the model {room} positions: no room for an answer ({start!r})"
                 )
         settings = Sampling(**sampling, eos_ids=self.policy.eos_ids)
-        return self.engine.generate(encoded, n, settings, self.seed, on_tokens)
+        return self.engine.generate(encoded, n, settings, self.seed, on_tokens).completions
 
     def answer(self, prompt: Text, sampling: dict[str, Any], write: Callable[[str], None]) -> Completion:
         """One completion; `write` gets its text piece by piece while it is sampled."""

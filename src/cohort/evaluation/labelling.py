@@ -54,7 +54,8 @@ class Labeller:
         for first in range(0, len(prompts), step):
             chunk = list(prompts[first : first + step])
             seed = derive(self.seed, first)
-            sampled = self.engine.generate([prompt.ids for prompt in chunk], self.samples, self.sampling, seed)
+            ids = [prompt.ids for prompt in chunk]
+            sampled = self.engine.generate(ids, self.samples, self.sampling, seed).completions
             yield from self._verdicts(chunk, sampled)
 
     def _verdicts(self, prompts: list[Prompt], sampled: list[list[Completion]]) -> list[Judged]:
@@ -97,7 +98,8 @@ class Labeller:
         for first in range(0, len(prefixes), step):
             chunk = [(found[p].prompt, torch.tensor(ids)) for p, ids in prefixes[first : first + step]]
             starts = [torch.cat([prompt.ids, ids]) for prompt, ids in chunk]
-            sampled = self.engine.generate(starts, rollouts, self.sampling, derive(self.seed + 1, self.rolled_out))
+            seed = derive(self.seed + 1, self.rolled_out)
+            sampled = self.engine.generate(starts, rollouts, self.sampling, seed).completions
             self.rolled_out += len(starts)
             whole = [
                 [self._joined(ids, rest) for rest in rests] for (_, ids), rests in zip(chunk, sampled, strict=True)

@@ -14,11 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cohort.config import RunConfig, TrainingConfig
 from cohort.plan.meter import Meter, autocast_of_cuda
-from cohort.policy.fast.decoder import laid_out_bytes
-from cohort.policy.fast.layers import fuses
+from cohort.policy.fast.decoder import rearranged_bytes
+from cohort.policy.fast.layers import why_unsupported
 from cohort.policy.load import adapt, load_model_config, set_up
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
+from cohort.policy.paths import NAMES, OWN_LAYERS
 from cohort.types import UserError
 
 BLOCK = 64
@@ -34,9 +35,9 @@ class Weights:
     trained: int
     """Trained parameters."""
     trained_size: int
-    trunk_trained: int
-    """Of them in the trunk: what a critic of its own would copy and train."""
-    trunk_trained_size: int
+    backbone_trained: int
+    """Trained parameters of the backbone, which a critic with its own backbone copies."""
+    backbone_trained_size: int
     read: int
     """Bytes read to decode one token: all but the embeddings."""
     unpacked: int
@@ -116,7 +117,7 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16
     a float32 for 64 weights, or with double quantisation a byte and a float32 for 256 of these."""
     every = list(model.parameters())
     trained = [p for p in every if p.requires_grad]
-    trunk = [p for p in model.base_model.parameters() if p.requires_grad]
+    backbone = [p for p in model.base_model.parameters() if p.requires_grad]
     size = sum(p.numel() * p.element_size() for p in [*every, *model.buffers()])
     scale = (1 + 4 / 256) / BLOCK if _quantization(config, "bnb_4bit_use_double_quant") else 4 / BLOCK
     size -= round(sum(w.weight.numel() * (w.weight.element_size() - 0.5 - scale) for w in quantized))
@@ -129,10 +130,10 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16
         size=size,
         trained=sum(p.numel() for p in trained),
         trained_size=sum(p.numel() * p.element_size() for p in trained),
-        trunk_trained=sum(p.numel() for p in trunk),
-        trunk_trained_size=sum(p.numel() * p.element_size() for p in trunk),
+        backbone_trained=sum(p.numel() for p in backbone),
+        backbone_trained_size=sum(p.numel() * p.element_size() for p in backbone),
         read=size - (0 if tied else embeddings.numel() * embeddings.element_size()),
-        decoder=0 if quantized or not fuses(model.base_model) else laid_out_bytes(model.base_model, products),
+        decoder=0 if quantized or why_unsupported(model.base_model) else rearranged_bytes(model.base_model, products),
         unpacked=max((layer.weight.nbytes for layer in quantized), default=0),
     )
 
@@ -165,10 +166,12 @@ class Blank:
             model.tie_weights()
             set_up(model, peft, config)
             self.policy = Policy(model, None, peft=peft, bf16=bf16)
-            self.policy.fuses = self.policy.fuses and not quantized
+            if quantized:
+                self.policy.paths = self.policy.paths.without("quantised weights", *OWN_LAYERS)
         for tensor in (*model.parameters(), *model.buffers()):
             self.meter.add(tensor)
-        self.policy.grouped = self._attends_grouped()
+        if not self._attends_grouped():
+            self.policy.paths = self.policy.paths.without("the model does not run the grouped attention", *NAMES)
         model.train()
 
     def _attends_grouped(self) -> bool:
@@ -176,13 +179,11 @@ class Blank:
         part = Part(0, torch.zeros(3, dtype=torch.long), range(1), [torch.zeros(2, dtype=torch.long)])
         with self.running(), torch.no_grad():
             pack = self.policy.pack([part])
-            layout = pack.inputs["grouped"]
-            layout.captured = {}
             try:
-                self.policy.hidden(pack.inputs)
+                prefill = self.policy.prefill(pack)
             except (TypeError, AssertionError, KeyError, IndexError, RuntimeError):
                 return False
-        return bool(layout.captured)
+        return bool(prefill.prompts.keys_values)
 
     @contextmanager
     def running(self) -> Iterator[Meter]:

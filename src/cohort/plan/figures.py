@@ -140,10 +140,10 @@ def _passes(blank: Blank, config: TrainingConfig, batch: Batch, padded: bool) ->
         blank.weights,
         passes.update(blank, first, accumulates=len(batch.micro) > 1),
         passes.score(blank, first),
-        passes.prefill(blank, prompts) if blank.policy.grouped else Forward(0.0, 0.0),
+        passes.prefill(blank, prompts) if blank.policy.packed else Forward(0.0, 0.0),
         passes.sample(blank, min(config.max_rows, batch.groups * batch.rows), sampling),
         passes.padded(blank, rows, length) if padded else Update(0.0, 0.0, 0.0, 0.0, 0.0),
-        blank.policy.grouped,
+        blank.policy.packed,
         _kv_per_token(blank),
     )
 

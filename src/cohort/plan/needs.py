@@ -57,10 +57,10 @@ def needs(
     parts["reference"] = weights.size if _copies_reference(config) else 0.0
     parts["reward models"] = models
     own_critic = isinstance(config, PPOConfig) and config.critic == "own"
-    parts["critic"] = weights.trunk_trained_size if own_critic else 0.0
+    parts["critic"] = weights.backbone_trained_size if own_critic else 0.0
     parts["optimiser"] = states(config, machine, weights.trained, weights.trained_size)
     if own_critic:
-        parts["critic's optimiser"] = states(config, machine, weights.trunk_trained, weights.trunk_trained_size)
+        parts["critic's optimiser"] = states(config, machine, weights.backbone_trained, weights.backbone_trained_size)
     parts["unpacked"] = weights.unpacked
     base = sum(parts.values())
     parts["gradients"] = weights.trained_size
@@ -77,7 +77,7 @@ def needs(
             phases["score"] = base + known + found.score.peak
     phases["update"] = base + max(update.peak, weights.trained_size)
     if own_critic:
-        phases["critic"] = base + max(found.score.peak, update.backward, weights.trunk_trained_size)
+        phases["critic"] = base + max(found.score.peak, update.backward, weights.backbone_trained_size)
     total.persistent = base
     total.phases = {phase: overhead(taken, machine) for phase, taken in phases.items()}
     total.seconds = _seconds(found, config, machine, batch, lengths)

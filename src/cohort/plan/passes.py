@@ -85,8 +85,7 @@ def prefill(blank: Blank, prompts: list[Tensor]) -> Forward:
     policy = blank.policy
     with _counted(blank) as now, torch.no_grad(), policy.attending():
         pack = policy.pack([Part(i, prompt, [], []) for i, prompt in enumerate(prompts)])
-        pack.inputs["grouped"].captured = {}
-        policy.hidden(pack.inputs)
+        policy.prefill(pack)
         return Forward(*now()[1:])
 
 

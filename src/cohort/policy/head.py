@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from cohort.policy.fast.products import laid_out
+from cohort.policy.fast.products import prepared
 from cohort.types import UserError
 
 BLOCK_BYTES = {"cpu": 8 * 2**20}
@@ -52,7 +52,7 @@ class Head:
         """A function from hidden states [N, D] to float32 logits [N, V], for as long as the weights stay: the output
         layer is converted once."""
         bias = None if self.output.bias is None else self.output.bias.to(dtype)
-        product = laid_out(self.output.weight.to(dtype), bias)
+        product = prepared(self.output.weight.to(dtype), bias)
         return lambda hidden_N: self.finished(product(hidden_N.to(dtype)).float())
 
     def finished(self, products: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from cohort.policy.adapter import base_of, is_adapter, put_on
 from cohort.policy.freeze import freeze
 from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
-from cohort.policy.parity import choose_path
+from cohort.policy.parity import choose_paths
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -181,7 +181,7 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     set_up(model, peft, config)
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
-    choose_path(policy)
+    choose_paths(policy, config.fast_paths)
     return policy
 
 
@@ -218,7 +218,7 @@ def quantized_options(config: TrainingConfig, device: torch.device, has_adapter:
     if config.finetuning_type != "lora" and not has_adapter:
         raise UserError("quantised weights are not trained: set finetuning_type: lora beside quantization_config")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("quantization_config needs bitsandbytes: pip install 'cohort[quantization]'")
+        raise UserError("quantization_config needs bitsandbytes: pip install 'cohort-rl[quantization]'")
     if device.type != "cuda":
         log.warning("quantised weights on %s save memory and cost time; they are made for CUDA", device.type)
     return {"device_map": {"": device}, **options}

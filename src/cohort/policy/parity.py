@@ -1,4 +1,4 @@
-"""Whether the packed path and the fused decoder give what the model's own forward gives: tried before a run."""
+"""Which fast paths are right for a model: each is compared with the model's own forward pass before a run."""
 
 from __future__ import annotations
 
@@ -6,54 +6,69 @@ import logging
 
 import torch
 
-from cohort.policy.decoding import decoder_of
+from cohort.policy.decoding import decoder_of, why_no_fused_decoder
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.packed.pack import Part
+from cohort.policy.paths import NAMES, OWN_LAYERS
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
 
 PARITY = 2e-3
-"""Largest difference of log-probabilities that counts as equal, float32; packed models show 1e-6, wrong ones 1e-1."""
+"""Largest difference of log-probabilities that counts as equal in float32. Measured: 1e-6 where the packed path is
+right for a model, 1e-1 where it is not."""
 PARITY_BF16 = 0.15
 
 
-def choose_path(policy: Policy) -> None:
-    """Keep the packed path where it equals the model's own forward on a small batch; else take rows, and say so.
-
-    Raises UserError where the head itself does not give the model's logits.
-    """
+def choose_paths(policy: Policy, fast_paths: str = "auto") -> None:
+    """Set `policy.paths`: those that equal the model's own forward pass on two small groups; none of them where
+    `fast_paths` is "off". Raises UserError where the head does not give the model's logits."""
     was_training = policy.model.training
     policy.model.eval()
     try:
-        difference, why = _parity(policy)
-        if difference is not None and difference > _tolerance(policy):
-            policy.fuses = False
-            difference, why = _parity(policy)
-        if difference is None or difference > _tolerance(policy):
-            why = why or f"packed log-probabilities differ from its own by {difference:.1e}"
-            policy.grouped = False
-            difference, _ = _parity(policy)
-            if difference is None or difference > _tolerance(policy):
-                raise UserError(
-                    f"{type(policy.model).__name__}: this model's logits are not its output layer's applied to its "
-                    "last hidden states, so it cannot be trained here"
-                )
-            log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, why)
+        if fast_paths == "off":
+            policy.paths = policy.paths.without("fast_paths: off", *NAMES)
+        else:
+            _drop_wrong_paths(policy)
+        if not policy.packed:
+            _check_head(policy)
     finally:
         policy.model.train(was_training)
+    log.debug("fast paths: %s", policy.paths.summary())
+
+
+def _drop_wrong_paths(policy: Policy) -> None:
+    if policy.paths.decoder.taken and (reason := why_no_fused_decoder(policy)):
+        policy.paths = policy.paths.without(reason, "decoder", "reuse", "cuda_graph")
+    difference, error = _difference(policy)
+    if policy.paths.layers.taken and difference is not None and difference > _tolerance(policy):
+        policy.paths = policy.paths.without(f"log-probabilities differ by {difference:.1e}", *OWN_LAYERS)
+        difference, error = _difference(policy)
+    if difference is None or difference > _tolerance(policy):
+        reason = error or f"packed log-probabilities differ from its own by {difference:.1e}"
+        policy.paths = policy.paths.without(reason, *NAMES)
+        log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, reason)
+
+
+def _check_head(policy: Policy) -> None:
+    difference, _ = _difference(policy)
+    if difference is None or difference > _tolerance(policy):
+        raise UserError(
+            f"{type(policy.model).__name__}: this model's logits are not its output layer's applied to its "
+            "last hidden states, so it cannot be trained here"
+        )
 
 
 def _tolerance(policy: Policy) -> float:
-    """Quantised weights are multiplied in bfloat16 whatever the rest is."""
+    """Quantised weights are multiplied in bfloat16 whatever the dtype of the rest."""
     return PARITY_BF16 if policy.bf16 or getattr(policy.model, "is_quantized", False) else PARITY
 
 
 @torch.no_grad()
-def _parity(policy: Policy) -> tuple[float | None, str]:
-    """Largest |log-probability difference| to the model's plain forward, over two small groups of unequal lengths,
-    training layout and decoding both."""
+def _difference(policy: Policy) -> tuple[float | None, str]:
+    """The largest difference of log-probabilities to the model's plain forward pass, in training and in decoding, over
+    two small groups of unequal lengths; or None and the error of a model that does not run the grouped attention."""
     vocabulary = policy.head.output.weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     sizes = [(5, [4, 2]), (9, [3, 6])]
@@ -70,34 +85,33 @@ def _parity(policy: Policy) -> tuple[float | None, str]:
             logp = torch.log_softmax(logits[len(part.prompt_ids) - 1 : -1], -1)
             plain.append(logp.gather(1, ids.to(policy.device)[:, None]).squeeze(1).cpu())
     try:
-        found = policy.logprobs(iter([parts]), 1.0)
-        packed = [found[g, r] for g, part in enumerate(parts) for r in part.rows]
-        if policy.grouped:
-            packed += _decode(policy, parts)
+        logprobs = policy.logprobs(iter([parts]), 1.0)
+        ours = [logprobs[g, r] for g, part in enumerate(parts) for r in part.rows]
+        if policy.packed:
+            ours += _decode(policy, parts)
             plain += plain
     except (TypeError, AssertionError, KeyError, IndexError, RuntimeError) as error:
-        if not policy.grouped:
+        if not policy.packed:
             raise
         reason = " ".join(str(error).split())[:300]
         return None, f"it does not run the grouped attention ({type(error).__name__}: {reason})"
-    return max(float((a - b).abs().max()) for a, b in zip(packed, plain, strict=True)), ""
+    return max(float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True)), ""
 
 
 def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
-    """Log-probabilities of the given completions, one token at a time through the decoding cache."""
-    prompts = policy.pack([Part(part.group, part.prompt_ids, [], []) for part in parts])
-    layout = prompts.inputs["grouped"]
-    layout.captured = {}
-    cache, decoder = DecodeCache(share=True), decoder_of(policy)
-    hidden = policy.hidden(prompts.inputs, decoder.by_model)
-    cache.extend(layout, [len(part.rows) for part in parts])
+    """Log-probabilities of the given completions, computed one token at a time with a decoding cache."""
+    decoder = decoder_of(policy)
+    pack = policy.pack([Part(part.group, part.prompt_ids, [], []) for part in parts])
+    prefill = policy.prefill(pack, decoder.uses_model_code)
+    cache = DecodeCache(share=True)
+    cache.extend(prefill.prompts, [len(part.rows) for part in parts])
     rows = [ids for part in parts for ids in part.completion_ids]
-    last = hidden[layout.prompt_lengths.cumsum(0) - 1][cache.group]
-    found = []
+    last = prefill.hidden[prefill.prompts.layout.prompt_lengths.cumsum(0) - 1][cache.group]
+    logprobs = []
     for t in range(max(len(ids) for ids in rows)):
         tokens = torch.tensor([int(ids[min(t, len(ids) - 1)]) for ids in rows], device=policy.device)
-        found.append(policy.head.logprobs(last, tokens).cpu())
+        logprobs.append(policy.head.logprobs(last, tokens).cpu())
         cache.advance()
         with policy.autocast():
             last = decoder(tokens, cache)
-    return [torch.stack(found, 1)[i, : len(ids)] for i, ids in enumerate(rows)]
+    return [torch.stack(logprobs, 1)[i, : len(ids)] for i, ids in enumerate(rows)]

@@ -14,7 +14,7 @@ from cohort.policy.model import Policy
 
 
 class Reference(ABC):
-    """Lends a policy that does not learn: `with reference() as frozen: frozen.logprobs(...)`."""
+    """A policy that is not trained: `with reference() as frozen: frozen.logprobs(...)`."""
 
     def __init__(self, policy: Policy):
         self.policy = policy
@@ -24,12 +24,12 @@ class Reference(ABC):
     def __call__(self) -> AbstractContextManager[Policy]: ...
 
     def follow(self) -> None:
-        """Make it the policy as that is now."""
+        """Set the reference to the policy's current weights."""
         self._take([parameter.detach() for parameter in self.policy.parameters])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its trained weights by their place in the order of parameters, for a checkpoint. Empty where it is as the
-        run found it: a resumed run finds it so again."""
+        """Its weights for a checkpoint, named by their index among the trained parameters. Empty where the reference is
+        still the starting model, which a resumed run loads anyway."""
         return {str(i): weight for i, weight in enumerate(self._weights())} if self.followed else {}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -71,12 +71,12 @@ class _Copy(Reference):
 
 
 class _Adapter(Reference):
-    """The policy's own model: with its adapter off (bit for bit the base model) until the reference follows the
-    policy, then with the adapter's weights of that moment, which change places with the policy's while it is lent."""
+    """The policy's own model. At first with its adapter off, which is the base model bit for bit; once the reference
+    has followed the policy, with the adapter weights of that moment, swapped in while the reference is in use."""
 
     def __init__(self, policy: Policy):
         super().__init__(policy)
-        self._kept: list[Tensor] = []
+        self._adapter: list[Tensor] = []
 
     @contextmanager
     def __call__(self) -> Iterator[Policy]:
@@ -85,27 +85,27 @@ class _Adapter(Reference):
                 yield self.policy
             return
         training = self.policy.model.training
-        self._change_places()
+        self._swap()
         self.policy.model.eval()
         try:
             yield self.policy
         finally:
             self.policy.model.train(training)
-            self._change_places()
+            self._swap()
 
-    def _change_places(self) -> None:
+    def _swap(self) -> None:
         parameters = self.policy.parameters
-        self._kept, current = [p.data for p in parameters], self._kept
+        self._adapter, current = [p.data for p in parameters], self._adapter
         for parameter, weight in zip(parameters, current, strict=True):
             parameter.data = weight
 
     def _weights(self) -> list[Tensor]:
-        return self._kept
+        return self._adapter
 
     def _set(self, weights: list[Tensor]) -> None:
-        self._kept = [weight.clone() for weight in weights]
+        self._adapter = [weight.clone() for weight in weights]
 
 
 def reference_of(policy: Policy) -> Reference:
-    """The policy as it is now; with LoRA the model without its adapter."""
+    """A reference for the policy as it is now; with LoRA the model without its adapter."""
     return _Adapter(policy) if policy.peft is not None else _Copy(policy)

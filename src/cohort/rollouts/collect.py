@@ -1,4 +1,4 @@
-"""Prompts to groups: sampled, rewarded, credited. Where a prompt enters."""
+"""From prompts to rewarded groups, and the metrics of a batch of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.profiler import record_function
 from cohort.config import SampledConfig
 from cohort.data.templates import as_completion
 from cohort.formulas.credit import zero_spread
+from cohort.policy.fast.activations import ActivationStore
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
@@ -56,6 +57,8 @@ class Round:
     groups: list[Group]
     logged: dict[str, float]
     seconds: dict[str, float]
+    activations: ActivationStore | None = None
+    """Of sampling, for the first update on all of these groups."""
 
 
 def collect(
@@ -66,22 +69,24 @@ def collect(
     sampling: Sampling,
     seed: int,
     state: TrainerState,
+    keep_tokens: int = 0,
 ) -> Round:
-    """Sample and reward one group for each prompt."""
+    """Sample and reward one group for each prompt. `keep_tokens`: the most tokens whose activations are kept."""
     started = time.perf_counter()
     ids = [prompt.ids for prompt in prompts]
     G = config.num_generations
     if config.overlap_rewards:
         with _Beside(prompts, rewards, state) as beside:
             with record_function("generate"):
-                engine.generate(ids, G, sampling, seed, on_group=beside.take)
+                generation = engine.generate(ids, G, sampling, seed, on_group=beside.take, keep_tokens=keep_tokens)
             generated = time.perf_counter()
             found = beside.round()
     else:
         with record_function("generate"):
-            sampled = engine.generate(ids, G, sampling, seed)
+            generation = engine.generate(ids, G, sampling, seed, keep_tokens=keep_tokens)
         generated = time.perf_counter()
-        found = rewarded(prompts, sampled, rewards, state)
+        found = rewarded(prompts, generation.completions, rewards, state)
+    found.activations = generation.activations
     found.seconds = {
         "seconds/generate": generated - started,
         "seconds/reward": time.perf_counter() - generated,

@@ -10,12 +10,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
-from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling
+from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
 from cohort.types import Completion
 
 
 class _Streamer(BaseStreamer):
-    """transformers' interface: it is given the prompt first, then token by token."""
+    """Passes tokens on to `on_tokens`; transformers calls `put` with the prompt first, then with each token."""
 
     def __init__(self, row: int, on_tokens: OnTokens):
         self.row, self.on_tokens, self.begun = row, on_tokens, False
@@ -30,8 +30,8 @@ class _Streamer(BaseStreamer):
 
 
 class RowEngine:
-    """transformers' `generate`, then one scoring pass. Its streamers know one row, so `on_tokens` is called for single
-    completions only."""
+    """transformers' `generate`, then one pass that scores the completions. `on_tokens` is called where n is 1, since
+    transformers' streamers take one row. No activations are kept."""
 
     def __init__(self, policy: Policy, max_rows: int = 256):
         self.policy, self.max_rows = policy, max_rows
@@ -45,28 +45,29 @@ class RowEngine:
         seed: int,
         on_tokens: OnTokens | None = None,
         on_group: OnGroup | None = None,
-    ) -> list[list[Completion]]:
+        keep_tokens: int = 0,
+    ) -> Generation:
         model, was_training = self.policy.model, self.policy.model.training
         model.eval()
         try:
-            # Rows of one length need no padding, which models with a state do not all ignore.
+            # Each prompt alone: rows of one length need no padding, which some models with a state do not ignore.
             with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
                 torch.manual_seed(seed)
-                found = []
+                groups = []
                 for i, prompt in enumerate(prompts):
                     streamer = _Streamer(i, on_tokens) if on_tokens and n == 1 else None
-                    found.append(self._group(prompt, n, sampling, streamer))
+                    groups.append(self._group(prompt, n, sampling, streamer))
                     if on_group is not None:
-                        on_group(i, found[-1])
-                return found
+                        on_group(i, groups[-1])
+                return Generation(groups)
         finally:
             model.train(was_training)
 
     def _group(self, prompt: Tensor, n: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
-        found: list[Completion] = []
-        while len(found) < n:
-            found += self._rows(prompt, min(self.max_rows, n - len(found)), sampling, streamer)
-        return found
+        group: list[Completion] = []
+        while len(group) < n:
+            group += self._rows(prompt, min(self.max_rows, n - len(group)), sampling, streamer)
+        return group
 
     def _rows(self, prompt: Tensor, count: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
         options: dict[str, Any] = {"do_sample": False}
@@ -102,7 +103,7 @@ class RowEngine:
         ]
 
     def _cut(self, ids: Tensor, sampling: Sampling) -> tuple[Tensor, bool]:
-        """The row up to its end, without the padding behind it, and whether it ended by itself."""
+        """The tokens up to the end token or stop string, without padding, and whether there was one."""
         ends = torch.isin(ids, torch.tensor(sampling.eos_ids, dtype=torch.long)).nonzero()
         if len(ends):
             return ids[: int(ends[0]) + 1], True

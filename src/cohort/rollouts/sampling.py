@@ -1,24 +1,27 @@
-"""What is drawn from a row of logits, and when a completion ends."""
+"""How tokens are sampled from logits, and what a generation is asked for and returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cohort.policy.fast.activations import ActivationStore
 from cohort.types import Completion
 
 BLOCK = 256
-"""Entries of a row that are summed at once."""
+"""Entries of a long row of weights that are summed together."""
 
 OnTokens = Callable[[list[int], list[int]], None]
-"""Called with completions (the j-th of prompt i is i * n + j) and the next token of each, as they are drawn."""
+"""Called with numbers of completions (the j-th of prompt i is i * n + j) and the next token of each, as they are
+sampled."""
 
 OnGroup = Callable[[int, list[Completion]], None]
-"""Called with a prompt's number and its completions once all of them have ended; anew where a generation that ran out
-of memory starts again."""
+"""Called with a prompt's number and its completions once all of them have ended; again after a generation ran out of
+memory and started again."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,29 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
+class Generation(NamedTuple):
+    """What an engine returns. Generation([[c0, c1], [c2, c3]])"""
+
+    completions: list[list[Completion]]
+    """By prompt."""
+    activations: ActivationStore | None = None
+    """The activations of sampling, where the engine kept them: for the first update on these completions."""
+
+
 def draw(
     logits_NV: Tensor, sampling: Sampling, generator: torch.Generator, rows_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Token ids [M] and their log-probabilities [M] at the sampling temperature, before any truncation, so that
-    they are the policy's own. Greedy draws report temperature 1. `rows_M`: from which of the rows each is drawn; None:
-    one of each, M = N."""
+    """Sample token ids [M]; returns them with their log-probabilities [M] at the sampling temperature and before
+    truncation, which are the policy's own. Greedy sampling reports temperature 1. `rows_M`: the row of logits of each
+    sample; None: one sample of each row."""
     scaled = logits_NV if sampling.temperature in (0, 1) else logits_NV / sampling.temperature
     if sampling.temperature > 0 and not sampling.truncates:
         weights_NV = scaled.softmax(-1)
-        tokens = _drawn(weights_NV, generator, rows_M)
+        tokens = _sampled(weights_NV, generator, rows_M)
         return tokens, _entries(weights_NV, rows_M, tokens[:, None]).squeeze(1).log()
     logp = torch.log_softmax(scaled, -1)
     if sampling.temperature > 0:
-        tokens = _drawn(truncate(logp, sampling).exp(), generator, rows_M)
+        tokens = _sampled(truncate(logp, sampling).exp(), generator, rows_M)
     else:
         tokens = logits_NV.argmax(-1)
         tokens = tokens if rows_M is None else tokens[rows_M]
@@ -59,49 +71,49 @@ def draw(
 
 
 def _entries(table_NV: Tensor, rows_M: Tensor | None, index: Tensor) -> Tensor:
-    """[M, *], of each row the entries at `index` [M, *]."""
+    """[M, *], the entries at `index` [M, *] of each sample's row."""
     return table_NV.gather(1, index) if rows_M is None else table_NV[rows_M[:, None], index]
 
 
-def _drawn(weights_NV: Tensor, generator: torch.Generator, rows_M: Tensor | None) -> Tensor:
-    """An index [M], drawn by weight, of each of the rows: one random number each, where torch.multinomial takes one
-    for each entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries). A long row is summed in blocks, and
-    only one block of it entry by entry."""
+def _sampled(weights_NV: Tensor, generator: torch.Generator, rows_M: Tensor | None) -> Tensor:
+    """An index [M] for each sample, by weight. Takes one random number a sample, where torch.multinomial takes one for
+    each entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries). A long row is summed in blocks, and only
+    the sampled block entry by entry."""
     N, V = weights_NV.shape
     M = N if rows_M is None else len(rows_M)
     uniform_M1 = torch.rand(M, 1, generator=generator, device=weights_NV.device)
     if V <= 8 * BLOCK:
         sums = weights_NV.cumsum(-1)
         sums = sums if rows_M is None else sums[rows_M]
-        return _place(sums, uniform_M1 * sums[:, -1:]).squeeze(1)
+        return _first_above(sums, uniform_M1 * sums[:, -1:]).squeeze(1)
     whole = V // BLOCK * BLOCK
     blocks = [weights_NV[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1), weights_NV[:, whole:].sum(-1, keepdim=True)]
     sums = torch.cat(blocks, 1).cumsum(-1)
     sums = sums if rows_M is None else sums[rows_M]
     at_M1 = uniform_M1 * sums[:, -1:]
-    block_M1 = _place(sums, at_M1)
+    block_M1 = _first_above(sums, at_M1)
     before_M1 = torch.where(block_M1 > 0, sums.gather(1, (block_M1 - 1).clamp(min=0)), 0.0)
     index = block_M1 * BLOCK + torch.arange(BLOCK, device=block_M1.device)
     inside = _entries(weights_NV, rows_M, index.clamp(max=V - 1)).masked_fill_(index >= V, 0.0).cumsum(-1)
-    return (block_M1 * BLOCK + _place(inside, (at_M1 - before_M1).clamp(min=0.0))).squeeze(1)
+    return (block_M1 * BLOCK + _first_above(inside, (at_M1 - before_M1).clamp(min=0.0))).squeeze(1)
 
 
-def _place(sums: Tensor, at_M1: Tensor) -> Tensor:
-    """[M, 1], the first entry whose sum is above `at`. Rounding may reach the total, behind which there is no entry."""
+def _first_above(sums: Tensor, at_M1: Tensor) -> Tensor:
+    """[M, 1], the first entry whose cumulative sum exceeds `at`, which is kept below the total against rounding."""
     total_M1 = sums[:, -1:]
     below_M1 = torch.nextafter(total_M1, torch.zeros_like(total_M1))
     return torch.searchsorted(sums, torch.minimum(at_M1, below_M1), right=True)
 
 
 def truncate(logp_NV: Tensor, sampling: Sampling) -> Tensor:
-    """-inf outside top-k, then top-p, then min-p, each on what the one before left: transformers' order."""
+    """-inf outside top-k, then top-p, then min-p, each applied to the result of the one before, as in transformers."""
     if 0 < sampling.top_k < logp_NV.shape[1]:
         smallest = logp_NV.topk(sampling.top_k, -1).values[:, -1:]
         logp_NV = logp_NV.masked_fill(logp_NV < smallest, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logp_NV.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
-        # A token stays where the mass before it has not reached top_p: the most likely one always does.
+        # A token stays if the probability before it is below top_p: the most likely one always stays.
         cut = probabilities.cumsum(-1) - probabilities >= sampling.top_p
         logp_NV = logp_NV.masked_fill(cut.scatter(1, order, cut), -torch.inf)
     if sampling.min_p > 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 
@@ -14,14 +13,12 @@ from cohort.formulas.gae import ValueLoss, value_loss
 from cohort.methods.credits import estimated
 from cohort.methods.table import Method
 from cohort.policy.critic import Critic
-from cohort.policy.memory import free_cached_memory, is_out_of_memory
+from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer
 from cohort.train.step import active_lengths, token_weights
 from cohort.types import Group
-
-log = logging.getLogger("cohort")
 
 Rows = list[tuple[int, int]]
 """(group, completion) of each completion of a micro-batch, in its order."""
@@ -34,7 +31,7 @@ class CriticUpdater:
 
     def __init__(self, policy: Policy, method: Method, config: PPOConfig):
         self.method, self.config = method, config
-        self.critic = Critic(policy, own_trunk=config.critic == "own")
+        self.critic = Critic(policy, own_backbone=config.critic == "own")
         self.optimizer = make_optimizer(self.critic.parameters, config)
         self.token_budget = config.token_budget
         rate = config.critic_learning_rate
@@ -68,7 +65,7 @@ class CriticUpdater:
     def step(self, groups: list[Group], generation_tokens: float, share: float) -> dict[str, float]:
         """Update the critic once, at `share` of its highest learning rate. A shared trunk's gradient has gone the
         policy's way before; only the head is moved here."""
-        if self.critic.own_trunk:
+        if self.critic.own_backbone:
             self._gradient(groups, token_weights(groups, generation_tokens, self.method, self.config))
         sums, self.sums = self.sums, defaultdict(float)
         norm = descend(self.optimizer, self.critic.parameters, share * self.learning_rate, self.config)
@@ -98,20 +95,18 @@ class CriticUpdater:
     def _gradient(self, groups: list[Group], weights: list[list[float]]) -> None:
         """Leave the gradient in the critic's parameters; halve the token budget when memory runs out."""
         self.critic.model.model.train()  # gradient checkpointing acts in training mode only
-        while True:
+
+        def accumulate(token_budget: int) -> None:
             self.zero_grad()
-            try:
-                with self.critic.model.attending():
-                    for micro in micro_batches(_parts(groups, weights), self.token_budget):
-                        self._micro_gradient(micro, groups, weights)
-                return
-            except RuntimeError as error:
-                longest = max(len(g.prompt_ids) + max(len(c.ids) for c in g.completions) for g in groups)
-                if not is_out_of_memory(error) or self.token_budget <= longest:
-                    raise
-            self.token_budget //= 2
-            free_cached_memory()
-            log.warning("out of memory: the critic's step starts again with token_budget=%d", self.token_budget)
+            with self.critic.model.attending():
+                for micro in micro_batches(_parts(groups, weights), token_budget):
+                    self._micro_gradient(micro, groups, weights)
+
+        def longest() -> int:
+            return max(len(g.prompt_ids) + max(len(c.ids) for c in g.completions) for g in groups)
+
+        message = "out of memory: the critic's step starts again with token_budget=%d"
+        _, self.token_budget = retry_smaller(accumulate, self.token_budget, longest, message)
 
     def _micro_gradient(self, parts: list[Part], groups: list[Group], weights: list[list[float]]) -> None:
         model = self.critic.model

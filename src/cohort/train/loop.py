@@ -87,8 +87,9 @@ class Loop:
         started = time.perf_counter()
         progress = self.progress
         index, use = divmod(progress.step, self.updates_per_batch)
+        activations = None
         if progress.batch is None:
-            progress.batch, progress.batch_metrics = self.source.batch(index, self.state)
+            progress.batch, progress.batch_metrics, activations = self.source.batch(index, self.state)
             progress.num_tokens += sum(group.tokens for group in progress.batch)
             self.recorder.completions(progress.step + 1, progress.batch, self.log_completions)
         groups = self._chunk(progress.batch, use % self.chunks)
@@ -97,7 +98,7 @@ class Loop:
         rate = of_highest * self.config.learning_rate
         before_update = time.perf_counter()
         with record_function("update"):
-            update = self.updater.step(groups, generation_tokens, rate)
+            update = self.updater.step(groups, generation_tokens, rate, activations)
             for companion in self.companions:
                 update |= companion.step(groups, generation_tokens, of_highest)
         ended = time.perf_counter()

@@ -14,8 +14,8 @@ from cohort.config import TrainingConfig
 from cohort.formulas.aggregation import Denominators
 from cohort.methods.coefficients import Terms, Tokens
 from cohort.methods.table import Method
-from cohort.policy.fast.reuse import Decoded
-from cohort.policy.memory import free_cached_memory, is_out_of_memory
+from cohort.policy.fast.activations import ActivationStore
+from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer
@@ -66,30 +66,42 @@ class Updater:
         self.optimizer = make_optimizer(policy.parameters, config)
         self.token_budget = config.token_budget
 
-    def step(self, groups: list[Group], generation_tokens: float, learning_rate: float) -> dict[str, float]:
+    def step(
+        self,
+        groups: list[Group],
+        generation_tokens: float,
+        learning_rate: float,
+        activations: ActivationStore | None = None,
+    ) -> dict[str, float]:
         """Update the policy once. `generation_tokens`: active tokens of the sampled batch, by the number of steps
         that share it. Records `old_logprobs` in groups that the current policy sampled."""
-        metrics = self.gradient(groups, generation_tokens)
+        metrics = self.gradient(groups, generation_tokens, activations)
         metrics["grad_norm"] = descend(self.optimizer, self.policy.parameters, learning_rate, self.config)
         self.policy.version += 1
         return metrics
 
-    def gradient(self, groups: list[Group], generation_tokens: float) -> dict[str, float]:
-        """Leave the gradient of -J in the parameters' `.grad`; halve the token budget when memory runs out."""
-        while True:
+    def gradient(
+        self, groups: list[Group], generation_tokens: float, activations: ActivationStore | None = None
+    ) -> dict[str, float]:
+        """Leave the gradient of -J in the parameters' `.grad`; halve the token budget when memory runs out.
+
+        `activations`: of sampling these groups by the current weights; may be used once."""
+        first_try = [activations]
+
+        def accumulate(token_budget: int) -> dict[str, float]:
             self.optimizer.zero_grad(set_to_none=True)
             if self.shared_critic is not None:
                 self.shared_critic.zero_grad()
-            try:
-                with self.policy.attending():
-                    return _Pass(self, groups, generation_tokens).run()
-            except RuntimeError as error:
-                longest = max(self._smallest(group) for group in groups)
-                if not is_out_of_memory(error) or self.token_budget <= longest:
-                    raise
-            self.token_budget //= 2
-            free_cached_memory()
-            log.warning("out of memory: this step starts again with token_budget=%d", self.token_budget)
+            store = first_try.pop() if first_try else None
+            with self.policy.attending():
+                return _Pass(self, groups, generation_tokens, token_budget, store).run()
+
+        def smallest() -> int:
+            return max(self._smallest(group) for group in groups)
+
+        message = "out of memory: this step starts again with token_budget=%d"
+        metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, smallest, message)
+        return metrics
 
     def _smallest(self, group: Group) -> int:
         """Tokens of the smallest micro-batch that the group can be cut to."""
@@ -102,10 +114,16 @@ class Updater:
 class _Pass:
     """One accumulation of the step's gradient over micro-batches."""
 
-    def __init__(self, updater: Updater, groups: list[Group], generation_tokens: float):
+    def __init__(
+        self,
+        updater: Updater,
+        groups: list[Group],
+        generation_tokens: float,
+        token_budget: int,
+        activations: ActivationStore | None,
+    ):
         self.policy, self.method, self.config = updater.policy, updater.method, updater.config
-        self.token_budget = updater.token_budget
-        self.groups = groups
+        self.token_budget, self.groups, self.activations = token_budget, groups, activations
         self.temperature = self.config.training_temperature
         self.unit = self.method.sees(self.config)
         self.weights = token_weights(groups, generation_tokens, self.method, self.config)
@@ -135,10 +153,9 @@ class _Pass:
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
         recorded: dict[tuple[int, int], Tensor] = {}
-        decoded, self.policy.decoded = self.policy.decoded, None
         micros = list(micro_batches(parts, self.token_budget, whole=self.unit == "group"))
         for micro in micros:
-            known = self._known(decoded, micro) if decoded is not None and len(micros) == 1 else None
+            known = self._known(micro) if len(micros) == 1 else None
             recorded.update(self._backward(micro, known))
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
@@ -169,11 +186,13 @@ class _Pass:
         ]
         return Part(g, group.prompt_ids, rows, [group.completions[r].ids for r in rows])
 
-    def _known(self, decoded: Decoded, parts: list[Part]) -> Pack | None:
-        """The micro-batch as its sampling left it, where the policy has not moved since."""
+    def _known(self, parts: list[Part]) -> Pack | None:
+        """The micro-batch with the activations of its sampling, where they were kept and the policy is unchanged."""
+        if self.activations is None:
+            return None
         completions = [self.groups[part.group].completions[r] for part in parts for r in part.rows]
         moved = any(completion.version != self.policy.version for completion in completions)
-        return None if moved else decoded.pack(parts, completions)
+        return None if moved else self.activations.pack(parts, completions)
 
     def _backward(self, parts: list[Part], pack: Pack | None = None) -> dict[tuple[int, int], Tensor]:
         """Forward, where `pack` does not know it, closed-form head, backward. Returns the log-probabilities by (group,

@@ -104,7 +104,7 @@ class Trainer:
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         gold = None if self.iterations is None else self.iterations.gold
-        shared = next((critic for critic in critics if not critic.critic.own_trunk), None)
+        shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.loop = Loop(
             self.policy,
             Updater(self.policy, self.method, config, shared),

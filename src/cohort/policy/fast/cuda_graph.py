@@ -1,7 +1,6 @@
-"""A fused decoder's step as a CUDA graph: recorded once while rows and room stay, then started as one operation.
+"""A fused decoder's step as a CUDA graph: recorded once, replayed as one launch until rows or capacity change.
 
-Eagerly a step is some twenty kernels a layer, each of which the processor starts by itself; for one token they take
-less time than their starting.
+Without a graph a step launches some twenty kernels a layer, and for one token launching takes longer than computing.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import logging
 import torch
 from torch import Tensor
 
+from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.fast.decoder import FusedDecoder
 from cohort.policy.memory import is_out_of_memory
 from cohort.policy.packed.cache import DecodeCache
@@ -18,31 +18,33 @@ from cohort.policy.packed.cache import DecodeCache
 log = logging.getLogger("cohort")
 
 TOLERANCE = 1e-2
-"""Of the largest hidden value: what a recorded step may differ from the eager one in bfloat16."""
+"""Largest difference between a replayed and an eager step in bfloat16, as a share of the largest hidden value."""
 
 
 class GraphDecoder:
-    """`GraphDecoder(fused)` takes a fused decoder's place for a cache that is `fixed`. The first step after a change of
-    the cache is eager, the second records. The first recording of a process is checked against the eager step: a step
-    may be repeated, it writes the same keys to the same places. Where recording fails, the run goes on eagerly, and
-    says so."""
+    """`GraphDecoder(fused)` replaces a fused decoder where the cache is `fixed`. The first step after a change of the
+    cache runs eagerly, the second is recorded. The first recording of a process is compared with the eager step, which
+    may run twice since it writes the same keys to the same places. Where recording fails, decoding goes on eagerly with
+    a warning."""
 
+    uses_model_code = False
     works: bool | None = None
-    """In this process; None before the first recording."""
+    """Whether recording works in this process; None before the first one."""
 
     def __init__(self, fused: FusedDecoder):
         self.fused = fused
         self.graph: torch.cuda.CUDAGraph | None = None
-        """The last recording. It stays until the next is made: with no graph left their pool of memory is gone."""
+        """The last recording, kept until the next one: the memory pool is freed with its last graph."""
         self.change = object()
-        """Of the cache, when it was last seen."""
+        """The cache's `change` at the last call."""
         self.recorded = object()
-        """The change of the cache that the graph is of."""
+        """The cache's `change` when the graph was recorded."""
         self.pool = torch.cuda.graph_pool_handle()
         self.tokens_N = self.hidden_ND = torch.zeros(0)
 
-    def __call__(self, tokens_N: Tensor, cache: DecodeCache) -> Tensor:
-        """The final hidden states [N, Dm], valid until the next call."""
+    def __call__(self, tokens_N: Tensor, cache: DecodeCache, store: ActivationStore | None = None) -> Tensor:
+        """The final hidden states [N, Dm], valid until the next call. Activations are kept on a CPU only."""
+        assert store is None
         if cache.change is not self.change:
             self.change = cache.change
             return self.fused(tokens_N, cache)
@@ -62,20 +64,20 @@ class GraphDecoder:
             with torch.cuda.graph(graph, pool=self.pool):
                 self.hidden_ND = self.fused(self.tokens_N, cache)
             reason = "" if GraphDecoder.works else self._difference(graph, tokens_N, cache)
-        except RuntimeError as error:  # what the driver raises for what cannot be recorded
+        except RuntimeError as error:  # raised by the driver for operations that cannot be recorded
             if is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         if reason:
             GraphDecoder.works = False
-            cache.forget()  # masks that were only recorded hold nothing
+            cache.forget()  # masks that were recorded but not run hold no values
             log.warning("decoding goes on without CUDA graphs: %s", reason)
             return False
         self.graph, self.recorded, GraphDecoder.works = graph, self.change, True
         return True
 
     def _difference(self, graph: torch.cuda.CUDAGraph, tokens_N: Tensor, cache: DecodeCache) -> str:
-        """What is wrong with a replayed step; empty where it equals the eager one."""
+        """How a replayed step differs from the eager one; empty where they agree."""
         graph.replay()
         cache.forget()
         expected = self.fused(tokens_N, cache)

@@ -1,4 +1,4 @@
-"""A linear layer as it computes now, plain or with LoRA, for code that multiplies by itself."""
+"""A linear layer's weights as they are now, plain or with LoRA, for code that computes the products itself."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 
-class Matrix(NamedTuple):
-    """`Matrix.of(module)`: rows @ (weight + up @ down).T + bias, the two products apart: a bfloat16 weight has no
-    digits for a small adapter."""
+class LinearWeights(NamedTuple):
+    """`LinearWeights.of(module)`: x @ (weight + up @ down).T + bias. The adapter's product is computed apart, since a
+    bfloat16 weight would round a small adapter away."""
 
     weight: Tensor
     bias: Tensor | None = None
     down: Tensor | None = None
-    """[rank, in] of the adapter that is on (LoRA, arXiv 2106.09685)."""
+    """[rank, in], A of the active adapter (LoRA, arXiv 2106.09685)."""
     up: Tensor | None = None
-    """[out, rank]."""
+    """[out, rank], B of the adapter times its scale."""
 
     @classmethod
-    def of(cls, module: Any) -> Matrix:
-        """As the module stands: its own parameters, the adapter's scale inside `up`."""
+    def of(cls, module: Any) -> LinearWeights:
+        """The module's own parameters, with those of its adapter where one is active."""
         base = getattr(module, "base_layer", module)
         if base is module or module.disable_adapters:
             return cls(base.weight, base.bias)
@@ -31,38 +31,43 @@ class Matrix(NamedTuple):
             base.weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight * module.scaling[name]
         )
 
-    def ready(self, dtype: torch.dtype, order: Tensor | None = None) -> Matrix:
-        """For products in a type, each head's numbers of the result in `order`."""
+    def converted(self, dtype: torch.dtype, order: Tensor | None = None) -> LinearWeights:
+        """The weights in `dtype`, with the output features of each head in `order`."""
         weight, bias, down, up = (x if x is None else x.to(dtype) for x in self)
-        return Matrix(ordered(weight, order), ordered(bias, order), down, ordered(up, order))
+        return LinearWeights(reorder_heads(weight, order), reorder_heads(bias, order), down, reorder_heads(up, order))
 
-    def product(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
-        found = nn.functional.linear(rows, self.weight, self.bias)
-        return found if self.up is None else found.addmm_(rows @ self.down.t(), self.up.t())
+        result = nn.functional.linear(rows, self.weight, self.bias)
+        if self.up is None or self.down is None:
+            return result
+        return result.addmm_(rows @ self.down.t(), self.up.t())
 
-    def back(self, columns: Tensor, into: Tensor | None = None) -> Tensor:
-        """From the gradient of the result to that of what entered, [T, in], added to `into` where there is one."""
-        found = columns @ self.weight if into is None else into.addmm_(columns, self.weight)
-        return found if self.up is None else found.addmm_(columns @ self.up, self.down)
+    def input_gradient(self, grad: Tensor, total: Tensor | None = None) -> Tensor:
+        """The gradient for the input, [T, in], of the output's gradient [T, out]; added to `total` if there is one."""
+        result = grad @ self.weight if total is None else total.addmm_(grad, self.weight)
+        if self.up is None or self.down is None:
+            return result
+        return result.addmm_(grad @ self.up, self.down)
 
-    def gradients(
-        self, columns: Tensor, rows: Callable[[], Tensor], wanted: Sequence[bool], order: Tensor | None = None
+    def weight_gradients(
+        self, grad: Tensor, rows: Callable[[], Tensor], wanted: Sequence[bool], order: Tensor | None = None
     ) -> list[Tensor | None]:
-        """Of weight, bias, down and up, as far as they are `wanted`, from the gradient of the result and what entered;
-        `order` puts a head's numbers back."""
+        """Gradients for weight, bias, down and up where `wanted`, from the output's gradient [T, out] and the input
+        [T, in], which `rows` computes. `order`: brings each head's features back to the module's order."""
         of_weight, of_bias, of_down, of_up = wanted
-        entered = rows() if of_weight or of_down or of_up else None
+        entered = rows() if of_weight or of_down or of_up else grad
         return [
-            ordered(columns.t() @ entered, order) if of_weight else None,
-            ordered(columns.sum(0), order) if of_bias else None,
-            (columns @ self.up).t() @ entered if of_down else None,
-            ordered(columns.t() @ (entered @ self.down.t()), order) if of_up else None,
+            reorder_heads(grad.t() @ entered, order) if of_weight else None,
+            reorder_heads(grad.sum(0), order) if of_bias else None,
+            (grad @ self.up).t() @ entered if of_down and self.up is not None else None,
+            reorder_heads(grad.t() @ (entered @ self.down.t()), order) if of_up and self.down is not None else None,
         ]
 
 
-def is_known(module: Any) -> bool:
-    """A plain matrix, or one with one adapter of LoRA's own form: no dropout, no bias, no variant such as DoRA."""
+def is_supported(module: Any) -> bool:
+    """Whether the module is a plain linear layer, or has one plain LoRA adapter: no dropout, no bias in the adapter, no
+    variant such as DoRA."""
     if type(module) is nn.Linear:
         return True
     if not hasattr(module, "lora_A"):
@@ -77,6 +82,6 @@ def is_known(module: Any) -> bool:
     return not (module.merged or module.fan_in_fan_out or getattr(module.lora_dropout[name], "p", 0.0))
 
 
-def ordered(values: Any, order: Tensor | None) -> Any:
-    """[heads * D, ...] with each head's numbers in that order; None stays None."""
+def reorder_heads(values: Any, order: Tensor | None) -> Any:
+    """[heads * D, ...] with the D features of each head in `order`; None stays None."""
     return values if values is None or order is None else values.unflatten(0, (-1, len(order)))[:, order].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Matrix products on the CPU: the faster of two libraries, and weights times a few rows, as decoding makes them."""
+"""Matrix products on the CPU: the faster of two libraries, and the products of a few rows in decoding."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ FEW = range(12, 49)
 """Rows for which `weight @ rows.T` is faster than `rows @ weight.T`: 1.3 to 2.5 times from 16 to 32 rows, in float32 on
 two cores with MKL; below and above it is slower, and so it is with oneDNN."""
 SMALL = 2**20
-"""Bytes of a float32 weight up to which MKL multiplies by its transpose faster than oneDNN by its own order, a call of
-which takes 40 microseconds: 1 to 8 times for 8 to 128 rows, most where both are few."""
+"""Bytes of a float32 weight up to which MKL, with the weight transposed, is faster than oneDNN with its own memory
+order, whose call takes 40 microseconds: 1 to 8 times for 8 to 128 rows, most for few rows and small weights."""
 FLOAT32_ERROR = 2e-6
-"""Of a float32 product against float64: 2e-7 to 6e-7 was seen; bfloat16 inside shows 3e-3."""
+"""Largest relative error of a float32 product against float64. Measured: 2e-7 to 6e-7, and 3e-3 where the library
+computes in bfloat16."""
 
 
 @contextmanager
 def fast_float32(device: torch.device) -> Iterator[None]:
-    """Inside, float32 products on the CPU go to oneDNN where that is faster and still float32: MKL takes slow code on
-    AMD's processors (223 GFLOP/s on two cores where oneDNN reaches 480). oneDNN is asked for by allowing bfloat16
-    inside products, of which it makes use only on some processors: those are told by their error."""
+    """Within the context, float32 products on the CPU use oneDNN where it is faster and still computes in float32. On
+    AMD's processors MKL reaches 223 GFLOP/s on two cores, oneDNN 480. PyTorch selects oneDNN when products may use
+    bfloat16, which oneDNN does on some processors only; these are detected by their error."""
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
     if device.type != "cpu" or before not in ("none", "ieee") or not onednn_is_better():
@@ -42,12 +43,12 @@ def fast_float32(device: torch.device) -> Iterator[None]:
 
 @cache
 def onednn_is_better() -> bool:
-    """Whether float32 products go to oneDNN on this processor."""
+    """Whether float32 products should use oneDNN on this processor."""
     cpus = Path("/proc/cpuinfo")
     if not (torch.backends.mkldnn.is_available() and cpus.is_file() and "AuthenticAMD" in cpus.read_text()):
         return False
     matmul = torch.backends.mkldnn.matmul
-    with _disable_current_modes():  # whoever asks, tensors without storage included
+    with _disable_current_modes():  # also under modes whose tensors have no storage
         random = torch.Generator().manual_seed(0)
         a, b = (torch.randn(256, 256, generator=random) for _ in range(2))
         exact = a.double() @ b.double()
@@ -60,64 +61,65 @@ def onednn_is_better() -> bool:
 
 
 class Product(Protocol):
-    """A linear layer's result for rows [N, in], `plus` [N, out] added to it, in `out` where there is one."""
+    """A linear layer: rows [N, in] to [N, out], plus `plus` [N, out] if given, written to `out` if given."""
 
     def __call__(self, rows: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor: ...
 
 
-def laid_out(weight: Tensor, bias: Tensor | None) -> Product:
-    """A linear layer for many calls, of [N, in] each, while its weight stays. No gradients. On the CPU the weight is
-    copied once to the order in which it is read, instead of at every call: half of the time of a few rows' product."""
-    known = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    if known and weight.dtype is torch.float32 and weight.nbytes <= SMALL and not onednn_is_better():
+def prepared(weight: Tensor, bias: Tensor | None) -> Product:
+    """A linear layer for many calls with an unchanged weight, without gradients. On the CPU the weight is copied once
+    to the memory order that the product reads, instead of at every call: half of the time for a few rows."""
+    supported = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    if supported and weight.dtype is torch.float32 and weight.nbytes <= SMALL and not onednn_is_better():
         return _by_transpose(weight.detach().t().contiguous(), bias)
-    if known and _lays_out(weight.dtype):
-        if isinstance(weight, FakeTensor):  # without numbers, for what the copy takes
-            return _placed(partial(from_the_weight, weight=weight.clone(), bias=bias))
+    if supported and _can_reorder(weight.dtype):
+        if isinstance(weight, FakeTensor):  # no values: only the size of the copy matters
+            return _allocating(partial(from_the_weight, weight=weight.clone(), bias=bias))
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW.stop)
-        return _placed(lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
-    return _placed(partial(from_the_weight, weight=weight, bias=bias))
+        return _allocating(lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], ""))
+    return _allocating(partial(from_the_weight, weight=weight, bias=bias))
 
 
-def _placed(product: Callable[[Tensor], Tensor]) -> Product:
-    """One that leaves its result where it likes."""
+def _allocating(product: Callable[[Tensor], Tensor]) -> Product:
+    """A Product of a function that allocates its own result."""
 
     def call(rows: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        found = product(rows)
+        result = product(rows)
         if plus is not None:
-            return torch.add(plus, found, out=out)
-        return found if out is None else out.copy_(found)
+            return torch.add(plus, result, out=out)
+        return result if out is None else out.copy_(result)
 
     return call
 
 
-def _by_transpose(turned: Tensor, bias: Tensor | None) -> Product:
-    """By MKL, which adds to a product as it makes it and writes where it is asked to."""
+def _by_transpose(transposed: Tensor, bias: Tensor | None) -> Product:
+    """A Product by MKL, which adds and writes to a given tensor in the same call."""
 
     def call(rows: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         start = bias if plus is None else plus
-        found = torch.mm(rows, turned, out=out) if start is None else torch.addmm(start, rows, turned, out=out)
-        return found if plus is None or bias is None else found.add_(bias)
+        result = torch.mm(rows, transposed, out=out) if start is None else torch.addmm(start, rows, transposed, out=out)
+        return result if plus is None or bias is None else result.add_(bias)
 
     return call
 
 
 @cache
-def _lays_out(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch can, tried on a product: its compiler's own operations, made for no other use."""
+def _can_reorder(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has the operations of its compiler that reorder weights, tried on a small product."""
     with _disable_current_modes():
         rows, weight, bias = (torch.ones(shape, dtype=dtype) for shape in ((2, 16), (8, 16), (8,)))
         try:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, FEW.stop)
-            found = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+            result = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
         except (AttributeError, NotImplementedError, RuntimeError):
             return False
-        return bool((found == 17).all())
+        return bool((result == 17).all())
 
 
 @contextmanager
 def few_rows(model: nn.Module) -> Iterator[None]:
-    """Inside, linear layers on the CPU multiply a few rows from the weight's side. No gradients."""
+    """Within the context, the model's linear layers on the CPU compute `weight @ rows.T` where that is faster. No
+    gradients."""
     layers = [
         module
         for module in model.modules()
@@ -133,7 +135,7 @@ def few_rows(model: nn.Module) -> Iterator[None]:
 
 
 def from_the_weight(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer's result, computed as weight @ rows.T where that is faster."""
+    """A linear layer's result, computed as weight @ rows.T for a few float32 rows on the CPU."""
     count = rows.numel() // rows.shape[-1]
     few = count in FEW and rows.device.type == "cpu" and rows.dtype is weight.dtype is torch.float32
     if not few or torch.is_autocast_enabled("cpu") or torch.backends.mkldnn.matmul.fp32_precision == "bf16":

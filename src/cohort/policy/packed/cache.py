@@ -1,4 +1,4 @@
-"""The key/value cache of grouped decoding: a prompt's keys once per group, each row's own keys beside them."""
+"""The key/value cache of decoding: each prompt's keys once for its group, and each row's own keys."""
 
 from __future__ import annotations
 
@@ -6,55 +6,55 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cohort.policy.packed.heads import HeadOptions
-from cohort.policy.packed.layout import GroupLayout, _bias
+from cohort.policy.packed.layout import CapturingLayout
+from cohort.policy.packed.options import AttentionOptions, additive_mask
 
 GROWTH = 32
-"""Room for own keys grows by this many tokens, or by a quarter where that is more."""
+"""Tokens by which the capacity for own keys grows, or a quarter of it where that is more."""
 
 
 class DecodeCache:
-    """N rows being decoded, each belonging to one of P prompts.
+    """The keys and values of N rows being decoded, each of which continues one of P prompts.
 
-    A step: `advance()`, then a forward pass with the cache as the layout (one token for each row, in row order).
-    `share`: prompts stand once for all their rows, worth it where they are long; else each row has its prompt's keys
-    in front of its own, and the shared part is empty. Completions that begin with the same tokens are one row until
-    they part (`fork`), for which there is room.
+    A decoding step is `advance()`, then a forward pass with the cache as the layout, one token for each row in row
+    order. `share`: a prompt's keys are stored once for all its rows, which pays for long prompts; otherwise each row
+    has a copy in front of its own keys and the shared part is empty. Completions that begin with the same tokens are
+    one row until they differ (`fork`).
 
-    Own keys are read to the end of their room: a part of them would be copied first. `fixed`: they are written without
-    asking the device for anything either, so that from one `change` to the next every step is the same: what a CUDA
-    graph records.
+    Own keys are always read up to the capacity, since a slice of them would be copied. `fixed`: every step between two
+    changes of `change` runs the same operations without waiting for the device, as a CUDA graph needs.
     """
 
     def __init__(self, share: bool, fixed: bool = False) -> None:
         self.share, self.fixed = share, fixed
         self.change = object()
-        """Another one after each change of the rows or of their room."""
+        """A new object after each change of the rows or of the capacity."""
         self.reach = 0
-        """No row's position gets here before the next change."""
+        """An upper bound of the rows' positions until the next change."""
         self.prompt: dict[int, tuple[Tensor, ...]] = {}
         """layer -> shared keys and values [P, Hkv, L, D]."""
         self.own: dict[int, tuple[Tensor, ...]] = {}
-        """layer -> keys and values [N or more, Hkv, capacity, D]; behind the N rows is room for those to come."""
+        """layer -> keys and values [N or more, Hkv, capacity, D]; rows behind the N are free for forks."""
         self.prompt_lengths = torch.zeros(0, dtype=torch.long)
-        """[P], shared tokens: 0 where prompts are copied."""
+        """[P], tokens stored once for all rows: 0 where prompts are copied."""
         self.group = torch.zeros(0, dtype=torch.long)
-        """[N], the row's prompt."""
+        """[N], the prompt of each row."""
         self.lengths = torch.zeros(0, dtype=torch.long)
-        """[N], own tokens written, the one of the current step included after `advance()`."""
+        """[N], own tokens so far, with the current step's after `advance()`."""
         self.positions = torch.zeros(0, dtype=torch.long)
-        """[N], where the token of the current step stands."""
+        """[N], the position of the current step's token."""
 
     def __len__(self) -> int:
         return len(self.group)
 
-    def extend(self, layout: GroupLayout, rows: list[int], more: int = 0) -> None:
-        """Let in the prompts that `layout` captured, `rows[i]` rows for the i-th, with room for `more` to part."""
-        assert layout.captured, "no layer of the model called the grouped attention"
+    def extend(self, prefill: CapturingLayout, rows: list[int], spare_rows: int = 0) -> None:
+        """Add the prompts of a forward pass, `rows[i]` rows for the i-th, and keep `spare_rows` free for forks."""
+        assert prefill.keys_values, "no layer of the model called the grouped attention"
+        layout = prefill.layout
         device = layout.grid.device
         group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
         lengths, before = layout.prompt_lengths, len(self)
-        for layer, both in layout.captured.items():
+        for layer, both in prefill.keys_values.items():
             if self.share:
                 prompt = both
                 own = tuple(x.new_zeros(len(group), x.shape[1], GROWTH, x.shape[3]) for x in both)
@@ -62,12 +62,12 @@ class DecodeCache:
                 room = -both[0].shape[2] % GROWTH
                 prompt = tuple(x[:, :, :0] for x in both)
                 own = tuple(pad(x, (0, 0, 0, room))[group] for x in both)
-            spare = more
+            spare = spare_rows
             if before:
                 prompt = tuple(map(_stack, self.prompt[layer], prompt))
                 spare += len(self.own[layer][0]) - before
                 own = tuple(_stack(x[:before], new) for x, new in zip(self.own[layer], own, strict=True))
-            self.prompt[layer], self.own[layer] = _read_often(*prompt), tuple(_with_room(x, spare) for x in own)
+            self.prompt[layer], self.own[layer] = _for_products(*prompt), tuple(_with_spare_rows(x, spare) for x in own)
         shared, written = (lengths, lengths.new_zeros(len(group))) if self.share else (0 * lengths, lengths[group])
         if before:
             shared = torch.cat([self.prompt_lengths, shared])
@@ -77,7 +77,7 @@ class DecodeCache:
         self._settle()
 
     def fork(self, rows: Tensor) -> None:
-        """One more row behind the others for each of `rows`, the same as it until now."""
+        """Append a copy of each of `rows`."""
         N = len(self)
         for own in self.own.values():
             for x in own:
@@ -85,54 +85,54 @@ class DecodeCache:
         self.group, self.lengths = (torch.cat([x, x[rows]]) for x in (self.group, self.lengths))
         self._settle()
 
-    def keep(self, rows: Tensor, more: int = 0) -> None:
-        """Drop every row but `rows` (ascending, at least one) and the prompts that no row needs any more; keep room
-        for `more` to part."""
+    def keep(self, rows: Tensor, spare_rows: int = 0) -> None:
+        """Drop every row but `rows` (ascending, at least one), and prompts without rows; keep `spare_rows` free for
+        forks."""
         groups, group = torch.unique(self.group[rows], return_inverse=True)
         used, longest = int(self.lengths[rows].max()), int(self.prompt_lengths[groups].max())
-        room = min(self._room, -(-(used + 1) // GROWTH) * GROWTH)
+        capacity = min(self._capacity, -(-(used + 1) // GROWTH) * GROWTH)
         for layer, own in self.own.items():
             if len(groups) < len(self.prompt_lengths):
-                self.prompt[layer] = _read_often(*(x[groups, :, :longest] for x in self.prompt[layer]))
-            self.own[layer] = tuple(_with_room(x[rows, :, :room], more) for x in own)
+                self.prompt[layer] = _for_products(*(x[groups, :, :longest] for x in self.prompt[layer]))
+            self.own[layer] = tuple(_with_spare_rows(x[rows, :, :capacity], spare_rows) for x in own)
         self.prompt_lengths, self.group, self.lengths = self.prompt_lengths[groups], group, self.lengths[rows]
         self._settle()
 
     def advance(self) -> None:
-        """Make room for one more token in every row."""
+        """Begin a step: one more token in every row. Grows the capacity where it is used up."""
         self.lengths += 1
         self.positions += 1
         self._used += 1
-        if self._used > self._room:
+        if self._used > self._capacity:
             more = max(GROWTH, self._used // 4)
             for layer, own in self.own.items():
                 self.own[layer] = tuple(pad(x, (0, 0, 0, more)) for x in own)
-            self._moved()
+            self._note_change()
         self.forget()
 
     def forget(self) -> None:
-        """Lay out this step's masks anew."""
-        self._biases: dict[tuple[int | None, torch.dtype], Tensor] = {}
+        """Drop the masks: they are computed again for this step."""
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     @property
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         return next(iter(self.own.values()))[1].shape[2]
 
-    def _moved(self) -> None:
+    def _note_change(self) -> None:
         self.change = object()
-        self.reach = self._longest + self._room
+        self.reach = self._longest + self._capacity
 
     def _settle(self) -> None:
-        """What stays the same while the rows do."""
+        """Compute what depends on the rows and not on the step."""
         self._used, self._longest = int(self.lengths.max()), int(self.prompt_lengths.max())
         self._rows = torch.arange(len(self), device=self.group.device)
         self.positions = self.prompt_lengths[self.group] + self.lengths - 1
         self._even = bool((self.lengths == self._used).all())
         shared = next(iter(self.prompt.values()))[1].shape[2]
         self._full = self._even and bool((self.prompt_lengths == shared).all())
-        self._moved()
+        self._note_change()
         if self.share:
-            # Rows on a grid [P, R], so that a prompt's keys meet all its rows in one product.
+            # A grid [P, R] of rows, so that one product multiplies a prompt's keys with all its rows.
             P, counts = len(self.prompt_lengths), torch.bincount(self.group, minlength=len(self.prompt_lengths))
             R = int(counts.max())
             starts = counts.cumsum(0) - counts
@@ -144,41 +144,41 @@ class DecodeCache:
             self._grid = torch.zeros(P * R, dtype=torch.long, device=slot.device)
             self._grid[slot] = self._rows
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, out: Tensor | None = None) -> Tensor:
-        """q [N, H, D], k and v [N, Hkv, D] of a token of each row to [N, H, D], in `out` where there is one."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, out: Tensor | None = None) -> Tensor:
+        """q [N, H, D], k and v [N, Hkv, D] of one token of each row to [N, H, D], written to `out` if given."""
         (N, H, D), K, Dv = q.shape, k.shape[1], v.shape[-1]
         rep = H // K
-        keys, values = (x[:N] for x in self.own[head.layer])
-        for kept, new in ((keys, k), (values, v)):
+        keys, values = (x[:N] for x in self.own[options.layer])
+        for stored, new in ((keys, k), (values, v)):
             if self._even and not self.fixed:
-                kept.select(2, self._used - 1).copy_(new)
+                stored.select(2, self._used - 1).copy_(new)
             else:
-                kept[self._rows, :, self.lengths - 1] = new.to(kept.dtype)
-        q = (q if head.scaling == 1.0 else q * head.scaling).reshape(N, K, rep, D)
+                stored[self._rows, :, self.lengths - 1] = new.to(stored.dtype)
+        q = (q if options.scaling == 1.0 else q * options.scaling).reshape(N, K, rep, D)
         scores = q @ keys.transpose(2, 3)
-        L = self.prompt[head.layer][0].shape[2]
+        L = self.prompt[options.layer][0].shape[2]
         if self.share:
-            scores = torch.cat([self._prompt_scores(q, head.layer), scores], -1)
-        scores, bias = head.cap(scores), self._bias_for(head.window, q.dtype, L)
-        if bias is not None:
-            scores = scores + bias
-        elif self._used < self._room:
-            scores.narrow(-1, L + self._used, self._room - self._used).fill_(torch.finfo(scores.dtype).min)
-        weights = head.softmax(scores, (1, K, rep))
-        found = torch.matmul(weights[..., L:], values, out=None if out is None else out.view(N, K, rep, Dv))
+            scores = torch.cat([self._prompt_scores(q, options.layer), scores], -1)
+        scores, mask = options.cap(scores), self._mask_for(options.window, q.dtype, L)
+        if mask is not None:
+            scores = scores + mask
+        elif self._used < self._capacity:
+            scores.narrow(-1, L + self._used, self._capacity - self._used).fill_(torch.finfo(scores.dtype).min)
+        weights = options.softmax(scores, (1, K, rep))
+        result = torch.matmul(weights[..., L:], values, out=None if out is None else out.view(N, K, rep, Dv))
         if self.share:
-            found += self._prompt_values(weights[..., :L], head.layer)
-        return found.view(N, H, Dv)
+            result += self._prompt_values(weights[..., :L], options.layer)
+        return result.view(N, H, Dv)
 
     def _prompt_scores(self, q: Tensor, layer: int) -> Tensor:
-        """Queries [N, K, rep, D] against their prompts' keys, [N, K, rep, L]."""
+        """Scores of queries [N, K, rep, D] with their prompts' keys, [N, K, rep, L]."""
         (_, K, rep, D), (P, R) = q.shape, self._shape
         keys = self.prompt[layer][0].transpose(2, 3)
         grid = self._to_grid(q).view(P, R, K, rep, D).transpose(1, 2).reshape(P, K, R * rep, D)
         return self._to_rows((grid @ keys).view(P, K, R, rep, -1).transpose(1, 2).reshape(P * R, K, rep, -1))
 
     def _prompt_values(self, weights: Tensor, layer: int) -> Tensor:
-        """Weights [N, K, rep, L] on their prompts' values, [N, K, rep, D]."""
+        """The prompts' values weighted by [N, K, rep, L], [N, K, rep, D]."""
         (_, K, rep, L), (P, R) = weights.shape, self._shape
         values = self.prompt[layer][1]
         grid = self._to_grid(weights).view(P, R, K, rep, L).transpose(1, 2).reshape(P, K, R * rep, L)
@@ -190,40 +190,41 @@ class DecodeCache:
     def _to_rows(self, grid: Tensor) -> Tensor:
         return grid if self._slot is None else grid[self._slot]
 
-    def _bias_for(self, window: int | None, dtype: torch.dtype, L: int) -> Tensor | None:
-        """Additive mask [N, 1, 1, L + own] over prompt keys, then own keys; None where every row sees them all."""
+    def _mask_for(self, window: int | None, dtype: torch.dtype, L: int) -> Tensor | None:
+        """Additive mask [N, 1, 1, L + own] over prompt keys and own keys; None where every row attends to all of
+        them."""
         if window is None and self._full and not self.fixed:
             return None
-        if (window, dtype) not in self._biases:
+        if (window, dtype) not in self._masks:
             device = self.group.device
             prompt_lengths = self.prompt_lengths[self.group].unsqueeze(1)
             lengths = self.lengths.unsqueeze(1)
-            prompt, own = torch.arange(L, device=device), torch.arange(self._room, device=device)
+            prompt, own = torch.arange(L, device=device), torch.arange(self._capacity, device=device)
             seen_prompt, seen_own = prompt < prompt_lengths, own < lengths
             if window is not None:
                 seen_prompt = seen_prompt & (prompt_lengths + lengths - 1 - prompt < window)
                 seen_own = seen_own & (lengths - 1 - own < window)
             seen = torch.cat([seen_prompt, seen_own], 1)
-            self._biases[window, dtype] = _bias(seen, dtype).view(len(self), 1, 1, -1)
-        return self._biases[window, dtype]
+            self._masks[window, dtype] = additive_mask(seen, dtype).view(len(self), 1, 1, -1)
+        return self._masks[window, dtype]
 
 
-def _read_often(keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-    """The same, in the order in memory in which products with them read fastest. (Own keys are written in the order in
-    which they come: a token's, spread over memory, cost more than their product gained.)"""
+def _for_products(keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+    """The same in the memory order that products read fastest. Own keys stay in the order in which they are written:
+    scattering each new token costs more than the products gain."""
     return keys.transpose(2, 3).contiguous().transpose(2, 3), values.contiguous()
 
 
 def _stack(old: Tensor, new: Tensor) -> Tensor:
-    """[*, Hkv, L, D] below one another, the shorter padded."""
+    """Concatenate two [*, Hkv, L, D], the shorter padded."""
     longest = max(old.shape[2], new.shape[2])
     return torch.cat([pad(x, (0, 0, 0, longest - x.shape[2])) for x in (old, new)])
 
 
-def _with_room(rows: Tensor, more: int) -> Tensor:
-    """The same rows at the beginning of memory for as many more."""
-    if not more:
+def _with_spare_rows(rows: Tensor, spare: int) -> Tensor:
+    """The rows, followed by `spare` uninitialised ones."""
+    if not spare:
         return rows
-    found = rows.new_empty(len(rows) + more, *rows.shape[1:])
-    found[: len(rows)] = rows
-    return found
+    result = rows.new_empty(len(rows) + spare, *rows.shape[1:])
+    result[: len(rows)] = rows
+    return result

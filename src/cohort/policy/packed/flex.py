@@ -1,30 +1,28 @@
-"""The attention of packed groups by FlexAttention (arXiv 2412.05496), on CUDA: one compiled kernel over the stream,
-which skips the blocks that nobody sees and keeps no scores."""
+"""The attention of packed groups by FlexAttention (arXiv 2412.05496) on CUDA: one compiled kernel over the stream,
+which skips blocks that are masked whole and keeps no scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-if TYPE_CHECKING:
-    from cohort.policy.packed.heads import HeadOptions
-
+from cohort.policy.packed.options import AttentionOptions
 
 BLOCK, ROWS = 128, 1024
-"""Tokens of a block, and of the rows whose pairs are made at a time."""
+"""Tokens of a block, and query rows whose mask is computed at a time."""
 COMPILED = 128
-"""Kernels of a process: with and without gradients, of each window and shape of heads. PyTorch's own limit is 8, behind
-which it makes all scores, or fails."""
+"""The most kernels compiled in a process: with and without gradients, for each window and shape of heads. PyTorch's
+default is 8; beyond it the call computes all scores, or fails."""
 
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    """Compiled once for all lengths, at the first call."""
+    """flex_attention, compiled at its first call for all lengths."""
     compiled, dynamo = torch.compile(flex_attention, dynamic=True), torch._dynamo.config
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
 
@@ -36,15 +34,15 @@ def _compiled() -> Callable[..., Any]:
 
 
 def _blocks(seen: Callable[[Any, Any, Tensor, Tensor], Tensor], T: int, device: torch.device) -> BlockMask:
-    """Which blocks of the [T, T] pairs are seen whole, and which in part; some rows at a time. (PyTorch's
-    `create_block_mask` makes all pairs at once, or is compiled for each kind of stream.)"""
+    """Which blocks of the [T, T] mask are visible in full and which in part, ROWS query rows at a time. (PyTorch's
+    `create_block_mask` computes the whole mask at once, or is compiled for each kind of stream.)"""
     count = -(-T // BLOCK)
     places = torch.arange(count * BLOCK, device=device)
     inside, places = places < T, places.clamp(max=T - 1)
     pairs = []
     for rows, exist in zip(places.split(ROWS), inside.split(ROWS), strict=True):
-        found = seen(None, None, rows[:, None], places) & exist[:, None] & inside
-        pairs.append(found.view(-1, BLOCK, count, BLOCK).sum((1, 3)))
+        visible = seen(None, None, rows[:, None], places) & exist[:, None] & inside
+        pairs.append(visible.view(-1, BLOCK, count, BLOCK).sum((1, 3)))
     pairs = torch.cat(pairs)
     whole = pairs == BLOCK**2
     parts = (pairs > 0) & ~whole
@@ -56,8 +54,8 @@ def _blocks(seen: Callable[[Any, Any, Tensor, Tensor], Tensor], T: int, device: 
 
 
 class FlexPlan:
-    """Who sees whom in the stream: `group` [T], `segment` [T] (0 for prompts, else a number for each completion),
-    `position` [T]. A token sees those before it of its prompt and of its own completion."""
+    """The masks of a stream. A token attends to the earlier tokens of its prompt and of its own completion. `group`
+    [T], `segment` [T]: 0 for prompts, else a number for each completion; `position` [T]."""
 
     def __init__(self, group: Tensor, segment: Tensor, position: Tensor):
         self.group, self.segment, self.position = group, segment, position
@@ -78,16 +76,16 @@ class FlexPlan:
             self._masks[window] = _blocks(seen if window is None else near, len(group), group.device)
         return self._masks[window]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
         """q [T, H, D], k [T, K, D] and v [T, K, Dv] to [T, H, Dv]."""
-        softcap = head.softcap
+        softcap = options.softcap
 
         def capped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return softcap * torch.tanh(score / softcap)
 
         if (rep := q.shape[1] // k.shape[1]) > 1:
-            # A head of keys for each head of queries: one worker has all queries of a block of keys, in the gradient,
-            # and a prompt's blocks are seen by the whole group.
+            # With one key head for each query head the backward pass spreads a prompt's keys, to which the whole group
+            # attends, over more workers.
             k, v = (x.repeat_interleave(rep, 1) for x in (k, v))
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
         out = self.attention(
@@ -95,7 +93,7 @@ class FlexPlan:
             k,
             v,
             score_mod=None if softcap is None else capped,
-            block_mask=self._mask(head.window),
-            scale=head.scaling,
+            block_mask=self._mask(options.window),
+            scale=options.scaling,
         )
         return out[0].transpose(0, 1)

@@ -1,7 +1,8 @@
-"""Attention over packed groups: a prompt stands once in the stream and all its completions attend to it.
+"""Attention over packed groups: each prompt is in the stream once, and all its completions attend to it.
 
-Registered with transformers' `AttentionInterface`, so every causal model that goes through it gets shared-prefix
-training and decoding without model code of its own. The model passes the layout down as the keyword `grouped`.
+`grouped_attention` is registered with transformers' `AttentionInterface`, so every causal model that goes through that
+interface trains and decodes with shared prompts without model code of ours. The forward call passes the layout to the
+layers as the keyword `grouped`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from cohort.policy.memory import is_out_of_memory
 from cohort.policy.packed import flex, tiles
-from cohort.policy.packed.heads import HeadOptions, Layout, Made
+from cohort.policy.packed.options import AttentionOptions, Layout, additive_mask
 
 log = logging.getLogger("cohort")
 
 NAME = "cohort_grouped"
 FEW_READ = 0.8
-"""Share of the tokens read of the final hidden states from which on choosing them costs what it saves."""
+"""Where at least this share of the final hidden states is read, selecting them costs as much as it saves."""
 
 
 def grouped_attention(
@@ -38,9 +39,10 @@ def grouped_attention(
     grouped: Layout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls in each layer: q [1, H, T, D], k and v [1, Hkv, T, D] after RoPE."""
+    """The function that transformers calls in each layer: q [1, H, T, D], k and v [1, Hkv, T, D] after the rotary
+    embedding."""
     assert grouped is not None, "the grouped attention was called without a layout: use Policy, not model(...)"
-    options = HeadOptions(
+    options = AttentionOptions(
         layer=getattr(module, "layer_idx", None) or 0,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
@@ -56,7 +58,8 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
 class _Rearrange(torch.autograd.Function):
-    """rows -> rows[index]. Its gradient gathers through the inverse: each row has one place, pads have none."""
+    """rows[index]. The gradient is a gather by the inverse permutation, since each row is used once and padding
+    never."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, valid: Tensor | None) -> Tensor:
@@ -72,24 +75,20 @@ class _Rearrange(torch.autograd.Function):
         return grad, None, None, None
 
 
-def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible, the most negative number where not."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
-
-
 class GroupLayout:
-    """The flat stream of P groups: prompt, then its completions, group after group, no padding. A completion's
-    last token, behind which nothing is predicted, is not in it.
+    """The layout of P groups packed without padding: group after group, the prompt and then its completions. A
+    completion's last token predicts nothing and is left out.
 
-    Inside attention the stream is laid out on a grid: prompts [P, L], completions [P, R, C], L the longest prompt,
-    R the largest group, C the longest completion. Completions see their own prompt and themselves, causally.
+    A completion attends to its prompt and, causally, to itself. Where attention computes whole score matrices, the
+    stream is put on a grid: prompts [P, L], completions [P, R, C], with L the longest prompt, R the largest group and C
+    the longest completion.
     """
 
     def __init__(self, prompt_lengths: list[int], completion_lengths: list[list[int]], device: torch.device):
         P, L = len(prompt_lengths), max(prompt_lengths)
         R = max(len(lengths) for lengths in completion_lengths)
         C = max((n - 1 for lengths in completion_lengths for n in lengths if n), default=0)
-        # Segments of the stream: where each starts on the grid, its length, its first position, its group.
+        # A segment is a prompt or a completion: its start on the grid, its length, its first position, its group.
         segments = np.array(
             [
                 segment
@@ -110,7 +109,7 @@ class GroupLayout:
         grid[places], valid[places] = stream, True
         completion = position > 0
         ends_of_prompts = (starts + length - 1)[~completion]
-        # A completion's first token is predicted at its prompt's last, every other at the token before it.
+        # A completion's first token is predicted by the prompt's last token, each other one by the token before it.
         targets = np.array([n for lengths in completion_lengths for n in lengths], dtype=np.int64)
         index = np.arange(targets.sum()) - (targets.cumsum() - targets).repeat(targets)
         before = (starts[completion] - 1).repeat(targets) + index
@@ -122,79 +121,63 @@ class GroupLayout:
         self.positions = torch.from_numpy(position.repeat(length) + offset).to(device)
         self.sources = torch.from_numpy(sources).to(device)
         self.read = torch.from_numpy(np.union1d(sources, ends_of_prompts)).to(device)
-        """Tokens behind which something is predicted or sampled: all that is read of the final hidden states."""
-        self.alone = self.read if len(self.read) < FEW_READ * len(stream) else None
-        """The same, where it pays that the last layer works for them alone."""
+        """Tokens that predict another token: only their final hidden states are read."""
+        self.last_layer_tokens = self.read if len(self.read) < FEW_READ * len(stream) else None
+        """The tokens that the last layer computes, where that is worth a selection; None: all."""
         self.groups = torch.from_numpy(group.repeat(length)).to(device)
         self.segments = torch.from_numpy((np.arange(len(length)) * completion).repeat(length)).to(device)
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
-        self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
-        self.kept: list[Made] | None = None
-        """Where it is a list, layers of `trunk.py` leave in it what they make."""
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
         self._tiles: dict[tuple[int, int, bool], list[tiles.Tile]] = {}
         self._flex: flex.FlexPlan | None = None
 
-    def made(self, layer: int) -> Made | None:
-        """Where the layer is to leave what it makes, or what it need not make again."""
-        if self.kept is None:
-            return None
-        self.kept.append(Made())
-        return self.kept[-1]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, only_read: bool = False) -> Tensor:
+        """`only_read`: results are needed for the tokens in `read` only; the other rows hold anything."""
+        q, k, v = (autocasted(x) for x in (q, k, v))
+        if _flex_works(q, k, v, options):
+            return self._by_flex(q, k, v, options)
+        if self._causal_only(q, v, options):
+            return self._by_tiles(q, k, v, options, only_read)
+        return self._by_scores(q, k, v, options)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
-        """`only_read`: the rows of tokens that are not in `read` may hold anything."""
-        if torch.is_autocast_enabled(q.device.type):
-            q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-        if self.captured is not None:
-            P, L, _, _ = self.shape
-            prompts = (x[self.grid[: P * L]].view(P, L, *x.shape[1:]) for x in (k, v))
-            keys, values = (x.transpose(1, 2).contiguous() for x in prompts)
-            self.captured[head.layer] = (keys, values)
-        if _flexes(q, k, v, head):
-            return self._by_flex(q, k, v, head)
-        if self._plain(q, v, head):
-            return self._by_tiles(q, k, v, head, only_read)
-        return self._by_scores(q, k, v, head)
-
-    def _plain(self, q: Tensor, v: Tensor, head: HeadOptions) -> bool:
-        """Whether the layer asks for nothing but causal attention, as far as this stream can tell."""
+    def _causal_only(self, q: Tensor, v: Tensor, options: AttentionOptions) -> bool:
+        """Whether causal attention is all that the layer asks for; a window longer than the stream counts as none."""
         _, L, _, C = self.shape
-        unbounded = head.window is None or head.window >= L + C
-        return head.softcap is None and head.sinks is None and unbounded and q.shape[-1] == v.shape[-1]
+        unbounded = options.window is None or options.window >= L + C
+        return options.softcap is None and options.sinks is None and unbounded and q.shape[-1] == v.shape[-1]
 
-    def _by_tiles(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions, only_read: bool = False) -> Tensor:
+    def _by_tiles(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, only_read: bool = False) -> Tensor:
         K = k.shape[1]
         heads = K, q.shape[1] // K
         key = (*heads, only_read)
         if key not in self._tiles:
-            groups = [(prompt, [*map(tiles.Row, rows)]) for prompt, *rows in self.group_places()]
-            self._tiles[key] = tiles.of_groups(groups, only_read, len(q), *heads, q.device)
-        return tiles.TiledAttention.apply(q, k, v, self._tiles[key], head.scaling)
+            groups = [(prompt, [*map(tiles.TokenRun, rows)]) for prompt, *rows in self.group_places()]
+            self._tiles[key] = tiles.tiles_of_groups(groups, only_read, len(q), *heads, q.device)
+        return tiles.attend_tiles(q, k, v, self._tiles[key], options.scaling)
 
     def group_places(self) -> list[list[np.ndarray]]:
-        """Places in the stream of each group's prompt and completions."""
+        """Indices into the stream of each group's prompt and completions, in that order."""
         ends = [*self._firsts[1:], len(self._segments)]
         return [self._segments[a:b] for a, b in zip(self._firsts, ends, strict=True)]
 
-    def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+    def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
         if self._flex is None:
             self._flex = flex.FlexPlan(self.groups, self.segments, self.positions)
-        return self._flex.attend(q, k, v, head)
+        return self._flex.attend(q, k, v, options)
 
-    def _by_scores(self, q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> Tensor:
+    def _by_scores(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
         P, L, R, C = self.shape
         H, D = q.shape[1:]
         K, Dv = k.shape[1], v.shape[-1]
         rep = H // K
-        q, k, v = (_Rearrange.apply(x, self.grid, self.places, None) for x in (q * head.scaling, k, v))
-        prompt_bias, completion_bias = self._bias_for(head.window, q.dtype)
+        q, k, v = (_Rearrange.apply(x, self.grid, self.places, None) for x in (q * options.scaling, k, v))
+        prompt_bias, completion_bias = self._bias_for(options.window, q.dtype)
         k_prompt = k[: P * L].view(P, L, K, D).transpose(1, 2).contiguous()
         v_prompt = v[: P * L].view(P, L, K, Dv).transpose(1, 2).contiguous()
         q_prompt = q[: P * L].view(P, L, K, rep, D).permute(0, 2, 3, 1, 4).reshape(P * K, rep * L, D)
         k_flat, v_flat = k_prompt.view(P * K, L, D), v_prompt.view(P * K, L, Dv)
-        scores = head.cap(q_prompt @ k_flat.transpose(1, 2)).view(P, K, rep, L, L) + prompt_bias
-        weights = head.softmax(scores, (1, K, rep, 1))
+        scores = options.cap(q_prompt @ k_flat.transpose(1, 2)).view(P, K, rep, L, L) + prompt_bias
+        weights = options.softmax(scores, (1, K, rep, 1))
         out = (weights.view(P * K, rep * L, L) @ v_flat).view(P, K, rep, L, Dv)
         out = out.permute(0, 3, 1, 2, 4).reshape(P * L, H, Dv)
         if C:
@@ -206,7 +189,7 @@ class GroupLayout:
             shared = q_own.view(P * K, R * rep * C, D) @ k_flat.transpose(1, 2)
             own = q_own.view(P * K * R, rep * C, D) @ k_own.transpose(1, 2)
             scores = torch.cat([shared.view(P, K, R, rep, C, L), own.view(P, K, R, rep, C, C)], -1)
-            weights = head.softmax(head.cap(scores) + completion_bias, (1, K, 1, rep, 1))
+            weights = options.softmax(options.cap(scores) + completion_bias, (1, K, 1, rep, 1))
             shared = weights[..., :L].reshape(P * K, R * rep * C, L) @ v_flat
             own = weights[..., L:].reshape(P * K * R, rep * C, C) @ v_own
             completions = shared.view(P, K, R, rep, C, Dv) + own.view(P, K, R, rep, C, Dv)
@@ -218,7 +201,7 @@ class GroupLayout:
         if (window, dtype) not in self._biases:
             P, L, _, C = self.shape
             device = self.grid.device
-            prompt = _bias(_causal(L, window, device), dtype)
+            prompt = additive_mask(_causal(L, window, device), dtype)
             if C:
                 columns = torch.arange(L, device=device)
                 lengths = self.prompt_lengths.view(P, 1, 1)
@@ -227,30 +210,57 @@ class GroupLayout:
                     distance = lengths + torch.arange(C, device=device).view(1, C, 1) - columns
                     seen = seen & (distance < window)
                 both = torch.cat([seen, _causal(C, window, device).expand(P, C, C)], -1)
-                self._biases[window, dtype] = (prompt, _bias(both, dtype).view(P, 1, 1, 1, C, L + C))
+                self._biases[window, dtype] = (prompt, additive_mask(both, dtype).view(P, 1, 1, 1, C, L + C))
             else:
                 self._biases[window, dtype] = (prompt, None)
         return self._biases[window, dtype]
 
 
-_FLEXES: dict[tuple[Any, ...], bool] = {}
+class CapturingLayout:
+    """A layout for one forward pass over prompts that also collects each layer's keys and values, for a cache."""
+
+    def __init__(self, layout: GroupLayout):
+        self.layout = layout
+        self.keys_values: dict[int, tuple[Tensor, Tensor]] = {}
+        """layer -> keys and values [P, Hkv, L, D], padded to the longest prompt."""
+
+    @property
+    def last_layer_tokens(self) -> Tensor | None:
+        return self.layout.last_layer_tokens
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, only_read: bool = False) -> Tensor:
+        q, k, v = (autocasted(x) for x in (q, k, v))
+        P, L, _, _ = self.layout.shape
+        prompts = (x[self.layout.grid[: P * L]].view(P, L, *x.shape[1:]) for x in (k, v))
+        keys, values = (x.transpose(1, 2).contiguous() for x in prompts)
+        self.keys_values[options.layer] = (keys, values)
+        return self.layout.attend(q, k, v, options, only_read)
 
 
-def _flexes(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> bool:
-    """Whether FlexAttention gives this layer's results and gradients, tried once for its shape on a small layout:
-    it must be compiled, which asks for a card and a Triton that know it."""
-    if q.device.type != "cuda" or head.sinks is not None:
+def autocasted(x: Tensor) -> Tensor:
+    """The tensor in autocast's dtype, where autocast is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+_FLEX_WORKS: dict[tuple[Any, ...], bool] = {}
+
+
+def _flex_works(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> bool:
+    """Whether FlexAttention gives the right results and gradients for a layer of this shape. Tried once for each shape
+    on a small layout, since it must be compiled, which not every GPU and Triton version can."""
+    if q.device.type != "cuda" or options.sinks is not None:
         return False
-    key = (*q.shape[1:], *k.shape[1:], v.shape[-1], q.dtype, head.window, head.softcap)
-    if key not in _FLEXES:
-        _FLEXES[key] = _flex_equals_scores(q, k, v, head)
-    return _FLEXES[key]
+    key = (*q.shape[1:], *k.shape[1:], v.shape[-1], q.dtype, options.window, options.softcap)
+    if key not in _FLEX_WORKS:
+        _FLEX_WORKS[key] = _flex_equals_scores(q, k, v, options)
+    return _FLEX_WORKS[key]
 
 
-def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> bool:
-    # Of several blocks, as a run's are: a single one is compiled for itself.
+def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> bool:
+    # Several blocks, as in a run: FlexAttention compiles a single block in another way.
     layout = GroupLayout([150, 90], [[80, 45], [120, 73]], q.device)
-    found = []
+    results = []
     try:
         with torch.inference_mode(False), torch.enable_grad():
             T, random = len(layout.places), torch.Generator(q.device).manual_seed(0)
@@ -259,17 +269,19 @@ def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, head: HeadOptions) -> b
                 for x in (q, k, v)
             ]
             for attend in (layout._by_flex, layout._by_scores):
-                out = attend(*inputs, head)
-                found.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
-    except (RuntimeError, TypeError, ValueError) as error:  # raised for what this PyTorch, compiler or card has not
+                out = attend(*inputs, options)
+                results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
+    except (RuntimeError, TypeError, ValueError) as error:  # what an unsupported PyTorch, compiler or GPU raises
         if is_out_of_memory(error):
             raise
-        log.warning("FlexAttention does not run here (%s): attention makes its scores", str(error).split("\n")[0])
+        log.warning(
+            "FlexAttention does not run here (%s): attention computes whole score matrices", str(error).split("\n")[0]
+        )
         return False
-    bound = 2e-3 if q.dtype == torch.float32 else 5e-2  # TF32 products on the card
-    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
+    bound = 2e-3 if q.dtype == torch.float32 else 5e-2  # the GPU's products are TF32
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True))
     if worst > bound:
-        log.warning("FlexAttention is off by %.0e here: attention makes its scores", worst)
+        log.warning("FlexAttention is off by %.0e here: attention computes whole score matrices", worst)
     return worst <= bound
 
 

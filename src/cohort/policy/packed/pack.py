@@ -15,7 +15,7 @@ from cohort.policy.packed.layout import GroupLayout
 
 @dataclass(frozen=True)
 class Part:
-    """Some completions of one prompt; a group larger than the token budget is several parts.
+    """Completions of one prompt in one micro-batch. A group larger than the token budget is several parts.
 
     Part(group=0, prompt_ids=tensor([5, 6]), rows=range(0, 4), completion_ids=[tensor([7, 2]), ...])
     """
@@ -27,24 +27,23 @@ class Part:
 
     @cached_property
     def distinct(self) -> tuple[list[Tensor], list[int]]:
-        """Completions, and which of them each row is: the same tokens are computed once."""
+        """The distinct completions, and the index of each row's. Equal completions are computed once."""
         keys = [ids.numpy().tobytes() for ids in self.completion_ids]
-        found = dict(zip(keys, self.completion_ids, strict=True))
-        number = {key: i for i, key in enumerate(found)}
-        return list(found.values()), [number[key] for key in keys]
+        distinct = dict(zip(keys, self.completion_ids, strict=True))
+        number = {key: i for i, key in enumerate(distinct)}
+        return list(distinct.values()), [number[key] for key in keys]
 
     @property
     def tokens(self) -> int:
-        """Of its pass."""
+        """Tokens that a forward pass over the part computes."""
         return len(self.prompt_ids) + sum(map(len, self.distinct[0]))
 
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass: `model(**inputs)` gives hidden states; `sources_N` are the rows of the flattened hidden
-    states [T, D] that predict `targets_N`. Targets come part after part, completion after completion; the same
-    completions of a part have the same sources. A completion's last token, behind which nothing is predicted, is not in
-    it."""
+    """The inputs of one forward pass. `sources_N` are the rows of the flattened hidden states [T, D] that predict the
+    tokens `targets_N`, part after part and completion after completion. Equal completions of a part have the same
+    sources. A completion's last token predicts nothing and is no input."""
 
     parts: list[Part]
     inputs: dict[str, Any]
@@ -53,7 +52,7 @@ class Pack:
 
 
 def pack_groups(parts: list[Part], device: torch.device) -> Pack:
-    """The flat stream without padding, each prompt once, for models that run the grouped attention."""
+    """One stream without padding, each prompt once: for models that run the grouped attention."""
     layout = GroupLayout(
         [len(part.prompt_ids) for part in parts],
         [[len(ids) for ids in part.distinct[0]] for part in parts],
@@ -69,7 +68,7 @@ def pack_groups(parts: list[Part], device: torch.device) -> Pack:
 
 
 def pack_rows(parts: list[Part], device: torch.device) -> Pack:
-    """One padded row for each completion, prompt repeated: for models with an attention of their own."""
+    """A padded row for each completion, with its prompt repeated: for models with an attention of their own."""
     rows = [torch.cat([part.prompt_ids, ids[:-1]]) for part in parts for ids in part.distinct[0]]
     prompts = [len(part.prompt_ids) for part in parts for _ in part.distinct[0]]
     lengths = [len(ids) for part in parts for ids in part.distinct[0]]
@@ -86,12 +85,12 @@ def pack_rows(parts: list[Part], device: torch.device) -> Pack:
 
 
 def _of_rows(sources: Tensor, parts: list[Part]) -> Tensor:
-    """Those of all rows, from those of their distinct completions."""
+    """The sources of all rows, from those of the distinct completions."""
     if all(len(part.distinct[0]) == len(part.rows) for part in parts):
         return sources
     spans = iter(sources.split([len(ids) for part in parts for ids in part.distinct[0]]))
     by_part = [([next(spans) for _ in part.distinct[0]], part.distinct[1]) for part in parts]
-    return torch.cat([found[i] for found, which in by_part for i in which])
+    return torch.cat([sources[i] for sources, which in by_part for i in which])
 
 
 def targets(parts: list[Part], device: torch.device) -> Tensor:
@@ -101,10 +100,10 @@ def targets(parts: list[Part], device: torch.device) -> Tensor:
 
 
 def micro_batches(parts: list[Part], token_budget: int, whole: bool = False) -> Iterator[list[Part]]:
-    """Deal parts out to micro-batches of at most `token_budget` tokens, longest first, splitting groups that
-    are larger, unless they are to stay `whole`; a single completion is never split, whatever its length."""
+    """Micro-batches of at most `token_budget` tokens, the parts with the longest completions first. Larger parts are
+    split between completions unless they are to stay `whole`; a single completion is never split."""
     small = parts[:] if whole else [piece for part in parts for piece in _split(part, token_budget)]
-    # Neighbours of like length waste least padding inside attention.
+    # Parts of similar length side by side need the least padding inside attention.
     small.sort(key=lambda part: -max(len(ids) for ids in part.completion_ids))
     batch: list[Part] = []
     tokens = 0

@@ -1,8 +1,8 @@
-"""The attention of packed groups tile by tile, so that no scores are kept.
+"""The attention of packed groups tile by tile, so that no attention scores are kept.
 
-A tile's scores fit the cache. They are made, used and dropped, and made again for the gradient. The products are
-ordinary batched ones, in which a prompt's keys meet the queries of all its completions at once, or a copy of them those
-of each, where that is little beside the scores.
+The scores of a tile fit the processor's cache. They are computed, used and dropped, and computed again for the
+gradient. All products are batched matrix products. A prompt's keys are multiplied with the queries of all its
+completions in one product; where a copy of the keys is small beside the scores, each completion has a copy.
 """
 
 from __future__ import annotations
@@ -16,68 +16,71 @@ import torch
 from torch import Tensor
 
 SCORES = 2**20
-"""Of one tile: with what is made of them they take 6 to 12 MB. A quarter and four times as many are slower."""
+"""Scores of one tile. With the tensors computed from them they take 6 to 12 MB; a quarter of it, and four times as
+many, are slower."""
 BLOCK = 256
-"""Longer sequences are cut, so that what no query sees is not computed either."""
+"""Tokens of a block. Longer sequences are cut into blocks, so that most of what a causal mask hides is not computed."""
 SHORT = 128
-"""Keys below which PyTorch's softmax of bfloat16 on the CPU takes up to four times as long as float32's."""
+"""With fewer keys, PyTorch's bfloat16 softmax on the CPU takes up to four times as long as the float32 one."""
 COPIED = 1
-"""Scores of a key over its numbers, from which on shared keys are copied for each row: one product makes all scores
-where they stay, which two products with parts of them as their results do row by row with MKL."""
+"""Shared keys are copied for each row where a row has at least this many queries per feature of a key. Then one product
+computes all scores in place; two products that each write a part of them are done row by row in MKL."""
 TILE = 2**16
-"""Scores that take about as long as the operations of one more tile, however small: unequal problems share one where
-the scores of their padding are fewer."""
+"""The overhead of one more tile, counted in scores. Problems of unequal shapes share a tile where padding them costs
+fewer scores than this."""
 LOOK = 64
-"""Shapes that may share a tile, at most."""
+"""The most shapes that may share a tile."""
 
 Shape = tuple[int, int, int]
-"""Keys that are shared, rows, the longest row."""
+"""Shared keys, rows, tokens of the longest row."""
 
 
-class Row(NamedTuple):
-    """Places in the stream of consecutive tokens."""
+class TokenRun(NamedTuple):
+    """Consecutive tokens: a prompt, a completion, or a block of one."""
 
     places: np.ndarray
-    seen: int = 0
-    """How many of the first attend as part of another row: here they are keys alone."""
+    """Indices into the stream."""
+    keys_only: int = 0
+    """The first so many tokens have their queries in another run: here they are keys and values only."""
 
-    def cut(self, start: int) -> Row:
-        """The BLOCK that begins there."""
-        return Row(self.places[start : start + BLOCK], max(0, self.seen - start))
+    def block(self, start: int) -> TokenRun:
+        """The BLOCK of tokens from `start`."""
+        return TokenRun(self.places[start : start + BLOCK], max(0, self.keys_only - start))
 
     @property
-    def attends(self) -> bool:
-        return self.seen < len(self.places)
+    def has_queries(self) -> bool:
+        return self.keys_only < len(self.places)
 
 
 class Problem(NamedTuple):
-    """Queries of `rows` (of like lengths) see all of the keys `shared`, and causally those of their own row."""
+    """A piece of attention: the queries of `rows`, whose lengths are similar, attend to all keys `shared` and,
+    causally, to the keys of their own row."""
 
     shared: np.ndarray
-    rows: list[Row]
+    rows: list[TokenRun]
 
     @property
     def shape(self) -> Shape:
         return len(self.shared), len(self.rows), max(len(row.places) for row in self.rows)
 
 
-Group = tuple[np.ndarray, list[Row]]
-"""A prompt's places, and its completions."""
+PlacedGroup = tuple[np.ndarray, list[TokenRun]]
+"""The indices of a prompt's tokens, and its completions."""
 
 
-def problems(prompt: np.ndarray, completions: list[Row], only_read: bool = False) -> list[Problem]:
-    """What is to be attended of one group; `only_read`: by the prompt's last token and the completions."""
-    whole = Row(prompt)
+def problems(prompt: np.ndarray, completions: list[TokenRun], only_read: bool = False) -> list[Problem]:
+    """The attention of one group. `only_read`: of a prompt, the last token's queries only."""
+    whole = TokenRun(prompt)
     if only_read:
-        found = [Problem(prompt[:-1], [Row(prompt[-1:])])]
+        found = [Problem(prompt[:-1], [TokenRun(prompt[-1:])])]
     else:
-        found = [Problem(prompt[:i], [whole.cut(i)]) for i in range(0, max(1, len(prompt)), BLOCK)]
-    rows: list[Row] = []
+        found = [Problem(prompt[:i], [whole.block(i)]) for i in range(0, max(1, len(prompt)), BLOCK)]
+    rows: list[TokenRun] = []
     for row in sorted(completions, key=lambda row: -len(row.places)):
         for start in range(BLOCK, len(row.places), BLOCK):
-            if (cut := row.cut(start)).attends:
-                found.append(Problem(np.concatenate([prompt, row.places[:start]]), [cut]))
-        if not (first := row.cut(0)).attends:
+            if (block := row.block(start)).has_queries:
+                found.append(Problem(np.concatenate([prompt, row.places[:start]]), [block]))
+        if not (first := row.block(0)).has_queries:
             continue
         if rows and len(first.places) < len(rows[0].places) / 2:
             found.append(Problem(prompt, rows))
@@ -86,37 +89,39 @@ def problems(prompt: np.ndarray, completions: list[Row], only_read: bool = False
     return [*found, Problem(prompt, rows)] if rows else found
 
 
-def of_groups(groups: list[Group], only_read: bool, tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
-    """Tiles of a stream of `tokens`."""
-    found = [problem for prompt, rows in groups for problem in problems(prompt, rows, only_read)]
-    return tiles(found, tokens, K, rep, device)
+def tiles_of_groups(
+    groups: list[PlacedGroup], only_read: bool, tokens: int, K: int, rep: int, device: torch.device
+) -> list[Tile]:
+    """The attention of a stream of `tokens` tokens as tiles; K heads of keys, `rep` query heads for each."""
+    pieces = [problem for prompt, rows in groups for problem in problems(prompt, rows, only_read)]
+    return tiles(pieces, tokens, K, rep, device)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """U units, each a problem for one key/value head. Places are token * K + head, K heads; of padding: one behind the
+    """U problems, each for one of K key/value heads. Indices are token * K + head; padding has the index behind the
     last."""
 
     own: Tensor
-    """[U * R * C], places of the rows' queries."""
+    """[U * R * C], indices of the rows' queries."""
     own_keys: Tensor
-    """Of their keys: those that are keys alone as well."""
+    """[U * R * C], indices of the rows' keys, those without queries included."""
     own_read: Tensor
-    """The same, with a place that exists for padding."""
+    """The same, with index 0 for padding, so that it can be read."""
     shared: Tensor
-    """[U * L]."""
+    """[U * L], indices of the shared keys."""
     shared_read: Tensor
     shape: tuple[int, int, int, int]
     """U, L, R, C."""
     causal: Tensor
-    """[C * rep, C], 0 where a query sees its row's key."""
+    """[C * rep, C], 0 where a query attends to a key of its row, else a large negative number."""
     padding: Tensor | None
-    """[U, 1, L], 0 where a shared key is none."""
+    """[U, 1, L], the same for shared keys; None where none is padding."""
 
 
 def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
-    """Problems of like shapes side by side, and rows of large ones apart, so that SCORES is kept to as far as one row
-    for one head allows."""
+    """Batch problems of similar shapes, and split the rows of large ones, so that a tile has at most SCORES scores; one
+    row for one head may have more."""
     made: list[Tile] = []
 
     def size(shape: Shape) -> int:
@@ -139,10 +144,10 @@ def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.dev
 
 
 def _batches(shapes: list[Shape], counts: list[int], size: Callable[[Shape], int]) -> list[tuple[int, int, Shape]]:
-    """The shapes, each with its number of units, cut into runs (first, last + 1, the shape that all of it fits) so that
-    scores are fewest, a tile counted as TILE of them: by the best way to cut those before each."""
+    """Cut the sorted shapes, `counts` problems of each, into runs that share a tile's shape: (first, last + 1, the
+    shape that fits all). The cut with the fewest scores, a tile counted as TILE of them, by dynamic programming."""
     best: list[tuple[int, int, Shape]] = [(0, 0, (0, 0, 0))]
-    """Up to a shape: the least, where its run begins, what that fits."""
+    """For the shapes up to each: the fewest scores, where the last run begins, the shape that fits that run."""
     for last in range(1, len(shapes) + 1):
         whole, units, ways = (0, 0, 0), 0, []
         for first in range(last - 1, max(-1, last - 1 - LOOK), -1):
@@ -166,18 +171,18 @@ def _tile(
     nowhere = tokens * K
     distinct = {id(problem): problem for problem, _ in units}
     rows, keys = np.full((len(distinct), R, C), -1), np.full((len(distinct), L), -1)
-    alone = np.zeros((len(distinct), R, C), dtype=bool)
+    without_query = np.zeros((len(distinct), R, C), dtype=bool)
     for p, problem in enumerate(distinct.values()):
         keys[p, : len(problem.shared)] = problem.shared
-        for r, (row, seen) in enumerate(problem.rows):
+        for r, (row, keys_only) in enumerate(problem.rows):
             rows[p, r, : len(row)] = row
-            alone[p, r, :seen] = True
+            without_query[p, r, :keys_only] = True
     number = {key: p for p, key in enumerate(distinct)}
     of_unit = np.array([number[id(problem)] for problem, _ in units])
     heads = np.array([head for _, head in units])
     own, shared = rows[of_unit], keys[of_unit]
     own = np.where(own < 0, nowhere, own * K + heads[:, None, None])
-    queries = np.where(alone[of_unit], nowhere, own) if alone.any() else own
+    queries = np.where(without_query[of_unit], nowhere, own) if without_query.any() else own
     shared = np.where(shared < 0, nowhere, shared * K + heads[:, None])
 
     def places(array: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -194,26 +199,35 @@ def _tile(
         own_read,
         *places(shared),
         (len(units), L, R, C),
-        _bias(lower.repeat_interleave(rep, 0)),
-        None if seen.all() else _bias(torch.from_numpy(seen).to(device)).view(len(units), 1, L),
+        _mask(lower.repeat_interleave(rep, 0)),
+        None if seen.all() else _mask(torch.from_numpy(seen).to(device)).view(len(units), 1, L),
     )
 
 
-def _bias(visible: Tensor) -> Tensor:
-    """0 where visible, a number too small to matter where not, in bfloat16's range."""
+def _mask(visible: Tensor) -> Tensor:
+    """0 where visible, else a large negative number in bfloat16's range."""
     return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -1e30)
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Over the last axis, in the scores' own type, by the faster of two ways."""
+    """Softmax over the last axis in the scores' dtype, by the faster of two ways."""
     if scores.dtype is torch.bfloat16 and scores.shape[-1] < SHORT:
         return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-    return scores.softmax(-1).to(scores.dtype)  # autocast on CUDA makes it float32
+    return scores.softmax(-1).to(scores.dtype)  # under autocast on CUDA softmax returns float32
+
+
+def attend_tiles(
+    q: Tensor, k: Tensor, v: Tensor, plan: list[Tile], scale: float, known: Tensor | None = None
+) -> Tensor:
+    """q [T, H, D], k and v [T, K, D] to [T, H, D] by the tiles of a layout. `known`: the result, where only the
+    backward pass is to compute; queries are scaled already then."""
+    result: Tensor = TiledAttention.apply(q, k, v, plan, scale, () if known is None else (known,))  # type: ignore[no-untyped-call]
+    return result
 
 
 class TiledAttention(torch.autograd.Function):
-    """q [T, H, D], k and v [T, K, D] of a packed stream to [T, H, D], by the tiles of its layout. A row whose query is
-    in no tile holds anything. `known`: the result, in a tuple, where it is known; queries are scaled then."""
+    """q [T, H, D], k and v [T, K, D] of a packed stream to [T, H, D]. A row whose query is in no tile holds anything.
+    `known`: the result in a tuple, where it need not be computed; queries are scaled then."""
 
     @staticmethod
     def forward(
@@ -235,9 +249,9 @@ class TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v = ctx.saved_tensors
         (T, H, D), K = q.shape, k.shape[1]
-        gq = q.new_zeros(T * K + 1, H // K * D)  # a plan may leave queries out
+        gq = q.new_zeros(T * K + 1, H // K * D)  # the tiles may leave queries out
         gk, gv = (k.new_zeros(T * K + 1, D, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
-        grads = torch.cat([grad.reshape(T * K, -1), grad.new_zeros(1, H // K * D)])  # of padding: none
+        grads = torch.cat([grad.reshape(T * K, -1), grad.new_zeros(1, H // K * D)])  # padding has no gradient
         for tile in ctx.plan:
             work = _Work(tile, q, k, v, ctx.still_to_scale)
             g = grads.index_select(0, tile.own).view(work.q.shape)
@@ -256,8 +270,8 @@ class TiledAttention(torch.autograd.Function):
 
 
 class _Work:
-    """What a tile reads: queries, scaled, [U, R * C * rep, D], keys and values of the rows [U * R, C, D] and shared
-    [U, L, D]. Scores are [U, R * C * rep, L + C], shared keys before own ones."""
+    """The inputs of a tile: scaled queries [U, R * C * rep, D], keys and values of the rows [U * R, C, D] and shared
+    ones [U, L, D]. Scores are [U, R * C * rep, L + C], shared keys first."""
 
     def __init__(self, tile: Tile, q: Tensor, k: Tensor, v: Tensor, scale: float):
         U, self.L, R, C = tile.shape
@@ -271,7 +285,7 @@ class _Work:
         self.k_shared, self.v_shared = (x.index_select(0, tile.shared_read).view(U, -1, D) for x in (keys, values))
 
     def products(self, rows: Tensor, own: Tensor, shared: Tensor) -> Tensor:
-        """Of each row with what stands at each key."""
+        """[U, R * C * rep, L + C], the product of each query row with the vector of each key."""
         _, C, D = own.shape
         queries = rows.view(*self.rows, D)
         if queries.shape[1] >= COPIED * D:
@@ -293,7 +307,7 @@ class _Work:
         return softmax(scores)
 
     def sums(self, of_scores: Tensor, own: Tensor, shared: Tensor) -> Tensor:
-        """[U, R * C * rep, D], over keys, of what stands at them times their numbers."""
+        """[U, R * C * rep, D], the sum over keys of the number at each key times its vector."""
         by_row = of_scores.view(*self.rows, of_scores.shape[-1])[..., self.L :]
         if not self.L:
             return torch.bmm(by_row, own).view(self.q.shape)
@@ -302,8 +316,9 @@ class _Work:
         return found
 
     def transposed(self, of_scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of own keys [U * R, C, D] and shared ones [U, L, D]: over the queries, theirs times their numbers."""
-        # In this order a part of the numbers is read where it stands; their transpose would be copied.
+        """For the rows' keys [U * R, C, D] and the shared ones [U, L, D], the sum over queries of the number at each
+        times its vector."""
+        # In this order the numbers are read in place; their transpose would be copied.
         by_row = of_scores.view(*self.rows, of_scores.shape[-1])[..., self.L :]
         own = torch.bmm(rows.view(*self.rows, rows.shape[-1]).transpose(1, 2), by_row).transpose(1, 2)
         if not self.L:

@@ -29,6 +29,7 @@ from cohort.train.reward_models.early_stopping import EarlyStopping
 from cohort.train.reward_models.examples import Example, loss_type
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
+from cohort.train.sources.source import Batch
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -44,10 +45,10 @@ class RewardRows:
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing is made ahead of the steps."""
 
-    def batch(self, index: int, state: TrainerState) -> tuple[list[Example], dict[str, float]]:
+    def batch(self, index: int, state: TrainerState) -> Batch:
         config = self.config
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
-        return [self.examples[i] for i in chosen], {}
+        return Batch([self.examples[i] for i in chosen], {})
 
 
 class RewardTrainer:

@@ -19,7 +19,7 @@ from torch import Tensor
 from cohort.config import RewardConfig, RewardModelConfig
 from cohort.data.order import picks
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
-from cohort.policy.memory import free_cached_memory, is_out_of_memory
+from cohort.policy.memory import retry_smaller
 from cohort.rewards.models.scorer import Encoded
 from cohort.train.optimizer import descend, make_optimizer
 from cohort.train.reward_models.examples import Example, at_every_token, examples_of
@@ -27,6 +27,9 @@ from cohort.train.reward_models.model import RewardModel, only_head_learns
 from cohort.types import Row
 
 log = logging.getLogger("cohort")
+
+
+STARTS_AGAIN = "out of memory: this step starts again with token_budget=%d"
 
 
 class Terms(NamedTuple):
@@ -87,8 +90,10 @@ class RewardUpdater:
         """Rows of data as they are judged. Raises UserError, naming the row, for what the loss cannot take."""
         return examples_of(rows, self.model.scorer, self.config, self.kind)
 
-    def step(self, examples: list[Example], generation_tokens: float, learning_rate: float) -> dict[str, float]:
-        """Update the model once. `generation_tokens` is the loop's word to policies, and says nothing here."""
+    def step(
+        self, examples: list[Example], generation_tokens: float, learning_rate: float, activations: None = None
+    ) -> dict[str, float]:
+        """Update the model once. `generation_tokens` and `activations` are for policies and not used."""
         metrics = self.gradient(examples)
         metrics["grad_norm"] = descend(self.optimizer, self.model.parameters, learning_rate, self.config)
         self.model.version += 1
@@ -114,22 +119,21 @@ class RewardUpdater:
     def gradient(self, examples: list[Example]) -> dict[str, float]:
         """Leave the mean loss's gradient in the parameters' `.grad`; halve the token budget when memory runs out."""
         units = sum(len(example.targets) for example in examples)
-        while True:
+
+        def accumulate(token_budget: int) -> dict[str, float]:
             self.optimizer.zero_grad(set_to_none=True)
-            found: list[Terms] = []
-            try:
-                for micro in micro_batches(examples, self.token_budget):
-                    terms = self._terms(micro)
-                    (terms.loss_U.sum() / units).backward()
-                    found.append(Terms(terms.loss_U.detach(), terms.right_U))
-                return _means(found)
-            except RuntimeError as error:
-                longest = max(len(each.texts) * max(text.length for text in each.texts) for each in examples)
-                if not is_out_of_memory(error) or self.token_budget <= longest:
-                    raise
-            self.token_budget //= 2
-            free_cached_memory()
-            log.warning("out of memory: this step starts again with token_budget=%d", self.token_budget)
+            every: list[Terms] = []
+            for micro in micro_batches(examples, token_budget):
+                terms = self._terms(micro)
+                (terms.loss_U.sum() / units).backward()
+                every.append(Terms(terms.loss_U.detach(), terms.right_U))
+            return _means(every)
+
+        def longest() -> int:
+            return max(len(each.texts) * max(text.length for text in each.texts) for each in examples)
+
+        metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, longest, STARTS_AGAIN)
+        return metrics
 
     @torch.no_grad()
     def measure(self, examples: Sequence[Example]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from cohort.data.order import picks
 from cohort.data.templates import encode_demonstration
 from cohort.methods.table import Method
 from cohort.policy.model import Policy
+from cohort.train.sources.source import Batch
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 
@@ -42,13 +43,13 @@ class Demonstrations:
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing is made ahead of the steps."""
 
-    def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
+    def batch(self, index: int, state: TrainerState) -> Batch:
         config = self.config
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
         groups = [self._group(*self.examples[i]) for i in chosen]
         for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
             group.advantages = advantages
-        return groups, {}
+        return Batch(groups, {})
 
     def _group(self, row: Row, prompt: Tensor, completion: Tensor) -> Group:
         return Group(prompt, [Completion(completion, torch.zeros(len(completion)), version=self.policy.version)], row)

@@ -21,6 +21,7 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
 from cohort.train.sources.attachments import attach_reference
+from cohort.train.sources.source import Batch
 from cohort.train.sources.starting_samples import next_groups
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
@@ -50,8 +51,8 @@ class Preferences:
         for group, advantages in zip(self.pairs, self.method.credit(self.pairs, self.config), strict=True):
             group.advantages = advantages
 
-    def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
-        return next_groups(self.pairs, self.per_batch, index, self.config), {}
+    def batch(self, index: int, state: TrainerState) -> Batch:
+        return Batch(next_groups(self.pairs, self.per_batch, index, self.config), {})
 
 
 def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Policy:

@@ -15,7 +15,7 @@ from cohort.rollouts.collect import Round, collect, says_nothing, statistics, tr
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.train.monitors.rewards import RewardWatch
-from cohort.train.sources.source import Attachment, Observer
+from cohort.train.sources.source import Attachment, Batch, Observer
 from cohort.types import Group, TrainerState
 
 log = logging.getLogger("cohort")
@@ -44,11 +44,11 @@ class Samples:
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing is made ahead of the steps."""
 
-    def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
+    def batch(self, index: int, state: TrainerState) -> Batch:
         config = self.config
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
         rounds = [self._collect(chosen, derive(config.seed, index), state)]
-        groups = rounds[0].groups
+        groups, activations = rounds[0].groups, rounds[0].activations
         if getattr(config, "dynamic_sampling", False):
             groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
         self.watch.see(groups)
@@ -60,15 +60,12 @@ class Samples:
             metrics |= self.observer([group for found in rounds for group in found.groups], state.global_step + 1)
         for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
             group.advantages = advantages
-        return groups, metrics
+        return Batch(groups, metrics, activations)
 
     def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
         prompts = [self.prompts[i] for i in chosen]
-        self.policy.room_for_decoded = self.config.kept_tokens
-        try:
-            return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state)
-        finally:
-            self.policy.room_for_decoded = 0
+        keep = self.config.kept_tokens
+        return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state, keep)
 
     def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
         """The batch with groups that say nothing replaced by other prompts', as long as there are rounds and prompts

@@ -21,6 +21,7 @@ from cohort.rollouts.collect import collect, training_sampling
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.train.output.record import SAMPLES
+from cohort.train.sources.source import Batch
 from cohort.types import Completion, Group, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -160,8 +161,8 @@ class KeptSamples:
             len(groups),
         )
 
-    def batch(self, index: int, state: TrainerState) -> tuple[list[Group], dict[str, float]]:
-        return next_groups(self.kept, self.per_batch, index, self.config), {}
+    def batch(self, index: int, state: TrainerState) -> Batch:
+        return Batch(next_groups(self.kept, self.per_batch, index, self.config), {})
 
 
 def next_groups(groups: list[Group], count: int, index: int, config: SampledConfig) -> list[Group]:
