@@ -218,7 +218,7 @@ def quantized_options(config: TrainingConfig, device: torch.device, has_adapter:
     if config.finetuning_type != "lora" and not has_adapter:
         raise UserError("quantised weights are not trained: set finetuning_type: lora beside quantization_config")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("quantization_config needs bitsandbytes: pip install 'cohort[quantization]'")
+        raise UserError("quantization_config needs bitsandbytes: pip install 'cohort-rl[quantization]'")
     if device.type != "cuda":
         log.warning("quantised weights on %s save memory and cost time; they are made for CUDA", device.type)
     return {"device_map": {"": device}, **options}
