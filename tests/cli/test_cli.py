@@ -326,9 +326,3 @@ def test_the_example_is_valid_and_yields_to_the_command_line() -> None:
     run_config, config = read_run(EXAMPLE, changes)
     assert (run_config.dataset, run_config.eval_dataset) == ("train.jsonl", "test.jsonl")
     assert (run_config.model, config.max_steps) == ("m", 3)
-
-
-def test_version_names_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", {"cohort-rl": "1.2.3"}.__getitem__)
-    result = run("--version")
-    assert (result.exit_code, result.output) == (0, "cohort 1.2.3\n")

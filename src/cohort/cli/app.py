@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from cohort.config import TrainingConfig
 
 
-DISTRIBUTION = "cohort-rl"
-"""The package's name on PyPI, where `cohort` is an unrelated project."""
-
-
 class _Group(TyperGroup):
     """Tells a user's mistake in one message, without a traceback; anything else stays loud."""
 
@@ -162,14 +158,19 @@ def methods() -> None:
 def doctor() -> None:
     """Say what this machine has: versions, device, threads, precision, layers of the sandbox."""
     import platform
+    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
     from cohort.policy.load import fast_bf16, find_device
 
     typer.echo(f"{'python':<16}{platform.python_version()}")
-    for name in (DISTRIBUTION, "torch", "transformers", "peft", "datasets", "math-verify", "reasoning-gym"):
-        typer.echo(f"{name:<16}{_installed_version(name)}")
+    for name in ("cohort-rl", "torch", "transformers", "peft", "datasets", "math-verify", "reasoning-gym"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "not installed"
+        typer.echo(f"{name:<16}{found}")
     device = find_device()
     typer.echo(f"{'device':<16}{torch.cuda.get_device_name() if device.type == 'cuda' else device.type}")
     typer.echo(f"{'threads':<16}{torch.get_num_threads()}")
@@ -186,27 +187,8 @@ def doctor() -> None:
 app.add_typer(cli_data.app, name="data")
 
 
-def _installed_version(distribution: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"cohort {_installed_version(DISTRIBUTION)}")
-        raise typer.Exit
-
-
 @app.callback()
-def _commands(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
+def _commands() -> None:
     """Teach a language model by comparing its own answers with each other (GRPO)."""
 
 
