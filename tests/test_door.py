@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from cohort.config import read_run
+from cohort.config import GRPOConfig, read_run
+from cohort.formulas.loss_types import LOSS_TYPES
 from cohort.train.run import train_from_config
 from helpers import ROOT, rows_of
 
@@ -43,6 +44,10 @@ def test_nothing_needs_more_files_than_it_should() -> None:
     files = files_to_touch()
     assert files.keys() == LIMITS.keys()
     assert all(len(files[what]) <= limit for what, limit in LIMITS.items())
+
+
+def test_the_configuration_names_every_loss_type() -> None:
+    assert set(get_args(GRPOConfig.model_fields["loss_type"].annotation)) == LOSS_TYPES.keys()
 
 
 LOSS_VARIANT = '''
