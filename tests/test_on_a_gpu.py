@@ -27,7 +27,7 @@ from helpers import largest_difference, prompts_of, random_groups, small_model, 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: PyTorch sees none")
 needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'cohort[quantization]'"
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'cohort-rl[quantization]'"
 )
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.1, "max_position_embeddings": 512}
 """Heads of 32 numbers: FlexAttention takes none below 16."""

@@ -212,7 +212,7 @@ def tasks(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_tasks_of_lm_eval(model: str, tasks: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="cohort[lm-eval] is not installed")
+    pytest.importorskip("lm_eval", reason="cohort-rl[lm-eval] is not installed")
     policy = make_policy(model, None, TrainingConfig(finetuning_type="lora", use_cpu=True, bf16=False))
     save_policy(policy, tmp_path / "adapter")  # as it starts an adapter changes nothing
     found = []
@@ -230,6 +230,6 @@ def test_tasks_of_lm_eval(model: str, tasks: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_unknown_tasks_of_lm_eval(model: str, tasks: Path) -> None:
-    pytest.importorskip("lm_eval", reason="cohort[lm-eval] is not installed")
+    pytest.importorskip("lm_eval", reason="cohort-rl[lm-eval] is not installed")
     done = run(model, "--lm-eval", "summs", "--include-path", tasks)
     assert done.exit_code == 2 and "there is no task 'summs': did you mean 'sums'?" in done.stderr

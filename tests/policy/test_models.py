@@ -58,7 +58,7 @@ def test_each_way_trains_what_it_says_and_nothing_else(
 ) -> None:
     changes, mark = WAYS[way]
     if way == "qlora":
-        pytest.importorskip("bitsandbytes", reason="cohort[quantization] is not installed")
+        pytest.importorskip("bitsandbytes", reason="cohort-rl[quantization] is not installed")
     trainer = GRPOTrainer(base, letters, settings(tmp_path / "out", **changes), ROWS)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()

@@ -165,7 +165,7 @@ def doctor() -> None:
     from cohort.policy.load import fast_bf16, find_device
 
     typer.echo(f"{'python':<16}{platform.python_version()}")
-    for name in ("cohort", "torch", "transformers", "peft", "datasets", "math-verify", "reasoning-gym"):
+    for name in ("cohort-rl", "torch", "transformers", "peft", "datasets", "math-verify", "reasoning-gym"):
         try:
             found = version(name)
         except PackageNotFoundError:

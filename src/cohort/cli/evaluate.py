@@ -19,7 +19,7 @@ def evaluate(
     benchmark: Annotated[
         str | None, typer.Option(help="Asks and scores as docs/evaluation.md says: gsm8k, math, mbpp, humaneval, ...")
     ] = None,
-    lm_eval: Annotated[str | None, typer.Option(help="Tasks of lm-eval, with commas: needs cohort[lm-eval].")] = None,
+    lm_eval: Annotated[str | None, typer.Option(help="Tasks of lm-eval, with commas: cohort-rl[lm-eval].")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set. Default: test.")] = None,
     reward: Annotated[
         str | None, typer.Option(help="Reward functions; the first says what is correct. Default: accuracy.")

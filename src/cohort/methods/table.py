@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cohort.config import GRPOConfig, TrainingConfig
-from cohort.formulas.aggregation import LOSS_TYPES, Denominators
+from cohort.formulas.aggregation import Denominators, grpo
+from cohort.formulas.loss_types import LOSS_TYPES
 from cohort.methods.coefficients import (
     Terms,
     Tokens,
@@ -49,12 +50,12 @@ from cohort.types import Group
 def chosen_loss_type(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:
     """w of each completion's tokens by `loss_type`; "grpo" is DeepSeekMath Eq. 3's 1/|o|, then the mean."""
     assert isinstance(config, GRPOConfig)
-    return LOSS_TYPES[config.loss_type](lengths_B, denominators)
+    return LOSS_TYPES[config.loss_type].weight(lengths_B, denominators)
 
 
 def sequence_mean(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:
     """w = 1 / (|o| * sequences)."""
-    return LOSS_TYPES["grpo"](lengths_B, denominators)
+    return grpo(lengths_B, denominators)
 
 
 def pair_mean(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:

@@ -63,7 +63,7 @@ def by_pattern(pattern: str) -> Split:
     try:
         import re2
     except ImportError:
-        raise UserError("step_pattern needs the package google-re2: pip install 'cohort[re2]'") from None
+        raise UserError("step_pattern needs the package google-re2: pip install 'cohort-rl[re2]'") from None
     options = re2.Options()
     options.log_errors = False
     try:

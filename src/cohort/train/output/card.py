@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from cohort import __version__
 from cohort.config import TrainingConfig
 from cohort.types import Row
 
@@ -44,7 +43,7 @@ NOT_SETTINGS = {
     "hub_model_id",
     "hub_private_repo",
 }
-PACKAGES = ("cohort", "torch", "transformers", "peft", "datasets")
+PACKAGES = ("cohort-rl", "torch", "transformers", "peft", "datasets")
 SHOWN = ("eval/reward", "eval/loss", "reward", "loss")
 """Metrics in the table beside each reward's; those of training where there was no evaluation."""
 _SECRET = re.compile(r"token|secret|passw|api_?key", re.IGNORECASE)
@@ -253,7 +252,6 @@ def _number(value: Any) -> str:
 
 
 def _versions() -> Iterable[str]:
-    yield f"cohort {__version__}"
     for name in PACKAGES:
         try:
             yield f"{name} {version(name)}"
