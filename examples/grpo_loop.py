@@ -65,7 +65,7 @@ def train(seed: int = 0) -> list[float]:
     for step in range(STEPS):
         # 1. Sample a group of G completions for each of P prompts.
         batch = prompts[step * P : (step + 1) * P]
-        groups = engine.generate(batch, G, sampling, seed=step)
+        groups = engine.generate(batch, G, sampling, seed=step).completions
 
         # 2. Reward them, and judge each completion against its siblings.
         rewards_PG = torch.tensor([[reward(completion.text) for completion in group] for group in groups])

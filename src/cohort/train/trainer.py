@@ -31,7 +31,7 @@ from cohort.policy.packed.pack import Part, micro_batches
 from cohort.policy.reference import reference_of
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
-from cohort.rollouts.engine import local_engine
+from cohort.rollouts.engine import Engine, local_engine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.critic import CriticUpdater
 from cohort.train.iterations.make import iterations_of
@@ -44,6 +44,7 @@ from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.demonstrations import Demonstrations
+from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import HeldOutPairs, reference_model
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
@@ -55,7 +56,8 @@ log = logging.getLogger("cohort")
 class Trainer:
     """Trains a model by any row of the table of methods.
 
-    `method`: a row's name, or a row of one's own (docs/new-method.md); `args`: that method's configuration;
+    `method`: a row's name, or a row of one's own (docs/new-method.md); `args`: that method's configuration; `engine`:
+    samples completions, an Engine or a function from the policy to one (default: the policy in this process);
     `model`: name, path, or a transformers model; `reward_funcs`: one or several functions or names; datasets: a
     datasets.Dataset, a list of dicts, a path or hub name. TRL's other arguments are taken too:
     docs/coming-from-trl.md. Raises UserError for what the method cannot use.
@@ -73,6 +75,7 @@ class Trainer:
         peft_config: Any = None,
         *,
         method: str | Method = "grpo",
+        engine: Engine | Callable[[Policy], Engine] | None = None,
         **familiar: Any,
     ):
         self.method = method if isinstance(method, Method) else _named(method)
@@ -94,7 +97,7 @@ class Trainer:
         self.policy.require_trainable()
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         use_template(self.policy.tokenizer, config.template)
-        self.engine = local_engine(self.policy, config.max_rows)
+        self.engine = _engine(engine, self.policy, config.max_rows)
         self.state = TrainerState()
         self.prepared = False
         self.eval_prompts: list[Prompt] = []
@@ -108,7 +111,7 @@ class Trainer:
         self.loop = Loop(
             self.policy,
             Updater(self.policy, self.method, config, shared),
-            SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
+            SOURCES[self.method.source](self._parts(critics), rows),
             self._evaluate if eval_rows else None,
             config,
             [*([] if gold is None else [gold]), *made(callbacks or ()), *trackers(config), *profilers(config)],
@@ -118,9 +121,23 @@ class Trainer:
         )
         self._announce()
 
+    def _parts(self, critics: list[CriticUpdater]) -> Parts:
+        return Parts(
+            policy=self.policy,
+            engine=self.engine,
+            rewards=self.rewards,
+            method=self.method,
+            config=self.args,
+            start=self.reference,
+            reference=self.online_reference,
+            attachments=[critic.attach for critic in critics],
+            observer=None if self.iterations is None else self.iterations.see,
+        )
+
     def _announce(self) -> None:
-        """Say what a step samples, and where the settings are not the paper's."""
+        """Log the fast paths, what a step samples, and where the settings are not the paper's."""
         config = self.args
+        log.info("fast paths: %s", self.policy.paths.summary())
         if isinstance(config, OnlineConfig):
             G, P = config.num_generations, config.prompts_per_step
             # A batch that is no whole number of groups is told even where nobody listens to more than warnings.
@@ -248,6 +265,12 @@ class Trainer:
         found = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
         return -sum(float(logprobs.mean()) for logprobs in found.values()) / len(found)
+
+
+def _engine(engine: Engine | Callable[[Policy], Engine] | None, policy: Policy, max_rows: int) -> Engine:
+    if engine is None:
+        return local_engine(policy, max_rows)
+    return engine if hasattr(engine, "generate") else engine(policy)
 
 
 def _named(name: str) -> Method:

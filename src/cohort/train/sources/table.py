@@ -1,75 +1,71 @@
-"""From a trainer to what makes its batches, by the `source` of the method's row."""
+"""The sources: for each `source` that a row may name, the function that builds it from the parts of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from cohort.config import DPOConfig, GRPOProcessConfig, OnlineConfig, SampledConfig
 from cohort.rollouts.encoding import encode_prompts
 from cohort.train.sources.attachments import attach_reference, attach_step_ends
 from cohort.train.sources.demonstrations import Demonstrations
+from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import Preferences, encoded_pairs, made_pairs
 from cohort.train.sources.samples import Samples
-from cohort.train.sources.source import Attachment, Source
+from cohort.train.sources.source import Source
 from cohort.train.sources.starting_samples import KeptSamples, StartingSamples
 from cohort.types import Row
 
-if TYPE_CHECKING:
-    from cohort.train.trainer import Trainer
+
+def _demonstrations(parts: Parts, rows: list[Row]) -> Source:
+    return Demonstrations(rows, parts.policy, parts.config, parts.method)
 
 
-def _demonstrations(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    return Demonstrations(rows, trainer.policy, trainer.args, trainer.method)
-
-
-def _samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    config = trainer.args
-    assert isinstance(config, OnlineConfig) and trainer.rewards is not None
-    prompts = encode_prompts(rows, trainer.policy, config)
-    if trainer.online_reference is not None:
-        reference = partial(attach_reference, reference=trainer.online_reference, config=config)
+def _samples(parts: Parts, rows: list[Row]) -> Source:
+    config = parts.config
+    assert isinstance(config, OnlineConfig) and parts.rewards is not None
+    prompts, attachments = encode_prompts(rows, parts.policy, config), parts.attachments
+    if parts.reference is not None:
+        reference = partial(attach_reference, reference=parts.reference, config=config)
         attachments = [reference, *attachments]
     if isinstance(config, GRPOProcessConfig):
-        attachments = [partial(attach_step_ends, tokenizer=trainer.policy.tokenizer), *attachments]
-    observer = None if trainer.iterations is None else trainer.iterations.see
+        attachments = [partial(attach_step_ends, tokenizer=parts.policy.tokenizer), *attachments]
     return Samples(
-        prompts, trainer.policy, trainer.engine, attachments, trainer.rewards, config, trainer.method, observer
+        prompts, parts.policy, parts.engine, attachments, parts.rewards, config, parts.method, parts.observer
     )
 
 
-def _starting_samples(trainer: Trainer, rows: list[Row]) -> StartingSamples:
-    config = trainer.args
-    assert isinstance(config, SampledConfig) and trainer.rewards is not None
-    prompts = encode_prompts(rows, trainer.policy, config)
-    return StartingSamples(prompts, trainer.policy, trainer.engine, trainer.rewards, config)
+def _starting_samples(parts: Parts, rows: list[Row]) -> StartingSamples:
+    config = parts.config
+    assert isinstance(config, SampledConfig) and parts.rewards is not None
+    prompts = encode_prompts(rows, parts.policy, config)
+    return StartingSamples(prompts, parts.policy, parts.engine, parts.rewards, config)
 
 
-def _kept_samples(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    assert isinstance(trainer.args, SampledConfig)
-    return KeptSamples(_starting_samples(trainer, rows), trainer.args, trainer.method)
+def _kept_samples(parts: Parts, rows: list[Row]) -> Source:
+    assert isinstance(parts.config, SampledConfig)
+    return KeptSamples(_starting_samples(parts, rows), parts.config, parts.method)
 
 
-def _preferences(trainer: Trainer, rows: list[Row], attachments: list[Attachment]) -> Source:
-    config, policy = trainer.args, trainer.policy
+def _preferences(parts: Parts, rows: list[Row]) -> Source:
+    config, policy = parts.config, parts.policy
     assert isinstance(config, DPOConfig)
     if config.dpo_pairs is None:
         pairs = encoded_pairs(rows, policy, config)
-        return Preferences(lambda folder, reuse: pairs, trainer.reference, config, trainer.method)
-    samples = _starting_samples(trainer, rows)
+        return Preferences(lambda folder, reuse: pairs, parts.start, config, parts.method)
+    samples = _starting_samples(parts, rows)
     return Preferences(
         lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config),
-        trainer.reference,
+        parts.start,
         config,
-        trainer.method,
+        parts.method,
     )
 
 
-SOURCES: dict[str, Callable[[Trainer, list[Row], list[Attachment]], Source]] = {
+SOURCES: dict[str, Callable[[Parts, list[Row]], Source]] = {
     "demonstrations": _demonstrations,
     "start": _kept_samples,
     "preferences": _preferences,
     "policy": _samples,
 }
-"""A row's `source` -> what makes its batches."""
+"""A row's `source` -> the function that builds it."""

@@ -1,0 +1,34 @@
+"""What a run is built from: made once by the trainer, read by its sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cohort.config import TrainingConfig
+from cohort.methods.table import Method
+from cohort.policy.model import Policy
+from cohort.policy.reference import Reference
+from cohort.rewards.compose import Rewards
+from cohort.rollouts.engine import Engine
+from cohort.train.sources.source import Attachment, Observer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run. A source takes those it needs; none of them changes during the run but by its own methods."""
+
+    policy: Policy
+    engine: Engine
+    """Samples the policy."""
+    rewards: Rewards | None
+    """None in methods that learn from what the dataset holds."""
+    method: Method
+    config: TrainingConfig
+    start: Policy
+    """The model that DPO compares with: the policy before its first update, or another model."""
+    reference: Reference | None
+    """The model of the KL term; None where there is none."""
+    attachments: list[Attachment]
+    """Add to sampled groups what the credit needs, such as a critic's values."""
+    observer: Observer | None
+    """Is called with all groups that are sampled for a batch."""
