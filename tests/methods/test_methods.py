@@ -15,7 +15,7 @@ from torch import Tensor
 from cohort.config import DPOConfig, GRPOConfig, OnlineRFTConfig, PPOConfig, RFTConfig, TrainingConfig
 from cohort.formulas.gae import gae, shaped_rewards, value_loss, whiten
 from cohort.formulas.preference import preference
-from cohort.methods.credits import estimated
+from cohort.methods.credits import gae_advantages
 from cohort.methods.table import METHODS
 from cohort.policy.model import Policy
 from cohort.train.critic import CriticUpdater, explained_variance
@@ -227,7 +227,7 @@ def test_ppo_policy_and_critic_equal_autograd(budget: int) -> None:
     assert metrics["clip_ratio/low_mean"] > 0.02 and metrics["clip_ratio/high_mean"] > 0.02
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
     assert_close(ours, textbook_gradient(policy, loss), 1e-5)
-    for group, advantages, targets in zip(groups, estimated(groups, config), returns, strict=True):
+    for group, advantages, targets in zip(groups, gae_advantages(groups, config), returns, strict=True):
         for A, V, R in zip(advantages, group.values or [], targets, strict=True):
             torch.testing.assert_close(A + V, R)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cohort.config import TrainingConfig
 from cohort.formulas.aggregation import Denominators
-from cohort.methods.coefficients import Terms, Tokens
-from cohort.methods.table import Method
+from cohort.methods.coefficients import Objective, TokenBatch
+from cohort.methods.method import Method
 from cohort.policy.fast.reuse import Decoded
 from cohort.policy.memory import free_cached_memory, is_out_of_memory
 from cohort.policy.model import Policy
@@ -188,7 +188,7 @@ class _Pass:
         hidden_N = hidden.detach()[pack.sources_N]
         tokens = self._tokens(rows, lengths)
         bonus_N = self._entropy_weights(rows, lengths)
-        seen: Terms | None = None
+        seen: Objective | None = None
         if self.unit != "token":
             with policy.autocast():
                 tokens = tokens._replace(logprobs=policy.head.logprobs(hidden_N, pack.targets_N, self.temperature))
@@ -198,7 +198,7 @@ class _Pass:
             if seen is not None:
                 return seen.coefficient[span] * weights_N[span]
             tokens.logprobs[span] = logprobs
-            cut = Tokens(*(None if field is None else field[span] for field in tokens[:5]))
+            cut = TokenBatch(*(None if field is None else field[span] for field in tokens[:5]))
             return self._terms(cut, weights_N[span]).coefficient * weights_N[span]
 
         with policy.autocast():
@@ -211,12 +211,12 @@ class _Pass:
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
         return dict(zip(rows, tokens.logprobs.cpu().split(lengths), strict=True))
 
-    def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tokens:
+    def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> TokenBatch:
         """What is known of the micro-batch's tokens before its forward pass; log-probabilities are still empty."""
         fresh = all(self.on_policy[g] for g, _ in rows)
         reference = [self.groups[g].reference_logprobs for g, _ in rows]
         known = [found[r] for found, (_, r) in zip(reference, rows, strict=True) if found is not None]
-        return Tokens(
+        return TokenBatch(
             logprobs=torch.empty(sum(lengths), device=self.policy.device),
             advantages=self._gather([self._advantages(g, r) for g, r in rows]),
             old_logprobs=None if fresh else self._gather([self._old(g, r) for g, r in rows]),
@@ -238,9 +238,9 @@ class _Pass:
         kept = [torch.ones(n) if self.kept is None else self.kept[row] for row, n in zip(rows, lengths, strict=True)]
         return self._gather(kept) * (self.entropy_coef / max(self.learning, 1.0))
 
-    def _terms(self, tokens: Tokens, weights: Tensor) -> Terms:
+    def _terms(self, tokens: TokenBatch, weights: Tensor) -> Objective:
         terms = self.method.coefficient(tokens, self.config)
-        self.objective += float((terms.objective * weights).cpu().double().sum())
+        self.objective += float((terms.value * weights).cpu().double().sum())
         self._log(terms.logged)
         return terms
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cohort.config import GRPOConfig, OnlineConfig
 from cohort.data.order import derive, picks
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import Round, collect, says_nothing, statistics, training_sampling

@@ -14,7 +14,7 @@ import torch
 
 from cohort.config import SampledConfig
 from cohort.data.order import derive, picks
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import collect, training_sampling
