@@ -28,6 +28,10 @@ class DPOConfig(SampledConfig):
         None, description="Make a pair of each prompt's rewarded samples. None: pairs are in the data."
     )
 
+    @property
+    def max_sequence_length(self) -> int | None:
+        return self.max_length
+
     @model_validator(mode="after")
     def _possible(self) -> DPOConfig:
         if self.dpo_pairs is not None and self.num_generations < 2:

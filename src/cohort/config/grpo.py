@@ -85,6 +85,18 @@ class GRPOConfig(OnlineConfig):
         return self.updates_per_generation, self.num_iterations
 
     @property
+    def trained_fraction(self) -> float:
+        return self.top_entropy_quantile
+
+    @property
+    def corrects_sampler(self) -> bool:
+        return self.vllm_importance_sampling_correction
+
+    @property
+    def replaces_equal_groups(self) -> bool:
+        return self.dynamic_sampling
+
+    @property
     def needs_reference(self) -> bool:
         return self.beta > 0
 

@@ -42,6 +42,10 @@ class RewardModelConfig(TrainingConfig):
         description="Stop after so many evaluations without a lower held-out loss, and keep the model of the lowest.",
     )
 
+    @property
+    def max_sequence_length(self) -> int | None:
+        return self.max_length
+
 
 class RewardConfig(RewardModelConfig):
     """A reward model that scores completions, from labelled rows or preference pairs. Keys are those of TRL's

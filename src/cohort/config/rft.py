@@ -15,6 +15,10 @@ class RFTConfig(SampledConfig):
     reward_threshold: float = Field(1.0, description="A completion is correct where its reward is at least this.")
     mask_truncated_completions: bool = Field(False, description="Keep no completion that hit the length limit.")
 
+    @property
+    def masks_truncated(self) -> bool:
+        return self.mask_truncated_completions
+
 
 class OnlineRFTConfig(OnlineConfig):
     """Online RFT: the current policy's correct completions are imitated."""

@@ -78,10 +78,27 @@ class OnlineConfig(SampledConfig):
     )
 
     @property
+    def masks_truncated(self) -> bool:
+        return self.mask_truncated_completions
+
+    @property
+    def entropy_weight(self) -> float:
+        return self.entropy_coef
+
+    @property
+    def logged_completions(self) -> int:
+        return self.log_completions
+
+    @property
+    def replaces_equal_groups(self) -> bool:
+        """Whether groups whose rewards are all equal are replaced by groups of other prompts."""
+        return False
+
+    @property
     def kept_tokens(self) -> int:
-        """Sampled tokens of which may be kept what the layers made, for an update that takes all of them at once."""
-        at_once = self.batch_uses[0] == 1 and not getattr(self, "dynamic_sampling", False)
-        return self.token_budget if at_once and not self.gradient_checkpointing else 0
+        """The token budget where one update takes the whole sampled batch and no activations are recomputed."""
+        one_update = self.batch_uses[0] == 1 and not self.replaces_equal_groups
+        return self.token_budget if one_update and not self.gradient_checkpointing else 0
 
     @model_validator(mode="after")
     def _whole_iterations(self) -> OnlineConfig:
@@ -113,11 +130,6 @@ class OnlineConfig(SampledConfig):
     @property
     def training_temperature(self) -> float:
         return self.temperature
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the reference's log-probabilities enter reward or loss."""
-        return False
 
     @property
     def prompts_per_step(self) -> int:

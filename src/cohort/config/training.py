@@ -166,8 +166,50 @@ class TrainingConfig(BaseModel):
 
     @property
     def training_temperature(self) -> float:
-        """Of the log-probabilities that are trained: an online method trains the distribution it samples."""
+        """Temperature of the trained log-probabilities: an online method trains the distribution that it samples."""
         return 1.0
+
+    # The loop and the planner read the properties below of every configuration; classes with a key for one return it.
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Most tokens of prompt and completion in the data. None: the model's positions."""
+        return None
+
+    @property
+    def masks_truncated(self) -> bool:
+        """Whether a completion that hit the length limit has no loss."""
+        return False
+
+    @property
+    def entropy_weight(self) -> float:
+        """Weight of the entropy bonus in the objective."""
+        return 0.0
+
+    @property
+    def trained_fraction(self) -> float:
+        """Fraction of the step's tokens, those of the highest entropy, that are trained on."""
+        return 1.0
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether tokens are weighted by the ratio of the policy's to the sampler's probability."""
+        return False
+
+    @property
+    def logged_completions(self) -> int:
+        """Completions of each step written to completions.jsonl."""
+        return 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probabilities under the reference enter reward or loss while the policy is sampled."""
+        return False
+
+    @property
+    def kept_tokens(self) -> int:
+        """Most sampled tokens whose activations sampling may keep for the update; 0: none are kept."""
+        return 0
 
 
 class SFTConfig(TrainingConfig):
@@ -179,3 +221,7 @@ class SFTConfig(TrainingConfig):
         ge=2,
         description="Tokens of prompt and completion; see truncation. None: the model's positions.",
     )
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        return self.max_length

@@ -34,7 +34,18 @@ class TokenBatch(NamedTuple):
     sampler_logprobs: Tensor | None = None
     """None: the difference between sampler and policy is not corrected."""
     lengths: list[int] | None = None
-    """TokenBatch of each completion."""
+    """Tokens of each completion."""
+
+    def cut(self, span: slice) -> TokenBatch:
+        """Some of the tokens, without lengths."""
+        reference, sampler = self.reference_logprobs, self.sampler_logprobs
+        return TokenBatch(
+            logprobs=self.logprobs[span],
+            advantages=self.advantages[span],
+            old_logprobs=None if self.old_logprobs is None else self.old_logprobs[span],
+            reference_logprobs=None if reference is None else reference[span],
+            sampler_logprobs=None if sampler is None else sampler[span],
+        )
 
 
 class Objective(NamedTuple):

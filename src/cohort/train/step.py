@@ -26,7 +26,7 @@ log = logging.getLogger("cohort")
 
 def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
     """[B], tokens of each completion that carry loss: none where a truncated completion is masked."""
-    masked = getattr(config, "mask_truncated_completions", False)
+    masked = config.masks_truncated
     return torch.tensor([0 if masked and c.truncated else len(c.ids) for group in groups for c in group.completions])
 
 
@@ -110,8 +110,8 @@ class _Pass:
         self.unit = self.method.sees(self.config)
         self.weights = token_weights(groups, generation_tokens, self.method, self.config)
         self.shared_critic = updater.shared_critic
-        self.entropy_coef: float = getattr(self.config, "entropy_coef", 0.0)
-        self.corrects_sampler: bool = getattr(self.config, "vllm_importance_sampling_correction", False)
+        self.entropy_coef = self.config.entropy_weight
+        self.corrects_sampler = self.config.corrects_sampler
         # The policy that samples and the one that is trained are the same until the first update on the batch. Where
         # the sampler's difference is corrected for, the old policy is the one that first trains on the batch.
         self.on_policy = [
@@ -129,7 +129,7 @@ class _Pass:
         self.ratio = (1.0, 1.0)
 
     def run(self) -> dict[str, float]:
-        share: float = getattr(self.config, "top_entropy_quantile", 1.0)
+        share = self.config.trained_fraction
         if share < 1:
             self.kept = self._most_uncertain(share)
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
@@ -198,7 +198,7 @@ class _Pass:
             if seen is not None:
                 return seen.coefficient[span] * weights_N[span]
             tokens.logprobs[span] = logprobs
-            cut = TokenBatch(*(None if field is None else field[span] for field in tokens[:5]))
+            cut = tokens.cut(span)
             return self._terms(cut, weights_N[span]).coefficient * weights_N[span]
 
         with policy.autocast():

@@ -238,7 +238,7 @@ class Trainer:
             temperature=self.args.eval_temperature,
             max_tokens=self.args.max_completion_length,
             eos_ids=self.policy.eos_ids,
-            stop=getattr(self.args, "stop", []),
+            stop=self.args.stop if isinstance(self.args, SampledConfig) else [],
         )
         n = self.args.num_generations_eval
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)

@@ -49,7 +49,7 @@ class Samples:
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
         rounds = [self._collect(chosen, derive(config.seed, index), state)]
         groups = rounds[0].groups
-        if getattr(config, "dynamic_sampling", False):
+        if config.replaces_equal_groups:
             groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
         self.watch.see(groups)
         metrics = statistics(rounds)

@@ -129,7 +129,7 @@ class KeptSamples:
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         groups = self.samples.groups(folder, reuse)
-        masked = getattr(self.config, "mask_truncated_completions", False)
+        masked = self.config.masks_truncated
         wanted = 0
         self.kept = []
         for group, advantages in zip(groups, self.method.credit(groups, self.config), strict=True):
