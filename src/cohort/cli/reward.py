@@ -101,7 +101,7 @@ def _is_config(text: str) -> bool:
 
 
 def _read(path: Path, overrides: list[str]) -> tuple[RunConfig, TrainingConfig]:
-    from cohort.config import read_run
+    from cohort.cli.runs import read_run
 
     run, settings = read_run(path, overrides)
     if not run.reward_funcs and run.dataset.startswith("reasoning_gym:"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cohort.compat import llama_factory as coming_from_llama_factory
-from cohort.config.methods import METHOD_CONFIGS, REWARD_CONFIGS
+from cohort.config.methods import ConfigOf, built_in_config
 from cohort.config.problems import build
 from cohort.config.training import TrainingConfig
 from cohort.types import UserError
@@ -20,21 +20,11 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
-    method: Literal[
-        "sft",
-        "rft",
-        "online_rft",
-        "dpo",
-        "ppo",
+    method: str = Field(
         "grpo",
-        "grpo_process",
-        "rloo",
-        "opo",
-        "pass_at_k",
-        "reinforce++",
-        "reward_model",
-        "process_reward_model",
-    ] = Field("grpo", description="Row of the table of methods, or what kind of reward model is trained.")
+        description="A row of the table of methods (`cohort methods`), a row of your own as path/to/file.py:row "
+        "(docs/new-method.md), `reward_model` or `process_reward_model`.",
+    )
     model: str = Field(description="Hub name or path of a causal language model; of an encoder too for a reward model.")
     model_sizes: dict[str, Any] = Field(
         default_factory=dict,
@@ -76,10 +66,15 @@ class RunConfig(BaseModel):
         return values
 
 
-def read_run(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, TrainingConfig]:
-    """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use."""
+def read_run(
+    path: str | Path, overrides: list[str] | None = None, config_of: ConfigOf = built_in_config
+) -> tuple[RunConfig, TrainingConfig]:
+    """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use.
+
+    `config_of` finds the class of the method's settings; the default knows the built-in methods alone.
+    """
     values = read_values(path, overrides)
-    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path))
+    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path), config_of)
 
 
 def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -108,10 +103,15 @@ def _override_value(key: str, text: str) -> Any:
         raise UserError(f"override {key}={text}: the value is not readable as YAML: {error}") from None
 
 
-def split_run(values: dict[str, Any], where: str) -> tuple[RunConfig, TrainingConfig]:
-    """Deal one flat mapping out to the run's keys and the method's."""
-    method = str(values.get("method", "grpo"))
-    kind = METHOD_CONFIGS.get(method) or REWARD_CONFIGS.get(method) or METHOD_CONFIGS["grpo"]
+def split_run(
+    values: dict[str, Any], where: str, config_of: ConfigOf = built_in_config
+) -> tuple[RunConfig, TrainingConfig]:
+    """Split one flat mapping into the run's keys and the method's. `where` begins the messages."""
+    method = values.get("method", "grpo")
+    try:
+        kind = config_of(method if isinstance(method, str) else "grpo")  # RunConfig refuses other types
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     known = [*RunConfig.model_fields, *kind.model_fields]
     of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}

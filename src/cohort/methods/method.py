@@ -68,7 +68,7 @@ class Method:
         if not issubclass(self.config, needed):
             name = needed.__name__ if isinstance(needed, type) else " or ".join(c.__name__ for c in needed.__args__)
             raise UserError(
-                f"method {self.name!r}: {reader} reads a {name}, and config is {self.config.__name__}: give the row "
+                f"method {self.name!r}: {reader} reads the keys of {name}, and config is {self.config.__name__}: give the row "
                 f"config={name}, or a subclass of it"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cohort.config import unknown_name
+from cohort.config.methods import unknown_method
 from cohort.config.user_code import load_module
 from cohort.methods.method import Method
 from cohort.methods.table import METHODS
@@ -18,10 +19,7 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     place, colon, attribute = name.rpartition(":")
     if not colon:
-        raise UserError(
-            f"method {name!r} is not in the table: {unknown_name(name, METHODS)}. A row of your own is named as "
-            "path/to/file.py:row"
-        )
+        raise unknown_method(name, METHODS)
     reader = f"method {name!r}"
     module = load_module(place, reader)
     row = getattr(module, attribute, None)
