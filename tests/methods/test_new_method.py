@@ -130,9 +130,9 @@ def test_the_row_trains_from_yaml(folder: Path) -> None:
 def test_other_commands_take_the_row(folder: Path) -> None:
     shown = cohort("data", "show", "raft.yaml", "model=model")
     assert shown.exit_code == 0 and f"method {PLACE}" in shown.output and "completion, sampled" in shown.output
-    planned = cohort(
-        "plan", "raft.yaml", "model=model", "use_cpu=true", "--memory", "8GiB", "--flops", "1e12", "--bandwidth", "1e10"
-    )
+    small = [f"{key}={value}" for key, value in {**QUICK, "max_prompt_length": 16}.items()]
+    machine = ["--memory", "8GiB", "--flops", "1e12", "--bandwidth", "1e10"]
+    planned = cohort("plan", "raft.yaml", "model=model", *small, *machine)
     assert planned.exit_code == 0 and PLACE in planned.output, planned.output
     table = cohort("methods", PLACE)
     assert table.exit_code == 0 and "RAFT, section 3" in table.output
