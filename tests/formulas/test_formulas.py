@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cohort.formulas import aggregation, coefficient, credit, divergence
+from cohort.formulas.loss_types import LOSS_TYPES
 
 F64 = torch.float64
 
@@ -242,21 +243,21 @@ def test_weights_of_two_completions_and_a_masked_one() -> None:
     close(aggregation.dapo(lengths, counts), [1 / 9.5, 0, 1 / 9.5], tolerance=1e-7)
 
 
-@pytest.mark.parametrize("name", aggregation.LOSS_TYPES)
+@pytest.mark.parametrize("name", LOSS_TYPES)
 def test_a_step_of_masked_completions_weighs_nothing(name: str) -> None:
     counts = aggregation.Denominators(sequences=2, tokens=0, generation_tokens=0.0, max_completion_length=6)
-    assert aggregation.LOSS_TYPES[name](torch.tensor([0, 0]), counts).tolist() == [0.0, 0.0]
+    assert LOSS_TYPES[name].weight(torch.tensor([0, 0]), counts).tolist() == [0.0, 0.0]
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.integers(0, 40), min_size=2, max_size=12),
-    st.sampled_from(sorted(aggregation.LOSS_TYPES)),
+    st.sampled_from(sorted(LOSS_TYPES)),
     st.integers(1, 11),
 )
 def test_weights_do_not_depend_on_how_a_step_is_cut(lengths: list[int], name: str, cut: int) -> None:
     counts = aggregation.Denominators(len(lengths), sum(lengths), float(sum(lengths)), 40)
-    weigh, lengths_B = aggregation.LOSS_TYPES[name], torch.tensor(lengths)
+    weigh, lengths_B = LOSS_TYPES[name].weight, torch.tensor(lengths)
     parts = [weigh(lengths_B[:cut], counts), weigh(lengths_B[cut:], counts)]
     assert torch.equal(torch.cat(parts), weigh(lengths_B, counts))
 
@@ -267,7 +268,7 @@ def test_a_constant_loss_of_one_averages_to_one(lengths: list[int]) -> None:
     lengths_B = torch.tensor(lengths, dtype=F64)
     counts = aggregation.Denominators(len(lengths), sum(lengths), float(sum(lengths)), 40)
     for name in ("grpo", "bnpo", "dapo"):
-        total = (aggregation.LOSS_TYPES[name](lengths_B, counts) * lengths_B).sum().item()
+        total = (LOSS_TYPES[name].weight(lengths_B, counts) * lengths_B).sum().item()
         assert total == pytest.approx(1.0, abs=1e-12)
     filled = (aggregation.dr_grpo(lengths_B, counts) * lengths_B).sum().item()
     assert filled == pytest.approx(sum(lengths) / (40 * len(lengths)), abs=1e-12)

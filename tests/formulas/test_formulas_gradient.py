@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cohort.formulas import aggregation, coefficient, divergence
+from cohort.formulas.loss_types import LOSS_TYPES
 
 VOCABULARY, TEMPERATURE, BETA = 13, 0.7, 0.3
 LENGTHS = [4, 9, 1, 7, 5, 6]
@@ -79,9 +80,9 @@ def closed_form(data: Batch, loss_type: str, estimator: str | None, weighted: bo
     logprobs_N = (scaled.log_softmax(-1) * onehot).sum(-1)
     lengths_B = torch.tensor(ACTIVE, dtype=scaled.dtype)
     counts = aggregation.Denominators(len(ACTIVE), sum(ACTIVE), GENERATION_TOKENS, MAX)
-    weights_N = aggregation.LOSS_TYPES[loss_type](lengths_B, counts).repeat_interleave(torch.tensor(LENGTHS))
+    weights_N = LOSS_TYPES[loss_type].weight(lengths_B, counts).repeat_interleave(torch.tensor(LENGTHS))
     advantages_N = data.advantages.repeat_interleave(torch.tensor(LENGTHS))
-    surrogate = coefficient.SURROGATES[loss_type]
+    surrogate = LOSS_TYPES[loss_type].surrogate
     part = surrogate(logprobs_N, data.old[data.mask], advantages_N, EPSILON_LOW, EPSILON_HIGH)
     objective_N, coefficient_N = part.objective_N, part.coefficient_N
     if estimator is not None:
@@ -98,7 +99,7 @@ def closed_form(data: Batch, loss_type: str, estimator: str | None, weighted: bo
 KL = [(None, False), *[(name, weighted) for name in divergence.ESTIMATORS for weighted in (False, True)]]
 
 
-@pytest.mark.parametrize("loss_type", aggregation.LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize(("estimator", "weighted"), KL)
 @pytest.mark.parametrize("on_policy", [True, False], ids=["on-policy", "off-policy"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])

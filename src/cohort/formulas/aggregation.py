@@ -7,7 +7,6 @@ still counts among the sequences. Weights take the lengths' dtype, the default o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -59,13 +58,3 @@ def dapo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
 def _active(lengths_B: Tensor) -> Tensor:
     """1 for a completion with active tokens, 0 for a masked one; dtype kept. [B] -> [B]."""
     return lengths_B.sign()
-
-
-LOSS_TYPES: dict[str, Callable[[Tensor, Denominators], Tensor]] = {
-    "grpo": grpo,
-    "bnpo": bnpo,
-    "dr_grpo": dr_grpo,
-    "dapo": dapo,
-    "cispo": dapo,
-}
-"""`loss_type` -> function."""

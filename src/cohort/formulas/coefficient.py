@@ -132,13 +132,3 @@ def constant(logprobs_N: Tensor, advantages_N: Tensor) -> tuple[Tensor, Tensor]:
     A is 1 in SFT; 1 for a correct completion and 0 for a wrong one in RFT.
     """
     return advantages_N * logprobs_N, advantages_N
-
-
-SURROGATES: dict[str, Callable[..., Clipped]] = {
-    "grpo": clipped,
-    "bnpo": clipped,
-    "dr_grpo": clipped,
-    "dapo": clipped,
-    "cispo": capped,
-}
-"""`loss_type` -> function."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cohort.config import DPOConfig, GRPOConfig, PPOConfig, TrainingConfig
-from cohort.formulas.coefficient import LEVELS, SURROGATES, Clipped, clipped, constant, truncated_weights
+from cohort.formulas.coefficient import LEVELS, Clipped, clipped, constant, truncated_weights
 from cohort.formulas.divergence import ESTIMATORS, ratio_weighted
+from cohort.formulas.loss_types import LOSS_TYPES
 from cohort.formulas.preference import preference
 
 Unit = Literal["token", "completion", "group"]
@@ -96,7 +97,7 @@ def clip_only(tokens: TokenBatch, config: GRPOConfig) -> Objective:
     if tokens.sampler_logprobs is not None:
         weights = truncated_weights(old, tokens.sampler_logprobs, config.vllm_importance_sampling_clip_max)
         advantages, correction_log = advantages * weights, {"sampling/importance_sampling_ratio/mean": weights}
-    surrogate = SURROGATES[config.loss_type](
+    surrogate = LOSS_TYPES[config.loss_type].surrogate(
         tokens.logprobs, old, advantages, config.epsilon, high, config.delta, average
     )
     return Objective(surrogate.objective_N, surrogate.coefficient_N, {**_ratio_log(surrogate), **correction_log})

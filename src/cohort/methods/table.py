@@ -24,7 +24,8 @@ from cohort.config import (
     SFTConfig,
     TrainingConfig,
 )
-from cohort.formulas.aggregation import LOSS_TYPES, Denominators
+from cohort.formulas.aggregation import Denominators, grpo
+from cohort.formulas.loss_types import LOSS_TYPES
 from cohort.methods.coefficients import by_ratio, clip, clip_only, clip_with_kl, imitate, prefer, whole_groups
 from cohort.methods.credits import (
     batch_return,
@@ -43,12 +44,12 @@ from cohort.methods.method import Method, Paper
 
 def chosen_loss_type(lengths_B: Tensor, denominators: Denominators, config: GRPOConfig) -> Tensor:
     """w of each completion's tokens by `loss_type`; "grpo" is DeepSeekMath Eq. 3's 1/|o|, then the mean."""
-    return LOSS_TYPES[config.loss_type](lengths_B, denominators)
+    return LOSS_TYPES[config.loss_type].weight(lengths_B, denominators)
 
 
 def sequence_mean(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:
     """w = 1 / (|o| * sequences)."""
-    return LOSS_TYPES["grpo"](lengths_B, denominators)
+    return grpo(lengths_B, denominators)
 
 
 def pair_mean(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:
