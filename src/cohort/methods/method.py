@@ -68,8 +68,8 @@ class Method:
         if not issubclass(self.config, needed):
             name = needed.__name__ if isinstance(needed, type) else " or ".join(c.__name__ for c in needed.__args__)
             raise UserError(
-                f"method {self.name!r}: {reader} reads the keys of {name}, and config is {self.config.__name__}: give the row "
-                f"config={name}, or a subclass of it"
+                f"method {self.name!r}: {reader} reads the keys of {name}, and config is {self.config.__name__}: give "
+                f"the row config={name}, or a subclass of it"
             )
 
 
