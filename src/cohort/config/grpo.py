@@ -1,4 +1,4 @@
-"""The settings of GRPO, and how they depart from DeepSeekMath's."""
+"""The settings of GRPO, and how a run's differ from DeepSeekMath's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from cohort.config.training import TrainingConfig
 
 
 class GRPOConfig(OnlineConfig):
-    """GRPO. Groups are never split."""
+    """GRPO (DeepSeekMath). Groups are never split."""
 
     generation_batch_size: int | None = Field(None, ge=1, description="Completions sampled at a time.")
     steps_per_generation: int | None = Field(
-        None, ge=1, description="In units of per_device_train_batch_size. None: gradient_accumulation_steps."
+        None,
+        ge=1,
+        description="Size of the sampled batch in units of per_device_train_batch_size. None: "
+        "gradient_accumulation_steps.",
     )
-    num_iterations: int = Field(1, ge=1, description=f"mu, updates on each batch. {DSM}: one")
+    num_iterations: int = Field(1, ge=1, description=f"mu, updates on each sampled batch. {DSM}: one")
 
     beta: float = Field(0.04, ge=0, description=f"Weight of the KL term. {DSM}")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="DeepSeekMath Eq. 4: k3")
@@ -44,22 +47,27 @@ class GRPOConfig(OnlineConfig):
         1.0,
         gt=0,
         le=1,
-        description="Share of tokens, those of highest entropy, that learn. Beyond the 80/20 rule, arXiv 2506.01939",
+        description="Fraction of tokens, those of highest entropy, that are trained on. Beyond the 80/20 rule, arXiv "
+        "2506.01939",
     )
     vllm_importance_sampling_correction: bool = Field(
-        False, description="Weight tokens by min(policy / sampler, C): for another engine's or older weights' samples."
+        False,
+        description="Weight tokens by min(policy / sampler, C): for samples of another engine or of older weights.",
     )
     vllm_importance_sampling_clip_max: float = Field(2.0, gt=0, description="C of that weight.")
     dynamic_sampling: bool = Field(
-        False, description="Replace groups whose rewards are all equal by other prompts'. DAPO, arXiv 2503.14476"
+        False,
+        description="Replace groups whose rewards are all equal by groups of other prompts. DAPO, arXiv 2503.14476",
     )
     max_sampling_rounds: int = Field(
-        10, ge=1, description="Rounds of sampling for one batch; then it keeps such groups. For dynamic_sampling."
+        10,
+        ge=1,
+        description="For dynamic_sampling: most rounds of sampling for one batch; after them equal groups stay in it.",
     )
 
     least_generations: ClassVar[int] = 2
     unused: ClassVar[tuple[str, ...]] = ()
-    """Keys that have no part in the row."""
+    """Keys that the method's functions do not read."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +85,9 @@ class GRPOConfig(OnlineConfig):
             )
         _without_effect(self)
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
-            raise ValueError("generation_batch_size and steps_per_generation say the same thing: give one of them")
+            raise ValueError(
+                "generation_batch_size and steps_per_generation both set the sampled batch: give one of them"
+            )
         return self
 
     @property
@@ -102,7 +112,7 @@ class GRPOConfig(OnlineConfig):
 
     @property
     def updates_per_generation(self) -> int:
-        """Optimiser steps that share one sampled batch, before it is repeated num_iterations times."""
+        """Optimiser steps among which one sampled batch is divided; each part is used num_iterations times."""
         if self.generation_batch_size is not None:
             return max(1, -(-self.generation_batch_size // self.batch_size))
         if self.steps_per_generation is not None:
@@ -111,7 +121,7 @@ class GRPOConfig(OnlineConfig):
 
 
 def _without_effect(config: GRPOConfig) -> None:
-    """Raise ValueError where a key is set that another one, or the row, takes no notice of."""
+    """Raise ValueError where a key is set that has no effect, because of another key or in this method."""
     useless = {
         "scale_rewards": config.multi_objective_aggregation == "normalize_then_sum",
         "delta": config.loss_type == "cispo",
@@ -120,11 +130,11 @@ def _without_effect(config: GRPOConfig) -> None:
         **dict.fromkeys(config.unused, True),
     }
     why = {
-        "scale_rewards": "multi_objective_aggregation: normalize_then_sum has a scale of its own",
+        "scale_rewards": "multi_objective_aggregation: normalize_then_sum scales by itself",
         "delta": "loss_type: cispo has one bound, epsilon_high",
         "max_sampling_rounds": "dynamic_sampling is off",
         "vllm_importance_sampling_clip_max": "vllm_importance_sampling_correction is off",
-    } | dict.fromkeys(config.unused, "this method's credit has no use for it")
+    } | dict.fromkeys(config.unused, "this method does not read it")
     for key, vain in useless.items():
         if vain and getattr(config, key) != type(config).model_fields[key].default:
             raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {why[key]}. Leave it out")
@@ -139,7 +149,7 @@ PAPER = ("learning_rate", "num_generations", "max_completion_length", "num_itera
 
 
 def differences_from_paper(config: TrainingConfig) -> list[str]:
-    """`key: value (paper: value)` for each of DeepSeekMath's GRPO settings that this run departs from."""
+    """`key: value (paper: value)` for each of DeepSeekMath's GRPO settings from which this run differs."""
     if not isinstance(config, GRPOConfig):
         return []
     differences = [

@@ -1,4 +1,4 @@
-"""Mistakes in a configuration, each told with its key, what was seen and what to do."""
+"""Messages about mistakes in a configuration: the key, the value seen, the remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def build(kind: type[Config], values: dict[str, Any], where: str, known: list[str] | None = None) -> Config:
-    """`kind(**values)`, with every problem told in one UserError: the key, what was seen, what to do."""
+    """`kind(**values)`. Raises one UserError with every problem: the key, the value seen, the remedy."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -36,7 +36,7 @@ def build(kind: type[Config], values: dict[str, Any], where: str, known: list[st
 
 
 def nested_keys(kind: type[BaseModel]) -> list[str]:
-    """The keys of fields that are mappings with keys of their own: ["reward_model_refit.rule", …]."""
+    """The keys inside fields that are configurations themselves: ["reward_model_refit.rule", …]."""
     return [
         f"{name}.{key}"
         for name, field in kind.model_fields.items()
@@ -47,7 +47,7 @@ def nested_keys(kind: type[BaseModel]) -> list[str]:
 
 
 def explain(problem: Any, known: list[str]) -> str:
-    """One of pydantic's problems in words."""
+    """One of pydantic's problems as a message; `known` are the accepted keys."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return unknown_key(key, known)
@@ -58,11 +58,12 @@ def explain(problem: Any, known: list[str]) -> str:
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
-    """What to do about a name that is not one of `known`."""
+    """The remedy for a name that is not one of `known`: the nearest of them, else all."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
 
 
 def unknown_key(key: str, known: list[str]) -> str:
+    """The message about a key that is not one of `known`, with the nearest of them."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"unknown key `{key}`" + (f": did you mean `{near[0]}`?" if near else "; see docs/configuration.md")

@@ -1,4 +1,4 @@
-"""A run: which model, data and rewards, beside the method's own settings; read from YAML."""
+"""A run as a YAML file describes it: model, data and rewards, and the method's settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cohort.types import UserError
 
 
 class RunConfig(BaseModel):
-    """What a YAML file says beside the method's own settings: which model, data and rewards."""
+    """The keys of a YAML file beside the method's settings: model, data and rewards."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
@@ -28,7 +28,7 @@ class RunConfig(BaseModel):
     model: str = Field(description="Hub name or path of a causal language model; of an encoder too for a reward model.")
     model_sizes: dict[str, Any] = Field(
         default_factory=dict,
-        description="For cohort plan alone: values of the model's config.json, where it cannot be read; such as "
+        description="For cohort plan only: values of the model's config.json, where that cannot be read, such as "
         "{model_type: qwen2, hidden_size: 3584, ...}.",
     )
     dataset: str = Field(description="File (JSON, JSONL, CSV, Parquet), directory, hub name, or reasoning_gym:TASK.")
@@ -38,7 +38,7 @@ class RunConfig(BaseModel):
         description="For datasets.load_dataset or reasoning_gym.create_dataset, such as {name: main}.",
     )
     max_samples: int | None = Field(None, ge=1, description="Rows to take from the start.")
-    eval_dataset: str | None = Field(None, description="Held-out data, named as dataset is.")
+    eval_dataset: str | None = Field(None, description="Held-out data, named as for dataset.")
     eval_split: str = Field("test", description="Split of a hub data set.")
     eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
@@ -48,11 +48,13 @@ class RunConfig(BaseModel):
     val_size: float = Field(
         0, ge=0, description="Rows of dataset held out where there is no eval_dataset: count or share."
     )
-    system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
+    system_prompt: str | None = Field(
+        None, description="Turns plain prompts into conversations with this system turn; '': without a system turn."
+    )
     reward_funcs: list[str | dict[str, Any]] = Field(
         default_factory=list,
         description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). For sft, and dpo on preference rows: "
-        "what evaluation scores.",
+        "rewards of the evaluation only.",
     )
 
     @model_validator(mode="before")
@@ -78,7 +80,8 @@ def read_run(
 
 
 def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """A YAML file's mapping with the overrides in it. Raises UserError for what is no mapping or no override."""
+    """A YAML file's mapping with the overrides applied. Raises UserError for a file that is not a mapping and for a
+    wrong override."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a YAML configuration, such as examples/gsm8k.yaml")
