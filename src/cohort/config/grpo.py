@@ -83,7 +83,7 @@ class GRPOConfig(OnlineConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
-        _without_effect(self)
+        _refuse_without_effect(self)
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             raise ValueError(
                 "generation_batch_size and steps_per_generation both set the sampled batch: give one of them"
@@ -120,24 +120,21 @@ class GRPOConfig(OnlineConfig):
         return 1
 
 
-def _without_effect(config: GRPOConfig) -> None:
+def _refuse_without_effect(config: GRPOConfig) -> None:
     """Raise ValueError where a key is set that has no effect, because of another key or in this method."""
-    useless = {
-        "scale_rewards": config.multi_objective_aggregation == "normalize_then_sum",
-        "delta": config.loss_type == "cispo",
-        "max_sampling_rounds": not config.dynamic_sampling,
-        "vllm_importance_sampling_clip_max": not config.vllm_importance_sampling_correction,
-        **dict.fromkeys(config.unused, True),
-    }
-    why = {
-        "scale_rewards": "multi_objective_aggregation: normalize_then_sum scales by itself",
-        "delta": "loss_type: cispo has one bound, epsilon_high",
-        "max_sampling_rounds": "dynamic_sampling is off",
-        "vllm_importance_sampling_clip_max": "vllm_importance_sampling_correction is off",
-    } | dict.fromkeys(config.unused, "this method does not read it")
-    for key, vain in useless.items():
-        if vain and getattr(config, key) != type(config).model_fields[key].default:
-            raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {why[key]}. Leave it out")
+    reasons = {}
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        reasons["scale_rewards"] = "multi_objective_aggregation: normalize_then_sum scales by itself"
+    if config.loss_type == "cispo":
+        reasons["delta"] = "loss_type: cispo has one bound, epsilon_high"
+    if not config.dynamic_sampling:
+        reasons["max_sampling_rounds"] = "dynamic_sampling is off"
+    if not config.vllm_importance_sampling_correction:
+        reasons["vllm_importance_sampling_clip_max"] = "vllm_importance_sampling_correction is off"
+    reasons |= dict.fromkeys(config.unused, "this method does not read it")
+    for key, reason in reasons.items():
+        if getattr(config, key) != type(config).model_fields[key].default:
+            raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {reason}. Leave it out")
     if config.delta is not None and config.delta <= 1 + (config.epsilon_high or config.epsilon):
         raise ValueError(f"delta is {config.delta}: it must lie above the clip, 1 + epsilon_high")
 
@@ -146,6 +143,7 @@ PAPER = ("learning_rate", "num_generations", "max_completion_length", "num_itera
          "use_bias_correction_kl", "loss_type", "scale_rewards", "multi_objective_aggregation",
          "importance_sampling_level", "delta", "top_entropy_quantile", "vllm_importance_sampling_correction",
          "dynamic_sampling", "entropy_coef", "mask_truncated_completions")  # fmt: skip
+"""Keys whose defaults are the paper's settings."""
 
 
 def differences_from_paper(config: TrainingConfig) -> list[str]:

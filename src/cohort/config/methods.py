@@ -97,8 +97,8 @@ def built_in_config(method: str) -> type[TrainingConfig]:
     return kind
 
 
-def unknown_method(method: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not one of `known`."""
+def unknown_method(method: str, names: Iterable[str]) -> UserError:
+    """The error for a name that is not one of `names`."""
     return UserError(
-        f"unknown method {method!r} (a row of your own is named as path/to/file.py:row): {unknown_name(method, known)}"
+        f"unknown method {method!r} (a row of your own is named as path/to/file.py:row): {unknown_name(method, names)}"
     )

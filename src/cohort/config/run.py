@@ -115,7 +115,7 @@ def split_run(
         kind = config_of(method if isinstance(method, str) else "grpo")  # RunConfig refuses other types
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    known = [*RunConfig.model_fields, *kind.model_fields]
+    keys = [*RunConfig.model_fields, *kind.model_fields]
     of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}
-    return build(RunConfig, of_run, where, known), build(kind, of_method, where, known)
+    return build(RunConfig, of_run, where, keys), build(kind, of_method, where, keys)

@@ -160,13 +160,13 @@ class TrainingConfig(BaseModel):
 
     def __init__(self, output_dir: str | None = None, /, **values: Any):
         """Keys of TRL and transformers are accepted too: docs/coming-from-trl.md. Raises InvalidConfig."""
-        given = values if output_dir is None else {"output_dir": output_dir, **values}
+        settings = values if output_dir is None else {"output_dir": output_dir, **values}
         try:
-            super().__init__(**coming_from_trl.translate(given, type(self).model_fields))
+            super().__init__(**coming_from_trl.translate(settings, type(self).model_fields))
         except ValidationError as error:
             problems = error.errors()
-            known = [*type(self).model_fields, *nested_keys(type(self)), *trl_keys.KEYS]
-            lines = [explain(problem, known) for problem in problems]
+            keys = [*type(self).model_fields, *nested_keys(type(self)), *trl_keys.KEYS]
+            lines = [explain(problem, keys) for problem in problems]
             raise InvalidConfig(f"{type(self).__name__}: " + "\n".join(lines), problems) from None
 
     @field_validator("eval_strategy", "save_strategy", mode="before")
