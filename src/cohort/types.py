@@ -1,4 +1,4 @@
-"""The records that pass between floors, and the one legend of shapes.
+"""The records that pass between the packages of Cohort, and the legend of shape suffixes.
 
 Shape suffixes, in `formulas` and `train`:
 
@@ -25,7 +25,7 @@ Text = str | list[Message]
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: says what was seen, where, and what to do. The CLI exits with 2."""
+    """A user's mistake. The message says what was seen, where, and what to do; the command line exits with 2."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Completion:
     """float32 [n], the sampler's own log-probabilities at the sampling temperature, before any truncation."""
     text: str = ""
     truncated: bool = False
-    """True where the length limit ended it."""
+    """True where the length limit ended the completion."""
     version: int = 0
-    """The policy's count of updates when it was sampled."""
+    """How many updates the policy had when the completion was sampled."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Steps:
     text_ends: list[int]
     """Where each step ends in the completion's text, in characters, exclusive."""
     ends: list[int] = field(default_factory=list)
-    """Index of each step's last token; the last one is the completion's last token."""
+    """Index of each step's last token; the last step's is the completion's last token."""
 
 
 @dataclass
@@ -92,15 +92,15 @@ class Group:
     """Reward function name -> [G] scores, unweighted, clipped, 0 where a gate is closed; None where the function does
     not apply to the row."""
     steps: list[Steps] | None = None
-    """[G], where steps are rewarded."""
+    """[G] in methods that reward steps, else None."""
     advantages: list[Tensor] = field(default_factory=list)
     """[G] of float32 [n_i], one advantage for each token."""
     old_logprobs: list[Tensor] | None = None
-    """[G] of float32 [n_i], under the policy that was current when the batch was first trained on."""
+    """[G] of float32 [n_i], under the policy as it was at its first update on the batch; None before that update."""
     reference_logprobs: list[Tensor] | None = None
-    """[G] of float32 [n_i], under the reference model; None where beta is 0."""
+    """[G] of float32 [n_i], under the reference; None where the method has no KL term."""
     values: list[Tensor] | None = None
-    """[G] of float32 [n_i], the critic's when the batch was sampled: of what follows before each token is drawn."""
+    """[G] of float32 [n_i], the critic's estimates when the batch was sampled, each before its token is sampled."""
 
     @property
     def tokens(self) -> int:
@@ -110,7 +110,7 @@ class Group:
 
 @dataclass
 class TrainerState:
-    """What callbacks and reward functions may read of a run (the fields of transformers' TrainerState used here)."""
+    """What callbacks and reward functions may read about a run: the fields of transformers' TrainerState used here."""
 
     global_step: int = 0
     max_steps: int = 0

@@ -145,7 +145,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
 
 
 MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
-    ({}, ["grop"], "--methods grop: no such method: did you mean 'grpo'?"),
+    ({}, ["grop"], "as path/to/file.py:row): did you mean 'grpo'?"),
     ({}, ["sft"], "SFT makes the start that the methods share"),
     ({}, ["grpo", "grpo"], "name each method once"),
     ({"lerning_rate": 1}, ["grpo"], "unknown key `lerning_rate`: did you mean `learning_rate`?"),

@@ -1,4 +1,4 @@
-"""Oracle: weight * coefficient * (onehot - softmax) / temperature is autograd's on the textbook objective."""
+"""weight * coefficient * (onehot - softmax) / temperature equals autograd's gradient of the textbook objective."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cohort.formulas.loss_types import LOSS_TYPES
 VOCABULARY, TEMPERATURE, BETA = 13, 0.7, 0.3
 LENGTHS = [4, 9, 1, 7, 5, 6]
 ACTIVE = [4, 9, 1, 7, 0, 6]
-"""The fifth completion is masked: its tokens are in the stream and carry no loss."""
+"""The fifth completion is masked: its tokens are in the stream but carry no loss."""
 MAX = 10
 EPSILON_LOW, EPSILON_HIGH = 0.2, 0.28
 GENERATION_TOKENS = 31.5

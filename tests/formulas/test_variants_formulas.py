@@ -1,4 +1,4 @@
-"""Credits and coefficients of the variants: worked numbers, and oracles that go another way."""
+"""Credits and coefficients of the variants: worked numbers, and independent implementations as oracles."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cohort.formulas import coefficient, credit, divergence
 F64 = torch.float64
 
 
-def close(found: Tensor, expected: list[float] | list[list[float]]) -> None:
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), atol=1e-6, rtol=1e-6)
+def close(result: Tensor, expected: list[float] | list[list[float]]) -> None:
+    torch.testing.assert_close(result, torch.tensor(expected, dtype=result.dtype), atol=1e-6, rtol=1e-6)
 
 
 def test_leave_one_out_by_hand() -> None:
@@ -35,7 +35,7 @@ def test_optimal_baseline_by_hand_and_the_plain_mean_at_equal_lengths() -> None:
 def test_pass_at_k_by_hand() -> None:
     # One of four is right, k = 2: m = 1 - 3 / 6, s = 0.5; right (1 - m) / s = 1; wrong (0.5 - 2 / 3) / 0.5.
     close(credit.pass_at_k(torch.tensor([[True, False, False, False]]), 2), [[1.0, -1 / 3, -1 / 3, -1 / 3]])
-    # Two wrong ones are in every draw of three together with a right one: nothing to learn.
+    # Every draw of three has a right one: nothing to learn.
     assert credit.pass_at_k(torch.tensor([[True, True, False, False]]), 3).tolist() == [[0.0, 0.0, 0.0, 0.0]]
     assert credit.pass_at_k(torch.tensor([[False, False]]), 1).tolist() == [[0.0, 0.0]]
     with pytest.raises(ValueError, match="1 <= k <= 2"):
@@ -60,23 +60,23 @@ def test_pass_at_k_is_the_mean_over_all_draws(right: int, k: int) -> None:
 
 
 def test_decoupled_by_hand() -> None:
-    """Two rewards of unlike size count alike: [0, 2] and [0, 100] both have z-scores -+ 1 / sqrt 2."""
+    """Two rewards of different size count the same: [0, 2] and [0, 100] both have z-scores -+ 1 / sqrt 2."""
     scores = torch.tensor([[[0.0, 2.0], [1.0, 1.0]], [[100.0, 0.0], [0.0, 100.0]]], dtype=F64)
     z = 1 / math.sqrt(2)
     sums = torch.tensor([[-3 * z + z, 3 * z - z], [-z, z]], dtype=F64)
     expected = sums / sums.std()
-    found = credit.decoupled(scores, torch.tensor([3.0, 1.0], dtype=F64), eps=0.0)
-    torch.testing.assert_close(found, expected)
+    result = credit.decoupled(scores, torch.tensor([3.0, 1.0], dtype=F64), eps=0.0)
+    torch.testing.assert_close(result, expected)
 
 
 def test_decoupled_leaves_out_what_does_not_apply_and_what_does_not_vary() -> None:
     nan = math.nan
     scores = torch.tensor([[[0.0, 2.0, nan], [0.1, 0.1, 0.1]], [[nan, nan, nan], [3.0, 3.0, 3.0]]])
-    found = credit.decoupled(scores, torch.ones(2), eps=0.0)
-    assert found[1].tolist() == [0.0, 0.0, 0.0]
+    result = credit.decoupled(scores, torch.ones(2), eps=0.0)
+    assert result[1].tolist() == [0.0, 0.0, 0.0]
     z = 1 / math.sqrt(2)
     sums = torch.tensor([-z, z, 0, 0, 0, 0])
-    torch.testing.assert_close(found[0], (sums / sums.std())[:3])
+    torch.testing.assert_close(result[0], (sums / sums.std())[:3])
 
 
 def test_rewards_to_go_by_hand() -> None:
@@ -114,25 +114,25 @@ def test_scales_of_step_rewards() -> None:
 def test_dual_clip_bounds_a_negative_advantage_below() -> None:
     ratios = torch.tensor([0.5, 1.1, 2.5, 4.0, 4.0], dtype=F64)
     advantages = torch.tensor([-1.0, -1.0, -1.0, -2.0, 2.0], dtype=F64)
-    found = coefficient.clipped(ratios.log(), torch.zeros(5, dtype=F64), advantages, 0.2, 0.2, delta=3.0)
-    close(found.objective_N, [-0.8, -1.1, -2.5, -6.0, 2.4])
-    close(found.coefficient_N, [0.0, -1.1, -2.5, 0.0, 0.0])
+    result = coefficient.clipped(ratios.log(), torch.zeros(5, dtype=F64), advantages, 0.2, 0.2, delta=3.0)
+    close(result.objective_N, [-0.8, -1.1, -2.5, -6.0, 2.4])
+    close(result.coefficient_N, [0.0, -1.1, -2.5, 0.0, 0.0])
 
 
 def test_cispo_caps_the_weight_and_drops_no_token() -> None:
     ratios = torch.tensor([0.1, 1.1, 2.0, 2.0], dtype=F64)
     advantages = torch.tensor([-1.0, 1.0, 1.0, -3.0], dtype=F64)
-    found = coefficient.capped(ratios.log(), torch.zeros(4, dtype=F64), advantages, 0.2, 0.28)
-    close(found.coefficient_N, [-0.1, 1.1, 1.28, -3.84])
-    torch.testing.assert_close(found.objective_N, found.coefficient_N * ratios.log())
-    assert found.high_N.tolist() == [False, False, True, False]
+    result = coefficient.capped(ratios.log(), torch.zeros(4, dtype=F64), advantages, 0.2, 0.28)
+    close(result.coefficient_N, [-0.1, 1.1, 1.28, -3.84])
+    torch.testing.assert_close(result.objective_N, result.coefficient_N * ratios.log())
+    assert result.high_N.tolist() == [False, False, True, False]
 
 
 def test_the_ratio_of_a_completion_is_its_geometric_mean() -> None:
     ratios = torch.tensor([2.0, 0.5, 4.0, 3.0], dtype=F64)
     average = coefficient.each_completion([3, 1])
-    found = coefficient.clipped(ratios.log(), torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), 9, 9, None, average)
-    close(found.ratio_N, [4 ** (1 / 3)] * 3 + [3.0])
+    result = coefficient.clipped(ratios.log(), torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), 9, 9, None, average)
+    close(result.ratio_N, [4 ** (1 / 3)] * 3 + [3.0])
 
 
 def test_truncated_weights() -> None:
@@ -152,7 +152,7 @@ def test_coefficients_are_autograds(surrogate: str, level: str) -> None:
     function = coefficient.capped if surrogate == "capped" else coefficient.clipped
     delta = 1.4 if surrogate == "dual" else None
     with torch.no_grad():
-        found = function(logprobs, old, advantages, 0.1, 0.15, delta, average)
+        result = function(logprobs, old, advantages, 0.1, 0.15, delta, average)
     log_ratio = logprobs - old
     if level == "completion":
         log_ratio = torch.cat([part.mean().expand(len(part)) for part in log_ratio.split(lengths)])
@@ -163,8 +163,8 @@ def test_coefficients_are_autograds(surrogate: str, level: str) -> None:
         free = ratio if delta is None else ratio.clamp(max=delta)
         objective = torch.min(free * advantages, ratio.clamp(0.9, 1.15) * advantages)
     (expected,) = torch.autograd.grad(objective.sum(), logprobs)
-    torch.testing.assert_close(found.coefficient_N, expected)
-    torch.testing.assert_close(found.objective_N, objective.detach())
+    torch.testing.assert_close(result.coefficient_N, expected)
+    torch.testing.assert_close(result.objective_N, objective.detach())
 
 
 def test_a_completions_ratio_weights_its_divergence_and_is_differentiated() -> None:
@@ -177,5 +177,5 @@ def test_a_completions_ratio_weights_its_divergence_and_is_differentiated() -> N
     (expected,) = torch.autograd.grad((log_ratio.exp() * ((-d).exp() + d - 1)).sum(), logprobs)
     with torch.no_grad():
         estimate = divergence.k3(logprobs, reference)
-        found = divergence.ratio_weighted(estimate, log_ratio.exp(), coefficient.each_completion(lengths))
-    torch.testing.assert_close(found.slope_N, expected)
+        result = divergence.ratio_weighted(estimate, log_ratio.exp(), coefficient.each_completion(lengths))
+    torch.testing.assert_close(result.slope_N, expected)

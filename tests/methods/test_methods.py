@@ -1,5 +1,5 @@
 """Every row's gradient against autograd on its textbook objective, over the ordinary padded forward; GAE, the critic's
-loss and DPO's against implementations of their own."""
+loss and DPO's against independent implementations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from cohort.config import DPOConfig, GRPOConfig, OnlineRFTConfig, PPOConfig, RFTConfig, TrainingConfig
 from cohort.formulas.gae import gae, shaped_rewards, value_loss, whiten
 from cohort.formulas.preference import preference
-from cohort.methods.credits import estimated
+from cohort.methods.credits import gae_advantages
 from cohort.methods.table import METHODS
 from cohort.policy.model import Policy
 from cohort.train.critic import CriticUpdater, explained_variance
@@ -98,10 +98,10 @@ def test_dpo_equals_autograd_on_the_pairs_loss(smoothing: float, budget: int) ->
 
 def test_preference_by_hand() -> None:
     """Margin 0.1 (2 + 1) = 0.3: loss log(1 + e^-0.3) = 0.55436, coefficient 0.1 sigmoid(-0.3) = 0.042556."""
-    found = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), beta=0.1)
-    assert float(found.objective_P) == pytest.approx(-0.554355, abs=1e-6)
-    assert float(found.coefficient_P) == pytest.approx(0.0425557, abs=1e-6)
-    assert (float(found.chosen_P), float(found.rejected_P)) == pytest.approx((0.2, -0.1))
+    result = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), beta=0.1)
+    assert float(result.objective_P) == pytest.approx(-0.554355, abs=1e-6)
+    assert float(result.coefficient_P) == pytest.approx(0.0425557, abs=1e-6)
+    assert (float(result.chosen_P), float(result.rejected_P)) == pytest.approx((0.2, -0.1))
     flipped = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), 0.1, 0.25)
     expected = -(0.75 * math.log1p(math.exp(-0.3)) + 0.25 * math.log1p(math.exp(0.3)))
     assert float(flipped.objective_P) == pytest.approx(expected, abs=1e-6)
@@ -121,20 +121,20 @@ def test_gae_equals_a_linear_filter(gamma: float, lam: float) -> None:
 
 def test_gae_by_hand() -> None:
     """r = 0 0 1, V = .5 .2 .4: deltas -.3, .2, .6; gamma lam = .5: A = .6, .5, -.05."""
-    found = gae(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.2, 0.4]), 1.0, 0.5)
-    torch.testing.assert_close(found, torch.tensor([-0.05, 0.5, 0.6]))
+    result = gae(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.2, 0.4]), 1.0, 0.5)
+    torch.testing.assert_close(result, torch.tensor([-0.05, 0.5, 0.6]))
     assert len(gae(torch.zeros(0), torch.zeros(0), 1.0, 0.95)) == 0
 
 
 def test_rewards_carry_the_kl_and_the_outcome_at_the_last_token() -> None:
-    found = shaped_rewards(2.0, torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0]), 0.1)
-    torch.testing.assert_close(found, torch.tensor([-0.05, 2.1]))
+    result = shaped_rewards(2.0, torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0]), 0.1)
+    torch.testing.assert_close(result, torch.tensor([-0.05, 2.1]))
     torch.testing.assert_close(shaped_rewards(2.0, torch.tensor([-1.0, -2.0]), None, 0.1), torch.tensor([0.0, 2.0]))
 
 
 def test_whitening_has_mean_0_and_deviation_1_and_leaves_one_token() -> None:
-    found = whiten(torch.tensor([1.0, 2.0, 6.0]))
-    torch.testing.assert_close(found, torch.tensor([-2.0, -1.0, 3.0]) / math.sqrt(7))
+    result = whiten(torch.tensor([1.0, 2.0, 6.0]))
+    torch.testing.assert_close(result, torch.tensor([-2.0, -1.0, 3.0]) / math.sqrt(7))
     assert whiten(torch.tensor([3.0])).tolist() == [3.0]
     assert whiten(torch.tensor([3.0, 3.0])).tolist() == [0.0, 0.0]
 
@@ -142,22 +142,22 @@ def test_whitening_has_mean_0_and_deviation_1_and_leaves_one_token() -> None:
 def test_the_value_loss_by_hand_and_by_autograd() -> None:
     values = torch.tensor([0.5, 1.0, 1.0, -0.4], requires_grad=True)
     old, returns = torch.tensor([0.4, 0.5, 0.5, 0.0]), torch.tensor([1.0, 2.0, 0.0, -1.0])
-    found = value_loss(values.detach(), old, returns, 0.2)
+    result = value_loss(values.detach(), old, returns, 0.2)
     # Clipped to .5, .7, .7, -.2: (.5)^2, max(1, 1.69), max(1, .49), max(.36, .64), halved.
-    torch.testing.assert_close(found.value_N, torch.tensor([0.125, 0.845, 0.5, 0.32]))
-    assert found.clipped_N.tolist() == [False, True, False, True]
+    torch.testing.assert_close(result.value_N, torch.tensor([0.125, 0.845, 0.5, 0.32]))
+    assert result.clipped_N.tolist() == [False, True, False, True]
     bounded = old + (values - old).clamp(-0.2, 0.2)
     torch.max((values - returns) ** 2, (bounded - returns) ** 2).sum().div(2).backward()
-    torch.testing.assert_close(found.slope_N, values.grad)
+    torch.testing.assert_close(result.slope_N, values.grad)
 
 
 def textbook_values(model: Any, head: Any, group: Group) -> list[Tensor]:
-    found = []
+    result = []
     for completion in group.completions:
         row = torch.cat([group.prompt_ids, completion.ids])[None]
         hidden = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, len(group.prompt_ids) - 1 : -1]
-        found.append(head(hidden).squeeze(-1))
-    return found
+        result.append(head(hidden).squeeze(-1))
+    return result
 
 
 def ppo_batch(policy: Policy, critic: CriticUpdater, config: PPOConfig) -> list[Group]:
@@ -172,8 +172,8 @@ def ppo_batch(policy: Policy, critic: CriticUpdater, config: PPOConfig) -> list[
     critic.attach(groups)
     for g, group in enumerate(groups):  # the critic's plain forward, then values far enough that the clip acts
         expected = textbook_values(critic.critic.model.model, critic.critic.head, group)
-        for found, value in zip(group.values or [], expected, strict=True):
-            torch.testing.assert_close(found, value.detach(), atol=1e-5, rtol=0)
+        for result, value in zip(group.values or [], expected, strict=True):
+            torch.testing.assert_close(result, value.detach(), atol=1e-5, rtol=0)
         shift = torch.Generator().manual_seed(g)
         group.values = [v + 0.4 * torch.randn(v.shape, generator=shift) for v in group.values or []]
     return credited("ppo", groups, config)
@@ -208,8 +208,8 @@ def textbook_ppo(policy: Policy, groups: list[Group], config: PPOConfig) -> tupl
 def textbook_value_loss(critic: CriticUpdater, groups: list[Group], returns: list[list[Tensor]], c: float) -> Tensor:
     losses = []
     for group, targets in zip(groups, returns, strict=True):
-        found = textbook_values(critic.critic.model.model, critic.critic.head, group)
-        for V, old, R in zip(found, group.values or [], targets, strict=True):
+        result = textbook_values(critic.critic.model.model, critic.critic.head, group)
+        for V, old, R in zip(result, group.values or [], targets, strict=True):
             bounded = old + (V - old).clamp(-c, c)
             losses.append(torch.max((V - R) ** 2, (bounded - R) ** 2).mean() / 2)
     return torch.stack(losses).mean()
@@ -227,7 +227,7 @@ def test_ppo_policy_and_critic_equal_autograd(budget: int) -> None:
     assert metrics["clip_ratio/low_mean"] > 0.02 and metrics["clip_ratio/high_mean"] > 0.02
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
     assert_close(ours, textbook_gradient(policy, loss), 1e-5)
-    for group, advantages, targets in zip(groups, estimated(groups, config), returns, strict=True):
+    for group, advantages, targets in zip(groups, gae_advantages(groups, config), returns, strict=True):
         for A, V, R in zip(advantages, group.values or [], targets, strict=True):
             torch.testing.assert_close(A + V, R)
 

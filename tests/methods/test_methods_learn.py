@@ -1,4 +1,5 @@
-"""Each method mends what a flawed teacher taught: fifty one-step problems of the demo's task, seconds each."""
+"""Each method corrects errors that SFT on a flawed teacher taught: fifty one-step problems of the demo's task, seconds
+each."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Every row and variant: the step's closed-form gradient against autograd on the textbook objective, over the ordinary
-padded forward; and no cut into micro-batches changes it."""
+padded forward; and the split into micro-batches does not change it."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_variants_gradient_and_loss_equal_autograds(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_on_policy(name: str) -> None:
-    """At the first update the old policy is the policy itself, whatever sampled the batch."""
+    """At the first update the old policy is the policy itself, whichever engine sampled the batch."""
     config = settings(**VARIANTS[name])
     policy = small_policy()
     groups = batch(policy, config)
@@ -185,7 +185,7 @@ def test_a_variant_on_policy(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_changes_the_gradient_and_no_cut_does(name: str) -> None:
-    found = []
+    result = []
     for values, budget in (({}, 10_000), (VARIANTS[name], 10_000), (VARIANTS[name], 1)):
         policy = small_policy()
         config = settings(**values, token_budget=budget)
@@ -193,8 +193,8 @@ def test_every_variant_changes_the_gradient_and_no_cut_does(name: str) -> None:
         for group, advantages in zip(groups, METHODS["grpo"].credit(groups, config), strict=True):
             group.advantages = advantages
         metrics = Updater(policy, METHODS["grpo"], config).gradient(groups, float(active_lengths(groups, config).sum()))
-        found.append((metrics["loss"], torch.cat([g.flatten() for g in gradients(policy.model).values()])))
-    (_, plain), (loss, whole), (cut_loss, cut) = found
+        result.append((metrics["loss"], torch.cat([g.flatten() for g in gradients(policy.model).values()])))
+    (_, plain), (loss, whole), (cut_loss, cut) = result
     assert float((whole - plain).norm() / plain.norm()) > 1e-3
     assert float((whole - cut).norm() / whole.norm()) < 5e-6 and loss == pytest.approx(cut_loss, rel=1e-5)
 
@@ -218,14 +218,14 @@ def expected_advantages(row: str, groups: list[Group], config: GRPOConfig) -> li
     """The papers' formulas in plain loops."""
     if row == "reinforce++":
         return of_reinforce(groups, config)
-    found = []
+    result = []
     for group in groups:
         r, n = group.rewards, [len(c.ids) for c in group.completions]
         G = len(r)
         mean = sum(r) / G
         std = math.sqrt(sum((x - mean) ** 2 for x in r) / (G - 1))
         if row == "grpo_process":
-            found.append(of_steps(group))
+            result.append(of_steps(group))
             continue
         if row == "grpo":
             values = [(x - mean) / (std + 1e-4) for x in r]
@@ -239,8 +239,8 @@ def expected_advantages(row: str, groups: list[Group], config: GRPOConfig) -> li
             values = [0.0] * G
             if sum(right) == 1:
                 values = [(1 - m if x else 1 - m - 0.5) / math.sqrt(m * (1 - m)) for x in right]
-        found.append([torch.full((k,), value) for k, value in zip(n, values, strict=True)])
-    return found
+        result.append([torch.full((k,), value) for k, value in zip(n, values, strict=True)])
+    return result
 
 
 def of_steps(group: Group) -> list[Tensor]:
@@ -311,17 +311,17 @@ def test_normalised_before_their_sum_a_large_reward_does_not_drown_a_small_one()
 
 @pytest.mark.parametrize("row", ["online_rft", "ppo"])
 def test_other_online_rows_have_the_entropy_bonus(row: str) -> None:
-    found = []
+    result = []
     for coefficient in (0.0, 0.3):
         policy = small_policy()
         config = METHOD_CONFIGS[row](entropy_coef=coefficient, max_completion_length=12, bf16=False, use_cpu=True)
         groups = batch(policy, settings())
         Updater(policy, METHODS[row], config).gradient(groups, 1.0)
-        found.append(gradients(policy.model))
+        result.append(gradients(policy.model))
     policy.model.zero_grad()
     entropies = [
         -(x.softmax(-1) * x.log_softmax(-1)).sum(-1) for group in groups for x in logits_of(policy.model, group, config)
     ]
     (-0.3 * torch.cat(entropies).mean()).backward()
     bonus = gradients(policy.model)
-    assert_close({name: found[1][name] - found[0][name] for name in bonus}, bonus, 1e-4)
+    assert_close({name: result[1][name] - result[0][name] for name in bonus}, bonus, 1e-4)

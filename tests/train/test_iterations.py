@@ -314,7 +314,7 @@ def test_kl_to_the_start_is_the_difference_of_log_probabilities(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"iterations": 2}, "say with steps_per_iteration how long each is"),
+        ({"iterations": 2}, "give the length of each as steps_per_iteration"),
         ({"iterations": 2, "steps_per_iteration": 3, "num_iterations": 2}, "use a multiple of 2"),
         ({"iterations": 2, "steps_per_iteration": 3, "max_steps": 7}, "2 iterations of 3 steps are 6"),
         ({"reward_model_refit": {}}, "would act after the last step"),

@@ -234,7 +234,10 @@ def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:
         ({"delta": 2.0, "loss_type": "cispo"}, "cispo has one bound"),
         ({"max_sampling_rounds": 3}, "dynamic_sampling is off"),
         ({"vllm_importance_sampling_clip_max": 3.0}, "correction is off"),
-        ({"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"}, "a scale of its own"),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"},
+            "normalize_then_sum scales by itself",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             GRPOConfig(**values)

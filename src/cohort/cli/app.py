@@ -69,7 +69,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")] = False,
 ) -> None:
     """Train a model as a configuration says."""
-    from cohort.config import read_run
+    from cohort.cli.runs import read_run
 
     changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
     run, settings = read_run(config, changes)
@@ -144,13 +144,16 @@ def plot(run: Annotated[Path, typer.Argument(help="A run's output_dir.")]) -> No
 
 
 @app.command()
-def methods() -> None:
+def methods(
+    rows: Annotated[list[str] | None, typer.Argument(help="Rows of your own: path/to/file.py:row.")] = None,
+) -> None:
     """Print the table of methods: where completions come from, and how rewards become gradients."""
+    from cohort.methods.named import find_method
     from cohort.methods.table import METHODS
     from cohort.report.methods import methods_tables
 
     console = log_console()
-    for table in methods_tables(list(METHODS.values())):
+    for table in methods_tables([*METHODS.values(), *map(find_method, rows or [])]):
         console.print(table)
 
 

@@ -30,23 +30,25 @@ def show(
     """Print prompts as the model gets them, what is trained on, lengths, and what is too long."""
     from rich.console import Console
 
-    from cohort.config import METHOD_CONFIGS, SFTConfig, read_run
+    from cohort.cli.runs import read_run
+    from cohort.config import RewardModelConfig
     from cohort.data.configured import check_names, configured_rows
 
     run, settings = read_run(config, overrides or [])
     check_names(run, settings)
-    if run.method not in METHOD_CONFIGS:
+    if isinstance(settings, RewardModelConfig):
         raise UserError(f"{config}: method {run.method}: prompts are shown for methods that train a policy")
     loaded, held_out = configured_rows(run, settings.seed)
 
     from cohort.data.chat_templates import use_template
     from cohort.data.inspect import inspect_rows
+    from cohort.methods.named import find_method
     from cohort.policy.load import context_length, load_tokenizer
 
     tokenizer = load_tokenizer(run.model, trust_remote_code=settings.trust_remote_code)
     use_template(tokenizer, settings.template)
     context = context_length(run.model, trust_remote_code=settings.trust_remote_code)
-    sampled = not issubclass(METHOD_CONFIGS[run.method], SFTConfig)
+    sampled = find_method(run.method).source != "demonstrations"
     found = inspect_rows(loaded, tokenizer, settings, context, sampled)
     console = Console(highlight=False)
     for i, row in enumerate(found.rows[:rows], 1):

@@ -22,10 +22,13 @@ def plan(
     output: Annotated[Path | None, typer.Option("--json", help="Write the plan as JSON.")] = None,
 ) -> None:
     """Estimate memory and time of a run without loading its model: docs/plan.md."""
-    from cohort.config import read_run
+    from cohort.cli.runs import read_run
+    from cohort.config import RewardModelConfig
     from cohort.plan.machine import find_machine, rate, size
 
     run, settings = read_run(config, overrides or [])
+    if isinstance(settings, RewardModelConfig):
+        raise UserError(f"{config}: method {run.method}: plans are for methods that train a policy")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--json {output}: there is no folder {output.parent}")
     machine = find_machine(

@@ -101,7 +101,7 @@ def _is_config(text: str) -> bool:
 
 
 def _read(path: Path, overrides: list[str]) -> tuple[RunConfig, TrainingConfig]:
-    from cohort.config import read_run
+    from cohort.cli.runs import read_run
 
     run, settings = read_run(path, overrides)
     if not run.reward_funcs and run.dataset.startswith("reasoning_gym:"):
@@ -112,10 +112,12 @@ def _read(path: Path, overrides: list[str]) -> tuple[RunConfig, TrainingConfig]:
 
 
 def _from_config(run: RunConfig, settings: TrainingConfig) -> Rewards:
+    from cohort.config import SampledConfig
     from cohort.rewards.compose import Rewards
 
-    weights, clip = getattr(settings, "reward_weights", None), getattr(settings, "reward_clip", None)
-    return Rewards(run.reward_funcs, weights, clip)
+    if isinstance(settings, SampledConfig):
+        return Rewards(run.reward_funcs, settings.reward_weights, settings.reward_clip)
+    return Rewards(run.reward_funcs)
 
 
 def _named(text: str) -> Rewards:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cohort.config import (
     METHOD_CONFIGS,
+    ConfigOf,
     DPOConfig,
     GRPOConfig,
     OnlineConfig,
@@ -23,6 +24,7 @@ from cohort.config import (
     SFTConfig,
     TrainingConfig,
     build,
+    built_in_config,
     read_values,
     unknown_key,
     unknown_name,
@@ -79,7 +81,10 @@ class Plan:
     chains: ChainsConfig | None
     shared: OnlineConfig
     sft: tuple[RunConfig, SFTConfig] | None
+    methods: dict[str, str]
+    """Label of each method, which is the folder of its runs -> its name, or the place of the user's own row."""
     configs: dict[str, SampledConfig]
+    """By label, as `rewards`."""
     rewards: dict[str, list[str | dict[str, Any]]]
     correct: str
     final_generations: int
@@ -87,16 +92,22 @@ class Plan:
     """Completions that each method samples."""
 
 
-def read_plan(path: str | Path, overrides: Sequence[str], methods: Sequence[str], seeds: int) -> Plan:
+def read_plan(
+    path: str | Path,
+    overrides: Sequence[str],
+    methods: Sequence[str],
+    seeds: int,
+    config_of: ConfigOf = built_in_config,
+) -> Plan:
     """Read a YAML file and overrides (`sft.max_steps=400` reaches into a mapping). Raises UserError for what is
     unknown, impossible, or would not compare on equal terms."""
     values = _nested(read_values(path, list(overrides)))
     where = str(path)
-    _check_methods(methods, where)
+    kinds = _kinds(methods, config_of)
     for key, why in REFUSED.items():
         if key in values:
             raise UserError(f"{where}: leave `{key}` out: {why}")
-    known = [*CompareConfig.model_fields, *RunConfig.model_fields, *_keys_of_methods()]
+    known = [*CompareConfig.model_fields, *RunConfig.model_fields, *_keys_of_methods(kinds)]
     unknown = next((key for key in values if key not in known), None)
     if unknown is not None:
         raise UserError(f"{where}: {unknown_key(unknown, known)}")
@@ -112,7 +123,7 @@ def read_plan(path: str | Path, overrides: Sequence[str], methods: Sequence[str]
     settings.setdefault("eval_on_start", True)
     shared = build(OnlineConfig, _only(settings, OnlineConfig), where)
     _check_shared(shared, where)
-    configs, rewards = _of_methods(compare, methods, settings, run, where)
+    configs, rewards = _of_methods(compare, kinds, settings, run, where)
     plan = Plan(
         output_dir=Path(shared.output_dir),
         seeds=[shared.seed + i for i in range(seeds)],
@@ -120,6 +131,7 @@ def read_plan(path: str | Path, overrides: Sequence[str], methods: Sequence[str]
         chains=chains,
         shared=shared,
         sft=_sft(compare, values, run, where),
+        methods={label_of(name): name for name in methods},
         configs=configs,
         rewards=rewards,
         correct=compare.correct,
@@ -157,19 +169,32 @@ def _only(values: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in kind.model_fields}
 
 
-def _keys_of_methods() -> list[str]:
-    return list(dict.fromkeys(key for kind in METHOD_CONFIGS.values() for key in kind.model_fields))
+def _keys_of_methods(kinds: dict[str, type[SampledConfig]]) -> list[str]:
+    every = (*METHOD_CONFIGS.values(), *kinds.values())
+    return list(dict.fromkeys(key for kind in every for key in kind.model_fields))
 
 
-def _check_methods(methods: Sequence[str], where: str) -> None:
-    able = [name for name in METHOD_CONFIGS if name != "sft"]
+def label_of(method: str) -> str:
+    """The method's name in tables, folders and `methods:`: "raft" for "my_methods.py:raft"."""
+    return method.rpartition(":")[2]
+
+
+def _kinds(methods: Sequence[str], config_of: ConfigOf) -> dict[str, type[SampledConfig]]:
+    """Label -> class of settings. Raises UserError for methods that cannot be compared."""
+    kinds = {}
     for name in methods:
         if name == "sft":
             raise UserError("--methods sft: SFT makes the start that the methods share, and is in every table")
-        if name not in able:
-            raise UserError(f"--methods {name}: no such method: {unknown_name(name, able)}")
-    if len(set(methods)) < len(methods):
+        try:
+            kind = config_of(name)
+        except UserError as error:
+            raise UserError(f"--methods: {error}") from None
+        if not issubclass(kind, SampledConfig):
+            raise UserError(f"--methods {name}: its settings are a {kind.__name__}: it samples nothing to compare")
+        kinds[label_of(name)] = kind
+    if len(kinds) < len(methods):
         raise UserError(f"--methods {','.join(methods)}: name each method once")
+    return kinds
 
 
 def _chains(compare: CompareConfig, values: dict[str, Any], where: str) -> ChainsConfig | None:
@@ -202,28 +227,30 @@ def _check_shared(shared: OnlineConfig, where: str) -> None:
 
 
 def _of_methods(
-    compare: CompareConfig, methods: Sequence[str], shared: dict[str, Any], run: RunConfig, where: str
+    compare: CompareConfig,
+    kinds: dict[str, type[SampledConfig]],
+    shared: dict[str, Any],
+    run: RunConfig,
+    where: str,
 ) -> tuple[dict[str, SampledConfig], dict[str, list[str | dict[str, Any]]]]:
     """(configuration, rewards) of each method: the shared keys that it knows, its own over them."""
     for name in compare.methods:
-        if name not in METHOD_CONFIGS or name == "sft":
-            able = [known for known in METHOD_CONFIGS if known != "sft"]
+        if name not in {**METHOD_CONFIGS, **kinds} or name == "sft":
+            able = [method for method in (*METHOD_CONFIGS, *kinds) if method != "sft"]
             raise UserError(f"{where}: methods: {name}: no such method: {unknown_name(name, able)}")
     configs: dict[str, SampledConfig] = {}
     rewards: dict[str, list[str | dict[str, Any]]] = {}
-    for name in methods:
-        kind, own, place = METHOD_CONFIGS[name], dict(compare.methods.get(name) or {}), f"{where}: methods: {name}"
+    for name, kind in kinds.items():
+        own, place = dict(compare.methods.get(name) or {}), f"{where}: methods: {name}"
         if "seed" in own or "output_dir" in own:
             raise UserError(f"{place}: seeds and folders are the comparison's: leave `seed` and `output_dir` out")
         listed = {"reward_funcs": own.pop("reward_funcs")} if "reward_funcs" in own else {}
         rewards[name] = build(RunConfig, {"model": "", "dataset": "", **listed}, place).reward_funcs or run.reward_funcs
         if not rewards[name]:
             raise UserError(f"{place}: `reward_funcs` is missing: name at least {compare.correct}")
-        if kind is DPOConfig and {**shared, **own}.get("dpo_pairs") is None:
+        if issubclass(kind, DPOConfig) and {**shared, **own}.get("dpo_pairs") is None:
             raise UserError(f"{where}: dpo would not sample: add `methods: {{dpo: {{dpo_pairs: best-worst}}}}`")
-        config = build(kind, {**_only(shared, kind), **own}, place)
-        assert isinstance(config, SampledConfig)
-        configs[name] = config
+        configs[name] = build(kind, {**_only(shared, kind), **own}, place)
     return configs, rewards
 
 

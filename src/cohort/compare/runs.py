@@ -27,6 +27,7 @@ from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chain
 from cohort.data.configured import configured_rows
 from cohort.data.order import picks
 from cohort.data.rows import load_rows
+from cohort.methods.named import find_method
 from cohort.policy.load import make_policy
 from cohort.policy.memory import peak_bytes, reset_peak
 from cohort.report.comparison import RESULT, START, write_comparison
@@ -39,7 +40,7 @@ from cohort.types import Row, UserError
 def run_comparison(plan: Plan, jobs: int, say: Callable[[str], None]) -> list[Path]:
     """Run what is not finished yet, `jobs` runs side by side, and write tables and plots. Returns their paths."""
     plan.output_dir.mkdir(parents=True, exist_ok=True)
-    with _Workers(jobs) as workers:
+    with _Workers(jobs, list(plan.methods.values())) as workers:
         for done in workers.each(make_start, [(plan, seed) for seed in plan.seeds]):
             say(done)
         for done in workers.each(run_method, [(plan, name, seed) for seed in plan.seeds for name in plan.configs]):
@@ -50,11 +51,9 @@ def run_comparison(plan: Plan, jobs: int, say: Callable[[str], None]) -> list[Pa
 class _Workers:
     """Calls in this process, or in `jobs` processes that share its threads."""
 
-    def __init__(self, jobs: int):
+    def __init__(self, jobs: int, methods: list[str]):
         threads = max(1, torch.get_num_threads() // jobs)
-        self.pool = (
-            ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) if jobs > 1 else None
-        )
+        self.pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (threads, methods)) if jobs > 1 else None
 
     def __enter__(self) -> _Workers:
         return self
@@ -70,6 +69,13 @@ class _Workers:
             return
         futures = [self.pool.submit(work, *call) for call in calls]
         yield from (future.result() for future in as_completed(futures))
+
+
+def _begin(threads: int, methods: list[str]) -> None:
+    """Called in each new process: calls may hold objects of classes in the files of the user's own rows."""
+    torch.set_num_threads(threads)
+    for method in methods:
+        find_method(method)
 
 
 def make_start(plan: Plan, seed: int) -> str:
@@ -108,7 +114,7 @@ def run_method(plan: Plan, method: str, seed: int) -> str:
         if not isinstance(config, OnlineConfig):
             rows = _visited(plan, start, rows, config)
         prepared = Prepared(folder)
-        trainer = Trainer(start, rewards, config, rows, held_out, callbacks=[prepared], method=method)
+        trainer = Trainer(start, rewards, config, rows, held_out, callbacks=[prepared], method=plan.methods[method])
         component = component_of(plan.correct)
         assert trainer.rewards is not None
         if component not in trainer.rewards.names:

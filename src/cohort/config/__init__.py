@@ -1,13 +1,15 @@
-"""One typed configuration. Keys are TRL's wherever TRL has one; defaults are DeepSeekMath's where it gives one.
+"""The typed configurations of runs and methods, and reading them from YAML.
 
-Nothing here imports torch or transformers, so that a mistake in a configuration is told at once.
+Keys are TRL's wherever TRL has one; defaults are DeepSeekMath's where it gives one. Enter at `read_run` (a YAML file)
+or at a method's configuration class, such as `GRPOConfig`. Nothing here imports torch or transformers, so that a
+mistake in a configuration is told at once; classes are imported when they are first named.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cohort.config.methods import HOMES, METHOD_CONFIGS, REWARD_CONFIGS, imported
+from cohort.config.methods import HOMES, METHOD_CONFIGS, REWARD_CONFIGS, ConfigOf, built_in_config, imported
 from cohort.config.problems import InvalidConfig, build, unknown_key, unknown_name
 from cohort.config.run import RunConfig, read_run, read_values, split_run
 
@@ -28,6 +30,7 @@ __all__ = [
     "PAPER",
     "REWARD_CONFIGS",
     "BaselineConfig",
+    "ConfigOf",
     "DPOConfig",
     "GRPOConfig",
     "GRPOProcessConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "SampledConfig",
     "TrainingConfig",
     "build",
+    "built_in_config",
     "differences_from_paper",
     "read_run",
     "read_values",

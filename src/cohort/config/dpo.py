@@ -12,7 +12,7 @@ from cohort.config.sampled import SampledConfig
 class DPOConfig(SampledConfig):
     """Direct preference optimisation, on preference rows or on pairs made from the starting model's samples."""
 
-    learning_rate: float = Field(1e-6, ge=0, description="The highest of the schedule.")
+    learning_rate: float = Field(1e-6, ge=0, description="Peak of the schedule.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Pairs.")
     beta: float = Field(
         0.1, gt=0, description="Strength of the pull to the reference. DPO, arXiv 2305.18290, section 6"
@@ -20,13 +20,19 @@ class DPOConfig(SampledConfig):
     max_length: int | None = Field(
         None,
         ge=2,
-        description="Tokens of prompt and answer where pairs are in the data; see truncation. None: the model's "
+        description="Most tokens of prompt and answer, for pairs in the data; see truncation. None: the model's "
         "positions.",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of pairs taken to be the wrong way round.")
-    dpo_pairs: Literal["best-worst", "random"] | None = Field(
-        None, description="Make a pair of each prompt's rewarded samples. None: pairs are in the data."
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Fraction of pairs assumed to be labelled the wrong way round."
     )
+    dpo_pairs: Literal["best-worst", "random"] | None = Field(
+        None, description="How a pair is chosen among each prompt's rewarded samples. None: pairs are in the data."
+    )
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        return self.max_length
 
     @model_validator(mode="after")
     def _possible(self) -> DPOConfig:

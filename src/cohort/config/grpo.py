@@ -1,4 +1,4 @@
-"""The settings of GRPO, and how they depart from DeepSeekMath's."""
+"""The settings of GRPO, and how a run's differ from DeepSeekMath's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from cohort.config.training import TrainingConfig
 
 
 class GRPOConfig(OnlineConfig):
-    """GRPO. Groups are never split."""
+    """GRPO (DeepSeekMath). Groups are never split."""
 
     generation_batch_size: int | None = Field(None, ge=1, description="Completions sampled at a time.")
     steps_per_generation: int | None = Field(
-        None, ge=1, description="In units of per_device_train_batch_size. None: gradient_accumulation_steps."
+        None,
+        ge=1,
+        description="Size of the sampled batch in units of per_device_train_batch_size. None: "
+        "gradient_accumulation_steps.",
     )
-    num_iterations: int = Field(1, ge=1, description=f"mu, updates on each batch. {DSM}: one")
+    num_iterations: int = Field(1, ge=1, description=f"mu, updates on each sampled batch. {DSM}: one")
 
     beta: float = Field(0.04, ge=0, description=f"Weight of the KL term. {DSM}")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="DeepSeekMath Eq. 4: k3")
@@ -44,22 +47,27 @@ class GRPOConfig(OnlineConfig):
         1.0,
         gt=0,
         le=1,
-        description="Share of tokens, those of highest entropy, that learn. Beyond the 80/20 rule, arXiv 2506.01939",
+        description="Fraction of tokens, those of highest entropy, that are trained on. Beyond the 80/20 rule, arXiv "
+        "2506.01939",
     )
     vllm_importance_sampling_correction: bool = Field(
-        False, description="Weight tokens by min(policy / sampler, C): for another engine's or older weights' samples."
+        False,
+        description="Weight tokens by min(policy / sampler, C): for samples of another engine or of older weights.",
     )
     vllm_importance_sampling_clip_max: float = Field(2.0, gt=0, description="C of that weight.")
     dynamic_sampling: bool = Field(
-        False, description="Replace groups whose rewards are all equal by other prompts'. DAPO, arXiv 2503.14476"
+        False,
+        description="Replace groups whose rewards are all equal by groups of other prompts. DAPO, arXiv 2503.14476",
     )
     max_sampling_rounds: int = Field(
-        10, ge=1, description="Rounds of sampling for one batch; then it keeps such groups. For dynamic_sampling."
+        10,
+        ge=1,
+        description="For dynamic_sampling: most rounds of sampling for one batch; after them equal groups stay in it.",
     )
 
     least_generations: ClassVar[int] = 2
     unused: ClassVar[tuple[str, ...]] = ()
-    """Keys that have no part in the row."""
+    """Keys that the method's functions do not read."""
 
     @model_validator(mode="before")
     @classmethod
@@ -75,9 +83,11 @@ class GRPOConfig(OnlineConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
-        _without_effect(self)
+        _refuse_without_effect(self)
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
-            raise ValueError("generation_batch_size and steps_per_generation say the same thing: give one of them")
+            raise ValueError(
+                "generation_batch_size and steps_per_generation both set the sampled batch: give one of them"
+            )
         return self
 
     @property
@@ -85,12 +95,24 @@ class GRPOConfig(OnlineConfig):
         return self.updates_per_generation, self.num_iterations
 
     @property
+    def trained_fraction(self) -> float:
+        return self.top_entropy_quantile
+
+    @property
+    def corrects_sampler(self) -> bool:
+        return self.vllm_importance_sampling_correction
+
+    @property
+    def replaces_equal_groups(self) -> bool:
+        return self.dynamic_sampling
+
+    @property
     def needs_reference(self) -> bool:
         return self.beta > 0
 
     @property
     def updates_per_generation(self) -> int:
-        """Optimiser steps that share one sampled batch, before it is repeated num_iterations times."""
+        """Optimiser steps among which one sampled batch is divided; each part is used num_iterations times."""
         if self.generation_batch_size is not None:
             return max(1, -(-self.generation_batch_size // self.batch_size))
         if self.steps_per_generation is not None:
@@ -98,24 +120,21 @@ class GRPOConfig(OnlineConfig):
         return 1
 
 
-def _without_effect(config: GRPOConfig) -> None:
-    """Raise ValueError where a key is set that another one, or the row, takes no notice of."""
-    useless = {
-        "scale_rewards": config.multi_objective_aggregation == "normalize_then_sum",
-        "delta": config.loss_type == "cispo",
-        "max_sampling_rounds": not config.dynamic_sampling,
-        "vllm_importance_sampling_clip_max": not config.vllm_importance_sampling_correction,
-        **dict.fromkeys(config.unused, True),
-    }
-    why = {
-        "scale_rewards": "multi_objective_aggregation: normalize_then_sum has a scale of its own",
-        "delta": "loss_type: cispo has one bound, epsilon_high",
-        "max_sampling_rounds": "dynamic_sampling is off",
-        "vllm_importance_sampling_clip_max": "vllm_importance_sampling_correction is off",
-    } | dict.fromkeys(config.unused, "this method's credit has no use for it")
-    for key, vain in useless.items():
-        if vain and getattr(config, key) != type(config).model_fields[key].default:
-            raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {why[key]}. Leave it out")
+def _refuse_without_effect(config: GRPOConfig) -> None:
+    """Raise ValueError where a key is set that has no effect, because of another key or in this method."""
+    reasons = {}
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        reasons["scale_rewards"] = "multi_objective_aggregation: normalize_then_sum scales by itself"
+    if config.loss_type == "cispo":
+        reasons["delta"] = "loss_type: cispo has one bound, epsilon_high"
+    if not config.dynamic_sampling:
+        reasons["max_sampling_rounds"] = "dynamic_sampling is off"
+    if not config.vllm_importance_sampling_correction:
+        reasons["vllm_importance_sampling_clip_max"] = "vllm_importance_sampling_correction is off"
+    reasons |= dict.fromkeys(config.unused, "this method does not read it")
+    for key, reason in reasons.items():
+        if getattr(config, key) != type(config).model_fields[key].default:
+            raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {reason}. Leave it out")
     if config.delta is not None and config.delta <= 1 + (config.epsilon_high or config.epsilon):
         raise ValueError(f"delta is {config.delta}: it must lie above the clip, 1 + epsilon_high")
 
@@ -124,10 +143,11 @@ PAPER = ("learning_rate", "num_generations", "max_completion_length", "num_itera
          "use_bias_correction_kl", "loss_type", "scale_rewards", "multi_objective_aggregation",
          "importance_sampling_level", "delta", "top_entropy_quantile", "vllm_importance_sampling_correction",
          "dynamic_sampling", "entropy_coef", "mask_truncated_completions")  # fmt: skip
+"""Keys whose defaults are the paper's settings."""
 
 
 def differences_from_paper(config: TrainingConfig) -> list[str]:
-    """`key: value (paper: value)` for each of DeepSeekMath's GRPO settings that this run departs from."""
+    """`key: value (paper: value)` for each of DeepSeekMath's GRPO settings from which this run differs."""
     if not isinstance(config, GRPOConfig):
         return []
     differences = [

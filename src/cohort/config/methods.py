@@ -1,14 +1,17 @@
-"""Which settings a method has.
+"""From the name of a built-in method to the class of its settings.
 
-pydantic takes milliseconds to make a class of so many fields, and a mistake in a configuration is to be told at once: a
-class is made when it is asked for.
+Making a pydantic class of so many fields takes milliseconds, and a mistake in a configuration should be told at once:
+each class is imported when it is first looked up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cohort.config.problems import unknown_name
+from cohort.types import UserError
 
 if TYPE_CHECKING:
     from cohort.config.reward_models import RewardModelConfig
@@ -38,15 +41,16 @@ HOMES = {
     "TrainingConfig": "training",
     "differences_from_paper": "grpo",
 }
-"""Name -> the module of this package that has it."""
+"""Name -> the module of this package that defines it."""
 
 
 def imported(name: str) -> Any:
+    """What `HOMES` names, imported from its module."""
     return getattr(import_module(f"cohort.config.{HOMES[name]}"), name)
 
 
 class Settings(Mapping[str, type[Config]], Generic[Config]):
-    """Method -> the class of its settings."""
+    """Method -> the class of its settings, imported at the look-up."""
 
     def __init__(self, names: dict[str, str]):
         self._names = names
@@ -79,4 +83,22 @@ METHOD_CONFIGS: Settings[TrainingConfig] = Settings(
 REWARD_CONFIGS: Settings[RewardModelConfig] = Settings(
     {"reward_model": "RewardConfig", "process_reward_model": "ProcessRewardConfig"}
 )
-"""`method` of `cohort train` for what trains no policy."""
+"""`method` -> class of settings, for the kinds of reward model that `cohort train` trains."""
+
+ConfigOf = Callable[[str], "type[TrainingConfig]"]
+"""From `method` of a run to the class of its settings. Raises UserError for an unknown name."""
+
+
+def built_in_config(method: str) -> type[TrainingConfig]:
+    """The class of a built-in method's settings. Raises UserError, with the nearest name, for any other."""
+    kind = METHOD_CONFIGS.get(method) or REWARD_CONFIGS.get(method)
+    if kind is None:
+        raise unknown_method(method, [*METHOD_CONFIGS, *REWARD_CONFIGS])
+    return kind
+
+
+def unknown_method(method: str, names: Iterable[str]) -> UserError:
+    """The error for a name that is not one of `names`."""
+    return UserError(
+        f"unknown method {method!r} (a row of your own is named as path/to/file.py:row): {unknown_name(method, names)}"
+    )

@@ -12,7 +12,7 @@ from cohort.config.sampled import OnlineConfig
 class PPOConfig(OnlineConfig):
     """PPO with a critic. Keys are those of TRL's PPOConfig."""
 
-    num_generations: int = Field(1, ge=1, description="Completions of one prompt; PPO compares none with another.")
+    num_generations: int = Field(1, ge=1, description="Completions of one prompt; PPO does not compare them.")
     num_ppo_epochs: int = Field(4, ge=1, description="Passes over each sampled batch.")
     num_mini_batches: int = Field(1, ge=1, description="Optimiser steps of one pass over a sampled batch.")
     kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL in the reward.")
@@ -20,17 +20,17 @@ class PPOConfig(OnlineConfig):
     gamma: float = Field(1.0, ge=0, le=1, description="Discount.")
     lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda. GAE, arXiv 1506.02438, Eq. 16")
     vf_coef: float = Field(
-        0.1, ge=0, description="Weight of the critic's loss; with a trunk of its own a matter of clipping."
+        0.1,
+        ge=0,
+        description="Weight of the critic's loss; with critic: own it only changes when its gradient is clipped.",
     )
     cliprange_value: float = Field(
         0.2, gt=0, description="How far a value may move from its old one before it is clipped."
     )
     critic: Literal["own", "shared"] = Field(
-        "own", description="The critic's trunk: a copy of the model, or the policy's."
+        "own", description="Layers below the critic's head. own: a copy of the model; shared: the policy's."
     )
-    critic_learning_rate: float | None = Field(
-        None, ge=0, description="The highest of the schedule. None: learning_rate."
-    )
+    critic_learning_rate: float | None = Field(None, ge=0, description="Peak of the schedule. None: learning_rate.")
 
     @property
     def batch_uses(self) -> tuple[int, int]:

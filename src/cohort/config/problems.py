@@ -1,4 +1,4 @@
-"""Mistakes in a configuration, each told with its key, what was seen and what to do."""
+"""Messages about mistakes in a configuration: the key, the value seen, the remedy."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ class InvalidConfig(UserError):
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def build(kind: type[Config], values: dict[str, Any], where: str, known: list[str] | None = None) -> Config:
-    """`kind(**values)`, with every problem told in one UserError: the key, what was seen, what to do."""
+def build(kind: type[Config], values: dict[str, Any], where: str, keys: list[str] | None = None) -> Config:
+    """`kind(**values)`. Raises one UserError with every problem: the key, the value seen, the remedy.
+
+    `keys` are those that the nearest-key hint may name, default: of `kind`.
+    """
     try:
         return kind(**values)
     except ValidationError as error:
         problems: list[Any] = list(error.errors())
     except InvalidConfig as error:
         problems = error.problems
-    known = [*(known or kind.model_fields), *nested_keys(kind), *trl_keys.KEYS]
-    raise UserError(f"{where}: " + "\n".join(explain(problem, known) for problem in problems))
+    accepted = [*(keys or kind.model_fields), *nested_keys(kind), *trl_keys.KEYS]
+    raise UserError(f"{where}: " + "\n".join(explain(problem, accepted) for problem in problems))
 
 
 def nested_keys(kind: type[BaseModel]) -> list[str]:
-    """The keys of fields that are mappings with keys of their own: ["reward_model_refit.rule", …]."""
+    """The keys inside fields that are configurations themselves: ["reward_model_refit.rule", …]."""
     return [
         f"{name}.{key}"
         for name, field in kind.model_fields.items()
@@ -46,23 +49,24 @@ def nested_keys(kind: type[BaseModel]) -> list[str]:
     ]
 
 
-def explain(problem: Any, known: list[str]) -> str:
-    """One of pydantic's problems in words."""
+def explain(problem: Any, keys: list[str]) -> str:
+    """One of pydantic's problems as a message; `keys` are the accepted ones."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return unknown_key(key, known)
+        return unknown_key(key, keys)
     if problem["type"] == "missing":
         return f"`{key}` is missing: add it"
     message = problem["msg"].removeprefix("Value error, ")
     return f"`{key}` is {problem['input']!r}: {message}" if key else message
 
 
-def unknown_name(name: str, known: Iterable[str]) -> str:
-    """What to do about a name that is not one of `known`."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+def unknown_name(name: str, names: Iterable[str]) -> str:
+    """The remedy for a name that is not one of `names`: the nearest of them, else all."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
 
 
-def unknown_key(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+def unknown_key(key: str, keys: list[str]) -> str:
+    """The message about a key that is not one of `keys`, with the nearest of them."""
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     return f"unknown key `{key}`" + (f": did you mean `{near[0]}`?" if near else "; see docs/configuration.md")

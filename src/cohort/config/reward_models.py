@@ -1,4 +1,4 @@
-"""The settings of reward models in training."""
+"""The settings of training reward models."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from cohort.config.training import TrainingConfig
 
 
 class RewardModelConfig(TrainingConfig):
-    """What reward models of both kinds have."""
+    """The settings that reward models of both kinds have."""
 
-    learning_rate: float = Field(2e-5, ge=0, description=f"The highest of the schedule. {DSM}")
+    learning_rate: float = Field(2e-5, ge=0, description=f"Peak of the schedule. {DSM}")
     per_device_train_batch_size: int = Field(8, ge=1, description="Texts, or pairs.")
     max_length: int | None = Field(
         None,
         ge=2,
-        description="Tokens of prompt and completion. None: the model's positions.",
+        description="Most tokens of prompt and completion. None: the model's positions.",
     )
     truncation: Literal["drop", "cut"] = Field(
-        "drop", description="Of what is too long: left out, or the text loses its beginning."
+        "drop",
+        description="What happens to texts that are too long. drop: they are left out; cut: they lose their beginning.",
     )
     head: Literal["linear", "mlp"] = Field(
         "linear",
@@ -30,17 +31,22 @@ class RewardModelConfig(TrainingConfig):
     )
     pooling: Literal["token", "mean"] = Field(
         "token",
-        description="What head: mlp sees of a text: that token, or the mean of all, as sentence encoders are trained.",
+        description="What head: mlp reads of a text. token: that token's hidden state; mean: the mean of all, as "
+        "sentence encoders are trained.",
     )
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
-        "steps", description="Held-out loss every eval_steps, or after each pass; both at the end too."
+        "steps", description="Held-out loss every eval_steps, or after each pass over the data; both also at the end."
     )
-    eval_steps: float = Field(0.1, gt=0, description="Steps between evaluations, or a share of all.")
+    eval_steps: float = Field(0.1, gt=0, description="Steps between evaluations, below 1 as a fraction of all steps.")
     early_stopping_patience: int | None = Field(
         None,
         ge=1,
         description="Stop after so many evaluations without a lower held-out loss, and keep the model of the lowest.",
     )
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        return self.max_length
 
 
 class RewardConfig(RewardModelConfig):
@@ -54,12 +60,14 @@ class RewardConfig(RewardModelConfig):
     )
     every_token: bool = Field(
         False,
-        description="The label is learnt at every token of a completion, as what is to be expected of the text up to "
-        "there, so that the model finds where texts go wrong; the score stays the last token's. Decoders; bce and mse. "
-        "Cobbe et al., arXiv 2110.14168, section 4.3",
+        description="Train the label at every token of a completion, as the expected label of the text up to that "
+        "token, so that the model shows where texts go wrong; the score is still the last token's. Decoders; bce and "
+        "mse. Cobbe et al., arXiv 2110.14168, section 4.3",
     )
     center_rewards_coefficient: float | None = Field(
-        None, ge=0, description="Of the squared sum of a pair's scores, which keeps them around 0; 0.01 is common."
+        None,
+        ge=0,
+        description="Weight of the squared sum of a pair's scores, which keeps them around 0; 0.01 is common.",
     )
 
 

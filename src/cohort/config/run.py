@@ -1,44 +1,34 @@
-"""A run: which model, data and rewards, beside the method's own settings; read from YAML."""
+"""A run as a YAML file describes it: model, data and rewards, and the method's settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cohort.compat import llama_factory as coming_from_llama_factory
-from cohort.config.methods import METHOD_CONFIGS, REWARD_CONFIGS
+from cohort.config.methods import ConfigOf, built_in_config
 from cohort.config.problems import build
 from cohort.config.training import TrainingConfig
 from cohort.types import UserError
 
 
 class RunConfig(BaseModel):
-    """What a YAML file says beside the method's own settings: which model, data and rewards."""
+    """The keys of a YAML file beside the method's settings: model, data and rewards."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
-    method: Literal[
-        "sft",
-        "rft",
-        "online_rft",
-        "dpo",
-        "ppo",
+    method: str = Field(
         "grpo",
-        "grpo_process",
-        "rloo",
-        "opo",
-        "pass_at_k",
-        "reinforce++",
-        "reward_model",
-        "process_reward_model",
-    ] = Field("grpo", description="Row of the table of methods, or what kind of reward model is trained.")
+        description="A row of the table of methods (`cohort methods`), a row of your own as path/to/file.py:row "
+        "(docs/new-method.md), `reward_model` or `process_reward_model`.",
+    )
     model: str = Field(description="Hub name or path of a causal language model; of an encoder too for a reward model.")
     model_sizes: dict[str, Any] = Field(
         default_factory=dict,
-        description="For cohort plan alone: values of the model's config.json, where it cannot be read; such as "
+        description="For cohort plan only: values of the model's config.json, where that cannot be read, such as "
         "{model_type: qwen2, hidden_size: 3584, ...}.",
     )
     dataset: str = Field(description="File (JSON, JSONL, CSV, Parquet), directory, hub name, or reasoning_gym:TASK.")
@@ -48,7 +38,7 @@ class RunConfig(BaseModel):
         description="For datasets.load_dataset or reasoning_gym.create_dataset, such as {name: main}.",
     )
     max_samples: int | None = Field(None, ge=1, description="Rows to take from the start.")
-    eval_dataset: str | None = Field(None, description="Held-out data, named as dataset is.")
+    eval_dataset: str | None = Field(None, description="Held-out data, named as for dataset.")
     eval_split: str = Field("test", description="Split of a hub data set.")
     eval_samples: int | None = Field(None, ge=1, description="Held-out rows to take.")
     columns: dict[str, str] = Field(default_factory=dict, description="Our column -> the file's: {prompt: question}")
@@ -58,11 +48,13 @@ class RunConfig(BaseModel):
     val_size: float = Field(
         0, ge=0, description="Rows of dataset held out where there is no eval_dataset: count or share."
     )
-    system_prompt: str | None = Field(None, description="Makes plain prompts conversational; '' for no system turn.")
+    system_prompt: str | None = Field(
+        None, description="Turns plain prompts into conversations with this system turn; '': without a system turn."
+    )
     reward_funcs: list[str | dict[str, Any]] = Field(
         default_factory=list,
         description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). For sft, and dpo on preference rows: "
-        "what evaluation scores.",
+        "rewards of the evaluation only.",
     )
 
     @model_validator(mode="before")
@@ -76,14 +68,20 @@ class RunConfig(BaseModel):
         return values
 
 
-def read_run(path: str | Path, overrides: list[str] | None = None) -> tuple[RunConfig, TrainingConfig]:
-    """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use."""
+def read_run(
+    path: str | Path, overrides: list[str] | None = None, config_of: ConfigOf = built_in_config
+) -> tuple[RunConfig, TrainingConfig]:
+    """Read a YAML file and `key=value` overrides. Raises UserError for anything it cannot use.
+
+    `config_of` finds the class of the method's settings; the default knows the built-in methods alone.
+    """
     values = read_values(path, overrides)
-    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path))
+    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path), config_of)
 
 
 def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """A YAML file's mapping with the overrides in it. Raises UserError for what is no mapping or no override."""
+    """A YAML file's mapping with the overrides applied. Raises UserError for a file that is not a mapping and for a
+    wrong override."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a YAML configuration, such as examples/gsm8k.yaml")
@@ -108,11 +106,16 @@ def _override_value(key: str, text: str) -> Any:
         raise UserError(f"override {key}={text}: the value is not readable as YAML: {error}") from None
 
 
-def split_run(values: dict[str, Any], where: str) -> tuple[RunConfig, TrainingConfig]:
-    """Deal one flat mapping out to the run's keys and the method's."""
-    method = str(values.get("method", "grpo"))
-    kind = METHOD_CONFIGS.get(method) or REWARD_CONFIGS.get(method) or METHOD_CONFIGS["grpo"]
-    known = [*RunConfig.model_fields, *kind.model_fields]
+def split_run(
+    values: dict[str, Any], where: str, config_of: ConfigOf = built_in_config
+) -> tuple[RunConfig, TrainingConfig]:
+    """Split one flat mapping into the run's keys and the method's. `where` begins the messages."""
+    method = values.get("method", "grpo")
+    try:
+        kind = config_of(method if isinstance(method, str) else "grpo")  # RunConfig refuses other types
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    keys = [*RunConfig.model_fields, *kind.model_fields]
     of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}
-    return build(RunConfig, of_run, where, known), build(kind, of_method, where, known)
+    return build(RunConfig, of_run, where, keys), build(kind, of_method, where, keys)

@@ -1,4 +1,4 @@
-"""What every method shares, and supervised fine-tuning."""
+"""The settings that every method has, and those of supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cohort.config.problems import InvalidConfig, explain, nested_keys
 
 
 class TrainingConfig(BaseModel):
-    """What every method shares: optimiser, schedule, batches, precision, saving, evaluation."""
+    """The settings that every method has: optimiser, schedule, batches, precision, saving, evaluation."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
-    seed: int = Field(42, description="Order of the data, sampling, LoRA's start.")
+    seed: int = Field(42, description="Seed of the data's order, of sampling and of LoRA's first weights.")
 
-    learning_rate: float = Field(1e-6, ge=0, description="The highest of the schedule.")
+    learning_rate: float = Field(1e-6, ge=0, description="Peak of the schedule.")
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -33,61 +33,67 @@ class TrainingConfig(BaseModel):
         "warmup_stable_decay",
     ] = Field("linear", description="transformers' schedule of that name.")
     lr_scheduler_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="The schedule's own settings, such as {min_lr_rate: 0.1}."
+        default_factory=dict, description="Arguments of the schedule, such as {min_lr_rate: 0.1}."
     )
-    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps.")
-    warmup_steps: int = Field(0, ge=0, description="Wins over warmup_ratio where it is not 0.")
-    weight_decay: float = Field(0.0, ge=0, description="Not on norms and biases.")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Warm-up steps as a fraction of all steps.")
+    warmup_steps: int = Field(0, ge=0, description="Warm-up steps; unless 0, they replace warmup_ratio.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW; not applied to norms and biases.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW.")
     optim: str = Field(
         "adamw_torch_fused",
-        description="transformers' name. AdamW always; an 8-bit one (bitsandbytes) takes its place on CUDA by name.",
+        description="transformers' name of an optimiser. It is always AdamW: on CUDA bitsandbytes' 8-bit or paged "
+        "one, where the name is of one of those.",
     )
-    max_grad_norm: float = Field(1.0, ge=0, description="0 leaves gradients as they are.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Norm to which larger gradients are scaled down. 0: no clipping."
+    )
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
-    max_steps: int = Field(-1, description="Optimiser steps; -1 takes num_train_epochs.")
+    max_steps: int = Field(-1, description="Optimiser steps. -1: as many as num_train_epochs needs.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations.")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Times per_device_train_batch_size is the batch of one optimiser step."
+        1, ge=1, description="per_device_train_batch_size times this is the batch of one optimiser step."
     )
     token_budget: int = Field(
         16384,
         ge=1,
-        description="Tokens of one micro-batch: a matter of memory only, never of the gradient.",
+        description="Most tokens of one micro-batch. It sets the memory used; the gradient does not depend on it.",
     )
-    shuffle_dataset: bool = Field(True, description="An order of its own in each epoch.")
+    shuffle_dataset: bool = Field(True, description="A new order in each epoch.")
 
-    bf16: bool | None = Field(None, description="None: where the hardware has fast bfloat16.")
-    use_cpu: bool = Field(False, description="Even where there is a GPU.")
+    bf16: bool | None = Field(None, description="Autocast to bfloat16. None: where the hardware has fast bfloat16.")
+    use_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
     disable_dropout: bool = Field(True, description="Sets the model's dropout to 0.")
     model_init_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}."
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
-    allow_pickle: bool = Field(False, description="Load weights that are no safetensors, which can run code.")
+    allow_pickle: bool = Field(False, description="Load weights in formats other than safetensors, which can run code.")
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="For the chat template, such as {enable_thinking: false}."
     )
 
     template: str | None = Field(
-        None, description="Chat template by name (qwen, llama3, ...), where the tokenizer has none: docs/data.md"
+        None, description="Name of a chat template (qwen, llama3, ...), for a tokenizer without one: docs/data.md"
     )
 
     finetuning_type: Literal["full", "lora", "freeze"] = Field(
         "full", description="All weights, an adapter through peft, or some layers."
     )
     freeze_trainable_layers: int = Field(
-        2, description="For freeze: the last layers that are trained; negative: the first; 0: a reward model's head."
+        2,
+        description="For freeze: how many of the last layers are trained; negative: of the first; 0: only a reward "
+        "model's head.",
     )
     freeze_trainable_modules: list[str] = Field(
-        default_factory=list, description="For freeze: only these modules of them, such as mlp; none: all."
+        default_factory=list,
+        description="For freeze: which modules of those layers are trained, such as mlp; empty: all.",
     )
     freeze_extra_modules: list[str] = Field(
-        default_factory=list, description="For freeze: modules beside the layers that are trained too, such as norm."
+        default_factory=list, description="For freeze: modules outside the layers that are trained too, such as norm."
     )
     lora_rank: int = Field(8, ge=1, description="LoRA's r.")
     lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
@@ -96,42 +102,56 @@ class TrainingConfig(BaseModel):
     use_dora: bool = Field(False, description="DoRA, arXiv 2402.09353")
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA, arXiv 2312.03732")
     modules_to_save: list[str] = Field(
-        default_factory=list, description="Modules beside LoRA's that are trained whole and saved with the adapter."
+        default_factory=list, description="Modules that are trained whole, beside LoRA's, and saved with the adapter."
     )
 
     max_prompt_length: int | None = Field(
         None,
         ge=1,
-        description="Longer prompts are counted, and dropped or cut. None: what the model's positions leave.",
+        description="Most tokens of a prompt; longer ones are counted, and dropped or cut. None: the model's "
+        "positions less one.",
     )
     truncation: Literal["drop", "cut"] = Field(
-        "drop", description="Of what is too long: left out, or a prompt keeps its end, a demonstration its beginning."
+        "drop",
+        description="What happens to rows that are too long. drop: they are left out; cut: a prompt keeps its last "
+        "tokens, a demonstration its first.",
     )
 
     logging_steps: float = Field(
-        1, gt=0, description="Steps between on_log calls, or a share of all; metrics.jsonl has every step."
+        1,
+        gt=0,
+        description="Steps between on_log calls, below 1 as a fraction of all steps; metrics.jsonl has every step.",
     )
-    report_to: list[str] = Field(default_factory=list, description="Beside metrics.jsonl and the plots: tensorboard.")
-    logging_dir: str | None = Field(None, description="Of the trackers. None: runs/ in output_dir.")
+    report_to: list[str] = Field(
+        default_factory=list, description="Trackers beside metrics.jsonl and the plots: tensorboard."
+    )
+    logging_dir: str | None = Field(None, description="Folder of the trackers' files. None: runs/ in output_dir.")
     profile: bool = Field(
         False, description="Trace two steps: trace.json for Perfetto and profile.txt in output_dir, printed too."
     )
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="Checkpoints during the run.")
-    save_steps: float = Field(0, ge=0, description="Steps between checkpoints, or a share of all. 0: none.")
+    save_steps: float = Field(
+        0, ge=0, description="Steps between checkpoints, below 1 as a fraction of all steps. 0: no checkpoints."
+    )
     save_only_model: bool = Field(False, description="Checkpoints without optimiser state: a run cannot resume.")
     save_total_limit: int | None = Field(2, ge=1, description="Newest checkpoints kept; null: all.")
     resume_from_checkpoint: bool | str = Field(
-        False, description="true: the newest in output_dir (from the start where there is none); or a path."
+        False,
+        description="true: the newest checkpoint in output_dir (from the start where there is none); or the path of "
+        "one.",
     )
     push_to_hub: bool = Field(False, description="Upload the final model to the Hugging Face hub: needs a token.")
-    hub_model_id: str | None = Field(None, description="NAME or OWNER/NAME there. None: output_dir's name.")
+    hub_model_id: str | None = Field(
+        None, description="Repository on the hub, NAME or OWNER/NAME. None: output_dir's name."
+    )
     hub_private_repo: bool | None = Field(
-        None, description="Whether a repository that is made is private. None: the owner's setting."
+        None, description="Whether a newly created repository is private. None: the owner's setting."
     )
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
-        "no", description="steps: every eval_steps; epoch: after each pass; both at the end too."
+        "no",
+        description="steps: evaluate every eval_steps; epoch: after each pass over the data; both also at the end.",
     )
-    eval_steps: float = Field(50, gt=0, description="Steps between evaluations, or a share of all.")
+    eval_steps: float = Field(50, gt=0, description="Steps between evaluations, below 1 as a fraction of all steps.")
     eval_on_start: bool = Field(False, description="Evaluate before the first step too.")
     num_generations_eval: int = Field(1, ge=1, description="Completions of each held-out problem.")
     eval_temperature: float = Field(0.0, ge=0, description="0: greedy, one completion a problem.")
@@ -140,18 +160,18 @@ class TrainingConfig(BaseModel):
         description="off: the model's own forward pass on padded rows and transformers' generate, to find the cause of "
         "a difference.",
     )
-    max_rows: int = Field(256, ge=1, description="Completions decoded side by side.")
-    max_completion_length: int = Field(1024, ge=1, description="Tokens a completion may have.")
+    max_rows: int = Field(256, ge=1, description="Most completions decoded at the same time.")
+    max_completion_length: int = Field(1024, ge=1, description="Most tokens of a completion.")
 
     def __init__(self, output_dir: str | None = None, /, **values: Any):
-        """Keys of TRL and transformers are taken too: docs/coming-from-trl.md. Raises InvalidConfig."""
-        given = values if output_dir is None else {"output_dir": output_dir, **values}
+        """Keys of TRL and transformers are accepted too: docs/coming-from-trl.md. Raises InvalidConfig."""
+        settings = values if output_dir is None else {"output_dir": output_dir, **values}
         try:
-            super().__init__(**coming_from_trl.translate(given, type(self).model_fields))
+            super().__init__(**coming_from_trl.translate(settings, type(self).model_fields))
         except ValidationError as error:
             problems = error.errors()
-            known = [*type(self).model_fields, *nested_keys(type(self)), *trl_keys.KEYS]
-            lines = [explain(problem, known) for problem in problems]
+            keys = [*type(self).model_fields, *nested_keys(type(self)), *trl_keys.KEYS]
+            lines = [explain(problem, keys) for problem in problems]
             raise InvalidConfig(f"{type(self).__name__}: " + "\n".join(lines), problems) from None
 
     @field_validator("eval_strategy", "save_strategy", mode="before")
@@ -166,21 +186,67 @@ class TrainingConfig(BaseModel):
 
     @property
     def batch_uses(self) -> tuple[int, int]:
-        """(optimiser steps that share a batch of the source, times each of those parts is used)."""
+        """(optimiser steps among which a batch of the source is divided, how often each of those parts is used)."""
         return 1, 1
 
     @property
     def training_temperature(self) -> float:
-        """Of the log-probabilities that are trained: an online method trains the distribution it samples."""
+        """Temperature of the trained log-probabilities: an online method trains the distribution that it samples."""
         return 1.0
+
+    # The loop and the planner read the properties below of every configuration; classes with a key for one return it.
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Most tokens of prompt and completion in the data. None: the model's positions."""
+        return None
+
+    @property
+    def masks_truncated(self) -> bool:
+        """Whether a completion that hit the length limit has no loss."""
+        return False
+
+    @property
+    def entropy_weight(self) -> float:
+        """Weight of the entropy bonus in the objective."""
+        return 0.0
+
+    @property
+    def trained_fraction(self) -> float:
+        """Fraction of the step's tokens, those of the highest entropy, that are trained on."""
+        return 1.0
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether tokens are weighted by the ratio of the policy's to the sampler's probability."""
+        return False
+
+    @property
+    def logged_completions(self) -> int:
+        """Completions of each step written to completions.jsonl."""
+        return 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probabilities under the reference enter reward or loss while the policy is sampled."""
+        return False
+
+    @property
+    def kept_tokens(self) -> int:
+        """Most sampled tokens whose activations sampling may keep for the update; 0: none are kept."""
+        return 0
 
 
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations: the row `sft` of the table of methods."""
 
-    learning_rate: float = Field(2e-5, ge=0, description="The highest of the schedule.")
+    learning_rate: float = Field(2e-5, ge=0, description="Peak of the schedule.")
     max_length: int | None = Field(
         None,
         ge=2,
-        description="Tokens of prompt and completion; see truncation. None: the model's positions.",
+        description="Most tokens of prompt and completion; see truncation. None: the model's positions.",
     )
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        return self.max_length

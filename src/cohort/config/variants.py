@@ -1,4 +1,4 @@
-"""The settings of methods that share GRPO's loss."""
+"""The settings of methods with GRPO's loss and another credit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cohort.config.grpo import GRPOConfig
 class GRPOProcessConfig(GRPOConfig):
     """GRPO with a reward for each step of reasoning."""
 
-    step_separator: str = Field("\n", min_length=1, description="What ends a step.")
+    step_separator: str = Field("\n", min_length=1, description="Text that ends a step.")
     step_pattern: str | None = Field(
         None, description="Regular expression (RE2) of what ends a step. None: step_separator."
     )
@@ -24,7 +24,7 @@ class GRPOProcessConfig(GRPOConfig):
 
 
 class BaselineConfig(GRPOConfig):
-    """GRPO's loss with another baseline and no scale: rloo and opo."""
+    """GRPO's loss with another baseline and no division by the standard deviation: rloo and opo."""
 
     unused: ClassVar[tuple[str, ...]] = ("scale_rewards", "multi_objective_aggregation")
 
@@ -32,7 +32,9 @@ class BaselineConfig(GRPOConfig):
 class PassAtKConfig(BaselineConfig):
     """GRPO's loss with advantages for "one of k is correct"."""
 
-    pass_k: int = Field(4, ge=1, description="Draws of which one is to be correct. Pass@k training, arXiv 2508.10751")
+    pass_k: int = Field(
+        4, ge=1, description="k: one of so many draws is to be correct. Pass@k training, arXiv 2508.10751"
+    )
     reward_threshold: float = Field(1.0, description="A completion is correct where its reward is at least this.")
 
     @model_validator(mode="after")

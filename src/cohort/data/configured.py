@@ -79,7 +79,7 @@ def prompt_limit(context_length: int, config: TrainingConfig) -> int:
 
 def demonstration_limit(context_length: int, config: TrainingConfig) -> tuple[int, str]:
     """Tokens of prompt and completion, and what sets the limit."""
-    length = getattr(config, "max_length", None)
+    length = config.max_sequence_length
     return (length, "max_length") if length and length < context_length else (context_length, "the model's positions")
 
 

@@ -1,8 +1,9 @@
 """Aggregation: the weight of each token of a completion, so that loss = sum_i weight_i * sum_t loss_{i,t}.
 
-Denominators are counts of the whole optimiser step, over every micro-batch and rank: how a step is cut cannot
-change its gradient. `lengths_B` counts a completion's active tokens; a masked one has 0, gets weight 0, and
-still counts among the sequences. Weights take the lengths' dtype, the default one for integers.
+Denominators are counts of the whole optimiser step, over every micro-batch and rank, so that the split into
+micro-batches cannot change the gradient. `lengths_B` counts the active tokens of each completion, those that carry
+loss; a masked completion has 0, gets weight 0, and still counts among the sequences. Weights have the dtype of the
+lengths, or torch's default dtype where lengths are integers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Denominators:
 def grpo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
     """1 / (|o_i| * sequences), the mean of completions' means (DeepSeekMath, arXiv 2402.03300, Eq. 3).
 
-    [B] -> [B]. An error in a long completion weighs less than in a short one.
+    [B] -> [B]. A token of a long completion weighs less than one of a short completion.
     """
     return _active(lengths_B) / (lengths_B.clamp(min=1) * denominators.sequences)
 
@@ -51,7 +52,8 @@ def dr_grpo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
 
 
 def dapo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
-    """1 / generation_tokens, a mean over tokens (DAPO, arXiv 2503.14476, section 3.3). [B] -> [B]."""
+    """1 / generation_tokens, a mean over the active tokens of the sampled batch (DAPO, arXiv 2503.14476, section 3.3).
+    [B] -> [B]."""
     return _active(lengths_B) / max(denominators.generation_tokens, 1.0)
 
 

@@ -1,8 +1,8 @@
 """Credit: from the rewards of a group to the advantage of each of its completions, once per sampled batch.
 
 Sources: DeepSeekMath (DSM), arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783; RLOO, arXiv 2402.14740; OPO, arXiv
-2505.23585; Pass@k training, arXiv 2508.10751; GDPO, arXiv 2601.05242. DSM's text does not fix the standard
-deviation's normaliser nor an epsilon: ddof 1 and 1e-4 are TRL's, so that numbers compare.
+2505.23585; Pass@k training, arXiv 2508.10751; GDPO, arXiv 2601.05242. DSM does not say how the standard deviation is
+normalised nor give an epsilon: ddof 1 and 1e-4 are TRL's, so that results can be compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def scale_by_group(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
 
 
 def scale_by_batch(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
-    """A_i = (r_i - mean_group(r)) / (std_batch(r) + eps), std over all rewards given. [P, G] -> [P, G].
+    """A_i = (r_i - mean_group(r)) / (std_batch(r) + eps), std over all P * G rewards. [P, G] -> [P, G].
 
     std with ddof 1 of the rewards, not of the centred ones (TRL's `scale_rewards="batch"`).
     """
@@ -40,7 +40,7 @@ def scale_by_batch(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
 
 
 def unscaled(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
-    """A_i = r_i - mean(r), over the group (Dr. GRPO section 3.2). [P, G] -> [P, G]; eps has no part in it.
+    """A_i = r_i - mean(r), over the group (Dr. GRPO section 3.2). [P, G] -> [P, G]; eps is unused.
 
     Equal rewards give exactly 0. Raises ValueError for groups of one.
     """
@@ -53,16 +53,16 @@ def unscaled(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
 
 
 def zero_spread(rewards_PG: Tensor) -> Tensor:
-    """max(r) == min(r): the group says nothing about its completions. [P, G] -> bool [P]."""
+    """max(r) == min(r): the group has no gradient. [P, G] -> bool [P]."""
     equal_P: Tensor = torch.eq(rewards_PG.amax(dim=1), rewards_PG.amin(dim=1))
     return equal_P
 
 
 def _silenced(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
-    """0 in groups of equal rewards.
+    """The advantages, exactly 0 in groups of equal rewards. [P, G] -> [P, G].
 
-    The mean of equal numbers is not always that number in floating point (0.1 three times): the rest that
-    rounding leaves, divided by a standard deviation of about 0, would push the policy at random.
+    In floating point the mean of equal numbers is not always that number (0.1 three times): the rounding error, divided
+    by a standard deviation of about 0, would be a random gradient.
     """
     return advantages_PG.masked_fill(zero_spread(rewards_PG)[:, None], 0.0)
 
@@ -77,8 +77,8 @@ def leave_one_out(rewards_PG: Tensor) -> Tensor:
 
 
 def optimal_baseline(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
-    """A_i = r_i - sum(l r) / sum(l), the baseline of least variance where a gradient's square grows with the
-    completion's length (OPO). [P, G], lengths in tokens -> [P, G].
+    """A_i = r_i - sum(l r) / sum(l): the baseline of least variance where the squared norm of a completion's gradient
+    is proportional to its length l (OPO). [P, G], lengths in tokens -> [P, G].
 
     Equal rewards give exactly 0.
     """
@@ -91,7 +91,7 @@ def pass_at_k(correct_PG: Tensor, k: int) -> Tensor:
 
     With m = 1 - C(wrong, k) / C(G, k) and s = sqrt(m (1 - m)): a correct completion has (1 - m) / s, a wrong one
     (1 - m - C(wrong - 1, k - 1) / C(G - 1, k - 1)) / s; they sum to 0. bool [P, G] -> float32 [P, G].
-    Where every draw of k is right, or none, all are exactly 0. Raises ValueError unless 1 <= k <= G.
+    Where every draw of k has a correct one, or none has, all are exactly 0. Raises ValueError unless 1 <= k <= G.
     """
     G = correct_PG.shape[1]
     if not 1 <= k <= G:
@@ -109,12 +109,12 @@ def pass_at_k(correct_PG: Tensor, k: int) -> Tensor:
 
 def decoupled(scores_KPG: Tensor, weights_K: Tensor, eps: float = 1e-4) -> Tensor:
     """Each reward's z-score in its group, their weighted sum, and its z-score in the batch (GDPO).
-    K rewards, [K, P, G] -> [P, G]; NaN where a reward does not apply: it is left out of mean and std.
+    K rewards, [K, P, G] -> [P, G]; a score is NaN where the reward does not apply, and is left out of mean and std.
 
     ddof 1 and eps in both. A group in which no reward varies has exactly 0. Raises ValueError for groups of one.
     """
     if scores_KPG.shape[2] < 2:
-        unscaled(scores_KPG[0])
+        unscaled(scores_KPG[0])  # raises ValueError
     applied_KPG = ~scores_KPG.isnan()
     count_KP1 = applied_KPG.sum(dim=2, keepdim=True)
     centred_KPG = (scores_KPG - scores_KPG.nanmean(dim=2, keepdim=True)).nan_to_num(0.0)
@@ -142,14 +142,14 @@ def steps_by_batch(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
 
 
 def steps_unscaled(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
-    """r~ = r - mean(R), R all step rewards of the group; eps has no part in it."""
+    """r~ = r - mean(R), R all step rewards of the group; eps is unused."""
     return [unscaled(rewards_S[None])[0] for rewards_S in rewards]
 
 
 def following_steps(rewards_S: Tensor, ends_S: Tensor, length: int) -> Tensor:
     """A_t = sum of r~ over the steps that end at or after token t (DSM section 4.1.3). One completion, [S] -> [N].
 
-    `ends_S`: index of each step's last token, below `length`. Tokens behind the last step's end have 0.
+    `ends_S`: index of each step's last token, below `length`. Tokens after the last step's end have 0.
     """
     return rewards_to_go(rewards_S.new_zeros(length).index_add(0, ends_S, rewards_S))
 

@@ -1,8 +1,8 @@
 """Estimates of the divergence between policy and reference, one value for each sampled token.
 
-Schulman, "Approximating KL divergence" (2020), names them; d = logprob - reference logprob. Which estimate is
-unbiased and which divergence its *gradient* belongs to are two questions: as a loss on samples of the current
-policy, only the gradient counts, and the samples' own dependence on the policy is not differentiated.
+The names are from Schulman, "Approximating KL divergence" (2020); d = logprob - reference logprob. An unbiased estimate
+of a divergence need not have that divergence's gradient. As a loss on samples of the current policy only the gradient
+matters, and the dependence of the samples on the policy is not differentiated.
 
 | estimate | expected value | expected gradient as a loss | with the ratio weight |
 |---|---|---|---|
@@ -45,11 +45,11 @@ def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Estimate:
 
     Unbiased for KL(pi, ref) on the policy's samples; as a loss its expected gradient is the forward
     KL(ref, pi)'s.
-    The slope is not clamped: it holds where the policy is far below the reference.
+    The slope is not clamped, so that it is right where the policy is far below the reference.
     """
     d_N = logprobs_N - reference_logprobs_N
     excess_N = torch.expm1(-d_N)
-    # expm1 is off by a unit in the last place here and there: without the bound that shows as a negative KL.
+    # expm1 may be wrong in the last place, which without the bound would give a negative KL.
     return Estimate((excess_N + d_N).clamp(min=0.0), -excess_N)
 
 
@@ -58,9 +58,8 @@ def ratio_weighted(
 ) -> Estimate:
     """value * ratio, ratio = pi / pi_old differentiated too: slope ratio * slope + average(ratio * value). All [N].
 
-    `average`: what the log-ratios went through before exp: the mean over completions in GSPO, else nothing.
-
-    With it k1 and k3 give the reverse KL(pi, ref)'s gradient, also on samples of an older policy (TRL's
+    `average`: applied to the log-ratios before exp; in GSPO the mean over each completion, else nothing. With the
+    weight, k1 and k3 have the gradient of the reverse KL(pi, ref), also on samples of an older policy (TRL's
     `use_bias_correction_kl`).
     """
     value_N = ratio_N * estimate.value_N

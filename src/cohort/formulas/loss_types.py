@@ -1,7 +1,7 @@
-"""The table of `loss_type`: which surrogate objective a token has, and what weight the tokens of a completion have.
+"""The table of `loss_type`: the surrogate objective of a token, and the weight of a completion's tokens.
 
-A new loss variant is a line of this table, its functions in this file where no other file of `formulas` has them, and
-its name in the field `loss_type` of config/grpo.py.
+A new loss variant is a line of this table, with its functions in this file unless another file of `formulas` has them,
+and its name in the field `loss_type` of config/grpo.py.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Preference(NamedTuple):
-    """What `preference` finds for each of P pairs."""
+    """The objective of each of P pairs."""
 
     objective_P: Tensor
     coefficient_P: Tensor
@@ -26,8 +26,8 @@ def preference(
     with smoothing s, its conservative form).
 
     Log-probabilities are of whole completions, chosen then rejected, [P, 2]. The coefficient is
-    beta [(1 - s) sigmoid(-m) - s sigmoid(m)]. DeepSeekMath's table (appendix A.1) prints it without beta and with
-    the ratios of single tokens: neither follows from the objective.
+    beta [(1 - s) sigmoid(-m) - s sigmoid(m)]. DeepSeekMath (appendix A.1) prints it without beta and with the ratios
+    of single tokens; neither follows from the objective.
     """
     rewards_P2 = beta * (logprobs_P2 - reference_logprobs_P2)
     margins_P = rewards_P2[:, 0] - rewards_P2[:, 1]

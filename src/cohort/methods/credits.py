@@ -1,4 +1,7 @@
-"""Credit of the rows that learn from groups of samples: rewarded groups -> advantages, once per batch."""
+"""The credit functions of the rows: rewarded groups -> advantages, called once per batch.
+
+Each takes the configuration class of the rows that name it.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,24 @@ from torch import Tensor
 from cohort.config import GRPOConfig, OnlineRFTConfig, PassAtKConfig, PPOConfig, RFTConfig, TrainingConfig
 from cohort.formulas import credit
 from cohort.formulas.gae import gae, shaped_rewards, whiten
-from cohort.types import Completion, Group
+from cohort.types import Group
 
 Advantages = list[list[Tensor]]
-"""By group and completion, float32 [n_i], one for each token."""
+"""By group and completion: float32 [n_i], one advantage for each token."""
 
 
-def group_outcome(groups: list[Group], config: TrainingConfig) -> Advantages:
+def group_outcome(groups: list[Group], config: GRPOConfig) -> Advantages:
     """A_i = (r_i - mean r) / (std r + eps), the same for every token: DeepSeekMath section 4.1.2."""
-    assert isinstance(config, GRPOConfig)
     return to_tokens(AGGREGATIONS[config.multi_objective_aggregation](groups, config), groups)
 
 
 def _summed(groups: list[Group], config: GRPOConfig) -> Tensor:
+    """Advantages of the weighted sum of the rewards. -> [P, G]."""
     return credit.SCALES[config.scale_rewards](_rewards_PG(groups))
 
 
 def _decoupled(groups: list[Group], config: GRPOConfig) -> Tensor:
+    """Each reward normalised over its group, their weighted sum over the batch: GDPO, arXiv 2601.05242. -> [P, G]."""
     names = list(groups[0].components)
     scores_KPG = torch.tensor(
         [[[torch.nan if x is None else x for x in group.components[name]] for group in groups] for name in names]
@@ -38,18 +42,18 @@ AGGREGATIONS = {"sum_then_normalize": _summed, "normalize_then_sum": _decoupled}
 """`multi_objective_aggregation` -> function."""
 
 
-def group_process(groups: list[Group], config: TrainingConfig) -> Advantages:
+def group_process(groups: list[Group], config: GRPOConfig) -> Advantages:
     """A_t = sum of the step rewards that follow, normalised over all steps of the group: DeepSeekMath section 4.1.3."""
-    assert isinstance(config, GRPOConfig)
-    steps = [group.steps or [] for group in groups]
-    rewards = [torch.tensor([r for of_completion in found for r in of_completion.rewards]) for found in steps]
+    steps_of_groups = [group.steps or [] for group in groups]
+    rewards = [torch.tensor([r for steps in of_group for r in steps.rewards]) for of_group in steps_of_groups]
+    normalised = credit.STEP_SCALES[config.scale_rewards](rewards)
     advantages = []
-    for group, found, normal_S in zip(groups, steps, credit.STEP_SCALES[config.scale_rewards](rewards), strict=True):
-        parts = normal_S.split_with_sizes([len(of_completion.rewards) for of_completion in found])
+    for group, of_group, rewards_S in zip(groups, steps_of_groups, normalised, strict=True):
+        parts = rewards_S.split_with_sizes([len(steps.rewards) for steps in of_group])
         advantages.append(
             [
-                credit.following_steps(part, torch.tensor(of_completion.ends), len(completion.ids))
-                for part, of_completion, completion in zip(parts, found, group.completions, strict=True)
+                credit.following_steps(part_S, torch.tensor(steps.ends), len(completion.ids))
+                for part_S, steps, completion in zip(parts, of_group, group.completions, strict=True)
             ]
         )
     return advantages
@@ -66,16 +70,15 @@ def length_weighted(groups: list[Group], config: TrainingConfig) -> Advantages:
     return to_tokens(credit.optimal_baseline(_rewards_PG(groups), lengths_PG), groups)
 
 
-def passing_draws(groups: list[Group], config: TrainingConfig) -> Advantages:
-    """Advantages of "one of k drawn from the group is correct": Pass@k training, arXiv 2508.10751."""
-    assert isinstance(config, PassAtKConfig)
+def passing_draws(groups: list[Group], config: PassAtKConfig) -> Advantages:
+    """Advantages of the reward "one of k completions drawn from the group is correct", in closed form: Pass@k training,
+    arXiv 2508.10751."""
     return to_tokens(credit.pass_at_k(_rewards_PG(groups) >= config.reward_threshold, config.pass_k), groups)
 
 
-def batch_return(groups: list[Group], config: TrainingConfig) -> Advantages:
+def batch_return(groups: list[Group], config: GRPOConfig) -> Advantages:
     """A_t = r - beta * sum over i >= t of log(pi_old / ref)_i, whitened over the batch's tokens: REINFORCE++, arXiv
     2501.03262."""
-    assert isinstance(config, GRPOConfig)
     returns = [
         [
             credit.rewards_to_go(
@@ -99,12 +102,12 @@ def whitened(advantages: Advantages, groups: list[Group], mask_truncated: bool) 
     flat = [a for of_group in advantages for a in of_group]
     active = [a for a, out in zip(flat, masked, strict=True) if not out]
     white = iter(whiten(torch.cat(active)).split_with_sizes([len(a) for a in active]) if active else ())
-    found = iter([torch.zeros_like(a) if out else next(white) for a, out in zip(flat, masked, strict=True)])
-    return [[next(found) for _ in group.completions] for group in groups]
+    results = iter([torch.zeros_like(a) if out else next(white) for a, out in zip(flat, masked, strict=True)])
+    return [[next(results) for _ in group.completions] for group in groups]
 
 
 def to_tokens(advantages_PG: Tensor, groups: list[Group]) -> Advantages:
-    """One advantage for each completion to the same one for each of its tokens."""
+    """Give each token the advantage of its completion. [P, G] -> one tensor [n_i] for each completion."""
     return [
         [a.expand(len(c.ids)) for a, c in zip(row, group.completions, strict=True)]
         for row, group in zip(advantages_PG, groups, strict=True)
@@ -112,19 +115,22 @@ def to_tokens(advantages_PG: Tensor, groups: list[Group]) -> Advantages:
 
 
 def _rewards_PG(groups: list[Group]) -> Tensor:
+    """The groups' rewards as a [P, G] tensor; groups must be of equal size."""
     return torch.tensor([group.rewards for group in groups])
 
 
 def ones(groups: list[Group], config: TrainingConfig) -> Advantages:
-    """A_i = 1: every demonstration is to be imitated."""
+    """A_t = 1: every demonstration is imitated."""
     return [[torch.ones(len(c.ids)) for c in group.completions] for group in groups]
 
 
-def is_correct(groups: list[Group], config: TrainingConfig) -> Advantages:
+def is_correct(groups: list[Group], config: RFTConfig | OnlineRFTConfig) -> Advantages:
     """A_i = 1 where the reward reaches the threshold, else 0: DeepSeekMath, appendix A.1.2 and A.1.3."""
-    assert isinstance(config, RFTConfig | OnlineRFTConfig)
     return [
-        [torch.full((len(c.ids),), float(r >= config.reward_threshold)) for r, c in _rewarded(group)]
+        [
+            torch.full((len(c.ids),), float(r >= config.reward_threshold))
+            for r, c in zip(group.rewards, group.completions, strict=True)
+        ]
         for group in groups
     ]
 
@@ -137,26 +143,21 @@ def chosen_rejected(groups: list[Group], config: TrainingConfig) -> Advantages:
     ]
 
 
-def estimated(groups: list[Group], config: TrainingConfig) -> Advantages:
-    """GAE on the critic's values, before whitening. Added to the values they are the critic's targets."""
-    assert isinstance(config, PPOConfig)
-    found = []
+def gae_advantages(groups: list[Group], config: PPOConfig) -> Advantages:
+    """A_t = sum_l (gamma lam)^l delta_{t+l} on the critic's values and rewards with the KL in them, not whitened: GAE,
+    arXiv 1506.02438, Eq. 16. A_t plus the value is the critic's target."""
+    advantages = []
     for group in groups:
         assert group.values is not None
         reference: Sequence[Tensor | None] = group.reference_logprobs or [None] * len(group.completions)
         rewards = [
             shaped_rewards(reward, completion.logprobs, logprobs, config.kl_coef)
-            for (reward, completion), logprobs in zip(_rewarded(group), reference, strict=True)
+            for reward, completion, logprobs in zip(group.rewards, group.completions, reference, strict=True)
         ]
-        found.append([gae(r, v, config.gamma, config.lam) for r, v in zip(rewards, group.values, strict=True)])
-    return found
+        advantages.append([gae(r, v, config.gamma, config.lam) for r, v in zip(rewards, group.values, strict=True)])
+    return advantages
 
 
-def gae_whitened(groups: list[Group], config: TrainingConfig) -> Advantages:
-    """GAE on the critic's values, whitened over the tokens of the batch that carry loss."""
-    assert isinstance(config, PPOConfig)
-    return whitened(estimated(groups, config), groups, config.mask_truncated_completions)
-
-
-def _rewarded(group: Group) -> list[tuple[float, Completion]]:
-    return list(zip(group.rewards, group.completions, strict=True))
+def gae_whitened(groups: list[Group], config: PPOConfig) -> Advantages:
+    """`gae_advantages`, whitened over the tokens of the batch that carry loss."""
+    return whitened(gae_advantages(groups, config), groups, config.mask_truncated_completions)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from cohort.config import OnlineConfig, TrainingConfig
-from cohort.methods.table import Method
+from cohort.config import OnlineConfig, SampledConfig, TrainingConfig
+from cohort.methods.method import Method
 from cohort.plan import passes
 from cohort.plan.blank import Blank, Weights, blank_model, shortened, weights
 from cohort.plan.machine import Machine
 from cohort.plan.passes import Forward, Update
 from cohort.policy.packed.pack import Part, micro_batches
-from cohort.rollouts.engine import PREFILL_TOKENS
+from cohort.rollouts.decoding import PREFILL_TOKENS
 from cohort.rollouts.sampling import Sampling
 from cohort.types import UserError
 
@@ -133,9 +133,9 @@ def _passes(blank: Blank, config: TrainingConfig, batch: Batch, padded: bool) ->
     rows = sum(len(part.rows) for part in first)
     length = len(first[0].prompt_ids) + len(first[0].completion_ids[0])
     prompts = [first[0].prompt_ids] * _prefilled(config, batch, len(first[0].prompt_ids))
-    sampling = Sampling(
-        **{key: getattr(config, key) for key in ("temperature", "top_p", "top_k", "min_p") if hasattr(config, key)}
-    )
+    sampling = Sampling()
+    if isinstance(config, SampledConfig):
+        sampling = Sampling(config.temperature, config.top_p, config.top_k, config.min_p)
     return Figures(
         blank.weights,
         passes.update(blank, first, accumulates=len(batch.micro) > 1),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.config import GRPOConfig, OnlineConfig, PPOConfig, RunConfig, TrainingConfig
-from cohort.methods.table import METHODS
+from cohort.methods.named import find_method
 from cohort.plan.blank import blank_reward_model, model_config
 from cohort.plan.figures import Batch, Figures, Lengths, figures, make_batch
 from cohort.plan.machine import Machine
@@ -81,11 +81,12 @@ class Plan:
 
 def make_plan(run: RunConfig, config: TrainingConfig, machine: Machine, lengths: Lengths) -> Plan:
     """Raises UserError for a model that is none, or whose passes cannot be counted."""
+    method = find_method(run.method)
     found = model_config(run, config)
     judges = sum(blank_reward_model(name, machine.device) for name in reward_models(run))
 
     def estimate(config: TrainingConfig, lengths: Lengths, padded: bool = False) -> tuple[Batch, Figures, Needs]:
-        batch = make_batch(METHODS[run.method], config, lengths)
+        batch = make_batch(method, config, lengths)
         counted = figures(found, config, machine, batch, padded)
         return batch, counted, needs(counted, config, machine, batch, lengths, judges)
 

@@ -92,16 +92,16 @@ def overhead(taken: float, machine: Machine) -> float:
 
 
 def _copies_reference(config: TrainingConfig) -> bool:
-    return getattr(config, "needs_reference", False) and config.finetuning_type != "lora"
+    return config.needs_reference and config.finetuning_type != "lora"
 
 
 def needs_scoring(config: TrainingConfig) -> bool:
-    return isinstance(config, PPOConfig) or getattr(config, "needs_reference", False)
+    return isinstance(config, PPOConfig) or config.needs_reference
 
 
 def _keeps(config: TrainingConfig, machine: Machine, batch: Batch) -> bool:
     """Whether sampling keeps what the update's layers would make."""
-    return machine.device == "cpu" and len(batch.micro) == 1 and getattr(config, "kept_tokens", 0) > 0
+    return machine.device == "cpu" and len(batch.micro) == 1 and config.kept_tokens > 0
 
 
 def states(config: TrainingConfig, machine: Machine, count: int, size: int) -> float:
@@ -142,7 +142,7 @@ def _seconds(
         step = max(read, rows * per_token / rate)
         prefill = batch.groups * lengths.prompt * per_token / rate
         seconds["generate"] = (prefill + waves * lengths.completion * step) / uses
-        if getattr(config, "needs_reference", False):
+        if config.needs_reference:
             seconds["score"] = score / uses
     if isinstance(config, PPOConfig):
         seconds["critic"] = score / uses + (update if config.critic == "own" else 0.0)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pydantic
 
+from cohort.config.user_code import load_module
 from cohort.rewards.functions import choice as labels
 from cohort.rewards.functions import code, gym, judge, tags, text, working
 from cohort.rewards.functions import facts as aliases
@@ -142,7 +139,7 @@ def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
             "One's own are given as path/to/file.py:function or package.module:function, a sequence classifier "
             "as its directory or as owner/model"
         )
-    module = _load_file(place, spec) if place.endswith(".py") else _import(place, spec)
+    module = load_module(place, f"reward {spec!r}")
     function = getattr(module, name, None)
     if not callable(function):
         offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -218,31 +215,3 @@ def _name(function: Callable[..., Any]) -> str:
     while isinstance(function, partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _load_file(place: str, spec: str) -> ModuleType:
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise UserError(f"reward {spec!r}: there is no file {path}")
-    # Kept under its path: two functions of one file share its state, and no installed module is hidden.
-    key = str(path)
-    if key not in sys.modules:
-        found = importlib.util.spec_from_file_location(key, path)
-        assert found is not None and found.loader is not None, path
-        module = sys.modules[key] = importlib.util.module_from_spec(found)
-        try:
-            found.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[key]
-            raise
-    return sys.modules[key]
-
-
-def _import(place: str, spec: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        # A module that is there, but imports something that is not, keeps its own error.
-        if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
-            raise
-        raise UserError(f"reward {spec!r}: there is no module {error.name!r}; is it installed?") from None

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cohort.config import PPOConfig
 from cohort.formulas.gae import ValueLoss, value_loss
-from cohort.methods.credits import estimated
-from cohort.methods.table import Method
+from cohort.methods.credits import gae_advantages
+from cohort.methods.method import Method
 from cohort.policy.critic import Critic
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
@@ -82,7 +82,7 @@ class CriticUpdater:
 
     def backward(self, hidden_N: Tensor, groups: list[Group], rows: Rows, weights_N: Tensor) -> Tensor:
         """The critic's weighted loss on hidden states [N, D]: their gradient, [N, D]; the head's is in its `.grad`."""
-        advantages = {g: estimated([groups[g]], self.config)[0] for g in dict.fromkeys(g for g, _ in rows)}
+        advantages = {g: gae_advantages([groups[g]], self.config)[0] for g in dict.fromkeys(g for g, _ in rows)}
         old = [(groups[g].values or [])[r] for g, r in rows]
         returns = [value + advantages[g][r] for value, (g, r) in zip(old, rows, strict=True)]
         old_N, returns_N = (torch.cat(pieces).to(hidden_N.device) for pieces in (old, returns))
@@ -133,7 +133,7 @@ def explained_variance(groups: list[Group], config: PPOConfig) -> float:
     """1 - Var(returns - values) / Var(returns) over the tokens that carry loss: 0 for a critic that says the same
     everywhere, 1 for a perfect one; 0 where the returns do not vary."""
     active = active_lengths(groups, config).tolist()
-    advantages = [a for row in estimated(groups, config) for a in row]
+    advantages = [a for row in gae_advantages(groups, config) for a in row]
     values = [v for group in groups for v in group.values or []]
     kept = [(a, v) for a, v, n in zip(advantages, values, active, strict=True) if n]
     if not kept:

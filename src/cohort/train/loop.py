@@ -45,7 +45,7 @@ class Loop:
         self.companions, self.iterations = companions, iterations
         self.chunks, passes = config.batch_uses
         self.updates_per_batch = self.chunks * passes
-        self.log_completions: int = getattr(config, "log_completions", 0)
+        self.log_completions = config.logged_completions
         share(0, 1, config)  # settings that the schedule refuses are told before anything is sampled
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)

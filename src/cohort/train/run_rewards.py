@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cohort.config import GRPOProcessConfig, TrainingConfig
+from cohort.config import GRPOConfig, GRPOProcessConfig, SampledConfig, TrainingConfig
 from cohort.rewards.check.preflight import preflight
 from cohort.rewards.compose import Rewards
 from cohort.rewards.resolve import listed
@@ -28,14 +28,18 @@ def make_rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: Tr
     split = None
     if isinstance(config, GRPOProcessConfig):
         split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
-    weights, clip = getattr(config, "reward_weights", None), getattr(config, "reward_clip", None)
+    weights, clip = None, None
+    if isinstance(config, SampledConfig):
+        weights, clip = config.reward_weights, config.reward_clip
     return Rewards(specs, weights, clip, split, rules_of(config))
 
 
 def with_weights(config: TrainingConfig, rewards: Rewards | None) -> TrainingConfig:
     """The configuration with a weight for each reward where a credit reads them: those that stand beside a reward's
     name, or are 0 for a rule that is only watched, count there too."""
-    if rewards is None or getattr(config, "multi_objective_aggregation", None) != "normalize_then_sum":
+    if rewards is None or not isinstance(config, GRPOConfig):
+        return config
+    if config.multi_objective_aggregation != "normalize_then_sum":
         return config
     return config.model_copy(update={"reward_weights": rewards.weights})
 

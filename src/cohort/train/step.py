@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cohort.config import TrainingConfig
 from cohort.formulas.aggregation import Denominators
-from cohort.methods.coefficients import Terms, Tokens
-from cohort.methods.table import Method
+from cohort.methods.coefficients import Objective, TokenBatch
+from cohort.methods.method import Method
 from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
@@ -26,7 +26,7 @@ log = logging.getLogger("cohort")
 
 def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
     """[B], tokens of each completion that carry loss: none where a truncated completion is masked."""
-    masked = getattr(config, "mask_truncated_completions", False)
+    masked = config.masks_truncated
     return torch.tensor([0 if masked and c.truncated else len(c.ids) for group in groups for c in group.completions])
 
 
@@ -128,8 +128,8 @@ class _Pass:
         self.unit = self.method.sees(self.config)
         self.weights = token_weights(groups, generation_tokens, self.method, self.config)
         self.shared_critic = updater.shared_critic
-        self.entropy_coef: float = getattr(self.config, "entropy_coef", 0.0)
-        self.corrects_sampler: bool = getattr(self.config, "vllm_importance_sampling_correction", False)
+        self.entropy_coef = self.config.entropy_weight
+        self.corrects_sampler = self.config.corrects_sampler
         # The policy that samples and the one that is trained are the same until the first update on the batch. Where
         # the sampler's difference is corrected for, the old policy is the one that first trains on the batch.
         self.on_policy = [
@@ -147,7 +147,7 @@ class _Pass:
         self.ratio = (1.0, 1.0)
 
     def run(self) -> dict[str, float]:
-        share: float = getattr(self.config, "top_entropy_quantile", 1.0)
+        share = self.config.trained_fraction
         if share < 1:
             self.kept = self._most_uncertain(share)
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
@@ -207,7 +207,7 @@ class _Pass:
         hidden_N = hidden.detach()[pack.sources_N]
         tokens = self._tokens(rows, lengths)
         bonus_N = self._entropy_weights(rows, lengths)
-        seen: Terms | None = None
+        seen: Objective | None = None
         if self.unit != "token":
             with policy.autocast():
                 tokens = tokens._replace(logprobs=policy.head.logprobs(hidden_N, pack.targets_N, self.temperature))
@@ -217,7 +217,7 @@ class _Pass:
             if seen is not None:
                 return seen.coefficient[span] * weights_N[span]
             tokens.logprobs[span] = logprobs
-            cut = Tokens(*(None if field is None else field[span] for field in tokens[:5]))
+            cut = tokens.cut(span)
             return self._terms(cut, weights_N[span]).coefficient * weights_N[span]
 
         with policy.autocast():
@@ -230,12 +230,12 @@ class _Pass:
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
         return dict(zip(rows, tokens.logprobs.cpu().split(lengths), strict=True))
 
-    def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tokens:
+    def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> TokenBatch:
         """What is known of the micro-batch's tokens before its forward pass; log-probabilities are still empty."""
         fresh = all(self.on_policy[g] for g, _ in rows)
         reference = [self.groups[g].reference_logprobs for g, _ in rows]
         known = [found[r] for found, (_, r) in zip(reference, rows, strict=True) if found is not None]
-        return Tokens(
+        return TokenBatch(
             logprobs=torch.empty(sum(lengths), device=self.policy.device),
             advantages=self._gather([self._advantages(g, r) for g, r in rows]),
             old_logprobs=None if fresh else self._gather([self._old(g, r) for g, r in rows]),
@@ -257,9 +257,9 @@ class _Pass:
         kept = [torch.ones(n) if self.kept is None else self.kept[row] for row, n in zip(rows, lengths, strict=True)]
         return self._gather(kept) * (self.entropy_coef / max(self.learning, 1.0))
 
-    def _terms(self, tokens: Tokens, weights: Tensor) -> Terms:
+    def _terms(self, tokens: TokenBatch, weights: Tensor) -> Objective:
         terms = self.method.coefficient(tokens, self.config)
-        self.objective += float((terms.objective * weights).cpu().double().sum())
+        self.objective += float((terms.value * weights).cpu().double().sum())
         self._log(terms.logged)
         return terms
 

@@ -11,20 +11,20 @@ import torch
 
 from cohort.compat.trl_trainer import made, settle
 from cohort.config import (
-    METHOD_CONFIGS,
     DPOConfig,
     OnlineConfig,
     PPOConfig,
     SampledConfig,
     TrainingConfig,
     differences_from_paper,
-    unknown_name,
 )
 from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
 from cohort.data.rows import load_rows
 from cohort.evaluation.evaluate import Evaluation, evaluate
-from cohort.methods.table import METHODS, Method
+from cohort.methods.method import Method
+from cohort.methods.named import find_method
+from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
@@ -56,8 +56,9 @@ log = logging.getLogger("cohort")
 class Trainer:
     """Trains a model by any row of the table of methods.
 
-    `method`: a row's name, or a row of one's own (docs/new-method.md); `args`: that method's configuration; `engine`:
-    samples completions, an Engine or a function from the policy to one (default: the policy in this process);
+    `method`: a row's name, path/to/file.py:row, or a row of your own (docs/new-method.md); `args`: an instance of the
+    row's `config`, None for its defaults; `engine`: samples completions, an Engine or a function from the
+    policy to one (default: the policy in this process);
     `model`: name, path, or a transformers model; `reward_funcs`: one or several functions or names; datasets: a
     datasets.Dataset, a list of dicts, a path or hub name. TRL's other arguments are taken too:
     docs/coming-from-trl.md. Raises UserError for what the method cannot use.
@@ -78,7 +79,7 @@ class Trainer:
         engine: Engine | Callable[[Policy], Engine] | None = None,
         **familiar: Any,
     ):
-        self.method = method if isinstance(method, Method) else _named(method)
+        self.method = method if isinstance(method, Method) else find_method(method)
         ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
         tokenizers = familiar.pop("reward_processing_classes", None)
         config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
@@ -224,7 +225,8 @@ class Trainer:
         checkpoint.save_policy(self.policy, folder)
         names = [] if self.rewards is None else self.rewards.names
         adapter = self.policy.peft is not None
-        write_card(folder, describe(self.method.name, self.policy.name, self.rows, names, self.args, adapter))
+        method, base_model = self.method, self.policy.name
+        write_card(folder, describe(method.name, base_model, self.rows, names, self.args, adapter, method.paper))
 
     def push_to_hub(self, commit_message: str = "Upload the model") -> str:
         """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
@@ -253,7 +255,7 @@ class Trainer:
             temperature=self.args.eval_temperature,
             max_tokens=self.args.max_completion_length,
             eos_ids=self.policy.eos_ids,
-            stop=getattr(self.args, "stop", []),
+            stop=self.args.stop if isinstance(self.args, SampledConfig) else [],
         )
         n = self.args.num_generations_eval
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
@@ -273,19 +275,12 @@ def _engine(engine: Engine | Callable[[Policy], Engine] | None, policy: Policy, 
     return engine if hasattr(engine, "generate") else engine(policy)
 
 
-def _named(name: str) -> Method:
-    if name not in METHODS:
-        raise UserError(f"method {name!r} is not in the table: {unknown_name(name, METHODS)}")
-    return METHODS[name]
-
-
 def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfig:
-    kind = METHOD_CONFIGS.get(method.name)
-    if args is None and kind is not None:
-        return kind()
+    """`args`, or the defaults of the row's configuration class. Raises UserError for another class."""
+    kind = method.config
     if args is None:
-        raise UserError(f"method {method.name!r} is not in the table: give its configuration as args")
-    if kind is not None and not isinstance(args, kind):
+        return kind()
+    if not isinstance(args, kind):
         foreign = f"{type(args).__module__}.{type(args).__qualname__}: import {kind.__name__} from cohort"
         seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign
         raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {seen}")

@@ -51,7 +51,9 @@ def iterations_of(
 
 def rules_of(config: TrainingConfig) -> list[str]:
     """Reward functions that are to be called whether or not they count: the gold reward, and a refit's rule."""
-    refit, gold = getattr(config, "reward_model_refit", None), getattr(config, "gold_reward", None)
+    if not isinstance(config, OnlineConfig):
+        return []
+    refit, gold = config.reward_model_refit, config.gold_reward
     return [rule for rule in (gold, None if refit is None else refit.rule) if rule is not None]
 
 

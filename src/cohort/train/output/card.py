@@ -16,23 +16,11 @@ from typing import Any
 import yaml
 
 from cohort.config import TrainingConfig
+from cohort.methods.method import Paper
 from cohort.types import Row
 
 log = logging.getLogger("cohort")
 
-PAPERS = {
-    "rft": ("DeepSeekMath", "2402.03300"),
-    "online_rft": ("DeepSeekMath", "2402.03300"),
-    "grpo": ("DeepSeekMath", "2402.03300"),
-    "grpo_process": ("DeepSeekMath", "2402.03300"),
-    "dpo": ("Direct Preference Optimization", "2305.18290"),
-    "ppo": ("Proximal Policy Optimization Algorithms", "1707.06347"),
-    "rloo": ("Back to Basics", "2402.14740"),
-    "opo": ("On-Policy RL with Optimal Reward Baseline", "2505.23585"),
-    "pass_at_k": ("Pass@k Training", "2508.10751"),
-    "reinforce++": ("REINFORCE++", "2501.03262"),
-}
-"""Where a method comes from: title, arXiv number."""
 TASKS = {"reward_model": "text-classification", "process_reward_model": "token-classification"}
 """Method -> the hub's word for what its model does; text-generation for the others."""
 NOT_SETTINGS = {
@@ -67,6 +55,7 @@ class Card:
     metrics: list[dict[str, Any]]
     adapter: bool
     command: str = ""
+    paper: Paper | None = None
 
     def text(self) -> str:
         return "\n".join(
@@ -97,8 +86,9 @@ class Card:
         )
 
     def _method(self) -> str:
-        title, number = PAPERS.get(self.method, ("", ""))
-        return code(self.method) + (f" ([{title}](https://arxiv.org/abs/{number}))" if title else "")
+        if self.paper is None:
+            return code(self.method)
+        return f"{code(self.method)} ([{plain(self.paper.title)}](https://arxiv.org/abs/{self.paper.arxiv}))"
 
     def _metadata(self) -> dict[str, Any]:
         sets = sorted({name for data in self.data if _REPO.fullmatch(name := data.split(" ")[0])})
@@ -112,7 +102,13 @@ class Card:
 
 
 def describe(
-    method: str, base_model: str, rows: list[Row], rewards: list[str], config: TrainingConfig, adapter: bool
+    method: str,
+    base_model: str,
+    rows: list[Row],
+    rewards: list[str],
+    config: TrainingConfig,
+    adapter: bool,
+    paper: Paper | None = None,
 ) -> Card:
     """The card of a run that has ended, its metrics from output_dir's metrics.jsonl."""
     sources = {row.source.rpartition(" row ")[0] for row in rows}
@@ -131,6 +127,7 @@ def describe(
         [json.loads(line) for line in lines],
         adapter,
         command_line(sys.argv),
+        paper,
     )
 
 

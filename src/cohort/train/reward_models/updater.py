@@ -32,7 +32,7 @@ log = logging.getLogger("cohort")
 STARTS_AGAIN = "out of memory: this step starts again with token_budget=%d"
 
 
-class Terms(NamedTuple):
+class UnitLosses(NamedTuple):
     """What a loss says of U units: pairs, texts or steps."""
 
     loss_U: Tensor
@@ -40,22 +40,22 @@ class Terms(NamedTuple):
     """1 where the scores order or sort it as the targets do; None where that is no question."""
 
 
-def _preference(scores_B: Tensor, targets_P: Tensor, config: RewardModelConfig) -> Terms:
+def _preference(scores_B: Tensor, targets_P: Tensor, config: RewardModelConfig) -> UnitLosses:
     assert isinstance(config, RewardConfig)
     chosen_P, rejected_P = scores_B.view(-1, 2).unbind(1)
     centring = config.center_rewards_coefficient or 0.0
-    return Terms(bradley_terry(chosen_P, rejected_P, targets_P, centring), (chosen_P > rejected_P).float())
+    return UnitLosses(bradley_terry(chosen_P, rejected_P, targets_P, centring), (chosen_P > rejected_P).float())
 
 
-def _probability(scores_U: Tensor, targets_U: Tensor, config: RewardModelConfig) -> Terms:
-    return Terms(cross_entropy(scores_U, targets_U), ((scores_U > 0) == (targets_U > 0.5)).float())
+def _probability(scores_U: Tensor, targets_U: Tensor, config: RewardModelConfig) -> UnitLosses:
+    return UnitLosses(cross_entropy(scores_U, targets_U), ((scores_U > 0) == (targets_U > 0.5)).float())
 
 
-def _score(scores_B: Tensor, targets_B: Tensor, config: RewardModelConfig) -> Terms:
-    return Terms(squared_error(scores_B, targets_B), None)
+def _score(scores_B: Tensor, targets_B: Tensor, config: RewardModelConfig) -> UnitLosses:
+    return UnitLosses(squared_error(scores_B, targets_B), None)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, RewardModelConfig], Terms]] = {
+LOSSES: dict[str, Callable[[Tensor, Tensor, RewardModelConfig], UnitLosses]] = {
     "preference": _preference,
     "bce": _probability,
     "mse": _score,
@@ -122,11 +122,11 @@ class RewardUpdater:
 
         def accumulate(token_budget: int) -> dict[str, float]:
             self.optimizer.zero_grad(set_to_none=True)
-            every: list[Terms] = []
+            every: list[UnitLosses] = []
             for micro in micro_batches(examples, token_budget):
                 terms = self._terms(micro)
                 (terms.loss_U.sum() / units).backward()
-                every.append(Terms(terms.loss_U.detach(), terms.right_U))
+                every.append(UnitLosses(terms.loss_U.detach(), terms.right_U))
             return _means(every)
 
         def longest() -> int:
@@ -149,10 +149,10 @@ class RewardUpdater:
         every = torch.cat(scores)
         return {**_means(found), "score/mean": float(every.mean()), "score/std": float(every.std(correction=0))}
 
-    def _terms(self, examples: list[Example]) -> Terms:
+    def _terms(self, examples: list[Example]) -> UnitLosses:
         return self._scored(examples)[0]
 
-    def _scored(self, examples: list[Example]) -> tuple[Terms, Tensor]:
+    def _scored(self, examples: list[Example]) -> tuple[UnitLosses, Tensor]:
         with self.model.autocast():
             scores = self._forward([text for example in examples for text in example.texts])
         targets = torch.tensor([target for example in examples for target in example.targets], device=scores.device)
@@ -179,7 +179,7 @@ class RewardUpdater:
             parameter.copy_(tensors[str(i)])
 
 
-def _means(found: list[Terms]) -> dict[str, float]:
+def _means(found: list[UnitLosses]) -> dict[str, float]:
     loss_U = torch.cat([terms.loss_U for terms in found])
     right = [terms.right_U for terms in found if terms.right_U is not None]
     return {"loss": float(loss_U.mean()), **({"accuracy": float(torch.cat(right).mean())} if right else {})}

@@ -11,7 +11,7 @@ from cohort.config import TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, tell_fitted
 from cohort.data.order import picks
 from cohort.data.templates import encode_demonstration
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.train.sources.source import Batch
 from cohort.types import Completion, Group, Row, TrainerState, UserError

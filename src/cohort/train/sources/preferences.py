@@ -16,7 +16,7 @@ from cohort.data.configured import demonstration_limit, fit_demonstration, tell_
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
 from cohort.formulas.preference import preference
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches

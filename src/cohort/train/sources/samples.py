@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cohort.config import GRPOConfig, OnlineConfig
 from cohort.data.order import derive, picks
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import Round, collect, says_nothing, statistics, training_sampling
@@ -49,7 +49,7 @@ class Samples:
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
         rounds = [self._collect(chosen, derive(config.seed, index), state)]
         groups, activations = rounds[0].groups, rounds[0].activations
-        if getattr(config, "dynamic_sampling", False):
+        if config.replaces_equal_groups:
             groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
         self.watch.see(groups)
         metrics = statistics(rounds)

@@ -14,7 +14,7 @@ import torch
 
 from cohort.config import SampledConfig
 from cohort.data.order import derive, picks
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import collect, training_sampling
@@ -130,7 +130,7 @@ class KeptSamples:
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         groups = self.samples.groups(folder, reuse)
-        masked = getattr(self.config, "mask_truncated_completions", False)
+        masked = self.config.masks_truncated
         wanted = 0
         self.kept = []
         for group, advantages in zip(groups, self.method.credit(groups, self.config), strict=True):
