@@ -162,7 +162,7 @@ def test_ppo_beside_grpo_has_a_critic_to_train(seven: make.Plan) -> None:
         of_sizes(**SMALL), GRPOConfig(num_generations=2, per_device_train_batch_size=2), CPU, Lengths(8, 8)
     )
     assert full.other is not None
-    trunk = full.figures.weights.trunk_trained_size
+    trunk = full.figures.weights.backbone_trained_size
     assert trunk == full.figures.weights.trained_size - 97 * 32 * 4  # all but the output layer
     assert full.other[1].persistent - full.needs.persistent == 3 * trunk
     assert full.needs.parts["reference"] == full.figures.weights.size
