@@ -29,7 +29,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from cohort import RewardConfig, RewardTrainer
 from cohort.data.rows import load_rows
-from cohort.evaluation.judging import Scored, Scores, score_rows
+from cohort.evaluation.judging import ModelScores, ScoredText, score_rows
 from cohort.report.judgement import judgement
 from cohort.report.plots import plot_training
 from cohort.report.ranking import ranking_accuracy
@@ -133,7 +133,7 @@ def by_author(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> flo
     return sum(found) / len(found)
 
 
-def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[Scored]:
+def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[ScoredText]:
     """The scores of the held-out rows by a model that has learnt from the others."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -175,14 +175,14 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="Where the losses of the last model are drawn.")
     given = parser.parse_args()
     questions = read(given.data, given.seed)
-    texts: list[Scored] = []
+    texts: list[ScoredText] = []
     by_authors = 0.0
     for part in range(PARTS):
         rows, held_out = ([row for i, four in enumerate(questions) if (i % PARTS == part) is held for row in four]
                           for held in (False, True))  # fmt: skip
         texts += [replace(text, prompt=text.prompt + len(texts)) for text in train(given, rows, held_out)]
         by_authors += by_author(rows, held_out) / PARTS
-    found = judgement(Scores(texts, "rows", log_odds=True))
+    found = judgement(ModelScores(texts, "rows", log_odds=True))
     low, high = found["ranking_accuracy"]["interval"]
     print(f"ranking accuracy {found['ranking_accuracy']['value']:.1%} [{low:.1%}, {high:.1%}] on "
           f"{found['ranking_accuracy']['of']} held-out questions with right and wrong solutions")  # fmt: skip

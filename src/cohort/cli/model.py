@@ -73,9 +73,9 @@ def generate(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "seed": seed}
     generator = Generator(model, template=template, **options)
     if rows is not None:
-        _write(generator.rows(rows, sampling, num_generations), output)
+        _write(generator.records(rows, sampling, num_generations), output)
     elif prompt is not None:
-        _print(generator, generator.asked(prompt, system_prompt, plain), sampling, num_generations)
+        _print(generator, generator.as_prompt(prompt, system_prompt, plain), sampling, num_generations)
     else:
         _chat(generator, sampling, system_prompt)
 
@@ -102,12 +102,12 @@ def _write(records: Any, output: Path | None) -> None:
     typer.echo(f"{count} prompts answered, in {output}", err=True)
 
 
-def _print(generator: Generator, asked: Text, sampling: dict[str, Any], count: int) -> None:
+def _print(generator: Generator, prompt: Text, sampling: dict[str, Any], count: int) -> None:
     """The answers, a single one on a terminal while it is sampled."""
     if count == 1 and sys.stdout.isatty():
-        _end(generator.answer(asked, sampling, _show))
+        _end(generator.stream(prompt, sampling, _show))
         return
-    for completion in generator.answers([asked], sampling, count)[0]:
+    for completion in generator.generate([prompt], sampling, count)[0]:
         _show(completion.text)
         _end(completion)
 
@@ -127,7 +127,7 @@ def _end(completion: Completion) -> None:
 
 def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | None) -> None:
     """Turns until the end of input. The whole conversation is asked each time. Ctrl-C ends an answer."""
-    if not generator.chats:
+    if not generator.model.has_chat_template:
         raise UserError(
             "a chat needs a chat template, and this tokenizer has none: name one by --template, or --prompt"
         )
@@ -149,7 +149,7 @@ def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | N
         messages = [*asked, {"role": "assistant", "content": said}]
 
 
-def _answer(generator: Generator, asked: list[Message], sampling: dict[str, Any]) -> str:
+def _answer(generator: Generator, messages: list[Message], sampling: dict[str, Any]) -> str:
     """What the model says while it says it, up to its end or to Ctrl-C."""
     pieces: list[str] = []
 
@@ -158,7 +158,7 @@ def _answer(generator: Generator, asked: list[Message], sampling: dict[str, Any]
         _show(piece)
 
     try:
-        completion = generator.answer(asked, sampling, write)
+        completion = generator.stream(messages, sampling, write)
     except KeyboardInterrupt:
         typer.echo()
         return "".join(pieces)

@@ -27,11 +27,10 @@ from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chain
 from cohort.data.configured import configured_rows
 from cohort.data.order import picks
 from cohort.data.rows import load_rows
-from cohort.policy.load import make_policy
+from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.memory import peak_bytes, reset_peak
 from cohort.report.comparison import RESULT, START, write_comparison
 from cohort.report.metrics import read_metrics, series
-from cohort.rollouts.encoding import encode_prompts
 from cohort.train.trainer import Trainer
 from cohort.types import Row, UserError
 
@@ -153,8 +152,7 @@ def _data(plan: Plan, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
 
 def _visited(plan: Plan, start: str, rows: list[Row], config: Any) -> list[Row]:
     """The rows that an online method would visit, so that the starting model is sampled on the same prompts."""
-    policy = make_policy(start, None, config)
-    usable = [prompt.row for prompt in encode_prompts(rows, policy, config)]
+    usable = [prompt.row for prompt in LoadedModel(start, config).encode(rows)]
     count = plan.budget // config.num_generations
     return [usable[i] for i in picks(len(usable), 0, count, config.seed, config.shuffle_dataset)]
 

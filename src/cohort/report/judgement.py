@@ -16,13 +16,13 @@ from cohort.report.drawing import COLOURS, STYLE, legend, panels
 from cohort.report.intervals import wilson
 
 if TYPE_CHECKING:
-    from cohort.evaluation.judging import Scored, Scores
+    from cohort.evaluation.judging import ModelScores, ScoredText
 
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 HALF = 0.5
 
 
-def judgement(scores: Scores) -> dict[str, Any]:
+def judgement(scores: ModelScores) -> dict[str, Any]:
     """Numbers ready for JSON: `kind`, `texts`, `prompts` and, where the data allow them, `ranking_accuracy`, `auc`,
     `agreement` (verdicts at probability 1/2 that equal the labels), `calibration`, `best_of_n`, `length`, `position`,
     `first_error`. Shares have 95% intervals that count prompts (of steps: completions), whose texts are not
@@ -51,14 +51,14 @@ def judgement(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def _predicted(scores: Scores) -> list[float]:
+def _predicted(scores: ModelScores) -> list[float]:
     if scores.log_odds:
         return [ranking.probability(each.score) for each in scores.texts]
     return [min(1.0, max(0.0, each.score)) for each in scores.texts]
 
 
-def _by_prompt(texts: Sequence[Scored]) -> list[list[Scored]]:
-    found: dict[int, list[Scored]] = {}
+def _by_prompt(texts: Sequence[ScoredText]) -> list[list[ScoredText]]:
+    found: dict[int, list[ScoredText]] = {}
     for each in texts:
         found.setdefault(each.prompt, []).append(each)
     return list(found.values())
@@ -70,7 +70,7 @@ def _share(values: Sequence[float]) -> dict[str, Any]:
     return {"value": mean, "interval": list(wilson(min(mean, 1.0) * len(values), len(values))), "of": len(values)}
 
 
-def _ranking(scores: Scores) -> dict[str, Any] | None:
+def _ranking(scores: ModelScores) -> dict[str, Any] | None:
     """Pairs of a right and a wrong text of the same prompt, the mean over prompts that have both."""
     shares = [
         ranking.ranking_accuracy(*sides)
@@ -80,7 +80,7 @@ def _ranking(scores: Scores) -> dict[str, Any] | None:
     return _share(shares) if shares else None
 
 
-def _agreement(scores: Scores) -> dict[str, Any]:
+def _agreement(scores: ModelScores) -> dict[str, Any]:
     equal = [(p > HALF) == (each.label > HALF) for p, each in zip(_predicted(scores), scores.texts, strict=True)]
     of = {id(each): float(same) for each, same in zip(scores.texts, equal, strict=True)}
     shares = [fmean(of[id(each)] for each in texts) for texts in _by_prompt(scores.texts)]
@@ -92,13 +92,13 @@ def _calibration(predicted: Sequence[float], outcomes: Sequence[float]) -> dict[
     return {"ece": ranking.calibration_error(bins), "bins": [list(each) for each in bins]}
 
 
-def _pair_calibration(scores: Scores) -> dict[str, Any]:
+def _pair_calibration(scores: ModelScores) -> dict[str, Any]:
     """How sure the model is of its choice, sigmoid |difference|, beside how often the choice is the data's."""
     gaps = [scores.texts[right].score - scores.texts[wrong].score for right, wrong in scores.pairs]
     return _calibration([ranking.probability(abs(gap)) for gap in gaps], [float(gap > 0) for gap in gaps])
 
 
-def _best_of_n(scores: Scores) -> list[dict[str, Any]] | None:
+def _best_of_n(scores: ModelScores) -> list[dict[str, Any]] | None:
     """For each n the rightness of the best of n by the model, beside that of the best by the labels; prompts with
     fewer samples are left out."""
     groups = _by_prompt(scores.texts)
@@ -117,11 +117,11 @@ def _best_of_n(scores: Scores) -> list[dict[str, Any]] | None:
     return found if len(found) > 1 else None
 
 
-def _length(scores: Scores) -> dict[str, Any]:
+def _length(scores: ModelScores) -> dict[str, Any]:
     """Rank correlation of score and length; among right and among wrong ones alone, where length says nothing of the
     label; and ranking accuracy where the right one is the longer, and where it is the shorter."""
     found: dict[str, Any] = {}
-    kinds: dict[str, Callable[[Scored], bool]] = {
+    kinds: dict[str, Callable[[ScoredText], bool]] = {
         "all": lambda t: True,
         "right": lambda t: t.label > HALF,
         "wrong": lambda t: t.label <= HALF,
@@ -142,10 +142,10 @@ def _length(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def _position(scores: Scores) -> dict[str, Any]:
+def _position(scores: ModelScores) -> dict[str, Any]:
     """The largest change of a score where the texts come in another order; of steps, the rank correlation of score
     and place in the completion."""
-    found: dict[str, Any] = {"largest_change_by_order": max(abs(t.score - t.again) for t in scores.texts)}
+    found: dict[str, Any] = {"largest_change_by_order": max(abs(t.score - t.reordered) for t in scores.texts)}
     if scores.kind == "steps":
         places = [float(t.step) for t in scores.texts]
         found["correlation_step"] = ranking.spearman([t.score for t in scores.texts], places)
@@ -153,7 +153,7 @@ def _position(scores: Scores) -> dict[str, Any]:
     return found
 
 
-def _first_error(scores: Scores) -> dict[str, Any] | None:
+def _first_error(scores: ModelScores) -> dict[str, Any] | None:
     """How often the first wrong step is found, of completions that have one, and none is said of those that have
     none; f1 is the harmonic mean of the two (ProcessBench, arXiv 2412.06559, section 3.3)."""
     shares: dict[bool, list[float]] = {True: [], False: []}
@@ -220,7 +220,7 @@ def _with_interval(share: dict[str, Any]) -> str:
     return f"{share['value']:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def plot_judgement(scores: Scores, found: dict[str, Any], folder: Path) -> list[Path]:
+def plot_judgement(scores: ModelScores, found: dict[str, Any], folder: Path) -> list[Path]:
     """reliability.png, scores.png and, with several samples of a prompt, best_of_n.png; returns their paths."""
     import matplotlib
 
@@ -234,7 +234,7 @@ def plot_judgement(scores: Scores, found: dict[str, Any], folder: Path) -> list[
     return written
 
 
-def _reliability(scores: Scores, found: dict[str, Any]) -> Any:
+def _reliability(scores: ModelScores, found: dict[str, Any]) -> Any:
     figure, (axis,) = panels([f"Reliability, ECE {found['calibration']['ece']:.3f}"])
     predicted, share, counts = zip(*found["calibration"]["bins"], strict=True)
     bounds = [wilson(s * n, n) for s, n in zip(share, counts, strict=True)]
@@ -251,7 +251,7 @@ def _reliability(scores: Scores, found: dict[str, Any]) -> Any:
     return figure
 
 
-def _scores(scores: Scores, found: dict[str, Any]) -> Any:
+def _scores(scores: ModelScores, found: dict[str, Any]) -> Any:
     figure, (left, right) = panels(["Scores", "Scores by length"])
     names = ("chosen", "rejected") if scores.kind == "pairs" else ("right", "wrong")
     kinds = [[t for t in scores.texts if (t.label > HALF) == good] for good in (True, False)]
@@ -271,7 +271,7 @@ def _scores(scores: Scores, found: dict[str, Any]) -> Any:
     return figure
 
 
-def _best(scores: Scores, found: dict[str, Any]) -> Any | None:
+def _best(scores: ModelScores, found: dict[str, Any]) -> Any | None:
     rows = found.get("best_of_n")
     if not rows:
         return None

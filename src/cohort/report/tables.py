@@ -26,14 +26,14 @@ def harmless(text: str) -> str:
     return "".join(c if c in kept or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
 
 
-def share(successes: float, total: int) -> str:
-    """A share with its 95% interval: share(27, 100) -> "27.0% [19.3, 36.4]"."""
+def share_with_interval(successes: float, total: int) -> str:
+    """A share with its 95% interval: share_with_interval(27, 100) -> "27.0% [19.3, 36.4]"."""
     low, high = wilson(successes, total)
     return f"{successes / total:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def before_after_table(title: str, rows: Sequence[tuple[str, str, str]]) -> Table:
-    """(what, before, after) rows; `share` writes cells: ("accuracy", share(24, 100), share(97, 100))."""
+    """Rows of (what, before, after), such as ("accuracy", "24.0% [16.7, 33.2]", "97.0% [91.5, 99.0]")."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("before", justify="right")
