@@ -166,16 +166,17 @@ def _show(
     plots: list[Path],
 ) -> None:
     n = summary["problems"]
+
+    def share(evaluation: Evaluation, component: str) -> str:
+        return share_with_interval(_count_correct(evaluation, component), n)
+
     rows = [
-        (
-            f"{component}, {name}",
-            *(share_with_interval(_count_correct(evaluations[name], component), n) for evaluations in (before, after)),
-        )
+        (f"{component}, {name}", share(before[name], component), share(after[name], component))
         for component in REWARDS
         for name in ("greedy", "sampled")
     ]
     console.print(before_after_table(f"{n} held-out problems, with 95% intervals", rows))
-    mended = [
+    corrected = [
         (prompt_text(prompt.row.prompt) + prompt.row.columns["answer"], was[0].text, now[0].text)
         for prompt, was, now, wrong, right in zip(
             before["greedy"].prompts,
@@ -187,7 +188,7 @@ def _show(
         )
         if right[0] and not wrong[0]
     ]
-    console.print(examples_panel(mended[:2]))
+    console.print(examples_panel(corrected[:2]))
     console.print(
         f"SFT took {summary['seconds_sft']:.0f} s, GRPO {summary['seconds_grpo']:.0f} s. In {output}:\n"
         f"  the model (loads with AutoModelForCausalLM), summary.json, metrics.jsonl, completions.jsonl,\n"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from cohort import __version__
 from cohort.cli.app import app
 from cohort.config import GRPOConfig, RunConfig, read_run
 from cohort.types import TrainerState, UserError
@@ -77,23 +78,24 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Calls:
             "completions": [{"prompt": "2+2=", "completions": ["4 好"], "correct": [True]}],
         }
 
-    stand_in(monkeypatch, "cohort.train.run", evaluate_model=evaluate_model)
+    stand_in(monkeypatch, "cohort.evaluation.models", evaluate_model=evaluate_model)
     return calls
 
 
 def test_help_and_mistakes_import_nothing_heavy_and_are_quick() -> None:
     code = (
-        "import sys, cohort.cli, cohort.config\n"
+        "import sys, cohort.config\n"
+        "from cohort.cli.app import app\n"
         "import cohort.report.live, cohort.report.plots, write_configuration, cohort.report.tables\n"
         "from typer.testing import CliRunner\n"
         "wrong = ['examples/gsm8k.yaml', 'lerning_rate=1']\n"
-        "for arguments in (['--help'], ['train', '--help'], ['train', 'none.yaml'], ['train', *wrong],\n"
+        "for arguments in (['--version'], ['--help'], ['train', '--help'], ['train', 'none.yaml'], ['train', *wrong],\n"
         "                  ['plan', '--help'], ['plan', *wrong], ['plan', wrong[0], '--memory', 'much']):\n"
-        "    CliRunner().invoke(cohort.cli.app, arguments)\n"
+        "    CliRunner().invoke(app, arguments)\n"
         "heavy = {'torch', 'transformers', 'datasets', 'math_verify', 'matplotlib', 'peft'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts'}"}
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "[]"
@@ -108,10 +110,20 @@ def _seconds(*arguments: str) -> float:
     return time.perf_counter() - started
 
 
+def test_version() -> None:
+    assert fresh("--version").stdout == f"cohort {__version__}\n" == "cohort 0.1.0\n"
+    module = [sys.executable, "-m", "cohort", "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    shown = subprocess.run(module, env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout == f"cohort {__version__}\n"
+
+
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    commands = ("train", "eval", "plan", "generate", "export", "demo", "plot", "doctor")
+    commands = (
+        "train", "eval", "generate", "export", "compare", "plan", "plot", "demo", "methods", "doctor", "reward", "data"
+    )  # fmt: skip
     assert all(f" {command} " in result.output for command in commands)
 
 

@@ -80,7 +80,7 @@ def test_standard_input_is_a_prompt(model: str) -> None:
     named = run(model, "--plain", "--max-completion-length", 6, "--prompt", "2+2=")
     assert given.exit_code == 0 and given.stdout == named.stdout
     nothing = run(model, given="\n")
-    assert nothing.exit_code == 2 and "nothing is asked" in nothing.stderr
+    assert nothing.exit_code == 2 and "there is no prompt" in nothing.stderr
 
 
 def test_what_would_steer_a_terminal_is_made_visible(loud: str) -> None:
@@ -133,8 +133,8 @@ def test_stop_strings_and_adapters(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", "a", "--data", "b"], "--prompt and --data both say what is asked"),
-        (["--prompt", "a", "--output", "b.jsonl"], "--output takes the answers to --data"),
+        (["--prompt", "a", "--data", "b"], "--prompt and --data both name prompts"),
+        (["--prompt", "a", "--output", "b.jsonl"], "--output is for the answers to --data"),
         (["--data", "a.jsonl", "--output", "no/where.jsonl"], "there is no folder no"),
         (["--data", "a.jsonl"], "dataset 'a.jsonl': no such file"),
         (["--prompt", "a", "--num-generations", "2", "--temperature", "0"], "2 greedy completions are all the same"),

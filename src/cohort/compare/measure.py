@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cohort.compare.config import Plan, completions_after
+from cohort.compare.config import Comparison, completions_after
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.evaluation.evaluate import Evaluation
 from cohort.evaluation.loaded_model import LoadedModel
@@ -25,24 +25,24 @@ def component_of(correct: str) -> str:
     return Rewards([correct]).names[0]
 
 
-def measure(plan: Plan, model: str, held_out: list[Row], config: OnlineConfig) -> dict[str, Any]:
+def measure(comparison: Comparison, model: str, held_out: list[Row], config: OnlineConfig) -> dict[str, Any]:
     """Accuracy, sampled as for the training curve; then accuracy, pass@k and maj@k of K completions of each held-out
     problem."""
     loaded = LoadedModel(model, config)
     prompts = loaded.encode(held_out)
-    rewards = Rewards(listed([plan.correct], config.max_completion_length))
+    rewards = Rewards(listed([comparison.correct], config.max_completion_length))
 
     def evaluated(n: int, temperature: float) -> Evaluation:
         sampling = loaded.sampling(temperature=temperature, max_tokens=config.max_completion_length, stop=config.stop)
         return loaded.evaluate(prompts, rewards, sampling, n, config.seed)
 
-    component, K = rewards.names[0], plan.final_generations
+    component, K = rewards.names[0], comparison.final_generations
     accuracy = evaluated(config.num_generations_eval, config.eval_temperature).metrics()[f"eval/{component}"]
     ks = [k for k in (2**i for i in range(K.bit_length())) if k < K] + [K]
     several = summary(evaluated(K, config.temperature), component, ks)
     return {
         "problems": len(prompts),
-        "accuracy": as_accuracy(accuracy, plan.correct),
+        "accuracy": as_accuracy(accuracy, comparison.correct),
         "curve": [{"step": 0, "completions": 0, "accuracy": accuracy}],
         "sampled_accuracy": several["accuracy"],
         "pass@k": several["pass@k"],
@@ -57,7 +57,7 @@ def as_accuracy(value: float, correct: str) -> float:
     return value
 
 
-def curve(plan: Plan, folder: Path, config: TrainingConfig, component: str) -> dict[str, Any]:
+def curve(comparison: Comparison, folder: Path, config: TrainingConfig, component: str) -> dict[str, Any]:
     """The run's accuracy by completions sampled, and the completions it sampled in all, from its own records."""
     steps, values = series(read_metrics(folder), f"eval/{component}")
     if isinstance(config, OnlineConfig):
@@ -68,7 +68,7 @@ def curve(plan: Plan, folder: Path, config: TrainingConfig, component: str) -> d
         # All completions are sampled before the first step: points are placed by the share of steps done.
         sampled = [round(total * step / config.max_steps) for step in steps]
     points = [
-        {"step": round(step), "completions": count, "accuracy": as_accuracy(value, plan.correct)}
+        {"step": round(step), "completions": count, "accuracy": as_accuracy(value, comparison.correct)}
         for step, count, value in zip(steps, sampled, values, strict=True)
     ]
     return {"completions": total, "accuracy": values[-1], "curve": points}

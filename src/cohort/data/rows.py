@@ -179,7 +179,7 @@ def _from_reasoning_gym(task: str, kwargs: dict[str, Any]) -> Records:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError:
-        raise UserError("reasoning_gym tasks need the package: pip install 'cohort[reasoning-gym]'") from None
+        raise UserError("reasoning_gym tasks need the package: pip install 'cohort-rl[reasoning-gym]'") from None
     if task not in DATASETS:
         close = difflib.get_close_matches(task, DATASETS, n=1)
         raise UserError(f"reasoning_gym has no task {task!r}" + (f": did you mean {close[0]!r}?" if close else ""))

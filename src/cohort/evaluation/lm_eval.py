@@ -31,7 +31,7 @@ def run_tasks(
         from lm_eval.tasks import TaskManager
         from lm_eval.utils import make_table
     except ImportError:
-        raise UserError("--lm-eval needs the package: pip install 'cohort[lm-eval]'") from None
+        raise UserError("--lm-eval needs the package: pip install 'cohort-rl[lm-eval]'") from None
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     for task in tasks:
         if not manager.match_tasks([task]):

@@ -1,9 +1,10 @@
-"""`cohort generate` and `cohort export`: using a model that was trained."""
+"""`cohort generate`: completions of one prompt, of a file of prompts, or a chat in the terminal."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,45 +12,59 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cohort.cli.console import log_console
-from cohort.cli.options import AllowPickle, TrustRemoteCode, check_output, pairs
+from cohort.cli.options import (
+    AllowPickle,
+    ChatTemplate,
+    Columns,
+    MaxCompletionLength,
+    Seed,
+    SystemPrompt,
+    TrustRemoteCode,
+    check_folder_of,
+    parse_pairs,
+)
 from cohort.types import Message, UserError
 
 if TYPE_CHECKING:
     from cohort.evaluation.generate import Generator
-    from cohort.types import Completion, Text
+    from cohort.types import Completion, Row, Text
 
-LEAVE, ANEW = "/exit", "/new"
+EXIT, NEW_CHAT = "/exit", "/new"
 
 
 def generate(
     model: Annotated[str, typer.Argument(help="Name or path of a model or an adapter.")],
-    prompt: Annotated[str | None, typer.Option(help="One prompt. Without --data too: a chat in the terminal.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="One prompt. Without it and --data: a chat in the terminal.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Prompts: a file, a folder or a hub name.")] = None,
-    output: Annotated[Path | None, typer.Option(help="With --data: JSON lines go there, else to the terminal.")] = None,
+    output: Annotated[Path | None, typer.Option(help="With --data: JSON Lines file. Default: the terminal.")] = None,
     num_generations: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one completion, else 1.")] = None,
     top_p: Annotated[float, typer.Option(min=0.0001, max=1, help="1: all tokens.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: all tokens.")] = 0,
     min_p: Annotated[float, typer.Option(min=0, max=1, help="0: all tokens.")] = 0.0,
-    max_completion_length: Annotated[int, typer.Option(min=1, help="Tokens.")] = 1024,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends a completion; may come again.")] = None,
-    system_prompt: Annotated[str | None, typer.Option(help="Makes plain prompts conversational.")] = None,
-    template: Annotated[str | None, typer.Option(help="Chat template, where the tokenizer has none.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="The prompt as it stands, in no chat turn.")] = False,
+    max_completion_length: MaxCompletionLength = 1024,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends a completion; repeat it for more.")] = None,
+    system_prompt: SystemPrompt = None,
+    template: ChatTemplate = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Pass the prompt unchanged, in no chat turn.")] = False,
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
-    columns: Annotated[str, typer.Option(help="Ours=theirs, such as prompt=question.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of --data to take.")] = None,
-    seed: Annotated[int, typer.Option(help="For sampling.")] = 42,
+    columns: Columns = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first prompts of --data only.")] = None,
+    seed: Seed = 42,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Let a model answer: one prompt, a file of them, or a chat in the terminal."""
+    """Sample completions of one prompt or of a file of prompts, or chat in the terminal."""
     if prompt is not None and data is not None:
-        raise UserError("--prompt and --data both say what is asked: give one of them")
+        raise UserError("--prompt and --data both name prompts: give one of them")
     if output is not None and data is None:
-        raise UserError("--output takes the answers to --data; one answer is printed: > FILE keeps it")
-    check_output(output)
-    mapped = pairs(columns, "--columns", "prompt=question")
+        raise UserError(
+            "--output is for the answers to --data; the answer to one prompt is printed: redirect it by > FILE"
+        )
+    check_folder_of(output)
+    mapped = parse_pairs(columns, "--columns", "prompt=question")
     greedy = temperature == 0 or (temperature is None and num_generations == 1)
     if greedy and num_generations > 1:
         raise UserError(f"{num_generations} greedy completions are all the same: set --temperature above 0")
@@ -64,7 +79,7 @@ def generate(
     if data is None and prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
         if not prompt.strip():
-            raise UserError("nothing is asked: give --prompt, --data FILE, or text on standard input")
+            raise UserError("there is no prompt: give --prompt, --data FILE, or text on standard input")
     log_console(stderr=True)
     rows = _rows(data, split, mapped, system_prompt, limit)
 
@@ -80,8 +95,10 @@ def generate(
         _chat(generator, sampling, system_prompt)
 
 
-def _rows(data: str | None, split: str, columns: dict[str, str], system_prompt: str | None, limit: int | None) -> Any:
-    """Before the model is loaded: mistakes in them are told at once."""
+def _rows(
+    data: str | None, split: str, columns: dict[str, str], system_prompt: str | None, limit: int | None
+) -> list[Row] | None:
+    """The rows of --data. They are read before the model is loaded, so that mistakes in them show at once."""
     if data is None:
         return None
     from cohort.data.rows import load_rows
@@ -89,10 +106,10 @@ def _rows(data: str | None, split: str, columns: dict[str, str], system_prompt: 
     return load_rows(data, split=split, columns=columns, system_prompt=system_prompt, max_samples=limit)
 
 
-def _write(records: Any, output: Path | None) -> None:
+def _write(records: Iterable[dict[str, Any]], output: Path | None) -> None:
     if output is None:
         for record in records:
-            typer.echo(json.dumps(record, default=str))  # ASCII: nothing in it steers a terminal
+            typer.echo(json.dumps(record, default=str))  # ASCII only, so no control characters
         return
     count = 0
     with open(output, "w", encoding="utf-8") as file:
@@ -103,7 +120,7 @@ def _write(records: Any, output: Path | None) -> None:
 
 
 def _print(generator: Generator, prompt: Text, sampling: dict[str, Any], count: int) -> None:
-    """The answers, a single one on a terminal while it is sampled."""
+    """Print the completions; a single one on a terminal is printed while it is sampled."""
     if count == 1 and sys.stdout.isatty():
         _end(generator.stream(prompt, sampling, _show))
         return
@@ -113,7 +130,7 @@ def _print(generator: Generator, prompt: Text, sampling: dict[str, Any], count: 
 
 
 def _show(text: str) -> None:
-    """A completion may hold anything, sequences that steer a terminal among it."""
+    """Print text without its control characters: a completion can hold terminal escapes."""
     from cohort.report.tables import harmless
 
     typer.echo(harmless(text), nl=False)
@@ -126,31 +143,31 @@ def _end(completion: Completion) -> None:
 
 
 def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | None) -> None:
-    """Turns until the end of input. The whole conversation is asked each time. Ctrl-C ends an answer."""
+    """Chat until the end of input. The prompt of an answer is all turns before it. Ctrl-C ends an answer."""
     if not generator.model.has_chat_template:
         raise UserError(
-            "a chat needs a chat template, and this tokenizer has none: name one by --template, or --prompt"
+            "a chat needs a chat template, and this tokenizer has none: name one by --template, or use --prompt"
         )
     start: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    typer.echo(f"{ANEW} starts over, Ctrl-C ends an answer, {LEAVE} or the end of input leaves.", err=True)
+    typer.echo(f"{NEW_CHAT} starts over, Ctrl-C ends an answer, {EXIT} or the end of input leaves.", err=True)
     messages = list(start)
     while (text := _line()) is not None:
-        if text == ANEW:
+        if text == NEW_CHAT:
             messages = list(start)
             continue
         if not text:
             continue
-        asked = [*messages, {"role": "user", "content": text}]
+        with_question = [*messages, {"role": "user", "content": text}]
         try:
-            said = _answer(generator, asked, sampling)
+            answer = _answer(generator, with_question, sampling)
         except UserError as error:
-            typer.echo(f"error: {error}. {ANEW} starts over", err=True)
+            typer.echo(f"error: {error}. {NEW_CHAT} starts over", err=True)
             continue
-        messages = [*asked, {"role": "assistant", "content": said}]
+        messages = [*with_question, {"role": "assistant", "content": answer}]
 
 
 def _answer(generator: Generator, messages: list[Message], sampling: dict[str, Any]) -> str:
-    """What the model says while it says it, up to its end or to Ctrl-C."""
+    """Print the answer while it is sampled and return it, or the part before Ctrl-C."""
     pieces: list[str] = []
 
     def write(piece: str) -> None:
@@ -173,36 +190,4 @@ def _line() -> str | None:
         text = input("> ").strip()
     except EOFError:
         return None
-    return None if text == LEAVE else text
-
-
-def export(
-    run: Annotated[str, typer.Argument(help="A run's output_dir, or a model directory.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Put an adapter into its model's weights.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Where to. Default: RUN-export beside it.")] = None,
-    push: Annotated[str | None, typer.Option(help="Then upload it: NAME or OWNER/NAME on the hub.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="With --push: a repository nobody else sees.")] = False,
-    dtype: Annotated[str, typer.Option(help="Of merged weights: the base model's, or float32, bfloat16, ...")] = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    allow_pickle: AllowPickle = False,
-) -> None:
-    """Leave a trained model as a directory of its own, ready for transformers, vLLM and the hub."""
-    console = log_console()
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UserError(f"--dtype {dtype!r}: it is one of auto, float32, bfloat16, float16")
-    if private and push is None:
-        raise UserError("--private is for --push")
-
-    from cohort.train.output import hub
-    from cohort.train.output.export import export as write
-
-    if push is not None:
-        hub.require_token()
-    options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    target = write(run, output, merge=merge, dtype=dtype, **options)
-    lines = [f"exported to {target}"]
-    if push is not None:
-        address = hub.push(target, push, private=private or None)
-        lines.append(f"pushed to {address}")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return None if text == EXIT else text
