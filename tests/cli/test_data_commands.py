@@ -140,7 +140,8 @@ def test_check_reports_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "\xff"}\n{"prompt": "q"}\n')
     done = run("check", str(tmp_path / "b.jsonl"))
     assert done.exit_code == 2 and "b.jsonl line 1: not UTF-8 text" in done.output and "1 good" in done.output
-    assert "write name=value, such as prompt=question" in run("check", str(tmp_path / "b.jsonl"), "--columns", "prompt").output
+    done = run("check", str(tmp_path / "b.jsonl"), "--columns", "prompt")
+    assert "write name=value, such as prompt=question" in done.output
 
 
 MISTAKES = {

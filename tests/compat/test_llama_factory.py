@@ -74,7 +74,7 @@ def test_an_sft_yaml_with_everything(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert (config.max_length, config.truncation) == (128, "cut")
     assert (config.freeze_trainable_layers, config.freeze_trainable_modules) == (-1, ["mlp", "self_attn"])
     assert config.chat_template_kwargs == {"enable_thinking": False} and config.modules_to_save == ["norm"]
-    assert [message.split(":")[0] for message in caplog.messages] == ["preprocessing_num_workers", "flash_attn"]
+    assert [message.split("=")[0] for message in caplog.messages] == ["preprocessing_num_workers", "flash_attn"]
 
 
 def test_reward_models_quantisation_and_revisions_join_other_keys() -> None:
@@ -101,7 +101,7 @@ def test_keys_of_the_stages_dpo_and_ppo(caplog: pytest.LogCaptureFixture) -> Non
     ppo = translate({**shared, "stage": "ppo", "ppo_epochs": 2, "ppo_buffer_size": 3, "reward_model": "rm"}, "f")
     assert (ppo["num_ppo_epochs"], ppo["num_mini_batches"], ppo["reward_funcs"]) == (2, 3, ["rm"])
     assert "beta" not in ppo and ppo["max_prompt_length"] == 32
-    assert caplog.messages == ["pref_beta: 0.2 has no effect here: it is for the stages grpo and dpo"]
+    assert caplog.messages == ["pref_beta=0.2 has no effect here: only the stages grpo and dpo have it"]
 
 
 def test_our_own_files_stay_as_they_are() -> None:
@@ -266,7 +266,7 @@ def test_ranked_rows_have_both_answers_as_messages(tmp_path: Path) -> None:
     ranked = {"conversations": talk, "chosen": {"from": "gpt", "value": "x"}, "rejected": {"from": "gpt", "value": "y"}}
     (row,) = rows_of(info(tmp_path, {"ranking": True, "formatting": "sharegpt"}, [ranked]))
     assert (row.columns["chosen"], row.columns["rejected"]) == ([turn("assistant", "x")], [turn("assistant", "y")])
-    with pytest.raises(UserError, match=r"it\.json row 1: ranking data without 'rejected'"):
+    with pytest.raises(UserError, match=r"it\.json row 1: ranking data needs 'rejected'"):
         rows_of(info(tmp_path, {"ranking": True}, [{"instruction": "q", "chosen": "good"}]))
 
 
@@ -309,7 +309,7 @@ BAD_ROWS = [
     (
         {"formatting": "sharegpt"},
         [{"conversations": [{"from": "me", "value": "x"}]}],
-        "turn 1 is of 'me'; known are human",
+        "turn 1 has the role 'me', and the roles are human",
     ),
     ({"formatting": "sharegpt"}, [{"conversations": [{"from": "gpt", "value": "x"}]}], "no question before its answer"),
 ]
@@ -333,7 +333,7 @@ def test_paths_and_splits(folder: Path, tmp_path: Path) -> None:
     assert held_out is not None and (len(rows), len(held_out)) == (6, 2)
     texts = [row.prompt[0]["content"] for row in (*rows, *held_out)]
     assert sorted(texts) == [f"{a}+1=" for a in range(8)]
-    with pytest.raises(UserError, match="val_size 8 of 8 rows leaves 8 held out"):
+    with pytest.raises(UserError, match="val_size 8 of 8 rows holds out 8"):
         configured_rows(run.model_copy(update={"val_size": 8}), 0)
 
 
@@ -401,10 +401,10 @@ def test_a_templates_end_token_ends_answers(caplog: pytest.LogCaptureFixture) ->
     row = Row([turn("user", "1+1=")], [turn("assistant", "2")])
     assert tokenizer.decode(encode_demonstration(tokenizer, row)[1]) == "2<|im_end|>"
     use_template(tokenizer, "llama3")  # it has one now
-    assert caplog.messages == ["template llama3: the tokenizer has a chat template of its own, which is used"]
+    assert caplog.messages == ["template llama3: the tokenizer's own chat template is used instead"]
     tokenizer.chat_template = None
     use_template(tokenizer, "llama3")
-    assert "<|eot_id|> is no token of this tokenizer, so it is spelled out" in caplog.messages[-1]
+    assert "<|eot_id|> is not a token of this tokenizer and becomes several tokens" in caplog.messages[-1]
 
 
 def trained(config: SFTConfig) -> set[str]:

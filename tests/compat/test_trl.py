@@ -236,7 +236,7 @@ def test_other_arguments_are_refused_with_what_takes_their_place(tmp_path: Path)
         make(processing_class=build_tokenizer())
     with pytest.raises(TypeError, match="unknown argument 'tokeniser': did you mean 'tokenizer'"):
         make(tokeniser=1)
-    with pytest.raises(UserError, match="is for a model that is named"):
+    with pytest.raises(UserError, match="needs a model given by name"):
         make(quantization_config={"load_in_4bit": True})
     with pytest.raises(UserError, match=r"args is a transformers.*TrainingArguments: import GRPOConfig from cohort"):
         GRPOTrainer(small_model(), lengths, TrainingArguments(str(tmp_path)), ROWS)

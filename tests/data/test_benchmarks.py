@@ -144,7 +144,7 @@ def test_rows_in_another_form_are_named(name: str, record: Any, message: str, tm
 
 
 def test_benchmarks_without_data() -> None:
-    with pytest.raises(UserError, match="--benchmark choice has no data of its own: name a file by --data"):
+    with pytest.raises(UserError, match="--benchmark choice has no data set of its own: name a file by --data"):
         benchmark_rows("choice")
     with pytest.raises(UserError, match="dataset 'openai/gsm8k' is no file here, and could not be loaded from the hub"):
         benchmark_rows("gsm8k")

@@ -75,9 +75,9 @@ BAD: list[tuple[str, str, str]] = [
     ("a.jsonl", '{"text": "a"}\n', "a.jsonl row 1: no prompt column; it has text."),
     ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', "message 1 of `prompt`"),
     ("a.jsonl", '{"prompt": []}\n', "a.jsonl row 1: `prompt` is list"),
-    ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "name the file .jsonl"),
+    ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "must be named .jsonl"),
     ("a.json", '{"prompt": "a"}', "expected a list of objects, found dict"),
-    ("a.txt", "hello", ".txt extension is not known"),
+    ("a.txt", "hello", ".txt extension is not supported"),
 ]
 
 

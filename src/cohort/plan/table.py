@@ -112,7 +112,8 @@ def sentences(plan: Plan) -> list[str]:
         lines.append(
             "On a CPU these are the tensors; the program itself takes some 0.6 GiB. Holes in the C library's heap can "
             f"raise resident memory to {format_bytes(plan.needs.peak * (1 + HEAP_HOLES))}. "
-            "MALLOC_MMAP_THRESHOLD_=65536 in the environment avoids them and is slower; THP_MEM_ALLOC_ENABLE=1 reduces them."
+            "MALLOC_MMAP_THRESHOLD_=65536 in the environment avoids them, and is slower; THP_MEM_ALLOC_ENABLE=1 "
+            "reduces them."
         )
     if not plan.costs.grouped:
         lines.append("This model does not run the grouped attention: it trains and decodes with padded rows.")
