@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cohort.config import TrainingConfig
-from cohort.data.configured import fit_prompt, prompt_limit, log_fitted
+from cohort.data.configured import fit_prompt, log_fitted, prompt_limit
 from cohort.data.templates import encode_prompt
 from cohort.policy.model import Policy
 from cohort.types import Row, UserError

@@ -78,7 +78,9 @@ class Trainer:
         self.method = method if isinstance(method, Method) else _named(method)
         ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
         tokenizers = familiar.pop("reward_processing_classes", None)
-        config, processing_class = read_trl_arguments(_configuration(self.method, args), model, processing_class, familiar)
+        config, processing_class = read_trl_arguments(
+            _configuration(self.method, args), model, processing_class, familiar
+        )
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
@@ -111,7 +113,12 @@ class Trainer:
             SOURCES[self.method.source](self, rows, [critic.attach for critic in critics]),
             self._evaluate if eval_rows else None,
             config,
-            [*([] if gold is None else [gold]), *instantiate_callbacks(callbacks or ()), *trackers(config), *profilers(config)],
+            [
+                *([] if gold is None else [gold]),
+                *instantiate_callbacks(callbacks or ()),
+                *trackers(config),
+                *profilers(config),
+            ],
             self.state,
             critics,
             self.iterations,
