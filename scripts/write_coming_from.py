@@ -83,7 +83,7 @@ TABLES = {"coming-from-trl.md": trl_tables, "coming-from-llama-factory.md": llam
 
 
 def written(path: Path) -> str:
-    """The page with its tables written anew. Raises ValueError if the page has no MARK."""
+    """The page with its tables regenerated. Raises ValueError if the page has no MARK."""
     head, mark, _ = path.read_text(encoding="utf-8").partition(MARK)
     if not mark:
         raise ValueError(f"{path} has no line {MARK!r}")

@@ -39,8 +39,8 @@ LEAST_ACCURACY, LEAST_FORMAT = 0.15, 0.9
 def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
     """Train, print and plot, and write everything under `output`. Returns the content of summary.json."""
     console.print(
-        f"A {OPERATIONS}-operation chain such as 7+5-8+9=, last digit kept at each step. The teacher has 40% of the "
-        "single steps wrong\nmore often than right, so imitation is not enough; the reward knows only the true answer."
+        f"A {OPERATIONS}-operation chain such as 7+5-8+9=, each step keeps the last digit. The teacher gets 40% of the "
+        "single steps wrong\nmore often than right, so imitation is not enough; the reward checks only the true answer."
     )
     tokenizer = build_tokenizer()
     demonstrations, train, held_out = make_chains(OPERATIONS, TRAIN, HELD_OUT, seed, Teacher(seed))

@@ -1,4 +1,4 @@
-"""The command line with a stand-in for the train floor: what it parses, passes on, prints and exits with."""
+"""The command line with stand-ins for training and evaluation: arguments passed on, output, exit codes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **functions: Callable
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What train_from_config is called with; it writes two steps' metrics."""
+    """The calls of train_from_config, whose stand-in writes two steps' metrics."""
     calls: Calls = []
 
     def train_from_config(run: RunConfig, config: Any, callbacks: list[Any]) -> TrainerState:
@@ -63,7 +63,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What evaluate_model is called with."""
+    """The calls of evaluate_model."""
     calls: Calls = []
 
     def evaluate_model(model: str, data: str, **settings: Any) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_help_and_mistakes_import_nothing_heavy_and_are_quick() -> None:
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "[]"
     quickest = min(_seconds("--help") for _ in range(3))
-    # 0.3 s on an idle core; the bound leaves room for a busy one, and none for torch and transformers (4 s).
+    # 0.3 s on an idle core. The bound allows a busy one, but not an import of torch and transformers (4 s).
     assert quickest < 2.0
 
 

@@ -1,4 +1,4 @@
-"""`cohort reward`: what it prints, in each form, and what it exits with."""
+"""`cohort reward try` and `audit`: output in each format, and exit codes."""
 
 from __future__ import annotations
 

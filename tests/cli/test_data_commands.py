@@ -1,4 +1,4 @@
-"""`cohort data show` and `cohort data check`: what is trained on, lengths, and rows that are wrong."""
+"""`cohort data show` and `cohort data check`: tokens that are trained on, lengths, invalid rows."""
 
 from __future__ import annotations
 
@@ -159,8 +159,7 @@ MISTAKES = {
 @pytest.mark.parametrize("command", [["train"], ["data", "show"]], ids=" ".join)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_configuration_mistakes_need_no_torch(name: str, command: list[str], tmp_path: Path) -> None:
-    """Exit code 2 and one message, before anything slow is imported: that, not the clock of a busy machine, is what
-    keeps them within 0.3 s."""
+    """Exit code 2 and one message before anything slow is imported, which keeps the time within 0.3 s."""
     text, message = MISTAKES[name]
     (tmp_path / "run.yaml").write_text(text)
     script = (

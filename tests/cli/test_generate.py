@@ -1,4 +1,4 @@
-"""`cohort generate`: one prompt, a file, a chat; and what a model says never steers the terminal."""
+"""`cohort generate`: one prompt, a file, a chat; a completion's control characters never reach the terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(*arguments: Any, given: str = "") -> Result:
 
 
 def greedy(model: str, text: str, tokens: int) -> str:
-    """What transformers' own generate says."""
+    """The text that transformers' generate gives."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     found = AutoModelForCausalLM.from_pretrained(model).generate(ids, do_sample=False, max_new_tokens=tokens)
@@ -83,7 +83,7 @@ def test_standard_input_is_a_prompt(model: str) -> None:
     assert nothing.exit_code == 2 and "there is no prompt" in nothing.stderr
 
 
-def test_what_would_steer_a_terminal_is_made_visible(loud: str) -> None:
+def test_control_characters_are_replaced(loud: str) -> None:
     done = run(loud, "--prompt", "hi", "--plain")
     assert done.exit_code == 0 and done.stdout == "\ufffd[2J\n"
     assert "\x1b" not in done.output
@@ -149,7 +149,7 @@ def test_mistakes_are_told(model: str, options: list[str], message: str) -> None
 
 
 def chat(model: str, *lines: str) -> tuple[str, int]:
-    """A conversation in a terminal: what it shows, and how it ends."""
+    """(output, exit code) of a chat in a terminal."""
     master, slave = pty.openpty()
     code = "from cohort.cli.app import main; main()"
     command = [sys.executable, "-c", code, "generate", model, "--max-completion-length", "6"]
@@ -224,7 +224,7 @@ def test_pieces_of_a_text_are_whole_characters(model: str) -> None:
         stream.add([token])
     stream.end()
     assert pieces == list(TEXT)
-    # Half a character at the end, and bytes that never become one, are not kept back for ever.
+    # An incomplete character at the end, and bytes that never form one, are written in the end.
     pieces.clear()
     stream = TextStream(tokenizer, pieces.append)
     for token in tokenizer("é")["input_ids"][:1] * 4:

@@ -121,7 +121,7 @@ def test_a_finished_comparison_runs_nothing_again(compared: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("method", ["grpo"])
-def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
+def test_an_interrupted_run_resumes_from_its_checkpoint(
     compared: Path, tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(compared, tmp_path / "out")
@@ -217,7 +217,7 @@ def test_the_example_is_a_comparison_of_equal_budgets() -> None:
     ],
 )
 def test_completions_are_counted_by_sampled_batches(config: OnlineConfig, step: int, completions: int) -> None:
-    """Three groups of 4 hold a batch of 10; two updates share a batch; two mini-batches in three passes share one."""
+    """A batch of 10 takes three groups of 4; two updates share a batch; so do two mini-batches in three passes."""
     assert completions_after(config, step) == completions
 
 

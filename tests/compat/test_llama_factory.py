@@ -1,4 +1,4 @@
-"""LLaMA-Factory's YAML, data sets and templates, as they stand."""
+"""LLaMA-Factory's YAML, data sets and templates, unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cohort.policy.load import make_policy
 from cohort.types import UserError
 from helpers import ROOT, small_model
 
-# As tutorials print it.
+# As in tutorials.
 GRPO = """
 model_name_or_path: Qwen/Qwen2.5-7B
 stage: grpo
@@ -186,7 +186,7 @@ def test_grpo_and_sft_run_to_their_end(folder: Path, monkeypatch: pytest.MonkeyP
     assert [row["step"] for row in rows if "eval/loss" in row] == [2]
     saved = yaml.safe_load((folder / "sft" / "config.yaml").read_text())
     assert (saved["method"], saved["template"], saved["max_length"]) == ("sft", "chatml", 64)
-    run, _ = read_run(folder / "sft" / "config.yaml")  # what a run leaves is a configuration of ours
+    run, _ = read_run(folder / "sft" / "config.yaml")  # a run writes a configuration of ours
     assert run.dataset_dir == "data"
 
 
@@ -206,7 +206,7 @@ def test_dpo_and_ppo_run_to_their_end(folder: Path, monkeypatch: pytest.MonkeyPa
         rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "loss" in row] == [1, 2]
         assert all(key in row for row in rows), sorted(rows[0])
-    # A step's loss is log 2 where the policy is the reference.
+    # The loss is log 2 while the policy equals the reference.
     first = json.loads((folder / "dpo" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
 

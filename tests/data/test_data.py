@@ -1,4 +1,4 @@
-"""Rows, templates and the demo's task: what is read, what is refused, and how it becomes tokens."""
+"""Rows, templates and the demo's task: valid and invalid data, and its encoding."""
 
 from __future__ import annotations
 
@@ -180,7 +180,9 @@ def test_a_chain_by_hand() -> None:
     teacher = Teacher(0, mistaught=1.0, rate=1.0)
     first = teacher.wrong[7, "+", 5]
     assert first != 2
-    assert worked(problem, teacher).startswith(f"<think>7+5={first}\n{first}-8=")  # the error is carried on
+    assert worked(problem, teacher).startswith(
+        f"<think>7+5={first}\n{first}-8="
+    )  # the teacher continues with the error
 
 
 def test_the_teacher_is_wrong_as_often_as_it_should_be() -> None:

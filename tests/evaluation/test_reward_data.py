@@ -1,5 +1,5 @@
-"""`cohort reward label` and `cohort reward eval`: what is written is what a policy said and a rule decided, and what
-is measured are the textbook's numbers."""
+"""`cohort reward label` and `cohort reward eval`: labels are the rule's on the policy's completions, and the measures
+equal textbook values."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_pairs_are_right_over_wrong(model: str, files: Path) -> None:
 
 
 class Digits:
-    """An engine whose policy writes an even digit with probability 1 after an even one, else with 1/2, four of them;
-    it counts what it is asked for."""
+    """An engine that samples four digits: an even one with probability 1 after an even one, else with 1/2. It records
+    its calls."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.asked = tokenizer, list[tuple[str, int]]()
@@ -115,7 +115,7 @@ def last_is_even(completions: list[str], **columns: Any) -> list[float]:
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_steps_are_labelled_by_roll_outs_from_their_prefixes(soft: bool) -> None:
-    """After an even digit all that follows is right; after k odd ones of 4, 1 - 2^-(4 - k)."""
+    """After an even digit the completion is right; after k odd ones of 4 it is with probability 1 - 2^-(4 - k)."""
     tokenizer = byte_tokenizer(template=False)
     engine = Digits(tokenizer)
     labeller = Labeller(tokenizer, engine, Rewards([last_is_even]), Sampling(max_tokens=20), 4, 0)
@@ -191,7 +191,7 @@ def test_numbers_of_ranking() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_best_of_n_is_the_mean_over_all_subsets(n: int) -> None:
-    """Ties included: the best of a subset with equal scores is any of them."""
+    """With ties: in a subset with equal scores any of them can be the best."""
     scores, right = [3.0, 1.0, 3.0, 2.0, 0.5], [0.0, 1.0, 1.0, 1.0, 0.0]
     found = []
     for subset in itertools.combinations(range(5), n):

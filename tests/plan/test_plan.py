@@ -64,14 +64,14 @@ def test_the_meter_counts_storages_once_and_products() -> None:
         del b
         assert meter.live == 2400 and meter.peak == 6000
         del a
-        assert meter.live == 2400  # its view is there
+        assert meter.live == 2400  # its view is still alive
         del view
         assert meter.live == 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"finetuning_type": "lora"}, {"gradient_checkpointing": True}])
-def test_what_is_kept_is_what_autograd_keeps(changes: dict[str, Any]) -> None:
-    """Against the real model's saved tensors, each storage once, weights left out."""
+def test_activations_are_what_autograd_saves(changes: dict[str, Any]) -> None:
+    """The count equals the bytes of the real model's saved tensors, each storage once, without weights."""
     config = TrainingConfig(bf16=False, use_cpu=True, **changes)
     parts = [part(9, [7, 5, 3])]
     policy = make_policy(small_model(), build_tokenizer(), config)
@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_autograd_keeps(changes: dict[str, Any]) -> None:
         kept[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
     blank = BlankPolicy(model_config(of_sizes(**SMALL), config), config, "cpu", bf16=False)
     found = update(blank, parts, accumulates=False)
-    # Beside it, the layout's indices and masks.
+    # The estimate also has the layout's indices and masks.
     assert sum(kept.values()) <= found.activations <= sum(kept.values()) + 10_000
     assert found.peak >= found.activations + found.head
     again = update(blank, parts, accumulates=True)
@@ -99,7 +99,7 @@ def test_what_is_kept_is_what_autograd_keeps(changes: dict[str, Any]) -> None:
     assert again.activations == found.activations and found.peak <= again.peak <= found.peak + trained
 
 
-def test_longer_models_follow_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_models_are_extrapolated_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     config = GRPOConfig(num_generations=4, per_device_train_batch_size=4, use_cpu=True, bf16=False)
     found = model_config(of_sizes(**{**SMALL, "num_hidden_layers": 7}), config)
     batch = make_batch(METHODS["grpo"], config, Lengths(20, 10))
@@ -182,7 +182,7 @@ def test_four_bit_weights_take_half_a_byte_and_their_scales() -> None:
     assert (before.unpacked, after.unpacked) == (0, 32 * 48 * 2)
 
 
-def test_a_model_that_looks_at_values_is_planned_or_refused() -> None:
+def test_a_model_that_reads_values_is_planned_or_refused() -> None:
     experts = {"model_type": "qwen3_moe", **SHAPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
     experts["moe_intermediate_size"] = 16
     config = GRPOConfig(num_generations=2, per_device_train_batch_size=2)
@@ -203,7 +203,7 @@ def test_a_model_with_a_state_is_planned_on_rows() -> None:
 def test_states_of_the_optimisers() -> None:
     assert optimizer_state_bytes(TrainingConfig(), GPU, 100, 400) == 800
     assert optimizer_state_bytes(TrainingConfig(optim="paged_adamw_8bit"), GPU, 100, 400) == pytest.approx(203.125)
-    assert optimizer_state_bytes(TrainingConfig(optim="adamw_8bit"), CPU, 100, 400) == 800  # torch's takes its place
+    assert optimizer_state_bytes(TrainingConfig(optim="adamw_8bit"), CPU, 100, 400) == 800  # torch's AdamW replaces it
 
 
 def test_what_does_not_fit_is_told_with_what_would() -> None:
@@ -263,7 +263,7 @@ def test_the_command_prints_a_table_and_writes_json(model: str, tmp_path: Path) 
     rates = ["--flops", "5e10", "--bandwidth", "5e9", "--json", str(output)]
     result = CliRunner().invoke(app, ["plan", str(path), "beta=0.1", *rates])
     assert result.exit_code == 0, result.output
-    for text in ("grpo: ", "as ppo", "peak of: update", "not kept", "The run: 3 steps", "It fits"):
+    for text in ("grpo: ", "as ppo", "peak of: update", "not held", "The run: 3 steps", "It fits"):
         assert text in result.stdout, text
     written = json.loads(output.read_text(encoding="utf-8"))
     assert written["fits"] and written["bytes"]["peak"] == max(written["bytes"]["phases"].values())

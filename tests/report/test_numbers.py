@@ -1,4 +1,4 @@
-"""Intervals, metrics files, running means and tables, against worked values and scipy."""
+"""Intervals, metrics files, running means and tables, compared with worked values and scipy."""
 
 from __future__ import annotations
 

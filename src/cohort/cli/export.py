@@ -1,4 +1,4 @@
-"""`cohort export`: a trained model as a directory of its own, and on the hub."""
+"""`cohort export`: writes a trained model as a directory for transformers, vLLM and the hub, and uploads it."""
 
 from __future__ import annotations
 

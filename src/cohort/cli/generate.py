@@ -65,11 +65,8 @@ def generate(
         )
     check_folder_of(output)
     mapped = parse_pairs(columns, "--columns", "prompt=question")
-    greedy = temperature == 0 or (temperature is None and num_generations == 1)
-    if greedy and num_generations > 1:
-        raise UserError(f"{num_generations} greedy completions are all the same: set --temperature above 0")
     sampling = {
-        "temperature": 0.0 if greedy else 1.0 if temperature is None else temperature,
+        "temperature": _temperature(temperature, num_generations),
         "top_p": top_p,
         "top_k": top_k,
         "min_p": min_p,
@@ -93,6 +90,15 @@ def generate(
         _print(generator, generator.as_prompt(prompt, system_prompt, plain), sampling, num_generations)
     else:
         _chat(generator, sampling, system_prompt)
+
+
+def _temperature(temperature: float | None, num_generations: int) -> float:
+    """The given temperature; by default 0 (greedy) for one completion and 1 for several."""
+    if temperature is None:
+        return 0.0 if num_generations == 1 else 1.0
+    if temperature == 0 and num_generations > 1:
+        raise UserError(f"{num_generations} greedy completions are all the same: set --temperature above 0")
+    return temperature
 
 
 def _rows(

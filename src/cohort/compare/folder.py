@@ -1,4 +1,4 @@
-"""The folder of one run of a comparison: finished, begun, or written with other settings."""
+"""The folder of one run of a comparison: whether the run is finished, can resume, or had other settings."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class PreparationTime:
         return sum(self._attempts())
 
 
-def begun(folder: Path) -> bool:
+def can_resume(folder: Path) -> bool:
     """Whether the run can resume: it left samples or a checkpoint."""
     return (folder / SAMPLES).is_file() or any(folder.glob("checkpoint-*"))
 
 
-def finished(folder: Path, settings: dict[str, Any]) -> bool:
+def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds the result of these settings. Raises UserError if its run had other settings."""
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings))

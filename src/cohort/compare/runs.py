@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cohort.compare.config import Comparison, settings_of
-from cohort.compare.folder import PreparationTime, begun, finish, finished
+from cohort.compare.folder import PreparationTime, can_resume, finish, is_finished
 from cohort.compare.measure import component_of, curve, measure, training_bytes
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
@@ -79,7 +79,7 @@ def make_start(comparison: Comparison, seed: int) -> str:
     folder = comparison.output_dir / f"seed-{seed}" / START
     config = _evaluation_config(comparison, seed)
     settings = _start_settings(comparison, seed)
-    if not finished(folder, settings):
+    if not is_finished(folder, settings):
         demonstrations, _, held_out = _data(comparison, seed)
         seconds = 0.0
         if comparison.sft is not None:
@@ -89,7 +89,7 @@ def make_start(comparison: Comparison, seed: int) -> str:
                 tokenizer = build_tokenizer()
                 model = build_model(tokenizer, seed)
             trainer = Trainer(model, None, sft, demonstrations, processing_class=tokenizer, method="sft")
-            trainer.train(resume_from_checkpoint=begun(folder / "model"))
+            trainer.train(resume_from_checkpoint=can_resume(folder / "model"))
             seconds = sum(series(read_metrics(folder / "model"), "seconds/step")[1])
         measured = measure(comparison, _start_model(comparison, seed), held_out, config)
         finish(folder, {"method": START, "seed": seed, "completions": 0, "seconds": seconds, **measured})
@@ -104,7 +104,7 @@ def run_method(comparison: Comparison, method: str, seed: int) -> str:
     settings = settings_of(
         comparison.run, config, reward_funcs=rewards, start=_start_settings(comparison, seed), budget=comparison.budget
     )
-    if not finished(folder, settings):
+    if not is_finished(folder, settings):
         _, rows, held_out = _data(comparison, seed)
         start = _start_model(comparison, seed)
         if not isinstance(config, OnlineConfig):
@@ -120,7 +120,7 @@ def run_method(comparison: Comparison, method: str, seed: int) -> str:
             )
         reset_peak(trainer.policy.device)
         preparation.started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=begun(folder))
+        trainer.train(resume_from_checkpoint=can_resume(folder))
         trained = {
             "method": method,
             "seed": seed,

@@ -16,7 +16,7 @@ class Key(NamedTuple):
     text: str
     """What takes the key's place, or a remark on it."""
     off: tuple[Any, ...] = ()
-    """Values, beside None and False, that request nothing: they get no notice."""
+    """Values that, like None and False, turn the feature off or are what happens anyway: they get no notice."""
     refused: bool = False
     """Whether any other value is an error, because it would change what is learned."""
     ours: str | None = None

@@ -131,7 +131,7 @@ def benchmark_rows(
     one."""
     benchmark = BENCHMARKS[name]
     if data is None and benchmark.source is None:
-        raise UserError(f"--benchmark {name} has no data set of its own: name a file by --data")
+        raise UserError(f"--benchmark {name} has no data set: name a file by --data")
     kwargs = dataset_kwargs or (benchmark.kwargs if data is None or data == benchmark.source else {})
     rows = []
     for where, record in read_records(data or benchmark.source, split or benchmark.split, kwargs):

@@ -72,7 +72,7 @@ def _memory(plan: Plan) -> Table:
         cells = [format_bytes(needs.parts.get(key, 0.0)) for needs in columns]
         if any(cell != "-" for cell in cells) or key == "reference":
             table.add_row(label, *cells)
-    table.add_row("logits of the completions", f"({format_bytes(plan.logits)}, not kept)", *["" for _ in columns[1:]])
+    table.add_row("logits of the completions", f"({format_bytes(plan.logits)}, not held)", *["" for _ in columns[1:]])
     table.add_section()
     for phase in dict.fromkeys(phase for needs in columns for phase in needs.phases):
         cells = [format_bytes(needs.phases.get(phase, 0.0)) for needs in columns]
@@ -106,7 +106,7 @@ def sentences(plan: Plan) -> list[str]:
         )
     lines.append(
         f"The usual way (these {rows} completions as padded rows of {length:,} tokens, {rows * length:,} in all, "
-        f"logits kept): {format_bytes(plan.naive)}."
+        f"logits in memory): {format_bytes(plan.naive)}."
     )
     if machine.device == "cpu":
         lines.append(

@@ -48,7 +48,7 @@ def trial_table(title: str, records: Records) -> Table:
     table.add_column("row", justify="right")
     table.add_column("reward")
     table.add_column("score", justify="right")
-    table.add_column("found")
+    table.add_column("matched")
     table.add_column("reference")
     table.add_column("total", justify="right", style="bold")
     previous = None
