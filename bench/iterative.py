@@ -1,17 +1,17 @@
-"""Reward models on the demo's task: judged, learned from, hacked, and kept learning (docs/comparison.md).
+"""Reward models on the demo's task: measured, used for training, exploited, and refitted (docs/comparison.md).
 
     python bench/iterative.py output/iterative --seeds 0,1,2
 
 For each seed, from the demo's start (chains of three operations, a teacher with 40% of the facts wrong):
 
-    outcome   a reward model on many labelled samples of the start; GRPO with it alone
-    few       a reward model on few of them; GRPO with it alone, more completions a step
+    outcome   a reward model on many labelled samples of the start; GRPO with it as the only reward
+    few       a reward model on few of them; GRPO with it as the only reward, more completions a step
     few-refit the same, but refitted at every step on the step's own samples and three times as many earlier ones
     refit     the first model again; three iterations, in which it is refitted every so many steps
     process   a process model on Monte Carlo labels, against the exact checker of steps; GRPO process with it
     rules     GRPO with the rule, for comparison
 
-What is done is found in the output folder and not done again. `--parts few,refit` does some of them.
+Parts whose results are in the output folder are not run again. `--parts few,refit` runs some of them.
 """
 
 from __future__ import annotations
@@ -58,27 +58,28 @@ class Size:
     """Problems and steps of one seed."""
 
     many: int = 6000
-    """Problems of which twice SAMPLES teach the outcome model: half of its mistakes are slips that are rare in them."""
+    """Problems whose samples (twice SAMPLES each) train the outcome model. Many are needed: half of its mistakes are on
+    errors that are rare in the samples."""
     few: int = 600
     stepwise: int = 6000
-    """Problems of which two samples get Monte Carlo labels: a model of steps learns problems by heart before it learns
-    steps, where there are few."""
+    """Problems whose samples (two each) get Monte Carlo labels. With few problems a process model memorises them
+    instead of learning to judge steps."""
     held_out: int = 300
     judging: int = 200
-    """Problems that reward models are judged on."""
+    """Problems that reward models are evaluated on."""
     sft: int = 300
     outcome: int = 5000
     on_few: int = 500
     process: int = 1000
     policy: int = 60
     on_model: int = 90
-    """Of the policy, rewarded by an outcome model: long enough for it to be over-optimised."""
+    """Steps of a policy that an outcome model rewards: enough for over-optimisation to show."""
 
 
 QUICK = Size(
     many=16, few=4, stepwise=4, held_out=8, judging=8, sft=6, outcome=3, on_few=3, process=3, policy=6, on_model=6
 )
-"""To see that everything runs."""
+"""Sizes for a quick check that everything runs."""
 
 REWARD_MODEL = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "adam_beta2": 0.98}
 OUTCOME = {"loss_type": "bce", "every_token": True}
@@ -111,15 +112,15 @@ POLICY = {
 
 
 BY_PROBABILITY = {"scale_rewards": "none"}
-"""Beside a reward that is a probability: where all of a group are right, what is left between them is the model's
-whim, and dividing by its spread would teach the policy that."""
+"""For a reward that is a probability. In a group whose completions are all right, the remaining differences are the
+model's noise, which division by the group's spread would amplify."""
 
 FEW = {"per_device_train_batch_size": 512}
-"""Of the policy that a small model rewards: so many new labels a step let a refitted one keep pace with it."""
+"""Completions of a step of the policy that a small model rewards: enough new labels for refits to follow the policy."""
 
 
 class Seed:
-    """One seed's problems and folder; each method makes a part, or finds it made."""
+    """One seed's problems and folder; each method writes a part unless it exists."""
 
     def __init__(self, number: int, output: Path, size: Size):
         self.number, self.folder, self.size = number, output / f"seed-{number}", size
@@ -128,7 +129,7 @@ class Seed:
         self.start = self.folder / "start"
 
     def make_start(self) -> None:
-        """Imitation of the teacher, as the demo does it."""
+        """SFT on the teacher's demonstrations, as in the demo."""
         if (self.start / "config.json").is_file():
             return
         tokenizer = build_tokenizer()
@@ -143,7 +144,7 @@ class Seed:
     def labelled(
         self, name: str, problems: list[dict[str, Any]], kind: Any = "rows", samples: int = SAMPLES
     ) -> list[dict[str, Any]]:
-        """The start's samples with labels by the rule; `kind` hard: of their steps, by ROLLOUTS from each."""
+        """The start's samples, labelled by the rule; with `kind` hard their steps, labelled by ROLLOUTS from each."""
         path = self.folder / f"{name}.jsonl"
         if not path.is_file():
             found = label_model(
@@ -163,7 +164,7 @@ class Seed:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def reward_model(self, name: str, rows: list[dict[str, Any]], held_out: list[dict[str, Any]], **values: Any) -> str:
-        """Trained from the start's own weights with a new head; returns its folder."""
+        """Train a reward model from the start's weights with a new head; returns its folder."""
         folder = self.folder / name
         if not (folder / "config.json").is_file():
             kind = ProcessRewardConfig if "labels" in rows[0] else RewardConfig
@@ -176,7 +177,7 @@ class Seed:
         return judgement(scores)
 
     def policy(self, name: str, rewards: list[Any], method: str = "grpo", **values: Any) -> dict[str, Any]:
-        """Train from the start; held-out accuracy along the way, and what the guard found."""
+        """Train from the start; returns held-out accuracy along the run, and the guard's results."""
         folder = self.folder / name
         path = folder / "result.json"
         if not path.is_file():
@@ -208,14 +209,14 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def frozen_part(seed: Seed, name: str, **values: Any) -> dict[str, Any]:
-    """`outcome`, or `few`: its ranking accuracy, and GRPO with it alone."""
+    """The outcome model `outcome` or `few`: its ranking accuracy, and GRPO with it as the only reward."""
     model = outcome_model(seed, name)
     found = seed.judge(model, seed.labelled("judging", seed.judging))
     return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, name, model, **values)}
 
 
 def few_refit_part(seed: Seed) -> dict[str, Any]:
-    """The small model, learning from each step's samples."""
+    """The small model, refitted on each step's samples."""
     model = outcome_model(seed, "few")
     refit = {**REFIT, "every": 1, "replay_share": 0.75, "history": str(seed.folder / "few.jsonl")}
     once = {"iterations": 1, "steps_per_iteration": seed.size.on_model, "reward_model_refit": refit}
@@ -241,13 +242,13 @@ def outcome_model(seed: Seed, name: str) -> str:
 
 
 def judged(seed: Seed, name: str, model: str, **values: Any) -> dict[str, Any]:
-    """GRPO with the reward model alone."""
+    """GRPO with the reward model as the only reward."""
     steps = {} if "iterations" in values else {"max_steps": seed.size.on_model}
     return seed.policy(name, [{"model": model, "probability": True}], **BY_PROBABILITY, **steps, **values)
 
 
 def refit_part(seed: Seed) -> dict[str, Any]:
-    """The first model in iterations with refits; how it ranks after them."""
+    """The outcome model in iterations with refits, and its ranking accuracy after them."""
     model, length = outcome_model(seed, "outcome"), seed.size.on_model // ITERATIONS
     refit = {**REFIT, "history": str(seed.folder / "many.jsonl")}
     refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": refit}
@@ -257,7 +258,7 @@ def refit_part(seed: Seed) -> dict[str, Any]:
 
 
 def process_part(seed: Seed) -> dict[str, Any]:
-    """Labels by roll-outs; agreement with the exact checker of steps, and GRPO process with the model."""
+    """A process model of roll-out labels: agreement with the exact checker, and GRPO process with the model."""
     rows = seed.labelled("steps", seed.train[: seed.size.stepwise], kind="hard", samples=2)
     judging = seed.labelled("judging-steps", seed.judging, kind="hard")
     steps = {"max_steps": seed.size.process, "per_device_train_batch_size": 64}
@@ -278,8 +279,8 @@ def process_part(seed: Seed) -> dict[str, Any]:
 
 
 def exact_labels(row: dict[str, Any]) -> list[float]:
-    """1 for each step up to the first that the checker calls wrong, as a step that cannot lead to the answer is
-    labelled by roll-outs."""
+    """1 for each step before the first one that the checker calls wrong, else 0. Roll-outs give these labels, because
+    after a wrong step they do not reach the answer."""
     steps = cut(content(row["completion"]), by_separator("\n")).texts
     scores = chain_steps([row["prompt"]], [steps])[0]
     right, labels = True, []
@@ -333,7 +334,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def plot_iterations(seeds: list[Seed], output: Path) -> Path | None:
-    """Iterations 0, 1 and 2 of all seeds in one picture."""
+    """Plot iterations 0, 1 and 2 of all seeds in one figure."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -349,8 +350,8 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--threads", type=int, default=0, help="of this process; 0: all")
-    parser.add_argument("--quick", action="store_true", help="A few steps of everything, to see that it runs.")
+    parser.add_argument("--threads", type=int, default=0, help="Threads of this process; 0: all.")
+    parser.add_argument("--quick", action="store_true", help="A few steps of each part, as a check that it runs.")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

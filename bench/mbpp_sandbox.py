@@ -1,4 +1,4 @@
-"""MBPP's reference programs through `unit_tests`: scores with the tests as they are and with one inverted, and speed.
+"""MBPP's reference programs through `unit_tests`: scores with the original tests and with one test inverted, and speed.
 
     python bench/mbpp_sandbox.py path/to/mbpp.jsonl [rows] [seconds of processor time for a program]
 

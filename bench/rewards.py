@@ -1,10 +1,10 @@
-"""The time that built-in rewards take on hostile completions.
+"""Time of the built-in reward functions on hostile completions.
 
     python bench/rewards.py
 
-Each text reward scores texts of one megabyte that are made to be slow to search; the table gives its worst time on
-one of them, in processor seconds. Then math-verify is asked about LaTeX that does not end: it runs in a process of its
-own, which is ended at the time limit.
+Each text reward scores texts of one megabyte that are built to be slow to search; the table gives its worst time for
+one of them, in processor seconds. Then math-verify parses LaTeX on which it does not terminate: it runs in a separate
+process, which is stopped at the time limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cohort.rewards.answers import verify
 from cohort.rewards.functions.judge import parsed_score
 
 SIZE = 1_000_000
-"""Bytes in UTF-8."""
+"""Bytes of a text in UTF-8."""
 TEXT_REWARDS = [name for name in BUILTIN if name not in ("overlong", "reasoning_gym", "unit_tests")]
 PIECES = [
     "<answer>",
@@ -83,7 +83,7 @@ HOSTILE = [
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """(what it is, a text of SIZE bytes), bare and inside the tags that rewards look into."""
+    """(description, text of SIZE bytes), without tags and inside the tags that reward functions read."""
     for piece in PIECES:
         body = piece * (SIZE // len(piece.encode()))
         yield f"{piece!r} repeated", body

@@ -1,10 +1,10 @@
-"""Seconds of a GRPO step as one thing grows and the rest stays: completions a prompt, prompt tokens, completion tokens,
+"""Seconds of a GRPO step as one dimension grows: completions of a prompt, prompt tokens, completion tokens,
 prompts. Random weights, float32; medians of three steps after one to warm up.
 
     python bench/scaling.py [PLOT.png]
 
-The last column is the step's growth over the work's, 1 where it is linear. The work: each prompt's tokens once and
-each completion's.
+The last column is the growth of the step's seconds over the growth of its tokens (each prompt once, and all
+completions): 1 if it is linear.
 """
 
 from __future__ import annotations

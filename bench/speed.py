@@ -1,18 +1,18 @@
-"""Seconds and memory of one GRPO step, here and in TRL, on the same work; and how far from the machine's limit.
+"""Seconds and memory of one GRPO step, here and in TRL, on the same work, and the machine's lower bound.
 
     python bench/speed.py [S M L V G] [--steps 5] [--only TRL] [--without continuous]
 
-Each run is a process of its own in `.venv-trl`, one after another: same random weights, same prompts, same number of
-completions, 8 a prompt, beta 0.04, AdamW, float32 unless the line says otherwise. TRL runs in the paper's mode;
-"medium" is torch's matmul precision, by which float32 products take the faster library on some processors. The first
-two steps (of G one) warm up; figures are medians of the rest. Settings of TRL in which two steps are slower than the
-best before at that precision stay at two ("steps"). The floor is what the step must do at least, each prompt once and
-no padding, at the best rate of a large matrix product in that precision (decoding: or at the memory bandwidth that
-reading the weights needs, where that is slower). LoRA's lines stand beside the floor of all weights. Where the
-processor has no bfloat16, which is then slower than float32, its lines are left out; `--only bf16` runs them.
+Runs are separate processes in `.venv-trl`, one after the other, with the same random weights, prompts and number of
+completions: 8 for each prompt, beta 0.04, AdamW, float32 unless the line names another precision. TRL runs in the
+paper's mode; "medium" is torch's matmul precision, with which float32 products use the faster library on some
+processors. The first two steps (for G one) warm up; the figures are medians of the rest. A setting of TRL whose first
+two steps are slower than the best so far at its precision stops after two ("steps"). The floor is the least work of
+the step, each prompt once and no padding, at the best rate of a large matrix product in that precision; for decoding,
+at the memory bandwidth if reading the weights is slower. LoRA's lines are compared with the floor of training all
+weights. On a processor without bfloat16 instructions its lines are left out; `--only bf16` runs them.
 
-G is Qwen2.5-1.5B's configuration on a GPU, where there is one, in bfloat16 with float32 weights: 8 completions at a
-time in TRL, which keeps all of their activations; memory is what the card's allocator held.
+G is Qwen2.5-1.5B's configuration, if there is a GPU, in bfloat16 with float32 weights. TRL runs 8 completions at a
+time, because it keeps all activations; memory is the peak of the CUDA allocator.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trl_parity import ROOT, VENV, prepare
 from workloads import WORKLOADS, G, Workload, build, reward, rows, words_tokenizer
 
 A_FEW = 2
-"""Steps of settings that are not TRL's fastest."""
+"""Steps for settings that are not TRL's fastest."""
 
 
 Options = dict[str, bool]
@@ -84,7 +84,7 @@ def common(workload: Workload, steps: int, folder: str) -> dict[str, Any]:
 
 
 def lora() -> Any:
-    """An adapter of rank 16 on every matrix of the trunk."""
+    """A LoRA adapter of rank 16 on every linear layer but the output layer."""
     from peft import LoraConfig
 
     return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -117,7 +117,7 @@ def measure_ours(workload: Workload, steps: int, folder: str, **options: bool) -
 
 
 def timed(owner: Any, name: str, seconds: list[float]) -> None:
-    """From now on each call of the method notes how long it took."""
+    """Wrap the method so that each call records its seconds."""
     inner = getattr(owner, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -176,7 +176,7 @@ def measure_trl(workload: Workload, steps: int, folder: str, **options: bool) ->
     timed(trainer, "_generate_and_score_completions", clock["prepare"])
     trainer.train()
     generate, prepared, step = (clock[name][workload.warm_up :] for name in ("generate", "prepare", "step"))
-    # The batch is prepared before the step's own clock starts or after it, by version: the sum is the step.
+    # TRL prepares the batch before or after its step timer starts, depending on the version: add both.
     inside = statistics.median(step) > statistics.median(prepared)
     whole = step if inside else [a + b for a, b in zip(step, prepared, strict=True)]
     return {
@@ -204,7 +204,7 @@ def has_bf16() -> bool:
 
 
 def peak_memory(device: str = "cpu") -> float:
-    """The process's largest resident size so far, or what its allocator on the card held at most, MiB."""
+    """Peak of the process's resident memory, or of the CUDA allocator, MiB."""
     import torch
 
     if device == "cuda":
@@ -213,19 +213,18 @@ def peak_memory(device: str = "cpu") -> float:
 
 
 def rates(bf16: bool, device: str = "cpu") -> tuple[float, float]:
-    """Floating-point operations a second of a large matrix product, the better of both ways to make it, and bytes a
-    second read."""
+    """(FLOP/s of a large matrix product, the faster of two layouts; bytes read a second)."""
     import torch
 
     n, entries = (2048, 2**26) if device == "cpu" else (8192, 2**28)
     a = torch.randn(n, n, dtype=torch.bfloat16 if bf16 else torch.float32, device=device)
-    big = torch.ones(entries, device=device)  # memory that was never written is one page of zeros
+    big = torch.ones(entries, device=device)  # ones: unwritten memory would be one shared page of zeros
 
     def best(work: Any) -> float:
         found = []
         for _ in range(8):
             started = time.perf_counter()
-            float(work().flatten()[0])  # waits for a card
+            float(work().flatten()[0])  # waits for the GPU
             found.append(time.perf_counter() - started)
         return min(found)
 
@@ -237,13 +236,14 @@ def rates(bf16: bool, device: str = "cpu") -> tuple[float, float]:
 
 
 def floor(workload: Workload, tokens: float, flops: float, bandwidth: float, bf16: bool) -> float:
-    """Seconds of the shared-prefix, padding-free step: sampling, the reference's scores, forward and backward."""
+    """Lower bound of the seconds of a step with shared prompts and without padding: sampling, the reference's scores,
+    forward and backward."""
     D = workload.hidden
     trunk = workload.layers * (3 * D * workload.mlp + 2 * D * D + 2 * D * D * workload.keys // workload.heads)
     head = D * workload.vocabulary
     P, L, B = workload.prompts, workload.prompt, workload.prompts * G
     completion = B * tokens
-    # Scores and weighted values: each completion token sees its prompt and half of its completion.
+    # Attention scores and weighted values: a completion token attends to its prompt and on average half its completion.
     attention = workload.layers * 2 * D * (P * L * L / 2 + completion * (L + tokens / 2))
     forward = 2 * (trunk * (P * L + completion) + head * completion + attention)
     decode_bytes = (2 if bf16 else 4) * (trunk + head) * workload.completion
@@ -281,12 +281,12 @@ def run(peer: str, name: str, steps: int) -> dict[str, Any] | None:
 
 
 def kind(peer: str, options: Options) -> tuple[bool, ...]:
-    """Who, in which precision, and whether with LoRA: what differs beyond that is settings of one kind."""
+    """(library, precision, with LoRA or not): peers that agree in these differ only in settings."""
     return peer.startswith("ours"), options.get("bf16", False), options.get("lora", False)
 
 
 def table(lines: dict[str, dict[str, Options]], steps: int) -> None:
-    """Of each workload, its peers."""
+    """The peers of each workload."""
     print(f"{'':2} {'':26} {'steps':>5} {'generate':>9} {'score':>8} {'update':>8} {'step':>8} {'tokens':>7} "
           f"{'tok/s':>7} {'MiB':>7} {'/ ours':>7} {'memory':>7} {'/ floor':>7}")  # fmt: skip
     for name, peers in lines.items():
@@ -321,8 +321,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; all without one")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--only", default="", metavar="TEXT", help="lines whose name has it")
-    parser.add_argument("--without", metavar="TEXT", help="lines whose name does not have it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="run the lines whose name contains TEXT")
+    parser.add_argument("--without", metavar="TEXT", help="run the lines whose name does not contain TEXT")
     given = parser.parse_args()
     unknown = [name for name in given.workloads if name not in WORKLOADS]
     if unknown:

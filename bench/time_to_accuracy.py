@@ -2,9 +2,9 @@
 
     python bench/time_to_accuracy.py [--seeds 3] [--goal 0.8]
 
-Both take the demo's GRPO settings, rewards and problems, in float32, each in a process of its own. Every five steps the
+Both take the demo's GRPO settings, rewards and problems, in float32, each in a separate process. Every five steps the
 clock stops and greedy accuracy on 300 held-out problems is measured, for both with this project's engine. A line for
-each seed gives seconds and sampled completions to the goal, between two measurements by a straight line.
+each seed gives the seconds and sampled completions to the goal, interpolated linearly between two measurements.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def accuracy_of(model: Any, seed: int) -> float:
 
 
 def measure(peer: str, seed: int, folder: Path, goal: float) -> list[tuple[float, int, float]]:
-    """(seconds of training, completions, accuracy) from the start until the goal is passed."""
+    """(seconds of training, completions, accuracy) at each evaluation until the goal is reached."""
     from transformers import TrainerCallback
 
     curve: list[tuple[float, int, float]] = []
@@ -140,7 +140,7 @@ def trls(seed: int, folder: Path, callback: Any) -> Any:
 
 
 def reached(curve: list[tuple[float, int, float]], goal: float) -> tuple[float, float] | None:
-    """Seconds and completions at the goal."""
+    """Seconds and completions when the goal is reached."""
     for (s0, n0, a0), (s1, n1, a1) in itertools.pairwise(curve):
         if a1 >= goal:
             part = (goal - a0) / (a1 - a0)

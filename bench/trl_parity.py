@@ -5,8 +5,8 @@
 builds `.venv-trl` beside the project (TRL at the version below and this project) and compares in it, on a small
 random Qwen2 in float32: same prompts, completions of unequal length, rewards, old and reference log-probabilities.
 TRL pads, repeats the prompt and differentiates; the step here packs the group, splits it into micro-batches and
-forms the gradient in closed form. A line for each setting gives relative differences; the script ends with 1 where one
-is above 1e-4.
+forms the gradient in closed form. A line for each setting gives relative differences; the exit code is 1 if one is
+above 1e-4.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRL = "trl==1.16.0"
 TOLERANCE = 1e-4
 
 LENGTHS = [[3, 17, 9, 24], [12, 1, 24, 6], [8, 20, 5, 14]]
-"""Tokens of each completion, by prompt; 24 is the limit, and the completions there are truncated."""
+"""Tokens of each completion, by prompt. 24 is the limit, so completions of 24 tokens are truncated."""
 PROMPTS = [11, 5, 19]
 MAX_COMPLETION_LENGTH = 24
 SAME = {"temperature": 0.9, "epsilon": 0.2, "epsilon_high": 0.28, "max_completion_length": MAX_COMPLETION_LENGTH}
@@ -37,7 +37,7 @@ SAME = {"temperature": 0.9, "epsilon": 0.2, "epsilon_high": 0.28, "max_completio
 
 @dataclass(frozen=True)
 class Settings:
-    """One line of the table; field names are those of both libraries' GRPOConfig, but for `off_policy`."""
+    """One line of the table. Except for `off_policy`, the fields are keys of both libraries' GRPOConfig."""
 
     loss_type: str
     beta: float = 0.0
@@ -45,7 +45,7 @@ class Settings:
     scale_rewards: str = "group"
     mask_truncated_completions: bool = False
     steps_per_generation: int = 1
-    """Above 1, the step compared is the first one of the sampled batch."""
+    """If above 1, the first step of the sampled batch is compared."""
     off_policy: bool = False
     importance_sampling_level: str = "token"
     delta: float | None = None
@@ -62,12 +62,12 @@ class Settings:
         values = {key: value for key, value in vars(self).items() if key != "off_policy"}
         generations = len(LENGTHS[0])
         size = self.prompts * generations
-        # ratios of whole completions lie nearer to 1
+        # Ratios of whole completions are nearer to 1.
         clip = {"epsilon": 0.05, "epsilon_high": 0.06} if self.importance_sampling_level == "sequence" else {}
         return {**SAME, **clip, **values, "per_device_train_batch_size": size, "num_generations": generations}
 
     def trls(self) -> dict[str, Any]:
-        """CISPO's epsilon_high is the cap itself in TRL, and lies above 1 by that much here."""
+        """CISPO's epsilon_high: TRL takes the cap itself, and here the cap is 1 + epsilon_high."""
         cap = {"epsilon_high": 1 + SAME["epsilon_high"]} if self.loss_type == "cispo" else {}
         return {**self.shared(), **cap}
 
@@ -95,7 +95,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompt after prompt, completion after completion; logprobs are the model's own with noise."""
+    """Completions in order, prompt after prompt; old log-probabilities are the model's with noise."""
 
     prompts: list[Tensor]
     completions: list[list[Tensor]]
@@ -137,7 +137,7 @@ def grid() -> list[Settings]:
 
 
 def make_batch(folder: str) -> Batch:
-    """A random model, saved in `folder`, and a batch for it whose old log-probabilities reach beyond both clips."""
+    """A random model, saved in `folder`, and a batch whose old log-probabilities exceed both clip bounds."""
     import torch
 
     from cohort.data.chains import build_model, build_tokenizer
@@ -147,7 +147,7 @@ def make_batch(folder: str) -> Batch:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     generator = torch.Generator().manual_seed(1)
-    # No pad token among the samples: transformers' embedding drops its gradient in TRL's model, and not here.
+    # No pad token among the samples: its embedding gets no gradient in TRL's model, but does here.
     special = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     usable = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
 
@@ -170,7 +170,7 @@ def make_batch(folder: str) -> Batch:
 
 
 def logprobs(model: Any, prompt: Tensor, completions: list[Tensor]) -> list[Tensor]:
-    """Of each completion, by the model's own forward, one row at a time."""
+    """Log-probabilities of each completion by the model's forward pass, one row at a time."""
     import torch
 
     found = []
@@ -182,7 +182,7 @@ def logprobs(model: Any, prompt: Tensor, completions: list[Tensor]) -> list[Tens
 
 
 def trls(batch: Batch, settings: Settings) -> Result:
-    """TRL's trainer, given the completions and rewards; its own credit, padding, loss and autograd."""
+    """TRL's trainer on the batch's completions and rewards, with its own advantages, padding, loss and autograd."""
     import torch
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -235,7 +235,7 @@ def trls(batch: Batch, settings: Settings) -> Result:
 
 
 def ours(batch: Batch, settings: Settings) -> Result:
-    """The step's own gradient, in micro-batches of at most 64 tokens."""
+    """The gradient of our step, in micro-batches of at most 64 tokens."""
     import torch
 
     from cohort.config import GRPOConfig
@@ -313,7 +313,7 @@ def compare() -> int:
 
 
 def prepare() -> Path:
-    """`.venv-trl` with TRL and this project. Returns its Python."""
+    """Create `.venv-trl` with TRL and this project if it is missing. Returns its Python."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ready = VENV / ".ready"
     wanted = TRL + "\n" + (ROOT / "constraints.txt").read_text()

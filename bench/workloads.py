@@ -1,4 +1,4 @@
-"""The work that the benchmarks give to a step: random models, their words, prompts and a reward."""
+"""Workloads of the benchmarks: random models, tokenizers, prompts and a reward function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 G = 8
-"""Completions a prompt."""
+"""Completions of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,20 @@ class Workload:
     completion: int
     prompts: int
     mean_length: int | None = None
-    """Tokens after which completions end on average; None: all run to the limit."""
+    """Mean length of completions in tokens; None: all have the maximal length."""
     kv_heads: int | None = None
-    """None: half of the heads."""
+    """Key/value heads; None: half of the heads."""
     tied: bool = False
-    """One matrix for embeddings and output, whose end token comes as seldom as any other."""
+    """Embeddings and output layer share a matrix; the end token is then as rare as any other."""
     device: str = "cpu"
     at_once: int | None = None
-    """Completions of one forward and backward pass in TRL; None: the step's."""
+    """Completions of one forward and backward pass in TRL; None: all of the step."""
     warm_up: int = 2
-    """Steps before those that count."""
+    """Steps before the measured ones."""
 
     @property
     def keys(self) -> int:
-        """Heads of keys and values."""
+        """Number of key/value heads."""
         return self.kv_heads or self.heads // 2
 
 
@@ -55,7 +55,7 @@ WORKLOADS = {
 
 
 def words_tokenizer(workload: Workload) -> Any:
-    """Tokens are whole words, "t17"."""
+    """A tokenizer whose tokens are the words "t0", "t1", ..."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -68,7 +68,7 @@ def words_tokenizer(workload: Workload) -> Any:
 
 
 def build(workload: Workload, folder: str) -> None:
-    """A random Qwen2."""
+    """A Qwen2 with random weights."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
@@ -95,11 +95,11 @@ def build(workload: Workload, folder: str) -> None:
 
 
 def set_length(model: Any, workload: Workload) -> None:
-    """Give the end token the probability that `mean_length` asks for."""
+    """Set the end token's probability so that completions have `mean_length` on average."""
     import torch
 
     with torch.no_grad():
-        # One direction of the residual stream is the same for every token, and works as a bias of the end token.
+        # One direction of the residual stream is made equal for all tokens; it acts as a bias on the end token.
         model.model.embed_tokens.weight[:, 0] = 1.0
         model.lm_head.weight[:, 0] = 0.0
         ids = torch.randint(2, workload.vocabulary, (1, 64))
@@ -123,6 +123,6 @@ def rows(workload: Workload, steps: int) -> list[dict[str, str]]:
 
 
 def reward(completions: list[str], **columns: Any) -> list[float]:
-    """The share of even words: cheap, and different within a group."""
+    """Share of words with an even number: fast, and different within a group."""
     words = [text.split() for text in completions]
     return [sum(int(w[1:]) % 2 == 0 for w in found if w[1:].isdigit()) / max(1, len(found)) for found in words]

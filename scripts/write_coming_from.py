@@ -1,13 +1,13 @@
-"""The key tables of docs/coming-from-trl.md and docs/coming-from-llama-factory.md, written from the tables that the
-configuration itself uses: `python scripts/write_coming_from.py`. What stands before the mark is written by hand."""
+"""Writes the key tables of docs/coming-from-trl.md and docs/coming-from-llama-factory.md from the tables in
+src/cohort/compat: `python scripts/write_coming_from.py`. The text above MARK is written by hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cohort.compat import llama_factory as coming_from_llama_factory
-from cohort.compat import trl_keys
-from cohort.compat.trl_trainer import NOT_HERE
+from cohort.compat import llama_factory, trl_keys
+from cohort.compat.keys import Key
+from cohort.compat.trl_trainer import UNSUPPORTED
 from cohort.config import GRPOConfig, RunConfig, SFTConfig
 
 MARK = "<!-- Written by `python scripts/write_coming_from.py`: change the tables in the source. -->\n"
@@ -29,49 +29,50 @@ TRL_DEFAULTS = {
     "num_generations_eval": "num_generations",
     "eval_steps": "logging_steps",
 }
-"""TRL 1.16's, where ours differ."""
+"""Defaults of TRL 1.16 that differ from ours."""
 
 
 def trl_tables() -> str:
-    """Every key of TRL's GRPOConfig and of TrainingArguments, group by group, then defaults and trainer arguments."""
+    """Every key of TRL's GRPOConfig and of TrainingArguments, group by group; then defaults and trainer arguments."""
     fields = GRPOConfig.model_fields
     lines = []
     for group, keys in trl_keys.GROUPS.items():
         lines += ["", f"### {group}", "", "| key | here |", "|---|---|"]
-        lines += [f"| `{name}` | {_meaning(name)} |" for name in trl_keys.SUPPORTED.get(group, "").split()]
-        lines += [f"| `{name}` | {_meaning(name) if name in fields else _fate(key)} |" for name, key in keys.items()]
+        lines += [f"| `{name}` | {_description(name)} |" for name in trl_keys.SUPPORTED.get(group, "").split()]
+        cells = {name: _description(name) if name in fields else _notice(key) for name, key in keys.items()}
+        lines += [f"| `{name}` | {cell} |" for name, cell in cells.items()]
     lines += ["", "### Other names", "", "| key | is read as |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in trl_keys.RENAMED.items()]
     lines += ["", "### Defaults that differ", "", "| key | TRL 1.16 | here |", "|---|---|---|"]
     lines += [f"| `{name}` | `{value}` | `{fields[name].default}` |" for name, value in TRL_DEFAULTS.items()]
     lines += ["", "### Arguments of the trainer that are refused", "", "| argument | instead |", "|---|---|"]
-    lines += [f"| `{name}` | {text} |" for name, text in NOT_HERE.items()]
+    lines += [f"| `{name}` | {text} |" for name, text in UNSUPPORTED.items()]
     return "\n".join(lines) + "\n"
 
 
 def llama_factory_tables() -> str:
-    """Every key of LLaMA-Factory's that is not one of TrainingArguments."""
+    """Every key of LLaMA-Factory that is not one of TrainingArguments, group by group."""
     lines = []
-    for group, keys in coming_from_llama_factory.GROUPS.items():
+    for group, keys in llama_factory.GROUPS.items():
         lines += ["", f"### {group}", "", "| key | becomes | remark |", "|---|---|---|"]
         for name, key in keys.items():
             if key.ours is not None:
                 lines.append(f"| `{name}` | `{key.ours}` | {key.text} |")
-            elif name in coming_from_llama_factory.SPECIAL:
+            elif name in llama_factory.SPECIAL:
                 lines.append(f"| `{name}` | part of another key | {key.text} |")
             else:
                 lines.append(f"| `{name}` | {'refused' if key.refused else 'notice'} | {key.text} |")
     return "\n".join(lines) + "\n"
 
 
-def _meaning(name: str) -> str:
+def _description(name: str) -> str:
     for kind in (GRPOConfig, SFTConfig, RunConfig):
         if name in kind.model_fields:
             return "supported: " + (kind.model_fields[name].description or "").replace("|", "\\|")
     raise KeyError(name)
 
 
-def _fate(key: trl_keys.Key) -> str:
+def _notice(key: Key) -> str:
     if not key.refused:
         return f"notice: {key.text}"
     allowed = ", ".join(f"`{value}`" for value in key.off) or "off"
@@ -82,7 +83,7 @@ TABLES = {"coming-from-trl.md": trl_tables, "coming-from-llama-factory.md": llam
 
 
 def written(path: Path) -> str:
-    """The page with its tables as they should be. Raises ValueError where the page has no mark."""
+    """The page with its tables regenerated. Raises ValueError if the page has no MARK."""
     head, mark, _ = path.read_text(encoding="utf-8").partition(MARK)
     if not mark:
         raise ValueError(f"{path} has no line {MARK!r}")

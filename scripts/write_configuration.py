@@ -1,4 +1,5 @@
-"""docs/configuration.md, written from the configuration's own fields: `python scripts/write_configuration.py`."""
+"""Prints docs/configuration.md from the fields of the configuration classes:
+`python scripts/write_configuration.py > docs/configuration.md`."""
 
 from __future__ import annotations
 
@@ -24,26 +25,29 @@ from cohort.config import (
 
 HEAD = """# Configuration
 
-A run is one YAML file of `key: value` lines, flat: the keys below, in any order.
+A run is one flat YAML file with the keys below, in any order.
 
     cohort train examples/gsm8k.yaml
 
-Any key can be given on the command line, where it wins over the file; values are read as YAML:
+A key on the command line replaces the file's; values are read as YAML:
 
     cohort train examples/gsm8k.yaml max_steps=100 columns='{prompt: question}' eval_dataset=null
 
-In Python the method's keys are arguments of its configuration: `cohort.GRPOConfig`, `cohort.SFTConfig` and so on,
-as the headings below name them. An unknown key is refused, with the nearest known one named. Keys are those of TRL
-where it has them; defaults are the paper's where it gives one, as the last column says.
+In Python a method's keys are arguments of its configuration class, `cohort.GRPOConfig`, `cohort.SFTConfig` and so on:
+the headings below. An unknown key is refused, and the message suggests the nearest known one. Keys have TRL's names
+where TRL has them. Defaults are the paper's where it gives a value, as the last column says.
 """
 
 SHARED: tuple[tuple[type[BaseModel], str], ...] = (
-    (RunConfig, "What is trained, on what: a YAML file's keys beside the method's own."),
-    (TrainingConfig, "What every method has: optimiser, schedule, batches, precision, saving, evaluation."),
-    (SampledConfig, "What methods that learn from sampled completions have beside TrainingConfig's keys."),
-    (OnlineConfig, "What methods that sample the current policy have beside SampledConfig's keys."),
-    (RefitConfig, "The mapping `reward_model_refit`: a reward model that learns on from the policy's own samples."),
-    (RewardModelConfig, "What reward models have beside TrainingConfig's keys."),
+    (RunConfig, "Method, model, data and rewards: keys of a YAML file in addition to the method's."),
+    (TrainingConfig, "Keys of every method: optimiser, schedule, batches, precision, saving, evaluation."),
+    (SampledConfig, "Keys of methods that learn from sampled completions, in addition to TrainingConfig's."),
+    (OnlineConfig, "Keys of methods that sample the current policy, in addition to SampledConfig's."),
+    (
+        RefitConfig,
+        "Keys of the mapping `reward_model_refit`: a reward model that continues to learn from the policy's samples.",
+    ),
+    (RewardModelConfig, "Keys of reward models, in addition to TrainingConfig's."),
 )
 KINDS: dict[str, type[TrainingConfig]] = {**METHOD_CONFIGS, **REWARD_CONFIGS}
 SOURCE = re.compile(r"DeepSeekMath|(?:^|(?<=\. ))[^.]+, arXiv")
@@ -59,34 +63,34 @@ def configuration_markdown() -> str:
 def _of_method(kind: type[TrainingConfig]) -> str:
     names = ", ".join(f"`method: {name}`" for name, other in KINDS.items() if other is kind)
     about = " ".join((kind.__doc__ or "").split())
-    return f"{names}. {about} All keys of {kind.__mro__[1].__name__}, and what it adds or has otherwise:"
+    return f"{names}. {about} All keys of {kind.__mro__[1].__name__}, and these, which are new or differ:"
 
 
 def _section(kind: type[BaseModel], text: str) -> str:
-    own = [_line(name, field) for name, field in kind.model_fields.items() if _is_own(kind, name, field)]
+    rows = [_row(name, field) for name, field in kind.model_fields.items() if _differs_from_parent(kind, name, field)]
     lines = ["", f"## {kind.__name__}", "", text, ""]
-    lines += ["| key | values | default | meaning | source |", "|---|---|---|---|---|", *own] if own else ["Nothing."]
+    lines += ["| key | values | default | meaning | source |", "|---|---|---|---|---|", *rows] if rows else ["None."]
     return "\n".join(lines) + "\n"
 
 
-def _is_own(kind: type[BaseModel], name: str, field: FieldInfo) -> bool:
-    """Whether the kind adds the key to its parent's, or says something else of it."""
+def _differs_from_parent(kind: type[BaseModel], name: str, field: FieldInfo) -> bool:
+    """Whether the parent class lacks the field, or has it with another type, default or description."""
     parent: Any = kind.__mro__[1]
     return repr(parent.model_fields.get(name)) != repr(field)
 
 
-def _line(name: str, field: FieldInfo) -> str:
+def _row(name: str, field: FieldInfo) -> str:
     text = field.description or ""
-    found = SOURCE.search(text)
-    meaning, source = (text[: found.start()], text[found.start() :]) if found else (text, "")
-    # YAML's word for Python's None
+    match = SOURCE.search(text)
+    meaning, source = (text[: match.start()], text[match.start() :]) if match else (text, "")
+    # YAML writes Python's None as null.
     meaning = meaning.strip().replace("None:", "`null`:")
     cells = (f"`{name}`", _values(field), _default(field), meaning, source.strip())
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _values(field: FieldInfo) -> str:
-    """The type and its bounds in words: "number >= 0", "`linear`, `cosine`", "whole number or `null`"."""
+    """The type and its bounds: "number >= 0", "`linear`, `cosine`", "whole number or `null`"."""
     bounds = [
         f"{sign} {getattr(bound, attribute):g}"
         for kind, (sign, attribute) in BOUNDS.items()

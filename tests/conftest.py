@@ -1,4 +1,4 @@
-"""Small real models in the common architectures, and batches to feed them."""
+"""Fixtures: a small model on disk, its tokenizer, and the code paths that a packed group can take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(params=["fused", "tiles", "scores"])
 def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ways a packed group runs: layers of our own, and the model's with either form of the attention."""
+    """The code paths of a packed group: fused layers, and the model's layers with either form of the attention."""
     if request.param != "fused":
         monkeypatch.setattr("cohort.policy.model.why_unsupported", lambda backbone: "test")
     if request.param == "scores":
@@ -29,7 +29,7 @@ def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where texts are compared: in bfloat16, which some processors are fast in, a random model has ties."""
+    """Turns bfloat16 off, for tests that compare texts: in bfloat16 a random model has ties."""
     monkeypatch.setattr("cohort.policy.load.fast_bf16", lambda device: False)
 
 
@@ -40,7 +40,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small model that knows bytes: random weights, a byte-level vocabulary of its own."""
+    """Folder of a small Llama with random weights and a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

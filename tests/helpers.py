@@ -1,4 +1,4 @@
-"""What tests share: small real models and groups to feed them, runs cut short, reward models and their data."""
+"""Helpers that several test files use: small models, groups and rows for them, reward models, the command line."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def take_own_layers(policy: Policy, taken: bool) -> None:
 
 
 def random_groups(sizes: list[tuple[int, list[int]]], seed: int = 0, vocabulary: int = 97) -> list[Group]:
-    """Groups of the given prompt and completion lengths, with random rewards, advantages, old and reference
-    log-probabilities far enough from any policy's that both sides of the clip act."""
+    """Groups of random tokens with the given (prompt length, completion lengths), rewards and advantages."""
     generator = torch.Generator().manual_seed(seed)
     groups = []
     for p, lengths in sizes:
@@ -107,18 +106,18 @@ def settings(**values: Any) -> GRPOConfig:
 
 
 def padded_logprobs(model: Any, group: Group, temperature: float = 1.0) -> list[Tensor]:
-    """Each completion's log-probabilities by the model's own forward, row by row."""
-    found = []
+    """Each completion's log-probabilities by the model's plain forward pass, row by row."""
+    logprobs = []
     for completion in group.completions:
         row = torch.cat([group.prompt_ids, completion.ids])
         logits = model(input_ids=row[None], use_cache=False).logits[0, len(group.prompt_ids) - 1 : -1]
         logp = (logits / temperature).log_softmax(-1)
-        found.append(logp.gather(1, completion.ids[:, None]).squeeze(1))
-    return found
+        logprobs.append(logp.gather(1, completion.ids[:, None]).squeeze(1))
+    return logprobs
 
 
 def perturbed(policy: Policy, groups: list[Group], scale: float, seed: int) -> list[list[Tensor]]:
-    """The policy's log-probabilities with noise, as an older policy or a reference would have them."""
+    """The policy's log-probabilities with noise, in place of an older policy's or a reference's."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         return [
@@ -152,19 +151,21 @@ def prompts_of(lengths: tuple[int, ...] = (5, 9, 2, 7, 11)) -> list[Tensor]:
 
 
 def largest_difference(
-    policy: Policy, prompts: list[Tensor], found: list[list[Completion]], temperature: float
+    policy: Policy, prompts: list[Tensor], sampled: list[list[Completion]], temperature: float
 ) -> float:
+    """Between the sampler's log-probabilities and the policy's."""
     parts = [
-        Part(i, p, range(len(row)), [c.ids for c in row]) for i, (p, row) in enumerate(zip(prompts, found, strict=True))
+        Part(i, p, range(len(row)), [c.ids for c in row])
+        for i, (p, row) in enumerate(zip(prompts, sampled, strict=True))
     ]
     logprobs = policy.logprobs(iter([parts]), temperature)
     return max(
-        float((logprobs[i, r] - c.logprobs).abs().max()) for i, row in enumerate(found) for r, c in enumerate(row)
+        float((logprobs[i, r] - c.logprobs).abs().max()) for i, row in enumerate(sampled) for r, c in enumerate(row)
     )
 
 
 def digits(completions: list[Any], **_: Any) -> list[float]:
-    """A reward that random text can earn."""
+    """A reward that random text can get: the number of digits, over 10."""
     return [sum(c.isdigit() for c in completion[0]["content"]) / 10 for completion in completions]
 
 
@@ -173,7 +174,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what depends on the clock."""
+    """The rows without the metrics that depend on the clock."""
     return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
 
 
@@ -229,8 +230,6 @@ def saved(folder: Path, model: Any, tokenizer: Any) -> str:
 
 
 def token_classifier(architecture: str) -> Any:
-    import transformers
-
     settings = classifier(architecture).config
     torch.manual_seed(0)
     return getattr(transformers, f"{architecture}ForTokenClassification")(settings).eval()
@@ -246,22 +245,22 @@ QUICK_REWARD: dict[str, Any] = {
 
 
 def digit_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Right is a digit above 4."""
+    """Labelled completions of one digit; right is a digit above 4."""
     rng = random.Random(seed)
-    drawn = [(rng.randint(0, 9), rng.randint(0, 9)) for _ in range(count)]
-    return [{"prompt": f"{a}>", "completion": str(b), "label": b > 4} for a, b in drawn]
+    pairs = [(rng.randint(0, 9), rng.randint(0, 9)) for _ in range(count)]
+    return [{"prompt": f"{a}>", "completion": str(b), "label": b > 4} for a, b in pairs]
 
 
 def pair_rows(count: int) -> list[dict[str, Any]]:
     rng = random.Random(1)
-    drawn = [(rng.randint(0, 9), sorted(rng.sample(range(10), 2))) for _ in range(count)]
-    return [{"prompt": f"{a}>", "chosen": str(high), "rejected": str(low)} for a, (low, high) in drawn]
+    pairs = [(rng.randint(0, 9), sorted(rng.sample(range(10), 2))) for _ in range(count)]
+    return [{"prompt": f"{a}>", "chosen": str(high), "rejected": str(low)} for a, (low, high) in pairs]
 
 
 def step_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
-    drawn = [[rng.randint(0, 9) for _ in range(rng.randint(1, 4))] for _ in range(count)]
-    return [{"prompt": "go>", "completion": "\n".join(map(str, x)), "labels": [float(d > 4) for d in x]} for x in drawn]
+    steps = [[rng.randint(0, 9) for _ in range(rng.randint(1, 4))] for _ in range(count)]
+    return [{"prompt": "go>", "completion": "\n".join(map(str, x)), "labels": [float(d > 4) for d in x]} for x in steps]
 
 
 LORA: dict[str, Any] = {"finetuning_type": "lora", "lora_rank": 4}
@@ -287,7 +286,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """Run the command line in a separate process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
     code = "from cohort.cli.app import main; main()"
     command = [sys.executable, "-c", code, *arguments]

@@ -1,9 +1,9 @@
 """Programs that attack the sandbox or the verdict.
 
-Each defines `attack(host)` and tries to make `attack(host) == host's secret` pass, or the test given with it. `host`
-has the keys pid (of the process that judges), port (of a server that tells the secret), socket (a Unix socket's path
-that does), file (a file that holds it), folder (a folder that may not change), address (of the secret in that process), name (for what a program would leave
-behind).
+Each defines `attack(host)` and tries to make TEST pass, or the test given with it. `host` has the keys pid (of the judging
+process), port (of a server that sends the secret), socket (path of a Unix socket that sends it), file (path of a file with
+the secret), folder (which must not change), address (of the secret in the judging process), and name (for files that a
+program leaves behind).
 """
 
 from __future__ import annotations
@@ -119,11 +119,11 @@ FORGERIES = {
 }
 
 IN_NAMESPACES = ("child in a new session", "shared memory", "kills its group", "makes namespaces")
-"""What bubblewrap alone lets a program do to its own namespaces, which end with it."""
+"""Attacks that bubblewrap alone allows: they affect only the program's own namespaces, which end with it."""
 
 NEED_SECCOMP_AS_ROOT = ("fork bomb", "fork bomb while loading", "thread bomb")
-"""What only a limit on processes stops under bubblewrap alone; that limit does not bind root."""
+"""Attacks that bubblewrap alone stops by the limit on processes, which does not apply to root."""
 
 HARMLESS = ("reads a file", "reads the system's accounts", "lists a folder", "connects", "connects to a Unix socket",
             "finds the tests in /proc", "listens")
-"""What succeeds without a sandbox and changes nothing."""
+"""Attacks that succeed without a sandbox and change nothing."""

@@ -1,4 +1,4 @@
-"""What `make bench` measures here, on work small enough for a test: its scripts run as the library changes."""
+"""The scripts of bench/ on tiny workloads: they keep running as the library changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BENCH = ROOT / "bench"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script of `bench/` by its name."""
+    """A function that imports a script of bench/ by name."""
     monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module
 
@@ -36,7 +36,7 @@ def test_a_step_of_ours_is_measured_by_phases(script: Any, tmp_path: Path, tied:
     assert [len(found[phase]) for phase in ("generate", "score", "update", "step")] == [1, 1, 1, 1]
     assert found["step"][0] >= found["generate"][0] + found["score"][0] + found["update"][0] > 0
     assert 1 <= found["tokens"] <= 5
-    if not tied:  # the end token's weight is all but nothing
+    if not tied:  # the end token's probability is almost 0
         assert found["tokens"] == 5
 
 

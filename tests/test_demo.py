@@ -1,4 +1,4 @@
-"""The demo: its files and screens after a few steps, and, slowly, that it learns what it says."""
+"""The demo: its files and output after a few steps; and, as a slow test, that it learns the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example configuration, run for real on a small model, and what the command line says of mistakes."""
+"""The example configurations run on a small model, and the command line's messages for mistakes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHOD_EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.yaml"
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not beside the project")
 @pytest.mark.parametrize("name", METHOD_EXAMPLES)
 def test_the_example_of_each_method_runs(name: str, model: str, tmp_path: Path) -> None:
-    """On a random model: rewards are of a kind that it can earn, everything else is the example's own."""
+    """On a random model, with a reward that it can get; everything else is the example's."""
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def length(completions, **_):\n    return [len(c[0]['content']) % 3 for c in completions]\n")
     of_steps = [f"{ROOT}/{name}" for name in (["examples/steps.py:equations"] if name == "grpo_process.yaml" else [])]

@@ -59,7 +59,7 @@ def test_gsm8k_with_tags(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = run_script("gsm8k_tags.py", model, tmp_path, monkeypatch, "--data", str(tmp_path / "rows.jsonl"))
     assert {"rewards/correctness_reward/mean", "rewards/tag_presence_reward/mean"} <= set(rows[-1])
     assert list((tmp_path / "out" / "runs").glob("*tfevents*"))
-    assert rows[1]["learning_rate"] == pytest.approx(0.55e-6)  # half way of a cosine that ends at a tenth
+    assert rows[1]["learning_rate"] == pytest.approx(0.55e-6)  # the middle of a cosine that ends at a tenth
 
 
 def test_think_and_answer_with_references(

@@ -1,5 +1,5 @@
-"""What only a card can show: its kernels, recorded decoding, optimisers and adapters made for it, running out of its
-memory. The same work on the CPU, in float32, says what is right."""
+"""Tests that need a GPU: its kernels, decoding by CUDA graphs, bitsandbytes, running out of its memory. The expected
+values are the CPU's in float32."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'cohort-rl[quantization]'"
 )
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.1, "max_position_embeddings": 512}
-"""Heads of 32 numbers: FlexAttention takes none below 16."""
+"""Heads of 32 numbers: FlexAttention needs at least 16."""
 SIZES = [(5, [40, 70, 1]), (140, [30, 138, 60]), (20, [110, 20, 50])]
-"""Streams of several of FlexAttention's blocks."""
+"""Packed streams of several FlexAttention blocks."""
 TOLERANCE = 5e-3
-"""Relative; FlexAttention multiplies in TF32."""
+"""Relative tolerance: FlexAttention multiplies in TF32."""
 
 
 def policy_on(device: str, architecture: str = "Qwen2", bf16: bool = False, **overrides: Any) -> Policy:
@@ -44,7 +44,7 @@ def policy_on(device: str, architecture: str = "Qwen2", bf16: bool = False, **ov
 
 
 def gradient(policy: Policy) -> dict[str, torch.Tensor]:
-    """On CPU, float32."""
+    """The policy's gradient, in float32 on the CPU."""
     groups = random_groups(SIZES)
     for group in groups:
         draw = torch.Generator().manual_seed(len(group.prompt_ids))
@@ -75,7 +75,7 @@ def test_attention_is_flex_and_needs_no_scores(monkeypatch: pytest.MonkeyPatch) 
     policy = policy_on("cuda")
     assert policy.packed and policy.paths.layers.taken
     gradient(policy)
-    monkeypatch.delattr(attention.GroupLayout, "_by_scores")  # from here on nothing may ask for them
+    monkeypatch.delattr(attention.GroupLayout, "_by_scores")  # fails if the code path with scores is taken
     gradient(policy)
     assert attention._FLEXES and all(attention._FLEXES.values())
 

@@ -1,6 +1,6 @@
 """`cohort demo`: a small model learns arithmetic from a flawed teacher, then from its own answers.
 
-Everything goes the way a real model goes: rows, an ordinary transformers directory, SFTTrainer, GRPOTrainer.
+It uses the same pieces as a run on a real model: rows, an ordinary transformers directory, SFTTrainer, GRPOTrainer.
 """
 
 from __future__ import annotations
@@ -17,34 +17,30 @@ from cohort.config import GRPOConfig, SFTConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
-from cohort.evaluation.evaluate import Evaluation, evaluate
-from cohort.policy.load import make_policy
+from cohort.evaluation.evaluate import Evaluation
+from cohort.evaluation.loaded_model import LoadedModel
 from cohort.report.intervals import wilson
 from cohort.report.live import LiveDisplay
 from cohort.report.plots import plot_training
-from cohort.report.tables import before_after_table, examples_panel, share
+from cohort.report.tables import before_after_table, examples_panel, share_with_interval
 from cohort.rewards.compose import Rewards
-from cohort.rollouts.encoding import Prompt, encode_prompts
-from cohort.rollouts.engine import local_engine
-from cohort.rollouts.sampling import Sampling
 from cohort.train.trainers import GRPOTrainer, SFTTrainer
-from cohort.types import TrainerState
 
 OPERATIONS = 3
 TRAIN, HELD_OUT = 6000, 1000
 LENGTH = 32
 SFT_STEPS, GRPO_STEPS = 300, 90
 REWARDS = ("accuracy", "format")
-GRPO_REWARDS = (*REWARDS, "overlong")  # nothing else says that an answer should end
-# Where GRPO can start from: below, SFT has not learned the task and there is nothing to reward.
+GRPO_REWARDS = (*REWARDS, "overlong")  # the other rewards do not ask that an answer ends
+# Below these, SFT has not learned the task and GRPO would have nothing to reward.
 LEAST_ACCURACY, LEAST_FORMAT = 0.15, 0.9
 
 
 def run_demo(seed: int, output: Path, console: Console) -> dict[str, Any]:
-    """Train, show, and write everything under `output`. Returns what summary.json holds."""
+    """Train, print and plot, and write everything under `output`. Returns the content of summary.json."""
     console.print(
-        f"A {OPERATIONS}-operation chain such as 7+5-8+9=, last digit kept at each step. The teacher has 40% of the "
-        "single steps wrong\nmore often than right, so imitation is not enough; the reward knows only the true answer."
+        f"A {OPERATIONS}-operation chain such as 7+5-8+9=, each step keeps the last digit. The teacher gets 40% of the "
+        "single steps wrong\nmore often than right, so imitation is not enough; the reward checks only the true answer."
     )
     tokenizer = build_tokenizer()
     demonstrations, train, held_out = make_chains(OPERATIONS, TRAIN, HELD_OUT, seed, Teacher(seed))
@@ -112,7 +108,7 @@ def grpo_config(output: Path, seed: int) -> GRPOConfig:
         per_device_train_batch_size=128,
         num_generations=8,
         beta=0.0,
-        entropy_coef=0.01,  # keeps rare right values in the samples until they are found
+        entropy_coef=0.01,  # keeps rare correct values among the samples
         max_steps=GRPO_STEPS,
         max_completion_length=LENGTH,
         eval_strategy="steps",
@@ -122,15 +118,13 @@ def grpo_config(output: Path, seed: int) -> GRPOConfig:
 
 
 def _evaluations(model: str, held_out: list[dict[str, Any]], seed: int) -> dict[str, Evaluation]:
-    """Greedy, and sampled at temperature 1, on the held-out problems."""
-    policy = make_policy(model, None, SFTConfig())
-    prompts: list[Prompt] = encode_prompts(load_rows(held_out), policy, SFTConfig())
-    engine, rewards = local_engine(policy, 256), Rewards(REWARDS)
-    found = {}
-    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        sampling = Sampling(temperature=temperature, max_tokens=LENGTH, eos_ids=policy.eos_ids)
-        found[name] = evaluate(prompts, engine, rewards, sampling, 1, seed, TrainerState())
-    return found
+    """The held-out problems, answered greedily and sampled at temperature 1."""
+    loaded = LoadedModel(model, SFTConfig())
+    prompts, rewards = loaded.encode(load_rows(held_out)), Rewards(REWARDS)
+    return {
+        name: loaded.evaluate(prompts, rewards, loaded.sampling(temperature=temperature, max_tokens=LENGTH), 1, seed)
+        for name, temperature in (("greedy", 0.0), ("sampled", 1.0))
+    }
 
 
 def _check_start(greedy: Evaluation) -> None:
@@ -142,8 +136,8 @@ def _check_start(greedy: Evaluation) -> None:
         )
 
 
-def _count(found: Evaluation, component: str) -> int:
-    return sum(row[0] for row in found.correct(component))
+def _count_correct(evaluation: Evaluation, component: str) -> int:
+    return sum(row[0] for row in evaluation.correct(component))
 
 
 def _summary(
@@ -155,11 +149,11 @@ def _summary(
 ) -> dict[str, Any]:
     problems = len(before["greedy"].prompts)
     summary: dict[str, Any] = {"seed": seed, "problems": problems}
-    for name, found in (("before", before), ("after", after)):
-        correct = _count(found["greedy"], "accuracy")
+    for name, evaluations in (("before", before), ("after", after)):
+        correct = _count_correct(evaluations["greedy"], "accuracy")
         summary[f"accuracy_{name}"] = correct / problems
         summary[f"interval_{name}"] = list(wilson(correct, problems))
-        summary[f"sampled_accuracy_{name}"] = _count(found["sampled"], "accuracy") / problems
+        summary[f"sampled_accuracy_{name}"] = _count_correct(evaluations["sampled"], "accuracy") / problems
     return summary | {"seconds_sft": round(seconds_sft, 2), "seconds_grpo": round(seconds_grpo, 2)}
 
 
@@ -172,13 +166,17 @@ def _show(
     plots: list[Path],
 ) -> None:
     n = summary["problems"]
+
+    def share(evaluation: Evaluation, component: str) -> str:
+        return share_with_interval(_count_correct(evaluation, component), n)
+
     rows = [
-        (f"{component}, {name}", *(share(_count(found[name], component), n) for found in (before, after)))
+        (f"{component}, {name}", share(before[name], component), share(after[name], component))
         for component in REWARDS
         for name in ("greedy", "sampled")
     ]
     console.print(before_after_table(f"{n} held-out problems, with 95% intervals", rows))
-    mended = [
+    corrected = [
         (prompt_text(prompt.row.prompt) + prompt.row.columns["answer"], was[0].text, now[0].text)
         for prompt, was, now, wrong, right in zip(
             before["greedy"].prompts,
@@ -190,7 +188,7 @@ def _show(
         )
         if right[0] and not wrong[0]
     ]
-    console.print(examples_panel(mended[:2]))
+    console.print(examples_panel(corrected[:2]))
     console.print(
         f"SFT took {summary['seconds_sft']:.0f} s, GRPO {summary['seconds_grpo']:.0f} s. In {output}:\n"
         f"  the model (loads with AutoModelForCausalLM), summary.json, metrics.jsonl, completions.jsonl,\n"

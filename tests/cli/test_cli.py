@@ -1,4 +1,4 @@
-"""The command line with a stand-in for the train floor: what it parses, passes on, prints and exits with."""
+"""The command line with stand-ins for training and evaluation: arguments passed on, output, exit codes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from cohort import __version__
 from cohort.cli.app import app
 from cohort.config import GRPOConfig, RunConfig, read_run
 from cohort.types import TrainerState, UserError
@@ -38,7 +39,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, **functions: Callable
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What train_from_config is called with; it writes two steps' metrics."""
+    """The calls of train_from_config, whose stand-in writes two steps' metrics."""
     calls: Calls = []
 
     def train_from_config(run: RunConfig, config: Any, callbacks: list[Any]) -> TrainerState:
@@ -62,7 +63,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What evaluate_model is called with."""
+    """The calls of evaluate_model."""
     calls: Calls = []
 
     def evaluate_model(model: str, data: str, **settings: Any) -> dict[str, Any]:
@@ -77,28 +78,29 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Calls:
             "completions": [{"prompt": "2+2=", "completions": ["4 好"], "correct": [True]}],
         }
 
-    stand_in(monkeypatch, "cohort.train.run", evaluate_model=evaluate_model)
+    stand_in(monkeypatch, "cohort.evaluation.models", evaluate_model=evaluate_model)
     return calls
 
 
 def test_help_and_mistakes_import_nothing_heavy_and_are_quick() -> None:
     code = (
-        "import sys, cohort.cli, cohort.config\n"
+        "import sys, cohort.config\n"
+        "from cohort.cli.app import app\n"
         "import cohort.report.live, cohort.report.plots, write_configuration, cohort.report.tables\n"
         "from typer.testing import CliRunner\n"
         "wrong = ['examples/gsm8k.yaml', 'lerning_rate=1']\n"
-        "for arguments in (['--help'], ['train', '--help'], ['train', 'none.yaml'], ['train', *wrong],\n"
+        "for arguments in (['--version'], ['--help'], ['train', '--help'], ['train', 'none.yaml'], ['train', *wrong],\n"
         "                  ['plan', '--help'], ['plan', *wrong], ['plan', wrong[0], '--memory', 'much']):\n"
-        "    CliRunner().invoke(cohort.cli.app, arguments)\n"
+        "    CliRunner().invoke(app, arguments)\n"
         "heavy = {'torch', 'transformers', 'datasets', 'math_verify', 'matplotlib', 'peft'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'scripts'}"}
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "[]"
     quickest = min(_seconds("--help") for _ in range(3))
-    # 0.3 s on an idle core; the bound leaves room for a busy one, and none for torch and transformers (4 s).
+    # 0.3 s on an idle core. The bound allows a busy one, but not an import of torch and transformers (4 s).
     assert quickest < 2.0
 
 
@@ -108,10 +110,20 @@ def _seconds(*arguments: str) -> float:
     return time.perf_counter() - started
 
 
+def test_version() -> None:
+    assert fresh("--version").stdout == f"cohort {__version__}\n" == "cohort 0.1.0\n"
+    module = [sys.executable, "-m", "cohort", "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    shown = subprocess.run(module, env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout == f"cohort {__version__}\n"
+
+
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    commands = ("train", "eval", "plan", "generate", "export", "demo", "plot", "doctor")
+    commands = (
+        "train", "eval", "generate", "export", "compare", "plan", "plot", "demo", "methods", "doctor", "reward", "data"
+    )  # fmt: skip
     assert all(f" {command} " in result.output for command in commands)
 
 

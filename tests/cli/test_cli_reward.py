@@ -1,4 +1,4 @@
-"""`cohort reward`: what it prints, in each form, and what it exits with."""
+"""`cohort reward try` and `audit`: output in each format, and exit codes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_mistakes_are_told(data: str, tmp_path: Path) -> None:
     result = run("reward", "try", "accuracy", "--data", str(tmp_path / "bare.jsonl"))
     assert result.exit_code == 2 and "bare.jsonl row 1: no completion to score" in result.stderr
     result = run("reward", "audit", configuration(tmp_path, "[]"))
-    assert result.exit_code == 2 and "it names no reward_funcs" in result.stderr
+    assert result.exit_code == 2 and "it has no reward_funcs" in result.stderr
     result = run("reward", "audit", configuration(tmp_path, "[{name: format, wieght: 2}]"))
     assert result.exit_code == 2 and "unknown key 'wieght': did you mean 'weight'" in result.stderr
 

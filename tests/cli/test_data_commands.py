@@ -1,4 +1,4 @@
-"""`cohort data show` and `cohort data check`: what is trained on, lengths, and rows that are wrong."""
+"""`cohort data show` and `cohort data check`: tokens that are trained on, lengths, invalid rows."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def test_show_is_what_the_trainer_uses(folder: Path) -> None:
     tokenizer, rows = build_tokenizer(), load_rows(str(folder / "rows.jsonl"))
     found = inspect_rows(rows, tokenizer, SFTConfig(max_length=6, truncation="cut"), 12, sampled=False)
     assert [row.fate for row in found.rows] == ["kept", "kept", "dropped", "dropped", "dropped"]
-    assert found.rows[1].kept == (tokenizer("1+1=")["input_ids"], [*tokenizer("7")["input_ids"], 1])
+    assert found.rows[1].fitted == (tokenizer("1+1=")["input_ids"], [*tokenizer("7")["input_ids"], 1])
     shorter = inspect_rows(rows, tokenizer, SFTConfig(max_length=5, truncation="cut"), 12, sampled=False)
-    assert shorter.rows[1].kept == (tokenizer("1+1=")["input_ids"], tokenizer("7")["input_ids"])
+    assert shorter.rows[1].fitted == (tokenizer("1+1=")["input_ids"], tokenizer("7")["input_ids"])
     assert (found.limit, found.limited_by) == (6, "max_length")
     prompts = inspect_rows(rows, tokenizer, GRPOConfig(), 12, sampled=True)
     assert [row.fate for row in prompts.rows] == ["kept"] * 4 + ["dropped"]
@@ -140,7 +140,8 @@ def test_check_reports_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "\xff"}\n{"prompt": "q"}\n')
     done = run("check", str(tmp_path / "b.jsonl"))
     assert done.exit_code == 2 and "b.jsonl line 1: not UTF-8 text" in done.output and "1 good" in done.output
-    assert "write prompt=question" in run("check", str(tmp_path / "b.jsonl"), "--columns", "prompt").output
+    done = run("check", str(tmp_path / "b.jsonl"), "--columns", "prompt")
+    assert "write name=value, such as prompt=question" in done.output
 
 
 MISTAKES = {
@@ -158,13 +159,12 @@ MISTAKES = {
 @pytest.mark.parametrize("command", [["train"], ["data", "show"]], ids=" ".join)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_configuration_mistakes_need_no_torch(name: str, command: list[str], tmp_path: Path) -> None:
-    """Exit code 2 and one message, before anything slow is imported: that, not the clock of a busy machine, is what
-    keeps them within 0.3 s."""
+    """Exit code 2 and one message before anything slow is imported, which keeps the time within 0.3 s."""
     text, message = MISTAKES[name]
     (tmp_path / "run.yaml").write_text(text)
     script = (
-        "import sys\nfrom typer.testing import CliRunner\nimport cohort.cli\n"
-        f"done = CliRunner().invoke(cohort.cli.app, {[*command, 'run.yaml']!r})\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom cohort.cli.app import app\n"
+        f"done = CliRunner().invoke(app, {[*command, 'run.yaml']!r})\n"
         "print(done.output)\n"
         "heavy = [name for name in ('torch', 'transformers', 'datasets', 'matplotlib') if name in sys.modules]\n"
         "print('exit', done.exit_code, heavy)\n"

@@ -1,4 +1,4 @@
-"""`cohort generate`: one prompt, a file, a chat; and what a model says never steers the terminal."""
+"""`cohort generate`: one prompt, a file, a chat; a completion's control characters never reach the terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from cohort.cli.app import app
 from cohort.config import TrainingConfig
-from cohort.evaluation.generate import Generator, Speech
+from cohort.evaluation.generate import Generator, TextStream
 from cohort.policy.load import make_policy
 from cohort.report.tables import harmless
 from cohort.train.output.checkpoint import save_policy
@@ -34,7 +34,7 @@ def run(*arguments: Any, given: str = "") -> Result:
 
 
 def greedy(model: str, text: str, tokens: int) -> str:
-    """What transformers' own generate says."""
+    """The text that transformers' generate gives."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     found = AutoModelForCausalLM.from_pretrained(model).generate(ids, do_sample=False, max_new_tokens=tokens)
@@ -80,14 +80,14 @@ def test_standard_input_is_a_prompt(model: str) -> None:
     named = run(model, "--plain", "--max-completion-length", 6, "--prompt", "2+2=")
     assert given.exit_code == 0 and given.stdout == named.stdout
     nothing = run(model, given="\n")
-    assert nothing.exit_code == 2 and "nothing is asked" in nothing.stderr
+    assert nothing.exit_code == 2 and "there is no prompt" in nothing.stderr
 
 
-def test_what_would_steer_a_terminal_is_made_visible(loud: str) -> None:
+def test_control_characters_are_replaced(loud: str) -> None:
     done = run(loud, "--prompt", "hi", "--plain")
     assert done.exit_code == 0 and done.stdout == "\ufffd[2J\n"
     assert "\x1b" not in done.output
-    exact = Generator(loud).answers(["hi"], {"temperature": 0.0, "max_tokens": 9})
+    exact = Generator(loud).generate(["hi"], {"temperature": 0.0, "max_tokens": 9})
     assert exact[0][0].text == "\x1b[2J" and not exact[0][0].truncated
 
 
@@ -124,7 +124,7 @@ def test_stop_strings_and_adapters(model: str, tmp_path: Path) -> None:
     policy.peft.merge_and_unload().save_pretrained(tmp_path / "merged")
     policy.tokenizer.save_pretrained(tmp_path / "merged")
     texts = [
-        Generator(str(tmp_path / name)).answers(["2+2="], {"temperature": 0.0, "max_tokens": 12})[0][0].text
+        Generator(str(tmp_path / name)).generate(["2+2="], {"temperature": 0.0, "max_tokens": 12})[0][0].text
         for name in ("adapter", "merged")
     ]
     assert texts[0] == texts[1] != said
@@ -133,8 +133,8 @@ def test_stop_strings_and_adapters(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", "a", "--data", "b"], "--prompt and --data both say what is asked"),
-        (["--prompt", "a", "--output", "b.jsonl"], "--output takes the answers to --data"),
+        (["--prompt", "a", "--data", "b"], "--prompt and --data both name prompts"),
+        (["--prompt", "a", "--output", "b.jsonl"], "--output is for the answers to --data"),
         (["--data", "a.jsonl", "--output", "no/where.jsonl"], "there is no folder no"),
         (["--data", "a.jsonl"], "dataset 'a.jsonl': no such file"),
         (["--prompt", "a", "--num-generations", "2", "--temperature", "0"], "2 greedy completions are all the same"),
@@ -149,7 +149,7 @@ def test_mistakes_are_told(model: str, options: list[str], message: str) -> None
 
 
 def chat(model: str, *lines: str) -> tuple[str, int]:
-    """A conversation in a terminal: what it shows, and how it ends."""
+    """(output, exit code) of a chat in a terminal."""
     master, slave = pty.openpty()
     code = "from cohort.cli.app import main; main()"
     command = [sys.executable, "-c", code, "generate", model, "--max-completion-length", "6"]
@@ -169,9 +169,9 @@ def test_a_chat_keeps_the_conversation_until_it_starts_over(model: str) -> None:
     generator = Generator(model)
     sampling = {"temperature": 0.0, "max_tokens": 6}
     turns = [{"role": "user", "content": "hi"}]
-    first = generator.answers([turns], sampling)[0][0].text
+    first = generator.generate([turns], sampling)[0][0].text
     turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "more"}]
-    second = generator.answers([turns], sampling)[0][0].text
+    second = generator.generate([turns], sampling)[0][0].text
     answers = [part.strip("\n") for part in shown.split("> ")[1:]]
     said = [answer.split("[cut after")[0].strip("\n") for answer in answers]
     assert [text for text in said if text] == [harmless(t).strip("\n") for t in (first, second, first)]
@@ -219,19 +219,19 @@ TEXT = "naïve 日本語 👍🏽\n\tend "
 def test_pieces_of_a_text_are_whole_characters(model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     pieces: list[str] = []
-    speech = Speech(tokenizer, pieces.append)
+    stream = TextStream(tokenizer, pieces.append)
     for token in [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]:
-        speech.hear([token])
-    speech.end()
+        stream.add([token])
+    stream.end()
     assert pieces == list(TEXT)
-    # Half a character at the end, and bytes that never become one, are not kept back for ever.
+    # An incomplete character at the end, and bytes that never form one, are written in the end.
     pieces.clear()
-    speech = Speech(tokenizer, pieces.append)
+    stream = TextStream(tokenizer, pieces.append)
     for token in tokenizer("é")["input_ids"][:1] * 4:
-        speech.hear([token])
+        stream.add([token])
     assert pieces == ["\ufffd" * 4]
-    speech.hear(tokenizer("é")["input_ids"][:1])
-    speech.end()
+    stream.add(tokenizer("é")["input_ids"][:1])
+    stream.end()
     assert "".join(pieces) == "\ufffd" * 5
 
 
@@ -240,10 +240,10 @@ def test_pieces_keep_the_blanks_that_a_tokenizer_drops_at_the_start() -> None:
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.decoder = decoders.Metaspace()
     pieces: list[str] = []
-    speech = Speech(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"), pieces.append)
+    stream = TextStream(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"), pieces.append)
     for token in (1, 2, 3, 1):
-        speech.hear([token])
-    speech.end()
+        stream.add([token])
+    stream.end()
     assert pieces == ["two", " words", "s", " two"]
 
 
@@ -255,4 +255,4 @@ def test_a_chat_needs_a_template(model: str, tmp_path: Path) -> None:
     shown, code = chat(str(tmp_path), "hi")
     assert code == 2 and "a chat needs a chat template" in shown
     with pytest.raises(UserError, match="no chat template"):
-        Generator(str(tmp_path)).answers([[{"role": "user", "content": "hi"}]], {"max_tokens": 2})
+        Generator(str(tmp_path)).generate([[{"role": "user", "content": "hi"}]], {"max_tokens": 2})

@@ -15,7 +15,7 @@ import yaml
 from scipy.stats import t as student
 
 from cohort import UserError
-from cohort.compare.config import Plan, completions_after, read_plan
+from cohort.compare.config import Comparison, completions_after, read_comparison
 from cohort.compare.runs import _data, run_comparison
 from cohort.config import GRPOConfig, OnlineConfig, PPOConfig
 from cohort.report.comparison import curve_of, differences, table_row
@@ -48,18 +48,18 @@ SMALL: dict[str, Any] = {
 METHODS = ["rft", "grpo"]
 
 
-def plan_of(folder: Path, names: list[str] = METHODS, seeds: int = 2, **changes: Any) -> Plan:
+def comparison_of(folder: Path, names: list[str] = METHODS, seeds: int = 2, **changes: Any) -> Comparison:
     path = folder / "compare.yaml"
     values = {key: value for key, value in {**SMALL, **changes}.items() if value is not None}
     path.write_text(yaml.safe_dump({"output_dir": str(folder / "out"), **values}))
-    return read_plan(path, [], names, seeds)
+    return read_comparison(path, [], names, seeds)
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared")
     said: list[str] = []
-    written = run_comparison(plan_of(folder), 1, said.append)
+    written = run_comparison(comparison_of(folder), 1, said.append)
     assert [path.name for path in written] == [
         "comparison.md",
         "comparison.csv",
@@ -108,18 +108,20 @@ def test_a_finished_comparison_runs_nothing_again(compared: Path, tmp_path: Path
     shutil.rmtree(tmp_path / "out" / "seed-4" / "grpo")
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("seed-*/*/model.safetensors")}
     assert len(stamps) == 3
-    run_comparison(plan_of(tmp_path), 1, lambda line: None)
+    run_comparison(comparison_of(tmp_path), 1, lambda line: None)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     again, first = (rows_of(folder / "seed-4" / "grpo") for folder in (tmp_path / "out", compared))
     assert numbers(again) == numbers(first)
     with pytest.raises(UserError, match=r"grpo was made with other settings \(learning_rate: 0.0001 there, 0.002 now"):
-        run_comparison(plan_of(tmp_path, ["grpo"], learning_rate=2e-3), 1, lambda line: None)
+        run_comparison(comparison_of(tmp_path, ["grpo"], learning_rate=2e-3), 1, lambda line: None)
     with pytest.raises(UserError, match=r"start was made with other settings \(chains: mistaught: 0.4 there, 0.3 now"):
-        run_comparison(plan_of(tmp_path, task_kwargs={**SMALL["task_kwargs"], "mistaught": 0.3}), 1, lambda line: None)
+        run_comparison(
+            comparison_of(tmp_path, task_kwargs={**SMALL["task_kwargs"], "mistaught": 0.3}), 1, lambda line: None
+        )
 
 
 @pytest.mark.parametrize("method", ["grpo"])
-def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
+def test_an_interrupted_run_resumes_from_its_checkpoint(
     compared: Path, tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(compared, tmp_path / "out")
@@ -127,15 +129,15 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
     for path in folder.iterdir():
         if path.name != "settings.json":
             path.unlink()
-    plan = plan_of(tmp_path)
-    config = plan.configs[method].model_copy(update={"seed": 3, "output_dir": str(folder)})
-    _, rows, held_out = _data(plan, 3)
+    comparison = comparison_of(tmp_path)
+    config = comparison.configs[method].model_copy(update={"seed": 3, "output_dir": str(folder)})
+    _, rows, held_out = _data(comparison, 3)
     start = str(tmp_path / "out" / "seed-3" / "start" / "model")
     Trainer(start, ["format"], config, rows, held_out, callbacks=[StopAfter(3)], method=method).train()
     (folder / "model.safetensors").unlink()
     assert (folder / "checkpoint-2").is_dir()
     caplog.set_level(logging.INFO, "cohort")
-    run_comparison(plan, 1, lambda line: None)
+    run_comparison(comparison, 1, lambda line: None)
     assert "checkpoint-2 at step 2" in caplog.text
     assert numbers(rows_of(folder)) == numbers(rows_of(compared / "seed-3" / method))
     assert not list(folder.glob("checkpoint-*"))
@@ -158,11 +160,11 @@ MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
     ({"methods": {"grpo": {"dynamic_sampling": True}}}, ["grpo"], "dynamic_sampling samples more or less"),
     ({"beta": 0.1}, ["dpo"], "dpo would not sample: add `methods: {dpo: {dpo_pairs: best-worst}}`"),
     ({"sft": {"max_step": 3}}, ["grpo"], "sft: unknown key `max_step`: did you mean `max_steps`?"),
-    ({"sft": None}, ["grpo"], "task: chains starts from random weights: say under `sft:` how it learns"),
+    ({"sft": None}, ["grpo"], "task: chains starts from random weights: set under `sft:` how SFT trains it"),
     ({"model": "x"}, ["grpo"], "task: chains brings its own model and data: leave `model` out"),
     ({"task": "chain"}, ["grpo"], "`task` is 'chain'"),
     ({"task_kwargs": {"mistaugt": 1}}, ["grpo"], "task_kwargs: unknown key `mistaugt`: did you mean `mistaught`?"),
-    ({"task_kwargs": {"operations": 1, "problems": 100}}, ["grpo"], "210 different chains are wanted"),
+    ({"task_kwargs": {"operations": 1, "problems": 100}}, ["grpo"], "210 different chains are needed"),
     ({"task": None}, ["grpo"], "`task_kwargs` is for a built-in task"),
     ({"max_steps": None}, ["grpo"], "`max_steps` is -1: give the steps that the methods share"),
     ({"eval_strategy": "no"}, ["grpo"], "methods are compared along their curves"),
@@ -175,15 +177,15 @@ def test_mistakes_are_told_with_their_remedy(
     changes: dict[str, Any], methods: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as told:
-        plan_of(tmp_path, methods, **changes)
+        comparison_of(tmp_path, methods, **changes)
     assert message in str(told.value)
 
 
 def test_a_method_without_the_reward_that_says_what_is_correct_is_told(compared: Path, tmp_path: Path) -> None:
     shutil.copytree(compared, tmp_path / "out")
-    plan = plan_of(tmp_path, ["online_rft"], methods={"online_rft": {"reward_funcs": ["accuracy"]}})
+    comparison = comparison_of(tmp_path, ["online_rft"], methods={"online_rft": {"reward_funcs": ["accuracy"]}})
     with pytest.raises(UserError, match="online_rft: its reward_funcs lack 'format', which `correct` names"):
-        run_comparison(plan, 1, lambda line: None)
+        run_comparison(comparison, 1, lambda line: None)
 
 
 def test_a_mistake_on_the_command_line_is_one_message(tmp_path: Path) -> None:
@@ -192,18 +194,18 @@ def test_a_mistake_on_the_command_line_is_one_message(tmp_path: Path) -> None:
     assert "sft: unknown key `max_step`: did you mean `max_steps`?" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_example_is_a_plan_of_equal_budgets() -> None:
-    plan = read_plan(
+def test_the_example_is_a_comparison_of_equal_budgets() -> None:
+    comparison = read_comparison(
         ROOT / "examples" / "compare_chains.yaml",
         ["sft.max_steps=7", "methods.grpo.learning_rate=1e-3"],
         ["rft", "online_rft", "grpo", "grpo_process", "dpo", "ppo", "rloo"],
         5,
     )
-    assert plan.budget == 30 * 16 * 8 and plan.seeds == [0, 1, 2, 3, 4]
-    assert plan.sft is not None and plan.sft[1].max_steps == 7
-    assert plan.configs["grpo"].learning_rate == 1e-3 and plan.configs["rft"].learning_rate == 3e-4
-    assert plan.chains is not None and (plan.chains.operations, plan.chains.mistaught) == (6, 0.5)
-    assert plan.rewards["grpo_process"][0] == "chain_steps" and plan.rewards["grpo"][-1] == "overlong"
+    assert comparison.budget == 30 * 16 * 8 and comparison.seeds == [0, 1, 2, 3, 4]
+    assert comparison.sft is not None and comparison.sft[1].max_steps == 7
+    assert comparison.configs["grpo"].learning_rate == 1e-3 and comparison.configs["rft"].learning_rate == 3e-4
+    assert comparison.chains is not None and (comparison.chains.operations, comparison.chains.mistaught) == (6, 0.5)
+    assert comparison.rewards["grpo_process"][0] == "chain_steps" and comparison.rewards["grpo"][-1] == "overlong"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_the_example_is_a_plan_of_equal_budgets() -> None:
     ],
 )
 def test_completions_are_counted_by_sampled_batches(config: OnlineConfig, step: int, completions: int) -> None:
-    """Three groups of 4 hold a batch of 10; two updates share a batch; two mini-batches in three passes share one."""
+    """A batch of 10 takes three groups of 4; two updates share a batch; so do two mini-batches in three passes."""
     assert completions_after(config, step) == completions
 
 

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's YAML, data sets and templates, as they stand."""
+"""LLaMA-Factory's YAML, data sets and templates, unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cohort.policy.load import make_policy
 from cohort.types import UserError
 from helpers import ROOT, small_model
 
-# As tutorials print it.
+# As in tutorials.
 GRPO = """
 model_name_or_path: Qwen/Qwen2.5-7B
 stage: grpo
@@ -74,7 +74,7 @@ def test_an_sft_yaml_with_everything(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert (config.max_length, config.truncation) == (128, "cut")
     assert (config.freeze_trainable_layers, config.freeze_trainable_modules) == (-1, ["mlp", "self_attn"])
     assert config.chat_template_kwargs == {"enable_thinking": False} and config.modules_to_save == ["norm"]
-    assert [message.split(":")[0] for message in caplog.messages] == ["preprocessing_num_workers", "flash_attn"]
+    assert [message.split("=")[0] for message in caplog.messages] == ["preprocessing_num_workers", "flash_attn"]
 
 
 def test_reward_models_quantisation_and_revisions_join_other_keys() -> None:
@@ -101,7 +101,7 @@ def test_keys_of_the_stages_dpo_and_ppo(caplog: pytest.LogCaptureFixture) -> Non
     ppo = translate({**shared, "stage": "ppo", "ppo_epochs": 2, "ppo_buffer_size": 3, "reward_model": "rm"}, "f")
     assert (ppo["num_ppo_epochs"], ppo["num_mini_batches"], ppo["reward_funcs"]) == (2, 3, ["rm"])
     assert "beta" not in ppo and ppo["max_prompt_length"] == 32
-    assert caplog.messages == ["pref_beta: 0.2 has no effect here: it is for the stages grpo and dpo"]
+    assert caplog.messages == ["pref_beta=0.2 has no effect here: only the stages grpo and dpo have it"]
 
 
 def test_our_own_files_stay_as_they_are() -> None:
@@ -186,7 +186,7 @@ def test_grpo_and_sft_run_to_their_end(folder: Path, monkeypatch: pytest.MonkeyP
     assert [row["step"] for row in rows if "eval/loss" in row] == [2]
     saved = yaml.safe_load((folder / "sft" / "config.yaml").read_text())
     assert (saved["method"], saved["template"], saved["max_length"]) == ("sft", "chatml", 64)
-    run, _ = read_run(folder / "sft" / "config.yaml")  # what a run leaves is a configuration of ours
+    run, _ = read_run(folder / "sft" / "config.yaml")  # a run writes a configuration of ours
     assert run.dataset_dir == "data"
 
 
@@ -206,7 +206,7 @@ def test_dpo_and_ppo_run_to_their_end(folder: Path, monkeypatch: pytest.MonkeyPa
         rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "loss" in row] == [1, 2]
         assert all(key in row for row in rows), sorted(rows[0])
-    # A step's loss is log 2 where the policy is the reference.
+    # The loss is log 2 while the policy equals the reference.
     first = json.loads((folder / "dpo" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
 
@@ -266,7 +266,7 @@ def test_ranked_rows_have_both_answers_as_messages(tmp_path: Path) -> None:
     ranked = {"conversations": talk, "chosen": {"from": "gpt", "value": "x"}, "rejected": {"from": "gpt", "value": "y"}}
     (row,) = rows_of(info(tmp_path, {"ranking": True, "formatting": "sharegpt"}, [ranked]))
     assert (row.columns["chosen"], row.columns["rejected"]) == ([turn("assistant", "x")], [turn("assistant", "y")])
-    with pytest.raises(UserError, match=r"it\.json row 1: ranking data without 'rejected'"):
+    with pytest.raises(UserError, match=r"it\.json row 1: ranking data needs 'rejected'"):
         rows_of(info(tmp_path, {"ranking": True}, [{"instruction": "q", "chosen": "good"}]))
 
 
@@ -309,7 +309,7 @@ BAD_ROWS = [
     (
         {"formatting": "sharegpt"},
         [{"conversations": [{"from": "me", "value": "x"}]}],
-        "turn 1 is of 'me'; known are human",
+        "turn 1 has the role 'me', and the roles are human",
     ),
     ({"formatting": "sharegpt"}, [{"conversations": [{"from": "gpt", "value": "x"}]}], "no question before its answer"),
 ]
@@ -333,7 +333,7 @@ def test_paths_and_splits(folder: Path, tmp_path: Path) -> None:
     assert held_out is not None and (len(rows), len(held_out)) == (6, 2)
     texts = [row.prompt[0]["content"] for row in (*rows, *held_out)]
     assert sorted(texts) == [f"{a}+1=" for a in range(8)]
-    with pytest.raises(UserError, match="val_size 8 of 8 rows leaves 8 held out"):
+    with pytest.raises(UserError, match="val_size 8 of 8 rows holds out 8"):
         configured_rows(run.model_copy(update={"val_size": 8}), 0)
 
 
@@ -401,10 +401,10 @@ def test_a_templates_end_token_ends_answers(caplog: pytest.LogCaptureFixture) ->
     row = Row([turn("user", "1+1=")], [turn("assistant", "2")])
     assert tokenizer.decode(encode_demonstration(tokenizer, row)[1]) == "2<|im_end|>"
     use_template(tokenizer, "llama3")  # it has one now
-    assert caplog.messages == ["template llama3: the tokenizer has a chat template of its own, which is used"]
+    assert caplog.messages == ["template llama3: the tokenizer's own chat template is used instead"]
     tokenizer.chat_template = None
     use_template(tokenizer, "llama3")
-    assert "<|eot_id|> is no token of this tokenizer, so it is spelled out" in caplog.messages[-1]
+    assert "<|eot_id|> is not a token of this tokenizer and becomes several tokens" in caplog.messages[-1]
 
 
 def trained(config: SFTConfig) -> set[str]:

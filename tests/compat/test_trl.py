@@ -1,4 +1,4 @@
-"""TRL's keys and arguments: each supported, told or refused; none ignored in silence."""
+"""TRL's keys and arguments: each is supported, gets a notice, or is refused; none is ignored silently."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_defaults_said_to_differ_do() -> None:
 
 
 def test_transformers_defaults_ask_for_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """What a script that writes out every default sets has no notice and no error."""
+    """A script that sets every key to its default gets no notice and no error."""
     defaults = {
         name: field.default_factory() if field.default is dataclasses.MISSING else field.default
         for name, field in TRANSFORMERS.items()
@@ -182,7 +182,7 @@ ROWS = [{"prompt": f"{i}+{i}=", "answer": str(2 * i % 10)} for i in range(5)]
 
 
 def changed(trainer: Any) -> list[str]:
-    """Trains; names of the parameters whose values changed."""
+    """Train; returns the names of the parameters whose values changed."""
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     return [name for name, value in trainer.model.named_parameters() if not torch.equal(before[name], value)]
@@ -236,7 +236,7 @@ def test_other_arguments_are_refused_with_what_takes_their_place(tmp_path: Path)
         make(processing_class=build_tokenizer())
     with pytest.raises(TypeError, match="unknown argument 'tokeniser': did you mean 'tokenizer'"):
         make(tokeniser=1)
-    with pytest.raises(UserError, match="is for a model that is named"):
+    with pytest.raises(UserError, match="needs a model given by name"):
         make(quantization_config={"load_in_4bit": True})
     with pytest.raises(UserError, match=r"args is a transformers.*TrainingArguments: import GRPOConfig from cohort"):
         GRPOTrainer(small_model(), lengths, TrainingArguments(str(tmp_path)), ROWS)
@@ -290,7 +290,7 @@ def test_an_8_bit_optimiser_falls_back_with_a_notice(tmp_path: Path, caplog: pyt
 
 
 def test_trls_cases_with_adapters(tmp_path: Path) -> None:
-    """As in TRL's tests: a peft_config and a PeftModel train the adapter and leave the base bit for bit."""
+    """As in TRL's tests: a peft_config and a PeftModel train the adapter and do not change the base."""
     lora = LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     tokenizer = build_tokenizer()
     given = GRPOTrainer(small_model(), lengths, settings(tmp_path), ROWS, tokenizer=tokenizer, peft_config=lora)

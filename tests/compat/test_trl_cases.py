@@ -31,7 +31,7 @@ def varied(completions: list[Any], **kwargs: Any) -> list[float]:
 
 
 def settings(folder: Path, **changes: Any) -> GRPOConfig:
-    """As TRL's tests have them; its reward sums have no bounds."""
+    """The settings of TRL's tests; TRL does not clip reward sums."""
     values: dict[str, Any] = {
         "learning_rate": 0.1, "per_device_train_batch_size": 3, "num_generations": 3, "max_completion_length": 8,
         "report_to": "none", "bf16": False, "use_cpu": True, "reward_clip": None, "reward_preflight": False,
@@ -74,7 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def changed(trainer: GRPOTrainer) -> dict[str, bool]:
-    """Trains; which parameters are other numbers then."""
+    """Train; returns which parameters changed."""
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     return {name: not torch.equal(before[name], value) for name, value in trainer.model.named_parameters()}
@@ -142,10 +142,10 @@ def test_prompts_come_in_the_order_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_mask_truncated_completions_learns_from_the_others(tmp_path: Path) -> None:
-    """Half of the completions end in time, and only their tokens have a loss."""
+    """Some completions end before the limit, and only their tokens have a loss."""
     model = small_model("Llama")
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(97))
-    model.lm_head.bias.data[1] = 2.5  # the end token comes often, not always
+    model.lm_head.bias.data[1] = 2.5  # the end token is likely, not certain
     args = settings(tmp_path, mask_truncated_completions=True, num_generations=8, per_device_train_batch_size=8)
     trainer = GRPOTrainer(model, longer, args, PLAIN, tokenizer=build_tokenizer())
     assert all(changed(trainer).values())

@@ -1,4 +1,4 @@
-"""Benchmarks by name: how a problem is asked, what counts as right; and tasks of lm-eval."""
+"""Benchmarks: prompts, and which answers are right; tasks of lm-eval."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_sandbox = pytest.mark.skipif(not find_layers().safe, reason="this machine 
 
 
 def scores(name: str, rows: list[Row], answers: list[str]) -> list[float | None]:
-    """What the benchmark's reward gives one answer to each row."""
+    """The scores of one answer for each row by the benchmark's reward."""
     columns = {key: [row.columns.get(key) for row in rows] for key in rows[0].columns}
     found = Rewards([BENCHMARKS[name].reward])([row.prompt for row in rows], answers, [[]] * len(rows), columns)
     return found.totals
@@ -144,7 +144,7 @@ def test_rows_in_another_form_are_named(name: str, record: Any, message: str, tm
 
 
 def test_benchmarks_without_data() -> None:
-    with pytest.raises(UserError, match="--benchmark choice has no data of its own: name a file by --data"):
+    with pytest.raises(UserError, match="--benchmark choice has no data set: name a file by --data"):
         benchmark_rows("choice")
     with pytest.raises(UserError, match="dataset 'openai/gsm8k' is no file here, and could not be loaded from the hub"):
         benchmark_rows("gsm8k")
@@ -214,7 +214,7 @@ def tasks(tmp_path: Path) -> Path:
 def test_tasks_of_lm_eval(model: str, tasks: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="cohort-rl[lm-eval] is not installed")
     policy = make_policy(model, None, TrainingConfig(finetuning_type="lora", use_cpu=True, bf16=False))
-    save_policy(policy, tmp_path / "adapter")  # as it starts an adapter changes nothing
+    save_policy(policy, tmp_path / "adapter")  # a new adapter changes nothing
     found = []
     for name in (model, tmp_path / "adapter"):
         output = tmp_path / "result.json"

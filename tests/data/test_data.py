@@ -1,4 +1,4 @@
-"""Rows, templates and the demo's task: what is read, what is refused, and how it becomes tokens."""
+"""Rows, templates and the demo's task: valid and invalid data, and its encoding."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ BAD: list[tuple[str, str, str]] = [
     ("a.jsonl", '{"text": "a"}\n', "a.jsonl row 1: no prompt column; it has text."),
     ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', "message 1 of `prompt`"),
     ("a.jsonl", '{"prompt": []}\n', "a.jsonl row 1: `prompt` is list"),
-    ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "name the file .jsonl"),
+    ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "must be named .jsonl"),
     ("a.json", '{"prompt": "a"}', "expected a list of objects, found dict"),
-    ("a.txt", "hello", ".txt extension is not known"),
+    ("a.txt", "hello", ".txt extension is not supported"),
 ]
 
 
@@ -180,7 +180,9 @@ def test_a_chain_by_hand() -> None:
     teacher = Teacher(0, mistaught=1.0, rate=1.0)
     first = teacher.wrong[7, "+", 5]
     assert first != 2
-    assert worked(problem, teacher).startswith(f"<think>7+5={first}\n{first}-8=")  # the error is carried on
+    assert worked(problem, teacher).startswith(
+        f"<think>7+5={first}\n{first}-8="
+    )  # the teacher continues with the error
 
 
 def test_the_teacher_is_wrong_as_often_as_it_should_be() -> None:

@@ -1,5 +1,5 @@
-"""`cohort reward label` and `cohort reward eval`: what is written is what a policy said and a rule decided, and what
-is measured are the textbook's numbers."""
+"""`cohort reward label` and `cohort reward eval`: labels are the rule's on the policy's completions, and the measures
+equal textbook values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cohort.cli.app import app
 from cohort.data.rows import load_rows
-from cohort.evaluation.judging import Scored, Scores, score_rows
+from cohort.evaluation.judging import ModelScores, ScoredText, score_rows
 from cohort.evaluation.labelling import Labeller
 from cohort.report import ranking
 from cohort.report.judgement import judgement
@@ -87,8 +87,8 @@ def test_pairs_are_right_over_wrong(model: str, files: Path) -> None:
 
 
 class Digits:
-    """An engine whose policy writes an even digit with probability 1 after an even one, else with 1/2, four of them;
-    it counts what it is asked for."""
+    """An engine that samples four digits: an even one with probability 1 after an even one, else with 1/2. It records
+    its calls."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.asked = tokenizer, list[tuple[str, int]]()
@@ -115,12 +115,12 @@ def last_is_even(completions: list[str], **columns: Any) -> list[float]:
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_steps_are_labelled_by_roll_outs_from_their_prefixes(soft: bool) -> None:
-    """After an even digit all that follows is right; after k odd ones of 4, 1 - 2^-(4 - k)."""
+    """After an even digit the completion is right; after k odd ones of 4 it is with probability 1 - 2^-(4 - k)."""
     tokenizer = byte_tokenizer(template=False)
     engine = Digits(tokenizer)
     labeller = Labeller(tokenizer, engine, Rewards([last_is_even]), Sampling(max_tokens=20), 4, 0)
     prompt = Prompt(Row("x>"), torch.tensor(tokenizer("x>")["input_ids"]))
-    judged = list(labeller.judged([prompt, prompt]))
+    judged = list(labeller.groups([prompt, prompt]))
     asked = len(engine.asked)
     labels = labeller.step_labels(judged, by_separator("\n"), 400, soft)
     prefixes = set()
@@ -191,7 +191,7 @@ def test_numbers_of_ranking() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_best_of_n_is_the_mean_over_all_subsets(n: int) -> None:
-    """Ties included: the best of a subset with equal scores is any of them."""
+    """With ties: in a subset with equal scores any of them can be the best."""
     scores, right = [3.0, 1.0, 3.0, 2.0, 0.5], [0.0, 1.0, 1.0, 1.0, 0.0]
     found = []
     for subset in itertools.combinations(range(5), n):
@@ -205,14 +205,14 @@ def test_best_of_n_is_the_mean_over_all_subsets(n: int) -> None:
 
 def test_a_judgement_by_hand() -> None:
     texts = [
-        Scored(0, 2.0, 2.0, 10, 1.0),
-        Scored(0, 1.0, 1.0, 30, 0.0),
-        Scored(0, 3.0, 3.5, 20, 0.0),
-        Scored(1, -1.0, -1.0, 5, 0.0),
-        Scored(1, 0.5, 0.5, 9, 1.0),
-        Scored(2, 4.0, 4.0, 1, 1.0),
+        ScoredText(0, 2.0, 2.0, 10, 1.0),
+        ScoredText(0, 1.0, 1.0, 30, 0.0),
+        ScoredText(0, 3.0, 3.5, 20, 0.0),
+        ScoredText(1, -1.0, -1.0, 5, 0.0),
+        ScoredText(1, 0.5, 0.5, 9, 1.0),
+        ScoredText(2, 4.0, 4.0, 1, 1.0),
     ]
-    found = judgement(Scores(texts, "rows", True))
+    found = judgement(ModelScores(texts, "rows", True))
     assert found["ranking_accuracy"]["value"] == pytest.approx(0.75) and found["ranking_accuracy"]["of"] == 2
     assert found["agreement"]["value"] == pytest.approx(4 / 6) and found["auc"] == pytest.approx(6 / 9)
     assert found["position"] == {"largest_change_by_order": 0.5}
@@ -222,11 +222,11 @@ def test_a_judgement_by_hand() -> None:
     assert (one["n"], one["value"], one["mean"], one["lift"]) == (1, pytest.approx(11 / 18), pytest.approx(11 / 18), 0)
     assert two["value"] == pytest.approx((1 / 3 + 1) / 2) and two["best"] == pytest.approx((2 / 3 + 1) / 2)
     steps = [
-        *(Scored(0, s, s, 4, y, i) for i, (s, y) in enumerate([(1.0, 1.0), (-1.0, 0.0), (2.0, 0.0)])),
-        *(Scored(1, s, s, 4, y, i) for i, (s, y) in enumerate([(1.0, 1.0), (-1.0, 1.0)])),
-        *(Scored(2, s, s, 4, y, i) for i, (s, y) in enumerate([(1.0, 1.0), (3.0, 1.0)])),
+        *(ScoredText(0, s, s, 4, y, i) for i, (s, y) in enumerate([(1.0, 1.0), (-1.0, 0.0), (2.0, 0.0)])),
+        *(ScoredText(1, s, s, 4, y, i) for i, (s, y) in enumerate([(1.0, 1.0), (-1.0, 1.0)])),
+        *(ScoredText(2, s, s, 4, y, i) for i, (s, y) in enumerate([(1.0, 1.0), (3.0, 1.0)])),
     ]
-    found = judgement(Scores(steps, "steps", True))
+    found = judgement(ModelScores(steps, "steps", True))
     assert found["first_error"] == {"with_error": 1.0, "without": 0.5, "f1": pytest.approx(2 / 3)}
     assert found["agreement"]["value"] == pytest.approx(5 / 7) and found["agreement"]["of"] == 3
 

@@ -17,13 +17,13 @@ from cohort.cli.app import app
 from cohort.config import GRPOConfig, PPOConfig, RunConfig, SFTConfig, TrainingConfig
 from cohort.data.chains import build_tokenizer
 from cohort.methods.table import METHODS
-from cohort.plan import figures, make
-from cohort.plan.blank import Blank, model_config
-from cohort.plan.figures import Lengths, make_batch
-from cohort.plan.machine import Machine, find_machine, rate, size
+from cohort.plan import costs, make
+from cohort.plan.blank import BlankPolicy, model_config
+from cohort.plan.costs import Lengths, make_batch
+from cohort.plan.machine import Machine, find_machine, parse_rate, parse_size
 from cohort.plan.make import make_plan
 from cohort.plan.meter import Meter
-from cohort.plan.needs import states
+from cohort.plan.needs import optimizer_state_bytes
 from cohort.plan.passes import update
 from cohort.policy.load import make_policy
 from cohort.policy.packed.pack import Part
@@ -64,14 +64,14 @@ def test_the_meter_counts_storages_once_and_products() -> None:
         del b
         assert meter.live == 2400 and meter.peak == 6000
         del a
-        assert meter.live == 2400  # its view is there
+        assert meter.live == 2400  # its view is still alive
         del view
         assert meter.live == 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"finetuning_type": "lora"}, {"gradient_checkpointing": True}])
-def test_what_is_kept_is_what_autograd_keeps(changes: dict[str, Any]) -> None:
-    """Against the real model's saved tensors, each storage once, weights left out."""
+def test_activations_are_what_autograd_saves(changes: dict[str, Any]) -> None:
+    """The count equals the bytes of the real model's saved tensors, each storage once, without weights."""
     config = TrainingConfig(bf16=False, use_cpu=True, **changes)
     parts = [part(9, [7, 5, 3])]
     policy = make_policy(small_model(), build_tokenizer(), config)
@@ -89,25 +89,25 @@ def test_what_is_kept_is_what_autograd_keeps(changes: dict[str, Any]) -> None:
         pack = policy.pack(parts)
         hidden = policy.hidden(pack.inputs)
         kept[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
-    blank = Blank(model_config(of_sizes(**SMALL), config), config, "cpu", bf16=False)
+    blank = BlankPolicy(model_config(of_sizes(**SMALL), config), config, "cpu", bf16=False)
     found = update(blank, parts, accumulates=False)
-    # Beside it, the layout's indices and masks.
-    assert sum(kept.values()) <= found.kept <= sum(kept.values()) + 10_000
-    assert found.peak >= found.kept + found.head
+    # The estimate also has the layout's indices and masks.
+    assert sum(kept.values()) <= found.activations <= sum(kept.values()) + 10_000
+    assert found.peak >= found.activations + found.head
     again = update(blank, parts, accumulates=True)
     trained = sum(p.nbytes for p in policy.parameters)
-    assert again.kept == found.kept and found.peak <= again.peak <= found.peak + trained
+    assert again.activations == found.activations and found.peak <= again.peak <= found.peak + trained
 
 
-def test_longer_models_follow_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_models_are_extrapolated_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     config = GRPOConfig(num_generations=4, per_device_train_batch_size=4, use_cpu=True, bf16=False)
     found = model_config(of_sizes(**{**SMALL, "num_hidden_layers": 7}), config)
     batch = make_batch(METHODS["grpo"], config, Lengths(20, 10))
-    followed = figures.figures(found, config, CPU, batch, padded=True)
-    monkeypatch.setattr(figures, "WHOLE", 7)
-    whole = figures.figures(found, config, CPU, batch, padded=True)
+    followed = costs.count_costs(found, config, CPU, batch, padded=True)
+    monkeypatch.setattr(costs, "MAX_WHOLE_LAYERS", 7)
+    whole = costs.count_costs(found, config, CPU, batch, padded=True)
     assert followed.weights == whole.weights
-    for name in figures.PASSES:
+    for name in costs.PASSES:
         assert getattr(followed, name) == pytest.approx(getattr(whole, name), rel=0.02), name
     assert followed.kv_per_token == whole.kv_per_token == 7 * 2 * 2 * 8 * 4
 
@@ -133,8 +133,8 @@ def test_seven_billion_with_lora_takes_half_of_the_usual_way(seven: make.Plan) -
     d, m, kv, V = 3584, 18944, 512, 152064
     layer = 2 * d * d + 2 * d * kv + 3 * d * m + d + 2 * kv + 2 * d
     lora = 28 * 16 * (2 * (d + d) + 2 * (d + kv) + 3 * (d + m))
-    assert seven.figures.weights.count == 28 * layer + 2 * d * V + d + lora
-    assert seven.figures.weights.trained == lora
+    assert seven.costs.weights.count == 28 * layer + 2 * d * V + d + lora
+    assert seven.costs.weights.trained == lora
     assert seven.needs.parts["gradients"] == 4 * lora and seven.needs.parts["optimiser"] == 8 * lora
     assert seven.needs.parts["reference"] == 0  # the model without its adapter
     assert 40e9 < seven.naive < 60e9
@@ -148,7 +148,7 @@ def test_seven_billion_with_lora_takes_half_of_the_usual_way(seven: make.Plan) -
     assert seven.needs.seconds["generate"] == pytest.approx(1024 * 14.3e9 / 2e12, rel=0.1)
     # Forward twice (checkpointing), gradients of activations once; none of weights but the adapter's.
     products = 2 * 28 * (layer - d - 2 * kv - 2 * d) * tokens
-    assert seven.figures.update.flops == pytest.approx(3 * products, rel=0.25)
+    assert seven.costs.update.flops == pytest.approx(3 * products, rel=0.25)
     assert seven.fits and seven.changes == [] and seven.steps == 500
 
 
@@ -162,10 +162,10 @@ def test_ppo_beside_grpo_has_a_critic_to_train(seven: make.Plan) -> None:
         of_sizes(**SMALL), GRPOConfig(num_generations=2, per_device_train_batch_size=2), CPU, Lengths(8, 8)
     )
     assert full.other is not None
-    trunk = full.figures.weights.backbone_trained_size
-    assert trunk == full.figures.weights.trained_size - 97 * 32 * 4  # all but the output layer
+    trunk = full.costs.weights.backbone_trained_size
+    assert trunk == full.costs.weights.trained_size - 97 * 32 * 4  # all but the output layer
     assert full.other[1].persistent - full.needs.persistent == 3 * trunk
-    assert full.needs.parts["reference"] == full.figures.weights.size
+    assert full.needs.parts["reference"] == full.costs.weights.size
     assert "critic" in full.other[1].phases and full.other[1].step > full.needs.step
 
 
@@ -175,20 +175,20 @@ def test_four_bit_weights_take_half_a_byte_and_their_scales() -> None:
     plain = GRPOConfig(model_init_kwargs={"dtype": "bfloat16"}, **options)
     four = GRPOConfig(model_init_kwargs={"dtype": "bfloat16", "quantization_config": quantized}, **options)
     found = model_config(of_sizes(**SMALL), plain)
-    before, after = (Blank(found, config, "cuda", True).weights for config in (plain, four))
+    before, after = (BlankPolicy(found, config, "cuda", True).weights for config in (plain, four))
     linear = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
     assert before.size - after.size == round(linear * (2 - 0.5 - (1 + 4 / 256) / 64))
     assert before.trained_size == after.trained_size
     assert (before.unpacked, after.unpacked) == (0, 32 * 48 * 2)
 
 
-def test_a_model_that_looks_at_values_is_planned_or_refused() -> None:
+def test_a_model_that_reads_values_is_planned_or_refused() -> None:
     experts = {"model_type": "qwen3_moe", **SHAPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
     experts["moe_intermediate_size"] = 16
     config = GRPOConfig(num_generations=2, per_device_train_batch_size=2)
     try:
         found = make_plan(of_sizes(**experts), config, CPU, Lengths(8, 8))
-        assert found.needs.peak > found.figures.weights.size
+        assert found.needs.peak > found.costs.weights.size
     except UserError as error:
         assert "its passes depend on values" in str(error) or "set bf16: true" in str(error)
 
@@ -197,13 +197,13 @@ def test_a_model_with_a_state_is_planned_on_rows() -> None:
     sizes = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "pad_token_id")}
     config = GRPOConfig(num_generations=2, per_device_train_batch_size=2)
     found = make_plan(of_sizes(model_type="mamba", state_size=4, **sizes), config, CPU, Lengths(8, 8))
-    assert not found.figures.grouped and found.figures.kv_per_token == 0
+    assert not found.costs.grouped and found.costs.kv_per_token == 0
 
 
 def test_states_of_the_optimisers() -> None:
-    assert states(TrainingConfig(), GPU, 100, 400) == 800
-    assert states(TrainingConfig(optim="paged_adamw_8bit"), GPU, 100, 400) == pytest.approx(203.125)
-    assert states(TrainingConfig(optim="adamw_8bit"), CPU, 100, 400) == 800  # torch's takes its place
+    assert optimizer_state_bytes(TrainingConfig(), GPU, 100, 400) == 800
+    assert optimizer_state_bytes(TrainingConfig(optim="paged_adamw_8bit"), GPU, 100, 400) == pytest.approx(203.125)
+    assert optimizer_state_bytes(TrainingConfig(optim="adamw_8bit"), CPU, 100, 400) == 800  # torch's AdamW replaces it
 
 
 def test_what_does_not_fit_is_told_with_what_would() -> None:
@@ -239,10 +239,10 @@ def test_batches_of_the_methods() -> None:
 )
 def test_sizes(text: str, expected: float | None) -> None:
     if expected is not None:
-        assert size(text, "--memory") == expected
+        assert parse_size(text, "--memory") == expected
         return
     with pytest.raises(UserError, match="such as 80GiB"):
-        size(text, "--memory")
+        parse_size(text, "--memory")
 
 
 def test_a_machine_is_given_or_found() -> None:
@@ -250,7 +250,7 @@ def test_a_machine_is_given_or_found() -> None:
     assert given == Machine("cuda", True, 80e9, 4e14, 2e12)
     here = find_machine(True, False, None, None, None)
     assert here.device == "cpu" and here.memory > 2**30 and here.flops > 1e8 and here.bandwidth > 1e7
-    assert rate("400e12", "--flops") == 4e14
+    assert parse_rate("400e12", "--flops") == 4e14
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="give its rates with --flops and --bandwidth"):
             find_machine(False, None, 80e9, None, None)
@@ -263,7 +263,7 @@ def test_the_command_prints_a_table_and_writes_json(model: str, tmp_path: Path) 
     rates = ["--flops", "5e10", "--bandwidth", "5e9", "--json", str(output)]
     result = CliRunner().invoke(app, ["plan", str(path), "beta=0.1", *rates])
     assert result.exit_code == 0, result.output
-    for text in ("grpo: ", "as ppo", "most while: update", "not kept", "The run: 3 steps", "It fits"):
+    for text in ("grpo: ", "as ppo", "peak of: update", "not held", "The run: 3 steps", "It fits"):
         assert text in result.stdout, text
     written = json.loads(output.read_text(encoding="utf-8"))
     assert written["fits"] and written["bytes"]["peak"] == max(written["bytes"]["phases"].values())

@@ -47,7 +47,7 @@ def test_many_points_are_smoothed_and_no_mark_is_drawn_where_nothing_parted() ->
 
 
 def test_iterations_by_completions() -> None:
-    """The second iteration begins with the point at which the first ends."""
+    """The second iteration begins with the last point of the first."""
     figure = learning_plots.iterations([iterated()])
     first, second, boundary = figure.axes[0].get_lines()
     assert list(first.get_xdata()) == [0, 20, 40] and list(first.get_ydata()) == [0.0, 0.1, 0.2]

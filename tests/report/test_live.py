@@ -1,4 +1,4 @@
-"""The live display: lines without a terminal, a panel with one, and the terminal given back."""
+"""The live display: lines without a terminal, a panel with one, and the terminal restored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def console(terminal: bool, width: int = 120) -> Console:
 
 
 def play(display: LiveDisplay, steps: int, every: int = 0, start: int = 0, **metrics: Any) -> None:
-    """What a training of that many steps calls, as the loop does: log, step end, evaluation."""
+    """The calls of a training of that many steps, in the loop's order: log, step end, evaluation."""
     state, control = TrainerState(global_step=start, max_steps=steps), TrainerControl()
     display.on_train_begin(None, state, control)
     for step in range(start + 1, steps + 1):

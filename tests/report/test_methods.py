@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cohort.cli import app as cli
+from cohort.cli.app import app
 from cohort.config import METHOD_CONFIGS
 from cohort.methods.table import METHODS
 from cohort.report.methods import methods_tables
 
 
 def printed(width: int = 140) -> list[str]:
-    result = CliRunner().invoke(cli.app, ["methods"], env={"COLUMNS": str(width)})
+    result = CliRunner().invoke(app, ["methods"], env={"COLUMNS": str(width)})
     assert result.exit_code == 0
     return [" | ".join(re.split(r"\s{2,}", line.strip())) for line in result.output.splitlines()]
 

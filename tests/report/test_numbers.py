@@ -1,4 +1,4 @@
-"""Intervals, metrics files, running means and tables, against worked values and scipy."""
+"""Intervals, metrics files, running means and tables, compared with worked values and scipy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from cohort.report.drawing import running_mean
 from cohort.report.intervals import wilson
 from cohort.report.metrics import component_keys, read_metrics, series
-from cohort.report.tables import before_after_table, evaluation_table, examples_panel, harmless, share
+from cohort.report.tables import before_after_table, evaluation_table, examples_panel, harmless, share_with_interval
 from cohort.types import UserError
 from helpers import ROOT
 from write_configuration import configuration_markdown
@@ -106,12 +106,16 @@ def test_running_mean_worked_values() -> None:
 
 
 def test_share_shows_the_interval() -> None:
-    assert share(27, 100) == "27.0% [19.3, 36.4]"
-    assert share(0, 10) == "0.0% [0.0, 27.8]"
+    assert share_with_interval(27, 100) == "27.0% [19.3, 36.4]"
+    assert share_with_interval(0, 10) == "0.0% [0.0, 27.8]"
 
 
 def test_before_after_table_holds_its_cells() -> None:
-    text = printed(before_after_table("100 [b]problems[/b]", [("accuracy", share(24, 100), share(97, 100))]))
+    text = printed(
+        before_after_table(
+            "100 [b]problems[/b]", [("accuracy", share_with_interval(24, 100), share_with_interval(97, 100))]
+        )
+    )
     assert "100 [b]problems[/b]" in text
     row = next(line for line in text.splitlines() if "accuracy" in line)
     assert row.split() == ["accuracy", "24.0%", "[16.7,", "33.2]", "97.0%", "[91.5,", "99.0]"]

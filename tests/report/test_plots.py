@@ -1,4 +1,4 @@
-"""Which plots a run's metrics allow, and what is drawn on them."""
+"""The plots that a run's metrics allow, and their content."""
 
 from __future__ import annotations
 

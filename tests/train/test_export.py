@@ -176,7 +176,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         (lambda folder: None, [], "is no directory: give a run's output_dir or a model directory"),
         (lambda folder: (folder / "run").mkdir(), [], "holds no model: there is no config.json"),
         (lambda folder: (folder / "run").mkdir(), ["--dtype", "int4"], "--dtype 'int4': it is one of auto"),
-        (lambda folder: (folder / "run").mkdir(), ["--private"], "--private is for --push"),
+        (lambda folder: (folder / "run").mkdir(), ["--private"], "--private needs --push"),
     ],
 )
 def test_mistakes_are_told(make: Any, options: list[str], message: str, tmp_path: Path) -> None:

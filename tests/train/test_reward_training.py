@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from cohort import GRPOConfig, GRPOTrainer, ProcessRewardConfig, RewardConfig, RewardTrainer
-from cohort.cli import app as cli
+from cohort.cli.app import app
 from cohort.config import read_run
 from cohort.data.configured import configured_rows
 from cohort.data.rows import load_rows
@@ -231,14 +231,14 @@ def test_from_a_file_with_prompts_held_out_whole(
     settings = {"method": "reward_model", "model": trunks["Bert"], "dataset": "rows.jsonl", "val_size": 0.2, "seed": 3}
     quick = {"max_steps": 3, "use_cpu": True, "output_dir": "out"}
     Path("rm.yaml").write_text(json.dumps({**settings, **quick}))
-    refused = CliRunner().invoke(cli.app, ["train", "rm.yaml", "reward_funcs=accuracy"])
+    refused = CliRunner().invoke(app, ["train", "rm.yaml", "reward_funcs=accuracy"])
     assert refused.exit_code == 2 and "reward_funcs has no effect for method reward_model" in refused.stderr
     run, config = read_run("rm.yaml")
     assert isinstance(config, RewardConfig) and config.learning_rate == 2e-5
     trained, held_out = configured_rows(run, config.seed, by_prompt=True)
     assert held_out and {row.prompt for row in held_out}.isdisjoint({row.prompt for row in trained})
     assert len(trained) + len(held_out) == 60 and len({row.prompt for row in held_out}) == 2
-    result = CliRunner().invoke(cli.app, ["train", "rm.yaml"])
+    result = CliRunner().invoke(app, ["train", "rm.yaml"])
     assert result.exit_code == 0, result.output
     assert {"loss.png", "held_out_accuracy.png", "model.safetensors", "config.yaml"} <= set(
         map(str, Path("out").iterdir())
@@ -252,7 +252,7 @@ def test_the_example_runs(model: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     changes = [f"model={model}", "max_steps=4", "use_cpu=true", "per_device_train_batch_size=4"]
     example = ROOT / "examples" / "reward_model.yaml"
-    result = CliRunner().invoke(cli.app, ["train", str(example), *changes])
+    result = CliRunner().invoke(app, ["train", str(example), *changes])
     assert result.exit_code == 0, result.output
     saved = Path("output/rm")
     assert (saved / "adapter_config.json").is_file() and (saved / "checkpoint-4").is_dir()
@@ -275,7 +275,7 @@ def test_llama_factorys_stage_rm(trunks: dict[str, str], tmp_path: Path, monkeyp
     run, config = read_run("rm.yaml")
     assert run.method == "reward_model" and isinstance(config, RewardConfig)
     assert (config.max_length, config.early_stopping_patience, config.truncation) == (64, 4, "cut")
-    result = CliRunner().invoke(cli.app, ["train", "rm.yaml", "use_cpu=true"])
+    result = CliRunner().invoke(app, ["train", "rm.yaml", "use_cpu=true"])
     assert result.exit_code == 0, result.output
     assert json.loads(Path("out/config.json").read_text())["architectures"] == ["Qwen2ForSequenceClassification"]
     assert len(resolve("out")[1](["Say"], ["5"])) == 1

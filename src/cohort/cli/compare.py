@@ -1,4 +1,4 @@
-"""`cohort compare`: methods on equal terms."""
+"""`cohort compare`: methods trained on equal terms, and their results side by side."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from typing import Annotated
 
 import typer
 
-from cohort.types import UserError
+from cohort.cli.options import parse_names
 
 
 def compare(
     config: Annotated[Path, typer.Argument(help="YAML configuration, such as examples/compare_chains.yaml.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Over the file's; sft.max_steps=400 reaches in.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys that replace the file's; sft.max_steps=400 sets a nested one."),
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Rows of the table, or of your own as path/to/file.py:row.")
+        str, typer.Option(help="Names of methods, with commas; path/to/file.py:row for your own.")
     ] = "rft,online_rft,grpo,grpo_process",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, from the configuration's seed on.")] = 5,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side; they share the processor's threads.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each method; their seeds count up from the configuration's.")
+    ] = 5,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time; they share the processor's threads.")] = 1,
 ) -> None:
     """Train methods from the same start with the same number of sampled completions, and compare them.
 
-    Run it again after an interruption: finished runs are reused, one that was cut off goes on from its checkpoint.
+    After an interruption, run the same command again: it reuses finished runs and resumes the others.
     """
     from cohort.cli.runs import config_of
-    from cohort.compare.config import read_plan
+    from cohort.compare.config import read_comparison
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names:
-        raise UserError(f"--methods {methods!r}: give at least one method, such as grpo")
-    plan = read_plan(config, overrides or [], names, seeds, config_of)
+    names = parse_names(methods, "--methods", "grpo")
+    comparison = read_comparison(config, overrides or [], names, seeds, config_of)
     typer.echo(
-        f"{len(names)} methods x {seeds} seeds, {plan.budget} completions each, from the same start for a seed. In "
-        f"{plan.output_dir}; run the same command again to go on after an interruption."
+        f"{len(names)} methods x {seeds} seeds, {comparison.budget} completions each; the methods of a seed share a "
+        f"start. Results go to {comparison.output_dir}; after an interruption, run the same command again."
     )
     logging.getLogger("cohort").setLevel(logging.WARNING)
 
     from cohort.compare.runs import run_comparison
 
-    written = run_comparison(plan, jobs, typer.echo)
-    typer.echo((plan.output_dir / "comparison.md").read_text(encoding="utf-8"))
+    written = run_comparison(comparison, jobs, typer.echo)
+    typer.echo((comparison.output_dir / "comparison.md").read_text(encoding="utf-8"))
     for path in written:
         typer.echo(str(path))

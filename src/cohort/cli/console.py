@@ -1,4 +1,4 @@
-"""Where commands print."""
+"""The rich console that a command prints on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def log_console(*, stderr: bool = False) -> Console:
-    """Standard output, or standard error; what cohort logs goes there too, above a live display."""
+    """A console on standard output or standard error. The logger `cohort` writes to it too, above a live display."""
     from rich.console import Console
     from rich.logging import RichHandler
 

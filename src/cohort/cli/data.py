@@ -1,4 +1,4 @@
-"""`cohort data`: looking at data before training on it."""
+"""`cohort data show` and `cohort data check`: data as the trainer sees it, before training on it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cohort.cli.options import Columns, Configuration, Overrides, parse_pairs, split_names
 from cohort.types import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cohort.data.inspect import Encoded, Inspection
+    from cohort.data.inspect import EncodedRow, Inspection
 
-app = typer.Typer(help="Look at data: what is trained on, lengths, rows that are wrong.", no_args_is_help=True)
+app = typer.Typer(help="Inspect data: the tokens that are trained on, lengths, invalid rows.", no_args_is_help=True)
 
-SHOWN = 20
-"""Problems printed; the others are counted."""
+MAX_PROBLEMS = 20
+"""Problems that are printed; the others are counted."""
 
 
 @app.command()
 def show(
-    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Over the file's.")] = None,
+    config: Configuration,
+    overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows to print token by token.")] = 2,
-    ids: Annotated[bool, typer.Option("--ids", help="Token ids too.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Print token ids too.")] = False,
 ) -> None:
-    """Print prompts as the model gets them, what is trained on, lengths, and what is too long."""
+    """Print prompts as the model sees them, the tokens that are trained on, lengths, and rows over the limit."""
     from rich.console import Console
 
     from cohort.cli.runs import read_run
@@ -49,16 +50,16 @@ def show(
     use_template(tokenizer, settings.template)
     context = context_length(run.model, trust_remote_code=settings.trust_remote_code)
     sampled = find_method(run.method).source != "demonstrations"
-    found = inspect_rows(loaded, tokenizer, settings, context, sampled)
+    inspection = inspect_rows(loaded, tokenizer, settings, context, sampled)
     console = Console(highlight=False)
-    for i, row in enumerate(found.rows[:rows], 1):
+    for i, row in enumerate(inspection.rows[:rows], 1):
         _print_row(console, i, row, tokenizer, ids, settings.max_completion_length)
-    _print_lengths(console, found, sampled)
-    _print_fates(console, found)
+    _print_lengths(console, inspection, sampled)
+    _print_over_limit(console, inspection)
     console.print(f"{len(loaded)} rows to train on, {len(held_out or [])} held out; method {run.method}", markup=False)
 
 
-def _print_row(console: Console, i: int, row: Encoded, tokenizer: Any, ids: bool, limit: int) -> None:
+def _print_row(console: Console, i: int, row: EncodedRow, tokenizer: Any, ids: bool, limit: int) -> None:
     console.rule(f"row {i}: {row.row.source}", align="left", characters="-")
     _print_tokens(console, f"prompt, {len(row.prompt)} tokens, no loss", row.prompt, tokenizer, ids, "dim")
     if row.completion is None:
@@ -83,15 +84,15 @@ def _print_tokens(console: Console, title: str, tokens: list[int], tokenizer: An
     console.print(line, soft_wrap=True)
 
 
-def _print_lengths(console: Console, found: Inspection, sampled: bool) -> None:
+def _print_lengths(console: Console, inspection: Inspection, sampled: bool) -> None:
     from rich.table import Table
 
     from cohort.data.inspect import histogram, quantiles
 
-    parts = {"prompt": [len(row.prompt) for row in found.rows]}
+    parts = {"prompt": [len(row.prompt) for row in inspection.rows]}
     if not sampled:
-        parts["completion"] = [len(row.completion or []) for row in found.rows]
-        parts["together"] = [row.length for row in found.rows]
+        parts["completion"] = [len(row.completion or []) for row in inspection.rows]
+        parts["together"] = [row.length for row in inspection.rows]
     table = Table(title="Lengths in tokens", title_justify="left")
     columns = {name: quantiles(lengths) for name, lengths in parts.items()}
     for header in ("", *next(iter(columns.values()))):
@@ -107,24 +108,26 @@ def _print_lengths(console: Console, found: Inspection, sampled: bool) -> None:
         console.print(f"{name} {first:>{width}}-{last:<{width}} {count:>7} {bar}", markup=False)
 
 
-def _print_fates(console: Console, found: Inspection) -> None:
-    limit = f"over {found.limit} tokens ({found.limited_by})"
+def _print_over_limit(console: Console, inspection: Inspection) -> None:
+    limit = f"over {inspection.limit} tokens ({inspection.limited_by})"
     for fate in ("dropped", "cut"):
-        chosen = [row for row in found.rows if row.fate == fate]
-        share = f"{len(chosen)} of {len(found.rows)} rows {fate}: {limit}"
+        chosen = [row for row in inspection.rows if row.fate == fate]
+        count = f"{len(chosen)} of {len(inspection.rows)} rows {fate}: {limit}"
         places = ", ".join(f"{row.row.source} ({row.length})" for row in chosen[:5])
         more = ", ..." if len(chosen) > 5 else ""
-        console.print(f"{share}: {places}{more}" if chosen else share, markup=False, soft_wrap=True)
+        console.print(f"{count}: {places}{more}" if chosen else count, markup=False, soft_wrap=True)
 
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="JSON, JSONL, CSV or Parquet; with --dataset-dir, an entry's name.")],
-    columns: Annotated[str, typer.Option(help="Ours=theirs, such as prompt=question.")] = "",
-    needs: Annotated[str, typer.Option(help="What each row must have, such as completion or answer.")] = "",
-    dataset_dir: Annotated[Path | None, typer.Option(help="Folder of a dataset_info.json.")] = None,
+    file: Annotated[
+        Path, typer.Argument(help="JSON, JSONL, CSV or Parquet; with --dataset-dir, the name of an entry.")
+    ],
+    columns: Columns = "",
+    needs: Annotated[str, typer.Option(help="Columns that each row must have, such as completion or answer.")] = "",
+    dataset_dir: Annotated[Path | None, typer.Option(help="Folder with a dataset_info.json.")] = None,
 ) -> None:
-    """Validate a file row by row; exit code 2 where a row is wrong."""
+    """Validate a file row by row; exits with 2 if a row is invalid."""
     from cohort.data.dataset_info import find_entries
     from cohort.data.inspect import check_file
 
@@ -132,21 +135,18 @@ def check(
     if dataset_dir is not None:
         entry = find_entries(str(file), str(dataset_dir))[0]
         file = Path(entry.source)
-    pairs = [part.partition("=") for part in columns.split(",") if part.strip()]
-    if not all(ours.strip() and theirs.strip() for ours, _, theirs in pairs):
-        raise UserError(f"--columns {columns!r}: write prompt=question, commas between several")
-    mapped = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-    found = check_file(file, mapped, tuple(name.strip() for name in needs.split(",") if name.strip()), entry)
-    for problem in found.problems[:SHOWN]:
+    mapped = parse_pairs(columns, "--columns", "prompt=question")
+    result = check_file(file, mapped, tuple(split_names(needs)), entry)
+    for problem in result.problems[:MAX_PROBLEMS]:
         typer.echo(f"wrong: {problem}")
-    if len(found.problems) > SHOWN:
-        typer.echo(f"and {len(found.problems) - SHOWN} more")
-    good = found.rows - len(found.problems)
-    typer.echo(f"{file}: {found.rows} rows, {good} good, {len(found.problems)} wrong")
-    typer.echo("prompts: " + (", ".join(f"{count} {kind}" for kind, count in found.kinds.items()) or "none"))
-    if found.repeated:
-        typer.echo(f"{found.repeated} rows have a prompt that came before")
-    for name, count in found.columns.items():
+    if len(result.problems) > MAX_PROBLEMS:
+        typer.echo(f"and {len(result.problems) - MAX_PROBLEMS} more")
+    good = result.rows - len(result.problems)
+    typer.echo(f"{file}: {result.rows} rows, {good} good, {len(result.problems)} wrong")
+    typer.echo("prompts: " + (", ".join(f"{count} {kind}" for kind, count in result.kinds.items()) or "none"))
+    if result.repeated:
+        typer.echo(f"{result.repeated} rows repeat an earlier prompt")
+    for name, count in result.columns.items():
         typer.echo(f"column {name}: in {count} of {good} rows")
-    if found.problems or not found.rows:
-        raise UserError(f"{file}: {len(found.problems)} of {found.rows} rows cannot be used")
+    if result.problems or not result.rows:
+        raise UserError(f"{file}: {len(result.problems)} of {result.rows} rows cannot be used")

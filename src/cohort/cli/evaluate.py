@@ -1,4 +1,4 @@
-"""`cohort eval`: a model on a data set, a benchmark, or tasks of lm-eval."""
+"""`cohort eval`: measures a model on a data set, a benchmark, or tasks of lm-eval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from cohort.cli.console import log_console
-from cohort.cli.options import AllowPickle, TrustRemoteCode, check_output, names, pairs
+from cohort.cli.options import (
+    AllowPickle,
+    ChatTemplate,
+    Columns,
+    DatasetKwargs,
+    MaxCompletionLength,
+    Seed,
+    SystemPrompt,
+    TrustRemoteCode,
+    check_folder_of,
+    parse_names,
+    parse_pairs,
+)
 from cohort.types import UserError
 
 
@@ -17,7 +29,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Name or path of a model or an adapter.")],
     data: Annotated[str | None, typer.Option(help="A file, a folder, a hub name or reasoning_gym:TASK.")] = None,
     benchmark: Annotated[
-        str | None, typer.Option(help="Asks and scores as docs/evaluation.md says: gsm8k, math, mbpp, humaneval, ...")
+        str | None, typer.Option(help="gsm8k, math, mbpp, humaneval, ...: docs/evaluation.md lists them.")
     ] = None,
     lm_eval: Annotated[str | None, typer.Option(help="Tasks of lm-eval, with commas: cohort-rl[lm-eval].")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set. Default: test.")] = None,
@@ -27,47 +39,49 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
     k: Annotated[str, typer.Option(help="For pass@k and maj@k, such as 1,4,8; at most --samples.")] = "1",
     temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, else 1.")] = None,
-    max_completion_length: Annotated[int, typer.Option(min=1, help="Tokens.")] = 1024,
-    limit: Annotated[int | None, typer.Option(min=1, help="Problems to take, of each task.")] = None,
-    columns: Annotated[str, typer.Option(help="Ours=theirs, such as prompt=question,answer=solution.")] = "",
-    dataset_kwargs: Annotated[str, typer.Option(help="For the data set's loader, such as name=main.")] = "",
-    system_prompt: Annotated[str | None, typer.Option(help="Makes plain prompts conversational.")] = None,
-    template: Annotated[str | None, typer.Option(help="Chat template, where the tokenizer has none.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="For --lm-eval.")] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder of more tasks, for --lm-eval.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the result with every completion as JSON.")] = None,
-    seed: Annotated[int, typer.Option(help="For sampling.")] = 42,
+    max_completion_length: MaxCompletionLength = 1024,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first problems only, of each task.")] = None,
+    columns: Columns = "",
+    dataset_kwargs: DatasetKwargs = "",
+    system_prompt: SystemPrompt = None,
+    template: ChatTemplate = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Solved examples in each prompt, for --lm-eval.")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder of further tasks, for --lm-eval.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result with every completion.")] = None,
+    seed: Seed = 42,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Measure a model on a data set or a benchmark: accuracy with its 95% interval, pass@k, maj@k."""
-    check_output(output)
+    check_folder_of(output)
     if lm_eval is not None:
-        _alone({"--data": data, "--benchmark": benchmark, "--reward": reward})
+        _refuse_with_lm_eval({"--data": data, "--benchmark": benchmark, "--reward": reward})
         _lm_eval(model, lm_eval, limit, num_fewshot, include_path, output, trust_remote_code, seed)
         return
     _check_source(data, benchmark, columns)
     settings: dict[str, Any] = {
         "benchmark": benchmark,
         "split": split,
-        "rewards": [] if reward is None else names(reward, "--reward", "accuracy"),
+        "rewards": [] if reward is None else parse_names(reward, "--reward", "accuracy"),
         "samples": samples,
-        "ks": _numbers(k, samples),
+        "ks": _parse_ks(k, samples),
         "temperature": temperature,
         "max_completion_length": max_completion_length,
         "limit": limit,
-        "columns": pairs(columns, "--columns", "prompt=question"),
-        "dataset_kwargs": pairs(dataset_kwargs, "--dataset-kwargs", "name=main"),
+        "columns": parse_pairs(columns, "--columns", "prompt=question"),
+        "dataset_kwargs": parse_pairs(dataset_kwargs, "--dataset-kwargs", "name=main"),
         "system_prompt": system_prompt,
         "template": template,
         "seed": seed,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
     }
-    _measured(model, data, settings, output)
+    _evaluate(model, data, settings, output)
 
 
-def _measured(model: str, data: str | None, settings: dict[str, Any], output: Path | None) -> None:
+def _evaluate(model: str, data: str | None, settings: dict[str, Any], output: Path | None) -> None:
     """Evaluate, print the table, write the result."""
     console = log_console()
 
@@ -76,17 +90,17 @@ def _measured(model: str, data: str | None, settings: dict[str, Any], output: Pa
     from cohort.report.tables import evaluation_table
 
     result = evaluate_model(model, data, **settings)
-    # Samples of one problem are not independent of each other: the interval counts problems.
+    # The interval counts problems, because samples of one problem are not independent.
     result["interval"] = wilson(result["accuracy"] * result["problems"], result["problems"])
-    on = " of ".join(filter(None, (settings["benchmark"], data)))
-    console.print(evaluation_table(f"{model} on {on}", result))
+    source = " of ".join(filter(None, (settings["benchmark"], data)))
+    console.print(evaluation_table(f"{model} on {source}", result))
     _write(output, result)
 
 
-def _alone(others: dict[str, str | None]) -> None:
-    given = [option for option, value in others.items() if value is not None]
-    if given:
-        raise UserError(f"--lm-eval names tasks with data and scores of their own: leave {given[0]} out")
+def _refuse_with_lm_eval(options: dict[str, str | None]) -> None:
+    refused = [option for option, value in options.items() if value is not None]
+    if refused:
+        raise UserError(f"--lm-eval names tasks that have their own data and scores: leave {refused[0]} out")
 
 
 def _check_source(data: str | None, benchmark: str | None, columns: str) -> None:
@@ -111,7 +125,7 @@ def _lm_eval(
     trust_remote_code: bool,
     seed: int,
 ) -> None:
-    wanted = names(tasks, "--lm-eval", "gsm8k,arc_easy")
+    task_names = parse_names(tasks, "--lm-eval", "gsm8k,arc_easy")
     log_console()
 
     from cohort.evaluation.lm_eval import run_tasks
@@ -119,7 +133,7 @@ def _lm_eval(
 
     result, table = run_tasks(
         model,
-        wanted,
+        task_names,
         limit=limit,
         num_fewshot=num_fewshot,
         include_path=include_path,
@@ -136,7 +150,7 @@ def _write(output: Path | None, result: dict[str, Any]) -> None:
         typer.echo(f"written to {output}")
 
 
-def _numbers(text: str, samples: int) -> list[int]:
+def _parse_ks(text: str, samples: int) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise UserError(f"--k {text!r}: give whole numbers of at least 1, such as 1,4,8")

@@ -1,4 +1,4 @@
-"""`cohort plan`: what a run will need, before it costs anything."""
+"""`cohort plan`: memory and time of a run, estimated without loading its model."""
 
 from __future__ import annotations
 
@@ -8,40 +8,46 @@ from typing import Annotated
 
 import typer
 
+from cohort.cli.options import Configuration, Overrides, check_folder_of
 from cohort.types import UserError
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Over the file's.")] = None,
-    memory: Annotated[str, typer.Option(help="Of a GPU to plan for, such as 80GiB. Default: this machine's.")] = "",
-    flops: Annotated[str, typer.Option(help="Its rate of large products, such as 400e12. Default: measured.")] = "",
-    bandwidth: Annotated[str, typer.Option(help="Its bytes a second, such as 2e12. Default: measured.")] = "",
-    prompt_length: Annotated[int, typer.Option(min=0, help="Tokens. 0: max_prompt_length, else 256.")] = 0,
-    completion_length: Annotated[int, typer.Option(min=0, help="Tokens. 0: max_completion_length.")] = 0,
+    config: Configuration,
+    overrides: Overrides = None,
+    memory: Annotated[str, typer.Option(help="Memory of a GPU, such as 80GiB. Default: this machine's.")] = "",
+    flops: Annotated[
+        str, typer.Option(help="FLOP/s of a large matrix product, such as 400e12. Default: measured here.")
+    ] = "",
+    bandwidth: Annotated[str, typer.Option(help="Memory bytes a second, such as 2e12. Default: measured here.")] = "",
+    prompt_length: Annotated[
+        int, typer.Option(min=0, help="Tokens of a prompt. 0: max_prompt_length, or 256 where that is not set.")
+    ] = 0,
+    completion_length: Annotated[
+        int, typer.Option(min=0, help="Tokens of a completion. 0: max_completion_length.")
+    ] = 0,
     output: Annotated[Path | None, typer.Option("--json", help="Write the plan as JSON.")] = None,
 ) -> None:
-    """Estimate memory and time of a run without loading its model: docs/plan.md."""
+    """Estimate memory and time of a run without loading its model (docs/plan.md)."""
     from cohort.cli.runs import read_run
     from cohort.config import RewardModelConfig
-    from cohort.plan.machine import find_machine, rate, size
+    from cohort.plan.machine import find_machine, parse_rate, parse_size
 
     run, settings = read_run(config, overrides or [])
     if isinstance(settings, RewardModelConfig):
         raise UserError(f"{config}: method {run.method}: plans are for methods that train a policy")
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--json {output}: there is no folder {output.parent}")
+    check_folder_of(output, "--json")
     machine = find_machine(
         settings.use_cpu,
         settings.bf16,
-        size(memory, "--memory") if memory else None,
-        rate(flops, "--flops") if flops else None,
-        rate(bandwidth, "--bandwidth") if bandwidth else None,
+        parse_size(memory, "--memory") if memory else None,
+        parse_rate(flops, "--flops") if flops else None,
+        parse_rate(bandwidth, "--bandwidth") if bandwidth else None,
     )
 
     from rich.console import Console
 
-    from cohort.plan.figures import Lengths
+    from cohort.plan.costs import Lengths
     from cohort.plan.make import make_plan
     from cohort.plan.table import plan_table
     from cohort.policy.load import quiet
@@ -50,8 +56,8 @@ def plan(
     lengths = Lengths(
         prompt_length or settings.max_prompt_length or 256, completion_length or settings.max_completion_length
     )
-    found = make_plan(run, settings, machine, lengths)
-    Console(highlight=False).print(plan_table(found), soft_wrap=True)
+    estimate = make_plan(run, settings, machine, lengths)
+    Console(highlight=False).print(plan_table(estimate), soft_wrap=True)
     if output is not None:
-        output.write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
+        output.write_text(json.dumps(estimate.as_dict(), indent=1), encoding="utf-8")
         typer.echo(f"written to {output}")

@@ -1,4 +1,4 @@
-"""`cohort reward`: try a reward set on completions, and look for what a policy would find in it."""
+"""`cohort reward`: try and audit reward functions; the commands for reward models join it from `reward_models.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cohort.cli.options import Configuration, Overrides, split_names
+from cohort.cli.reward_models import evaluate, label
 from cohort.types import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Output(str, Enum):
-    """How results are printed."""
+    """Formats of the result."""
 
     table = "table"
     json = "json"
@@ -32,33 +34,36 @@ app = typer.Typer(
 )
 
 Format = Annotated[Output, typer.Option("--output-format", help="How to print the result.")]
-BATCH = 16
-"""Completions scored at a time, so that progress is seen."""
+BATCH_SIZE = 16
+"""Completions scored between two steps of the progress bar."""
 
 
 @app.command(name="try")
 def try_(
-    rewards: Annotated[str, typer.Argument(help="Names with commas between them, or a YAML configuration.")],
-    data: Annotated[Path, typer.Option(help="Completions: rows with prompt, completion and reference.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows to take.")] = None,
+    rewards: Annotated[str, typer.Argument(help="Names with commas, or a YAML configuration.")],
+    data: Annotated[
+        Path, typer.Option(help="Rows with prompt, completion and reference, such as a run's completions.jsonl.")
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
     output_format: Format = Output.table,
 ) -> None:
-    """Score completions, and show what each reward matched. A run's completions.jsonl works."""
+    """Score completions, and show what each reward function matched."""
     from cohort.data.rows import load_rows
     from cohort.report.rewards import as_csv, as_json, trial_table
     from cohort.rewards.check.explain import try_rewards
+    from cohort.rewards.compose import Rewards
 
-    functions = _from_config(*_read(Path(rewards), [])) if _is_config(rewards) else _named(rewards)
+    functions = _configured_rewards(*_read(Path(rewards), [])) if _is_config(rewards) else Rewards(split_names(rewards))
     rows = load_rows(str(data), max_samples=limit)
-    batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    trials = [trial for batch in _shown(batches, "scoring") for trial in try_rewards(functions, batch)]
+    batches = [rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE)]
+    trials = [trial for batch in _with_progress(batches, "scoring") for trial in try_rewards(functions, batch)]
     records = [record for number, trial in enumerate(trials, 1) for record in trial.records(number)]
     if output_format is Output.table:
         _print(trial_table(f"{rewards} on {data}", records))
         means = {name: [t.scores[name] for t in trials if t.scores[name] is not None] for name in functions.names}
         for name, values in means.items():
-            told = f"mean {sum(v or 0 for v in values) / len(values):.3f} of {len(values)} rows" if values else "no row"
-            typer.echo(f"{name}: {told}")
+            mean = f"mean {sum(v or 0 for v in values) / len(values):.3f} of {len(values)} rows" if values else "no row"
+            typer.echo(f"{name}: {mean}")
     else:
         typer.echo(
             as_json(records) if output_format is Output.json else as_csv(records), nl=output_format is Output.json
@@ -67,33 +72,37 @@ def try_(
 
 @app.command()
 def audit(
-    config: Annotated[Path, typer.Argument(help="YAML configuration, such as examples/gsm8k.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Over the file's.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the data set to try on.")] = 8,
+    config: Configuration,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the data set that are tried.")] = 8,
     output_format: Format = Output.table,
 ) -> None:
-    """Look for completions that are paid more than an honest wrong answer. Exits with 1 where there are any."""
+    """Look for completions that get more reward than an honest wrong answer; exits with 1 if there are any."""
     run, settings = _read(config, overrides or [])
 
     from cohort.report.rewards import as_csv, as_json, audit_table
-    from cohort.rewards.check.audit import audit as audited
+    from cohort.rewards.check.audit import audit as audit_rewards
 
-    functions = _from_config(run, settings)
-    found = audited(functions, _rows(run, rows), progress=lambda kinds: _shown(kinds, "trying"))
+    functions = _configured_rewards(run, settings)
+    result = audit_rewards(functions, _rows(run, rows), progress=lambda kinds: _with_progress(kinds, "trying"))
     if output_format is Output.csv:
-        typer.echo(as_csv(found.records()), nl=False)
+        typer.echo(as_csv(result.records()), nl=False)
     elif output_format is Output.json:
-        summary = {"style": found.style, "right": found.right, "wrong": found.wrong, "warnings": found.warnings}
-        typer.echo(as_json({**summary, "findings": found.records()}))
+        summary = {"style": result.style, "right": result.right, "wrong": result.wrong, "warnings": result.warnings}
+        typer.echo(as_json({**summary, "findings": result.records()}))
     else:
-        _print(audit_table(f"{', '.join(functions.names)} on {run.dataset}", found.records()))
-        right = "unknown" if found.right is None else f"{found.right:.3g}"
-        typer.echo(f"honest answers ({found.style}): right {right}, wrong {found.wrong:.3g}")
-        for warning in found.warnings:
+        _print(audit_table(f"{', '.join(functions.names)} on {run.dataset}", result.records()))
+        right = "unknown" if result.right is None else f"{result.right:.3g}"
+        typer.echo(f"honest answers ({result.style}): right {right}, wrong {result.wrong:.3g}")
+        for warning in result.warnings:
             typer.echo(f"warning: {warning}")
-        typer.echo(f"{len(found.holes)} of {len(found.findings)} attacks get more than an honest wrong answer")
-    if found.holes:
+        typer.echo(f"{len(result.holes)} of {len(result.findings)} attacks get more than an honest wrong answer")
+    if result.holes:
         raise typer.Exit(1)
+
+
+app.command()(label)
+app.command(name="eval")(evaluate)
 
 
 def _is_config(text: str) -> bool:
@@ -107,23 +116,17 @@ def _read(path: Path, overrides: list[str]) -> tuple[RunConfig, TrainingConfig]:
     if not run.reward_funcs and run.dataset.startswith("reasoning_gym:"):
         run.reward_funcs = ["reasoning_gym"]
     if not run.reward_funcs:
-        raise UserError(f"{path}: it names no reward_funcs")
+        raise UserError(f"{path}: it has no reward_funcs")
     return run, settings
 
 
-def _from_config(run: RunConfig, settings: TrainingConfig) -> Rewards:
+def _configured_rewards(run: RunConfig, settings: TrainingConfig) -> Rewards:
     from cohort.config import SampledConfig
     from cohort.rewards.compose import Rewards
 
     if isinstance(settings, SampledConfig):
         return Rewards(run.reward_funcs, settings.reward_weights, settings.reward_clip)
     return Rewards(run.reward_funcs)
-
-
-def _named(text: str) -> Rewards:
-    from cohort.rewards.compose import Rewards
-
-    return Rewards([name.strip() for name in text.split(",") if name.strip()])
 
 
 def _rows(run: RunConfig, count: int) -> list[Row]:
@@ -139,8 +142,8 @@ def _rows(run: RunConfig, count: int) -> list[Row]:
     )
 
 
-def _shown(items: Sequence[Any], what: str) -> Iterator[Any]:
-    """The items, with a progress bar on stderr where that is a terminal."""
+def _with_progress(items: Sequence[Any], what: str) -> Iterator[Any]:
+    """The items, with a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 

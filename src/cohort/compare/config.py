@@ -1,7 +1,7 @@
-"""The configuration of `cohort compare`: an ordinary run's, and beside it what the methods do not share.
+"""The configuration of `cohort compare`.
 
-Shared keys stand at the top, as in any run; `sft:` has those of the start, `methods:` those of single methods. Nothing
-here imports torch or transformers, so that a mistake is told at once.
+Keys at the top are a run's and apply to all methods; `sft:` holds keys of the training of the start, `methods:` keys of
+single methods. Nothing here imports torch or transformers, so mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ from cohort.types import UserError
 
 
 class CompareConfig(BaseModel):
-    """What a comparison has beside a run's keys."""
+    """Keys of a comparison in addition to a run's."""
 
     model_config = ConfigDict(extra="forbid")
 
     task: Literal["chains"] | None = Field(None, description="A built-in task in place of `model` and `dataset`.")
     task_kwargs: dict[str, Any] = Field(default_factory=dict, description="The task's settings.")
-    sft: dict[str, Any] | None = Field(None, description="How the start is made. None: `model` is the start.")
+    sft: dict[str, Any] | None = Field(
+        None, description="Keys of the SFT that makes the start. None: `model` is the start."
+    )
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Keys of single methods.")
     correct: str = Field("accuracy", description="The reward function that says what is correct: 0 or 1.")
     final_generations: int = Field(
@@ -48,36 +50,36 @@ class CompareConfig(BaseModel):
 
 
 class ChainsConfig(BaseModel):
-    """The demo's chains, each seed with facts, teacher and start of its own."""
+    """The demo's task. Each seed has its own problems, teacher and start."""
 
     model_config = ConfigDict(extra="forbid")
 
-    operations: int = Field(6, ge=1, description="k, operations of a chain.")
-    mistaught: float = Field(0.5, ge=0, le=1, description="Share of the 200 facts that the teacher has wrong.")
-    rate: float = Field(0.6, ge=0, le=1, description="Share of a mis-taught fact's uses that are wrong.")
-    problems: int = Field(6000, ge=1, description="Demonstrations, and as many problems to train on.")
+    operations: int = Field(6, ge=1, description="Operations of a chain.")
+    mistaught: float = Field(0.5, ge=0, le=1, description="Share of the 200 facts that the teacher gets wrong.")
+    rate: float = Field(0.6, ge=0, le=1, description="Share of the uses of such a fact in which the teacher is wrong.")
+    problems: int = Field(6000, ge=1, description="Number of demonstrations, and of problems to train on.")
 
 
 HELD_OUT = 300
-"""Held-out chains where eval_samples is not given."""
+"""Held-out chains if eval_samples is not given."""
 DATA_KEYS = ("dataset", "dataset_dir", "dataset_split", "dataset_kwargs", "max_samples", "columns", "system_prompt")
-"""A run's keys that `sft:` may have for itself."""
-OF_NO_DATA = ("method", "reward_funcs", "eval_samples")
-"""A run's keys that a built-in task leaves to the configuration."""
+"""A run's keys that `sft:` may set."""
+KEYS_WITH_TASK = ("method", "reward_funcs", "eval_samples")
+"""A run's keys that may be set with a built-in task."""
 REFUSED = {
     "method": "--methods says which methods run",
-    "resume_from_checkpoint": "a comparison always goes on with what its output_dir holds",
+    "resume_from_checkpoint": "a comparison always resumes from what its output_dir holds",
 }
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A comparison, ready to run: everything but the seed and the folders of single runs."""
+class Comparison:
+    """A checked comparison: everything but the seeds and folders of single runs."""
 
     output_dir: Path
     seeds: list[int]
     run: RunConfig
-    """Model, data and rewards; with a built-in task its model and dataset are the task's name."""
+    """Model, data and rewards; with a built-in task, model and dataset are the task's name."""
     chains: ChainsConfig | None
     shared: OnlineConfig
     sft: tuple[RunConfig, SFTConfig] | None
@@ -92,25 +94,25 @@ class Plan:
     """Completions that each method samples."""
 
 
-def read_plan(
+def read_comparison(
     path: str | Path,
     overrides: Sequence[str],
     methods: Sequence[str],
     seeds: int,
     config_of: ConfigOf = built_in_config,
-) -> Plan:
-    """Read a YAML file and overrides (`sft.max_steps=400` reaches into a mapping). Raises UserError for what is
-    unknown, impossible, or would not compare on equal terms."""
+) -> Comparison:
+    """Read a YAML file and overrides (`sft.max_steps=400` sets a nested key). Raises UserError for unknown keys,
+    impossible values, and methods that would sample different numbers of completions."""
     values = _nested(read_values(path, list(overrides)))
     where = str(path)
     kinds = _kinds(methods, config_of)
     for key, why in REFUSED.items():
         if key in values:
             raise UserError(f"{where}: leave `{key}` out: {why}")
-    known = [*CompareConfig.model_fields, *RunConfig.model_fields, *_keys_of_methods(kinds)]
-    unknown = next((key for key in values if key not in known), None)
+    allowed = [*CompareConfig.model_fields, *RunConfig.model_fields, *_keys_of_methods(kinds)]
+    unknown = next((key for key in values if key not in allowed), None)
     if unknown is not None:
-        raise UserError(f"{where}: {unknown_key(unknown, known)}")
+        raise UserError(f"{where}: {unknown_key(unknown, allowed)}")
     compare = build(CompareConfig, _only(values, CompareConfig), where)
     chains = _chains(compare, values, where)
     run_values = _only(values, RunConfig)
@@ -124,7 +126,7 @@ def read_plan(
     shared = build(OnlineConfig, _only(settings, OnlineConfig), where)
     _check_shared(shared, where)
     configs, rewards = _of_methods(compare, kinds, settings, run, where)
-    plan = Plan(
+    comparison = Comparison(
         output_dir=Path(shared.output_dir),
         seeds=[shared.seed + i for i in range(seeds)],
         run=run,
@@ -138,31 +140,31 @@ def read_plan(
         final_generations=compare.final_generations,
         budget=completions_after(shared, shared.max_steps),
     )
-    _check_budgets(plan, where)
-    return plan
+    _check_budgets(comparison, where)
+    return comparison
 
 
 def completions_after(config: OnlineConfig, step: int) -> int:
-    """Completions that an online method has sampled when `step` optimiser steps are done."""
+    """Completions that an online method has sampled after `step` optimiser steps."""
     chunks, iterations = config.batch_uses
     batches = -(-step // (chunks * iterations))
     return batches * config.prompts_per_step * chunks * config.num_generations
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """{"sft.max_steps": 4} -> {"sft": {"max_steps": 4}}, over what is there."""
-    found: dict[str, Any] = {key: value for key, value in values.items() if "." not in key}
+    """{"sft.max_steps": 4} -> {"sft": {"max_steps": 4}}; a nested key replaces the file's."""
+    nested: dict[str, Any] = {key: value for key, value in values.items() if "." not in key}
     for key, value in values.items():
         if "." in key:
             *path, last = key.split(".")
-            inner = found
+            inner = nested
             for part in path:
                 if not isinstance(inner.get(part) or {}, dict):
-                    raise UserError(f"override {key}: `{part}` is {inner[part]!r} and holds no keys")
+                    raise UserError(f"override {key}: `{part}` is {inner[part]!r} and has no keys")
                 inner[part] = dict(inner.get(part) or {})
                 inner = inner[part]
             inner[last] = value
-    return found
+    return nested
 
 
 def _only(values: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
@@ -202,17 +204,17 @@ def _chains(compare: CompareConfig, values: dict[str, Any], where: str) -> Chain
         if compare.task_kwargs:
             raise UserError(f"{where}: `task_kwargs` is for a built-in task: add `task: chains`, or leave it out")
         return None
-    surplus = [key for key in values if key in RunConfig.model_fields and key not in OF_NO_DATA]
+    surplus = [key for key in values if key in RunConfig.model_fields and key not in KEYS_WITH_TASK]
     if surplus:
         raise UserError(f"{where}: task: {compare.task} brings its own model and data: leave `{surplus[0]}` out")
     if compare.sft is None:
-        raise UserError(f"{where}: task: {compare.task} starts from random weights: say under `sft:` how it learns")
+        raise UserError(f"{where}: task: {compare.task} starts from random weights: set under `sft:` how SFT trains it")
     chains = build(ChainsConfig, compare.task_kwargs, f"{where}: task_kwargs")
-    wanted, there_are = 2 * chains.problems + (values.get("eval_samples") or HELD_OUT), 10 * 20**chains.operations
-    if wanted > there_are:
+    needed, possible = 2 * chains.problems + (values.get("eval_samples") or HELD_OUT), 10 * 20**chains.operations
+    if needed > possible:
         raise UserError(
-            f"{where}: {wanted} different chains are wanted (twice `problems` and eval_samples) and with "
-            f"{chains.operations} operations there are {there_are}: lower `problems` in task_kwargs"
+            f"{where}: {needed} different chains are needed (twice `problems`, and eval_samples) and chains of "
+            f"{chains.operations} operations are {possible}: lower `problems` in task_kwargs"
         )
     return chains
 
@@ -233,7 +235,7 @@ def _of_methods(
     run: RunConfig,
     where: str,
 ) -> tuple[dict[str, SampledConfig], dict[str, list[str | dict[str, Any]]]]:
-    """(configuration, rewards) of each method: the shared keys that it knows, its own over them."""
+    """(configuration, rewards) of each method: the shared keys that it has, replaced by its own."""
     for name in compare.methods:
         if name not in {**METHOD_CONFIGS, **kinds} or name == "sft":
             able = [method for method in (*METHOD_CONFIGS, *kinds) if method != "sft"]
@@ -241,17 +243,21 @@ def _of_methods(
     configs: dict[str, SampledConfig] = {}
     rewards: dict[str, list[str | dict[str, Any]]] = {}
     for name, kind in kinds.items():
-        own, place = dict(compare.methods.get(name) or {}), f"{where}: methods: {name}"
-        if "seed" in own or "output_dir" in own:
-            raise UserError(f"{place}: seeds and folders are the comparison's: leave `seed` and `output_dir` out")
-        listed = {"reward_funcs": own.pop("reward_funcs")} if "reward_funcs" in own else {}
+        values, place = dict(compare.methods.get(name) or {}), f"{where}: methods: {name}"
+        _check_no_seed(values, place)
+        listed = {"reward_funcs": values.pop("reward_funcs")} if "reward_funcs" in values else {}
         rewards[name] = build(RunConfig, {"model": "", "dataset": "", **listed}, place).reward_funcs or run.reward_funcs
         if not rewards[name]:
             raise UserError(f"{place}: `reward_funcs` is missing: name at least {compare.correct}")
-        if issubclass(kind, DPOConfig) and {**shared, **own}.get("dpo_pairs") is None:
+        if issubclass(kind, DPOConfig) and {**shared, **values}.get("dpo_pairs") is None:
             raise UserError(f"{where}: dpo would not sample: add `methods: {{dpo: {{dpo_pairs: best-worst}}}}`")
-        configs[name] = build(kind, {**_only(shared, kind), **own}, place)
+        configs[name] = build(kind, {**_only(shared, kind), **values}, place)
     return configs, rewards
+
+
+def _check_no_seed(values: dict[str, Any], where: str) -> None:
+    if "seed" in values or "output_dir" in values:
+        raise UserError(f"{where}: seeds and folders are the comparison's: leave `seed` and `output_dir` out")
 
 
 def _sft(
@@ -263,18 +269,16 @@ def _sft(
     of_data = {key: value for key, value in compare.sft.items() if key in DATA_KEYS}
     if of_data and compare.task is not None:
         raise UserError(f"{place}: task: {compare.task} brings its own data: leave `{next(iter(of_data))}` out")
-    own = {key: value for key, value in compare.sft.items() if key not in DATA_KEYS}
-    if "seed" in own or "output_dir" in own:
-        raise UserError(f"{place}: seeds and folders are the comparison's: leave `seed` and `output_dir` out")
-    # The machine's keys are shared; what learns how fast is SFT's own.
-    machine = {key: values[key] for key in MACHINE if key in values}
-    config = build(SFTConfig, {"save_steps": 100, **machine, **own}, place, [*SFTConfig.model_fields, *DATA_KEYS])
+    settings = {key: value for key, value in compare.sft.items() if key not in DATA_KEYS}
+    _check_no_seed(settings, place)
+    shared = {key: values[key] for key in SHARED_WITH_SFT if key in values}
+    config = build(SFTConfig, {"save_steps": 100, **shared, **settings}, place, [*SFTConfig.model_fields, *DATA_KEYS])
     return run.model_copy(update=_checked_data(of_data, run, place)), config
 
 
-MACHINE = ("max_completion_length", "token_budget", "bf16", "use_cpu", "gradient_checkpointing", "model_init_kwargs",
-           "trust_remote_code", "chat_template_kwargs", "max_rows")  # fmt: skip
-"""Keys of the top that SFT has too where it gives none of its own."""
+SHARED_WITH_SFT = ("max_completion_length", "token_budget", "bf16", "use_cpu", "gradient_checkpointing",
+                   "model_init_kwargs", "trust_remote_code", "chat_template_kwargs", "max_rows")  # fmt: skip
+"""Keys at the top that apply to the start's SFT too, unless `sft:` sets them."""
 
 
 def _checked_data(of_data: dict[str, Any], run: RunConfig, where: str) -> dict[str, Any]:
@@ -282,32 +286,32 @@ def _checked_data(of_data: dict[str, Any], run: RunConfig, where: str) -> dict[s
     return {key: getattr(checked, key) for key in of_data}
 
 
-def _check_budgets(plan: Plan, where: str) -> None:
-    """Raise UserError where a method would not sample as many completions as the others."""
-    for name, config in plan.configs.items():
+def _check_budgets(comparison: Comparison, where: str) -> None:
+    """Raise UserError if a method would sample more or fewer completions than the others."""
+    for name, config in comparison.configs.items():
         place = f"{where}: {name}"
         if isinstance(config, GRPOConfig) and config.dynamic_sampling:
-            raise UserError(f"{place}: dynamic_sampling samples more or less by what is rewarded: leave it out")
+            raise UserError(f"{place}: dynamic_sampling samples more or less, depending on the rewards: leave it out")
         if not isinstance(config, OnlineConfig):
-            if plan.budget % config.num_generations:
+            if comparison.budget % config.num_generations:
                 raise UserError(
-                    f"{place}: {plan.budget} completions are no whole number of prompts with num_generations "
-                    f"{config.num_generations}: give it a divisor of {plan.budget} under `methods:`"
+                    f"{place}: {comparison.budget} completions are no whole number of prompts with num_generations "
+                    f"{config.num_generations}: set a divisor of {comparison.budget} under `methods:`"
                 )
             continue
         sampled = completions_after(config, config.max_steps)
-        if sampled != plan.budget:
+        if sampled != comparison.budget:
             raise UserError(
-                f"{place} would sample {sampled} completions and the shared settings {plan.budget}: give it a "
-                "`max_steps` under `methods:` with which they are equal"
+                f"{place} would sample {sampled} completions and the shared settings {comparison.budget}: set its "
+                "`max_steps` under `methods:` so that they are equal"
             )
 
 
 def settings_of(run: RunConfig, config: TrainingConfig, **more: Any) -> dict[str, Any]:
-    """What a run's result depends on, as plain values: to know another comparison's result when it is met."""
-    own = config.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", *UNIMPORTANT})
-    return {**run.model_dump(mode="json", exclude={"method", "reward_funcs"}), **own, **more}
+    """The settings that a run's result depends on, as plain values: a folder with other settings is not reused."""
+    values = config.model_dump(mode="json", exclude={"output_dir", "resume_from_checkpoint", *UNIMPORTANT})
+    return {**run.model_dump(mode="json", exclude={"method", "reward_funcs"}), **values, **more}
 
 
 UNIMPORTANT = ("save_steps", "save_total_limit", "logging_steps", "log_completions", "token_budget", "max_rows")
-"""Keys that change no result."""
+"""Keys that do not change the result."""

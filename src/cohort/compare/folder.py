@@ -1,4 +1,4 @@
-"""A run's folder in a comparison: whether it is done, begun, or somebody else's."""
+"""The folder of one run of a comparison: whether the run is finished, can resume, or had other settings."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from cohort.train.output.record import SAMPLES
 from cohort.types import UserError
 
 SETTINGS = "settings.json"
-PREPARED = "prepared.json"
-"""Seconds of each attempt at what a method makes before its first step."""
+PREPARATION = "prepared.json"
+"""Seconds that each start of the run took before its first step."""
 
 
-class Prepared:
-    """Callback: notes how long a run took to its first step, RFT's sampling and the like."""
+class PreparationTime:
+    """Callback that records the time before the first step, such as RFT's sampling."""
 
     def __init__(self, folder: Path):
-        self.path, self.started = folder / PREPARED, time.perf_counter()
+        self.path, self.started = folder / PREPARATION, time.perf_counter()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.path.write_text(json.dumps([*self._attempts(), time.perf_counter() - self.started]), encoding="utf-8")
 
     def _attempts(self) -> list[float]:
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        """One entry for each start: a resumed run has several."""
+        return list(json.loads(self.path.read_text(encoding="utf-8"))) if self.path.exists() else []
 
     def total(self) -> float:
         return sum(self._attempts())
 
 
-def begun(folder: Path) -> bool:
-    """Whether there is something to go on from."""
+def can_resume(folder: Path) -> bool:
+    """Whether the run can resume: it left samples or a checkpoint."""
     return (folder / SAMPLES).is_file() or any(folder.glob("checkpoint-*"))
 
 
-def finished(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds the result of these settings. Raises UserError where it holds other settings' work."""
+def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds the result of these settings. Raises UserError if its run had other settings."""
     path = folder / SETTINGS
     settings = json.loads(json.dumps(settings))
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in (*settings, *found) if found.get(key) != settings.get(key)]
-        if other:
+        previous = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in (*settings, *previous) if previous.get(key) != settings.get(key)]
+        if changed:
             raise UserError(
-                f"{folder} was made with other settings ({_difference(other[0], found, settings)}): choose another "
-                "output_dir, or delete that folder"
+                f"{folder} was made with other settings ({_difference(changed[0], previous, settings)}): "
+                "choose another output_dir, or delete that folder"
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,8 +57,8 @@ def finished(folder: Path, settings: dict[str, Any]) -> bool:
     return (folder / RESULT).is_file()
 
 
-def _difference(key: str, found: dict[str, Any], settings: dict[str, Any]) -> str:
-    was, now = found.get(key), settings.get(key)
+def _difference(key: str, previous: dict[str, Any], settings: dict[str, Any]) -> str:
+    was, now = previous.get(key), settings.get(key)
     if isinstance(was, dict) and isinstance(now, dict):
         inner = next(k for k in (*was, *now) if was.get(k) != now.get(k))
         return f"{key}: {_difference(inner, was, now)}"
@@ -67,11 +68,11 @@ def _difference(key: str, found: dict[str, Any], settings: dict[str, Any]) -> st
 def finish(folder: Path, result: dict[str, Any]) -> None:
     write(folder / RESULT, result)
     for path in folder.rglob("checkpoint-*"):
-        shutil.rmtree(path)  # a finished run never goes on
+        shutil.rmtree(path)  # a finished run is never resumed
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write atomically: an interruption leaves no half-written file."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
     partial.replace(path)

@@ -1,6 +1,7 @@
-"""LLaMA-Factory's YAML, taken as it stands: its keys to ours. `docs/coming-from-llama-factory.md` is written from here.
+"""Reads LLaMA-Factory's YAML: its keys as ours. `scripts/write_coming_from.py` writes
+docs/coming-from-llama-factory.md from the tables here.
 
-Keys that LLaMA-Factory has from transformers' TrainingArguments go on to `coming_from_trl`.
+Keys of transformers' TrainingArguments are passed on unchanged: `trl.py` reads them.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from cohort.compat.keys import Key, warn_or_refuse
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
 
-MARKS = ("stage", "model_name_or_path", "cutoff_len", "do_train")
-"""A file with one of these keys is LLaMA-Factory's."""
+IDENTIFYING_KEYS = ("stage", "model_name_or_path", "cutoff_len", "do_train")
+"""A file with one of these keys, and neither `method` nor `model`, is LLaMA-Factory's."""
 
 STAGES = {"sft": "sft", "grpo": "grpo", "dpo": "dpo", "ppo": "ppo", "rm": "reward_model"}
 NO_STAGES = {
@@ -24,20 +26,9 @@ NO_STAGES = {
 }
 
 
-class Key(NamedTuple):
-    """Key("columns to rewards", ours="reward_funcs")"""
-
-    text: str
-    ours: str | None = None
-    """The key it becomes, its value as it is."""
-    refused: bool = False
-    off: tuple[Any, ...] = ()
-    """Values, beside None and False, that ask for nothing."""
-
-
 _PACKED = "batches are always packed, without padding and without mixing examples"
 _LOADED = "rows are read and tokenised once, in one process"
-_EXPORT = "`cohort export OUTPUT_DIR --merge` leaves a model with its adapter merged, --push uploads it"
+_EXPORT = "`cohort export OUTPUT_DIR --merge` merges the adapter into its model, --push uploads the result"
 _IMAGES = "prompts are text"
 _INFERENCE = "the built-in engine samples"
 _OPTIMISER = "AdamW trains"
@@ -48,7 +39,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "adapter_name_or_path": Key(
             "merge the adapter into its model first (cohort export ADAPTER --merge), and name the result", refused=True
         ),
-        "model_revision": Key("of model_init_kwargs", ours="revision"),
+        "model_revision": Key("becomes model_init_kwargs: {revision: ...}"),
         "quantization_bit": Key("4, by bitsandbytes, with LoRA: a quantization_config in model_init_kwargs"),
         "quantization_method": Key("bitsandbytes", off=("bitsandbytes", "bnb")),
         "quantization_type": Key("nf4", off=("nf4",)),
@@ -56,8 +47,8 @@ GROUPS: dict[str, dict[str, Key]] = {
         "rope_scaling": Key("set it in the model's config.json", refused=True),
         "resize_vocab": Key("add tokens and resize before training", refused=True),
         "add_tokens": Key("add tokens and resize before training", refused=True),
-        "flash_attn": Key("attention is grouped: the prompt once, its completions beside it", off=("auto",)),
-        "use_unsloth": Key("shared prompts, packed batches and a chunked head do the work"),
+        "flash_attn": Key("attention is grouped: a prompt is computed once for all its completions", off=("auto",)),
+        "use_unsloth": Key("prompts are shared, batches packed, and the head is chunked"),
         "enable_liger_kernel": Key("the head never holds a tensor of tokens by vocabulary"),
         "disable_gradient_checkpointing": Key("gradient_checkpointing is off unless set", off=(True,)),
         "upcast_layernorm": Key("weights are float32 unless model_init_kwargs says otherwise"),
@@ -68,13 +59,13 @@ GROUPS: dict[str, dict[str, Key]] = {
         "video_max_pixels": Key(_IMAGES),
     },
     "Data": {
-        "dataset": Key("entries of dataset_info.json, paths or hub names, commas between", ours="dataset"),
-        "eval_dataset": Key("likewise", ours="eval_dataset"),
-        "dataset_dir": Key("where dataset_info.json is; `data` unless given", ours="dataset_dir"),
-        "template": Key("used where the tokenizer has no chat template of its own", ours="template"),
-        "cutoff_len": Key("becomes max_length (sft, dpo, rm) or max_prompt_length; what is longer is cut and counted"),
-        "max_samples": Key("of each data set, of eval_dataset too", ours="max_samples"),
-        "val_size": Key("a count or a share", ours="val_size"),
+        "dataset": Key("entries of dataset_info.json, paths or hub names, with commas", ours="dataset"),
+        "eval_dataset": Key("the same for held-out rows", ours="eval_dataset"),
+        "dataset_dir": Key("the folder of dataset_info.json; `data` by default", ours="dataset_dir"),
+        "template": Key("used if the tokenizer has no chat template", ours="template"),
+        "cutoff_len": Key("becomes max_length (sft, dpo, rm) or max_prompt_length; longer rows are cut, and counted"),
+        "max_samples": Key("rows of each data set, of eval_dataset too", ours="max_samples"),
+        "val_size": Key("a number of rows, or a share of them", ours="val_size"),
         "default_system": Key("for rows without a system turn", ours="system_prompt"),
         "enable_thinking": Key("goes to the chat template: chat_template_kwargs"),
         "packing": Key(_PACKED, off=(True,)),
@@ -101,27 +92,27 @@ GROUPS: dict[str, dict[str, Key]] = {
         "reward_model_type": Key("a sequence classifier by name or path", off=("full",)),
         "pref_beta": Key("`beta`: the KL term's weight, or DPO's beta"),
         "pref_loss": Key("dpo's own loss", off=("sigmoid",), refused=True),
-        "pref_ftx": Key("no supervised term is added", off=(0, 0.0), refused=True),
+        "pref_ftx": Key("the loss has no supervised term", off=(0, 0.0), refused=True),
         "dpo_label_smoothing": Key("", ours="label_smoothing"),
         "ref_model": Key("the reference is the starting model", refused=True),
         "ppo_epochs": Key("passes over each sampled batch", ours="num_ppo_epochs"),
-        "ppo_buffer_size": Key("batches sampled at a time", ours="num_mini_batches"),
-        "ppo_score_norm": Key("advantages are whitened; rewards stay as they are"),
-        "ppo_whiten_rewards": Key("advantages are whitened; rewards stay as they are"),
+        "ppo_buffer_size": Key("batches that are sampled together", ours="num_mini_batches"),
+        "ppo_score_norm": Key("advantages are whitened; rewards are unchanged"),
+        "ppo_whiten_rewards": Key("advantages are whitened; rewards are unchanged"),
         "ppo_target": Key("kl_coef is fixed", off=(6, 6.0)),
     },
     "LoRA and freeze": {
         "lora_rank": Key("", ours="lora_rank"),
-        "lora_alpha": Key("2 * lora_rank unless given", ours="lora_alpha"),
+        "lora_alpha": Key("2 * lora_rank by default", ours="lora_alpha"),
         "lora_dropout": Key("", ours="lora_dropout"),
         "lora_target": Key("all, or names with commas", ours="lora_target"),
-        "additional_target": Key("trained whole and saved with the adapter", ours="modules_to_save"),
+        "additional_target": Key("modules that are trained in full and saved with the adapter", ours="modules_to_save"),
         "use_dora": Key("", ours="use_dora"),
         "use_rslora": Key("", ours="use_rslora"),
         "loraplus_lr_ratio": Key("one learning rate for A and B", refused=True),
-        "pissa_init": Key("LoRA starts at zero", refused=True),
+        "pissa_init": Key("LoRA's B starts at zero", refused=True),
         "create_new_adapter": Key("an adapter is always new", off=(True,)),
-        "freeze_trainable_layers": Key("the last ones, negative: the first", ours="freeze_trainable_layers"),
+        "freeze_trainable_layers": Key("number of last layers; negative: of first", ours="freeze_trainable_layers"),
         "freeze_trainable_modules": Key("all, or names with commas", ours="freeze_trainable_modules"),
         "freeze_extra_modules": Key("names with commas", ours="freeze_extra_modules"),
         "freeze_vision_tower": Key(_IMAGES, off=(True,)),
@@ -160,31 +151,32 @@ KEYS = {name: key for group in GROUPS.values() for name, key in group.items()}
 
 
 def is_llama_factory(values: dict[str, Any]) -> bool:
-    return any(mark in values for mark in MARKS) and "method" not in values and "model" not in values
+    return any(key in values for key in IDENTIFYING_KEYS) and "method" not in values and "model" not in values
 
 
 def translate(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Our keys for LLaMA-Factory's; a file of ours comes back as it is. Raises UserError for what cannot run."""
+    """LLaMA-Factory's values under our keys; a file of ours is returned unchanged. Raises UserError for refused keys
+    and unknown stages."""
     if not is_llama_factory(values):
         return values
     stage = _stage(values.get("stage", "sft"), where)
-    found: dict[str, Any] = {"method": stage, "dataset_dir": "data", "truncation": "cut"}
+    ours: dict[str, Any] = {"method": stage, "dataset_dir": "data", "truncation": "cut"}
     for name, value in values.items():
         key = KEYS.get(name)
         if name in SPECIAL or name == "stage":
             continue
         if key is None:
-            found[name] = value
+            ours[name] = value
         elif key.ours is not None:
-            found[key.ours] = _listed(value) if name in LISTS else value
+            ours[key.ours] = _listed(value) if name in LISTS else value
         else:
-            _tell(name, value, key, where)
-    for name, special in SPECIAL.items():
+            warn_or_refuse(name, value, key, where)
+    for name, merge in SPECIAL.items():
         if values.get(name) is not None:
-            special(values[name], found, where)
-    if "max_samples" in found and "eval_dataset" in found:
-        found.setdefault("eval_samples", found["max_samples"])
-    return found
+            merge(values[name], ours, where)
+    if "max_samples" in ours and "eval_dataset" in ours:
+        ours.setdefault("eval_samples", ours["max_samples"])
+    return ours
 
 
 def _stage(stage: Any, where: str) -> str:
@@ -197,71 +189,63 @@ def _stage(stage: Any, where: str) -> str:
     return STAGES[stage]
 
 
-def _tell(name: str, value: Any, key: Key, where: str) -> None:
-    listed = any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in key.off)
-    if value is None or listed or (value is False and True not in key.off):
-        return
-    if key.refused:
-        raise UserError(f"{where}: `{name}` is {value!r}, and is not supported: {key.text}")
-    log.warning("%s: %r has no effect here: %s", name, value, key.text)
-
-
 LISTS = ("additional_target", "freeze_trainable_modules", "freeze_extra_modules")
+"""Keys whose value LLaMA-Factory writes as text with commas; ours are lists."""
 
 
 def _listed(value: Any) -> list[str]:
-    """'a,b' -> ['a', 'b']; 'all' -> []: no choice among a layer's modules."""
+    """'a,b' -> ['a', 'b']; 'all' -> [], which selects all modules."""
     names = value.split(",") if isinstance(value, str) else list(value or [])
     return [name.strip() for name in names if name.strip() not in ("", "all")]
 
 
-def _cutoff(value: Any, found: dict[str, Any], where: str) -> None:
-    whole = found["method"] in ("sft", "reward_model") or (found["method"] == "dpo" and not found.get("dpo_pairs"))
-    found["max_length" if whole else "max_prompt_length"] = value
+def _cutoff(value: Any, ours: dict[str, Any], where: str) -> None:
+    whole = ours["method"] in ("sft", "reward_model") or (ours["method"] == "dpo" and not ours.get("dpo_pairs"))
+    ours["max_length" if whole else "max_prompt_length"] = value
 
 
-def _preference_beta(value: Any, found: dict[str, Any], where: str) -> None:
-    if found["method"] in ("grpo", "dpo"):
-        found["beta"] = value
+def _preference_beta(value: Any, ours: dict[str, Any], where: str) -> None:
+    if ours["method"] in ("grpo", "dpo"):
+        ours["beta"] = value
     else:
-        log.warning("pref_beta: %r has no effect here: it is for the stages grpo and dpo", value)
+        log.warning("pref_beta=%r has no effect here: only the stages grpo and dpo have it", value)
 
 
-def _thinking(value: Any, found: dict[str, Any], where: str) -> None:
-    kwargs = found.get("chat_template_kwargs") or {}
-    found["chat_template_kwargs"] = {**kwargs, "enable_thinking": value}
+def _thinking(value: Any, ours: dict[str, Any], where: str) -> None:
+    kwargs = ours.get("chat_template_kwargs") or {}
+    ours["chat_template_kwargs"] = {**kwargs, "enable_thinking": value}
 
 
-def _reward_model(value: Any, found: dict[str, Any], where: str) -> None:
-    named = found.get("reward_funcs") or []
+def _reward_model(value: Any, ours: dict[str, Any], where: str) -> None:
+    named = ours.get("reward_funcs") or []
     functions = named.split(",") if isinstance(named, str) else list(named)
-    found["reward_funcs"] = [*functions, value]
+    ours["reward_funcs"] = [*functions, value]
 
 
-def _early_stopping(value: Any, found: dict[str, Any], where: str) -> None:
-    if found["method"] == "reward_model":
-        found["early_stopping_patience"] = value
+def _early_stopping(value: Any, ours: dict[str, Any], where: str) -> None:
+    if ours["method"] == "reward_model":
+        ours["early_stopping_patience"] = value
     else:
-        log.warning("early_stopping_steps: %r has no effect here: it is for the stage rm; Ctrl-C stops", value)
+        log.warning("early_stopping_steps=%r has no effect here: only the stage rm has it; Ctrl-C stops a run", value)
 
 
-def _revision(value: Any, found: dict[str, Any], where: str) -> None:
-    found["model_init_kwargs"] = {**(found.get("model_init_kwargs") or {}), "revision": value}
+def _revision(value: Any, ours: dict[str, Any], where: str) -> None:
+    ours["model_init_kwargs"] = {**(ours.get("model_init_kwargs") or {}), "revision": value}
 
 
-def _quantization(bits: Any, found: dict[str, Any], where: str) -> None:
+def _quantization(bits: Any, ours: dict[str, Any], where: str) -> None:
     if bits != 4:
         raise UserError(
-            f"{where}: `quantization_bit` is {bits!r}: 4 is supported. 8-bit products round activations by what "
-            "else is in the batch, so that the sampler's log-probabilities would not be the policy's"
+            f"{where}: `quantization_bit` is {bits!r}: 4 is supported. 8-bit products round activations depending on "
+            "the rest of the batch, so the sampler's log-probabilities would differ from the policy's"
         )
-    if found.get("finetuning_type") != "lora":
+    if ours.get("finetuning_type") != "lora":
         raise UserError(f"{where}: `quantization_bit` needs finetuning_type: lora; quantised weights are not trained")
-    kwargs = found.get("model_init_kwargs") or {}
-    found["model_init_kwargs"] = {**kwargs, "quantization_config": dict(QUANTIZED)}
+    kwargs = ours.get("model_init_kwargs") or {}
+    ours["model_init_kwargs"] = {**kwargs, "quantization_config": dict(FOUR_BIT)}
 
 
-QUANTIZED = {
+FOUR_BIT = {
     "quant_method": "bitsandbytes",
     "load_in_4bit": True,
     "bnb_4bit_quant_type": "nf4",
@@ -277,4 +261,4 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "model_revision": _revision,
     "quantization_bit": _quantization,
 }
-"""Keys whose value becomes part of another key's."""
+"""Keys whose value becomes part of another key's value."""

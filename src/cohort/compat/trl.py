@@ -1,4 +1,4 @@
-"""What a TRL script gives to a configuration, as the keys and values that it has here: `trl_keys` is the table."""
+"""Reads the keys and values that a TRL script passes to a configuration; `trl_keys.py` is the table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any
 
+from cohort.compat.keys import warn_or_refuse
 from cohort.compat.trl_keys import KEYS, OPTIMISER, RECORDED, RENAMED
-from cohort.types import UserError
 
 log = logging.getLogger("cohort")
 
@@ -34,50 +34,38 @@ GENERATION = {
 """Keys of generation_kwargs -> ours."""
 
 
-def translate(given: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """The keys that a configuration with these `fields` takes, from those a TRL script gives. What is taken without
-    effect is told in one line each. Raises UserError for a refused key."""
-    values = {key: value.value if isinstance(value, Enum) else value for key, value in given.items()}
+def translate(arguments: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """TRL's keys and values as those of a configuration with these `fields`. A key without effect is logged in one
+    line. Raises UserError for a refused key."""
+    values = {key: value.value if isinstance(value, Enum) else value for key, value in arguments.items()}
     for old, new in RENAMED.items():
         if old in values and old not in fields and new in fields:
             values.setdefault(new, values[old])
             del values[old]
     if "generation_kwargs" in values and "generation_kwargs" not in fields:
-        values |= _generation(values.pop("generation_kwargs") or {}, fields)
-    for key, form in FORMS.items():
+        values |= _generation_kwargs(values.pop("generation_kwargs") or {}, fields)
+    for key, convert in CONVERSIONS.items():
         if key in values and key in fields:
-            values |= form(values.pop(key))
+            values |= convert(values.pop(key))
     for key in [key for key in values if key in KEYS and key not in fields]:
-        _tell(key, values.pop(key))
+        warn_or_refuse(key, values.pop(key), KEYS[key])
     return values
 
 
-def _tell(key: str, value: Any) -> None:
-    entry = KEYS[key]
-    # True == 1 and False == 0, so kinds are compared too.
-    listed = any(value == off and isinstance(value, bool) == isinstance(off, bool) for off in entry.off)
-    if value is None or listed or (value is False and True not in entry.off):
-        return
-    if entry.refused:
-        allowed = ", ".join(repr(v) for v in entry.off) or "None"
-        raise UserError(f"`{key}` is {value!r}, and is not supported ({entry.text}): leave it out, or set {allowed}")
-    log.warning("%s=%r has no effect here: %s", key, value, entry.text)
-
-
-def _generation(kwargs: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """generation_kwargs win over the keys beside them, as in TRL."""
-    found = {}
+def _generation_kwargs(kwargs: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """The keys in generation_kwargs, which replace those beside it, as in TRL."""
+    values = {}
     for key, value in kwargs.items():
         if key == "do_sample" and value:
             continue
         if GENERATION.get(key) in fields:
-            found[GENERATION[key]] = [value] if key in ("stop", "stop_strings") and isinstance(value, str) else value
+            values[GENERATION[key]] = [value] if key in ("stop", "stop_strings") and isinstance(value, str) else value
         elif key in KEYS:
-            _tell(key, value)
+            warn_or_refuse(key, value, KEYS[key])
         else:
-            known = ", ".join(GENERATION)
-            log.warning("generation_kwargs: %s=%r has no effect here: the built-in engine knows %s", key, value, known)
-    return found
+            names = ", ".join(GENERATION)
+            log.warning("generation_kwargs: %s=%r has no effect here: the built-in engine has %s", key, value, names)
+    return values
 
 
 def _default_for_none(key: str) -> Callable[[Any], dict[str, Any]]:
@@ -91,8 +79,8 @@ def _log_completions(value: Any) -> dict[str, Any]:
 
 
 def _warmup_steps(value: Any) -> dict[str, Any]:
-    share = isinstance(value, float) and 0 < value < 1
-    return {"warmup_ratio" if share else "warmup_steps": value}
+    is_ratio = isinstance(value, float) and 0 < value < 1
+    return {"warmup_ratio" if is_ratio else "warmup_steps": value}
 
 
 def _report_to(value: Any) -> dict[str, Any]:
@@ -111,7 +99,7 @@ def _optim(value: Any) -> dict[str, Any]:
     return {"optim": name}
 
 
-FORMS: dict[str, Callable[[Any], dict[str, Any]]] = {
+CONVERSIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "log_completions": _log_completions,
     "warmup_steps": _warmup_steps,
     "report_to": _report_to,
@@ -123,4 +111,4 @@ FORMS: dict[str, Callable[[Any], dict[str, Any]]] = {
                     "resume_from_checkpoint", "template")
     },
 }  # fmt: skip
-"""Values of supported keys in forms that only TRL and transformers have: None for the default, True for a number."""
+"""Supported keys whose values TRL and transformers write in other forms, such as None for the default."""

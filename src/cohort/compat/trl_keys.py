@@ -1,25 +1,13 @@
-"""Keys of TRL's GRPOConfig and of transformers' TrainingArguments: supported, or what takes their place.
+"""Keys of TRL's GRPOConfig and of transformers' TrainingArguments: supported, without effect, or refused.
 
-A key that a configuration has as a field is supported. The others are taken with a notice that says what takes their
-place; those that would change what is learned, and have nothing in their place, are refused where they ask for
-anything. `docs/coming-from-trl.md` is written from this table; `coming_from_trl` acts on it.
+A key that is a field of the configuration is supported. Of the others, most are accepted with a notice that names what
+takes their place; a key that would change what is learned is refused. `trl.py` applies this table, and
+`scripts/write_coming_from.py` writes docs/coming-from-trl.md from it.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-
-class Key(NamedTuple):
-    """Key("token_budget is halved by itself when memory runs out", off=(False,))"""
-
-    text: str
-    """What takes the key's place."""
-    off: tuple[Any, ...] = ()
-    """Values, beside None and False, that ask for nothing: there is no notice."""
-    refused: bool = False
-    """Whether another value is an error: it would change what is learned."""
-
+from cohort.compat.keys import Key
 
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -29,7 +17,7 @@ RENAMED = {
     "lr_scheduler": "lr_scheduler_type",
     "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
 }
-"""Older or other names of a field."""
+"""Other names of a field -> the field."""
 
 _NO_PADDING = "batches are packed without padding"
 _ONE_ENGINE = "the built-in engine samples: prompts are prefilled once per group and share their cache"
@@ -61,7 +49,7 @@ SUPPORTED: dict[str, str] = {
     "push_to_hub hub_model_id hub_private_repo",
     "Data and randomness": "seed shuffle_dataset",
 }
-"""Keys that GRPOConfig has under the same name, by group."""
+"""Names of the keys that GRPOConfig has too, by group."""
 
 GROUPS: dict[str, dict[str, Key]] = {
     "Objective": {
@@ -71,7 +59,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "entropy_coef_delta": Key("it has no effect without use_adaptive_entropy", off=(0.005,)),
         "entropy_target": Key("it has no effect without use_adaptive_entropy", off=(0.2,)),
         "off_policy_mask_threshold": Key("the clip range bounds what old samples can do", refused=True),
-        "sync_ref_model": Key("iterations and steps_per_iteration make the reference the policy", refused=True),
+        "sync_ref_model": Key("iterations and steps_per_iteration set the reference to the policy", refused=True),
         "ref_model_mixup_alpha": Key("it has no effect without sync_ref_model", off=(0.6,)),
         "ref_model_sync_steps": Key("it has no effect without sync_ref_model", off=(512,)),
         "sapo_temperature_neg": Key("it has no effect without loss_type sapo", off=(1.05,)),
@@ -88,7 +76,7 @@ GROUPS: dict[str, dict[str, Key]] = {
     },
     "Sampling": {
         "generation_kwargs": Key(
-            "temperature, top_p, top_k, min_p, stop and max_new_tokens of it are set; the rest is told"
+            "temperature, top_p, top_k, min_p, stop and max_new_tokens are used; others get a notice"
         ),
         "repetition_penalty": Key(
             "samples stay the policy's own: the reward `repetition` penalises repeats", off=(1.0,)
@@ -103,7 +91,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "vllm_mode": Key(_NO_VLLM, off=("colocate", "server")),
         "vllm_model_impl": Key(_NO_VLLM, off=("vllm",)),
         "vllm_enable_sleep_mode": Key(_NO_VLLM),
-        "vllm_structured_outputs_regex": Key("completions are free: reward their form", refused=True),
+        "vllm_structured_outputs_regex": Key("completions are not constrained: reward their form", refused=True),
         "vllm_server_base_url": Key(_NO_VLLM),
         "vllm_server_host": Key(_NO_VLLM, off=("0.0.0.0",)),
         "vllm_server_port": Key(_NO_VLLM, off=(8000,)),
@@ -126,17 +114,19 @@ GROUPS: dict[str, dict[str, Key]] = {
         "fp16_full_eval": Key("evaluation runs as training does, by bf16"),
         "tf32": Key("torch.set_float32_matmul_precision in your script"),
         "cast_lm_head_to_fp32": Key("log-probabilities are computed from float32 logits anyway"),
-        "gradient_checkpointing_kwargs": Key("checkpointing is the non-reentrant one", off=({"use_reentrant": False},)),
-        "activation_checkpointing_kwargs": Key("checkpointing is the non-reentrant one", ({"use_reentrant": False},)),
+        "gradient_checkpointing_kwargs": Key("checkpointing is non-reentrant", off=({"use_reentrant": False},)),
+        "activation_checkpointing_kwargs": Key(
+            "checkpointing is the non-reentrant one", off=({"use_reentrant": False},)
+        ),
         "torch_compile": Key("shapes change with every packed batch: nothing is compiled"),
         "torch_compile_backend": Key("nothing is compiled"),
         "torch_compile_mode": Key("nothing is compiled"),
         "use_liger_kernel": Key(_KERNELS),
         "use_liger_loss": Key(_KERNELS),
         "liger_kernel_config": Key(_KERNELS),
-        "use_cache": Key("training forwards keep no cache, sampling always does"),
+        "use_cache": Key("training uses no cache, sampling always does"),
         "torch_empty_cache_steps": Key("the cache is emptied when memory runs out"),
-        "auto_find_batch_size": Key("token_budget is halved by itself when memory runs out; the batch stays"),
+        "auto_find_batch_size": Key("token_budget is halved when memory runs out; the batch stays"),
         "pad_to_multiple_of": Key(_NO_PADDING, off=("auto",)),
         "per_device_eval_batch_size": Key(_EVAL_BATCH, off=(8,)),
         "per_gpu_eval_batch_size": Key(_EVAL_BATCH),
@@ -147,7 +137,9 @@ GROUPS: dict[str, dict[str, Key]] = {
         "skip_memory_metrics": Key("seconds and tokens per second are in metrics.jsonl", off=(True,)),
     },
     "Logging and evaluation": {
-        "logging_strategy": Key("logging_steps spaces on_log calls; metrics.jsonl has every step", off=("steps",)),
+        "logging_strategy": Key(
+            "logging_steps sets the interval of on_log; metrics.jsonl has every step", off=("steps",)
+        ),
         "logging_first_step": Key("metrics.jsonl has every step, the first included"),
         "log_on_each_node": Key(_PLACES, off=(True,)),
         "logging_nan_inf_filter": Key("values are logged as they are; a NaN gradient stops the run", off=(True,)),
@@ -155,17 +147,17 @@ GROUPS: dict[str, dict[str, Key]] = {
         "include_tokens_per_second": Key("the metric tokens_per_second"),
         "log_level": Key(_LOGS, off=("passive",)),
         "log_level_replica": Key(_LOGS, off=("warning",)),
-        "disable_tqdm": Key("`cohort train` has one live display, a script has none"),
+        "disable_tqdm": Key("`cohort train` shows one live display, a script none"),
         "run_name": Key("output_dir names the run"),
         "project": Key("output_dir names the run", off=("huggingface",)),
         "trackio_space_id": Key(RECORDED),
         "trackio_bucket_id": Key(RECORDED),
         "trackio_static_space_id": Key(RECORDED),
-        "num_completions_to_print": Key("log_completions is the number kept of each step"),
+        "num_completions_to_print": Key("log_completions is the number of completions recorded at each step"),
         "log_unique_prompts": Key(RECORDED),
         "log_multimodal": Key("prompts are text", off=(True,)),
         "log_completions_hub_repo": Key(RECORDED),
-        "eval_delay": Key("eval_steps spaces evaluations", off=(0,)),
+        "eval_delay": Key("eval_steps is the interval of evaluations", off=(0,)),
         "prediction_loss_only": Key("evaluation samples and rewards, or takes the held-out loss"),
         "eval_do_concat_batches": Key("evaluation samples and rewards, or takes the held-out loss", off=(True,)),
         "eval_use_gather_object": Key(_PLACES),
@@ -179,18 +171,18 @@ GROUPS: dict[str, dict[str, Key]] = {
     "Saving": {
         "save_safetensors": Key("always safetensors, never a pickle", off=(True,)),
         "save_on_each_node": Key(_PLACES),
-        "enable_jit_checkpoint": Key("save_steps: a run goes on from its newest checkpoint"),
-        "overwrite_output_dir": Key("what an earlier run left in output_dir is moved to earlier-N"),
+        "enable_jit_checkpoint": Key("save_steps: a run resumes from its newest checkpoint"),
+        "overwrite_output_dir": Key("an earlier run's files in output_dir are moved to earlier-N"),
         "hub_token": Key("run `hf auth login`, or set HF_TOKEN"),
         "hub_strategy": Key(_HUB, off=("every_save", "end")),
         "hub_always_push": Key(_HUB),
         "hub_revision": Key(_HUB),
-        "ignore_data_skip": Key("the order of the data is a function of the step: nothing is skipped over"),
+        "ignore_data_skip": Key("the order of the data is a function of the step: a resumed run skips nothing"),
         "restore_callback_states_from_checkpoint": Key("callbacks keep their own state"),
     },
     "Data and randomness": {
-        "remove_unused_columns": Key("columns stay: reward functions may ask for them"),
-        "data_seed": Key("seed rules the order of the data and the sampling"),
+        "remove_unused_columns": Key("all columns stay: reward functions can read them"),
+        "data_seed": Key("seed sets the order of the data and the sampling"),
         "full_determinism": Key(
             "runs with one seed repeat bit for bit on the same machine; on CUDA set torch's switch"
         ),

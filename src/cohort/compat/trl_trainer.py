@@ -1,4 +1,4 @@
-"""What TRL's and transformers' trainers take beside our own arguments."""
+"""Arguments that TRL's and transformers' trainers have and ours have not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("cohort")
 
 
 class LoadsModel(Protocol):
-    """The part of a training configuration that says how a named model is loaded."""
+    """The part of a training configuration that sets how a model is loaded by name."""
 
     model_init_kwargs: dict[str, Any]
 
@@ -22,55 +22,54 @@ class LoadsModel(Protocol):
 
 Config = TypeVar("Config", bound=LoadsModel)
 
-NOT_HERE = {
+UNSUPPORTED = {
     "tools": "there are no tools: a completion is one turn",
-    "rollout_func": "the built-in engine samples; rewards judge what it sampled",
+    "rollout_func": "the built-in engine samples, and reward functions score its completions",
     "environment_factory": "there are no environments: a completion is one turn",
-    "optimizers": "AdamW and its schedule are made from args: learning_rate, lr_scheduler_type, optim",
-    "ref_model": "the reference is the starting model, or the model without its adapter; DPOTrainer takes another",
+    "optimizers": "AdamW and its schedule come from args: learning_rate, lr_scheduler_type, optim",
+    "ref_model": "the reference is the starting model, or the model without its adapter; DPOTrainer accepts another",
     "data_collator": "batches are packed",
     "compute_metrics": "evaluation scores completions by reward_funcs",
-    "formatting_func": "give rows with a prompt column",
-    "model_init": "give a model or its name",
+    "formatting_func": "pass rows with a prompt column",
+    "model_init": "pass a model or its name",
 }
-"""Arguments of TRL's trainers that have no counterpart, and what takes their place."""
+"""Arguments of TRL's trainers without a counterpart -> what takes their place."""
+
+ARGUMENTS = (
+    "model", "args", "train_dataset", "eval_dataset", "reward_funcs", "processing_class", "tokenizer",
+    "reward_processing_classes", "quantization_config", "peft_config", "callbacks",
+)  # fmt: skip
+"""Names that a misspelt argument is compared with."""
 
 
-def settle(config: Config, model: Any, processing_class: Any, familiar: dict[str, Any]) -> tuple[Config, Any]:
-    """(configuration, tokenizer) from a trainer's arguments; `familiar` are those that only TRL has. Raises UserError
-    for one that asks for something that is not here."""
-    given = {name: value for name, value in familiar.items() if value is not None and value != (None, None)}
-    tokenizer = given.pop("tokenizer", None)
+def read_trl_arguments(
+    config: Config, model: Any, processing_class: Any, trl_arguments: dict[str, Any]
+) -> tuple[Config, Any]:
+    """(configuration, tokenizer) of a trainer; `trl_arguments` are those that only TRL's and transformers' trainers
+    have. Raises UserError for one without a counterpart, TypeError for an unknown one."""
+    arguments = {name: value for name, value in trl_arguments.items() if value is not None and value != (None, None)}
+    tokenizer = arguments.pop("tokenizer", None)
     if tokenizer is not None and processing_class is not None:
         raise UserError("tokenizer and processing_class are the same thing: give one of them")
-    quantization = given.pop("quantization_config", None)
+    quantization = arguments.pop("quantization_config", None)
     if quantization is not None:
         if not isinstance(model, str):
-            raise UserError("quantization_config is for a model that is named; this one is loaded already")
+            raise UserError("quantization_config needs a model given by name; this one is loaded already")
         if config.model_init_kwargs.get("quantization_config") is not None:
             raise UserError("quantization_config is given twice, here and in model_init_kwargs: give it once")
         kwargs = {**config.model_init_kwargs, "quantization_config": quantization}
         config = config.model_copy(update={"model_init_kwargs": kwargs})
     if config.model_init_kwargs and not isinstance(model, str):
         log.warning("model_init_kwargs have no effect here: the model is loaded already")
-    for name, value in given.items():
-        if name in NOT_HERE:
-            raise UserError(f"{name} is a {type(value).__name__}, and is not supported: {NOT_HERE[name]}")
-        known = [
-            "tokenizer",
-            "processing_class",
-            "quantization_config",
-            "train_dataset",
-            "eval_dataset",
-            "reward_funcs",
-            "reward_processing_classes",
-        ]
-        close = difflib.get_close_matches(name, [*known, "callbacks", "peft_config", "args", "model"], n=1)
+    for name, value in arguments.items():
+        if name in UNSUPPORTED:
+            raise UserError(f"{name} is a {type(value).__name__}, and is not supported: {UNSUPPORTED[name]}")
+        close = difflib.get_close_matches(name, ARGUMENTS, n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""
         raise TypeError(f"unknown argument {name!r}{hint}")
     return config, processing_class if tokenizer is None else tokenizer
 
 
-def made(callbacks: Sequence[Any]) -> list[Any]:
-    """Callbacks, those given as classes made into objects, as transformers does."""
+def instantiate_callbacks(callbacks: Sequence[Any]) -> list[Any]:
+    """The callbacks; one given as a class is instantiated, as transformers does."""
     return [callback() if isinstance(callback, type) else callback for callback in callbacks]

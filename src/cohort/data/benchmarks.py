@@ -1,4 +1,4 @@
-"""Benchmarks by name: where their rows are, how a problem is asked, and what scores an answer."""
+"""Benchmarks by name: the data set, the form of a problem's prompt, and the reward function that scores answers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Benchmark:
     """Benchmark("openai/gsm8k", gsm8k, "accuracy", kwargs={"name": "main"})"""
 
     source: str | None
-    """Its data set on the hub; None: a file is to be named."""
-    form: Callable[[Record], Record]
-    """A record of that data set as a row: `prompt`, and the columns that the reward reads. Raises KeyError for a
-    record without what it needs."""
+    """Its data set on the hub; None: the user names a file."""
+    to_row: Callable[[Record], Record]
+    """Turns a record of that data set into a row: `prompt`, and the columns that the reward reads. Raises KeyError for
+    a missing column."""
     reward: str
-    """Above 0 where an answer is correct."""
+    """Name of the reward function; its score is above 0 for a correct answer."""
     kwargs: dict[str, str] = field(default_factory=dict)
     split: str = "test"
 
@@ -38,7 +38,7 @@ def gsm8k(record: Record) -> Record:
 
 
 def math(record: Record) -> Record:
-    """The answer in a column of its own (MATH-500), else boxed in the solution (MATH)."""
+    """The answer is in its own column (MATH-500), or boxed in the solution (MATH)."""
     problem = record.get("problem") or record["question"]
     reference = record["answer"] if record.get("answer") is not None else record["solution"]
     return {"prompt": f"{problem}\n\n{STEPS}", "answer": reference}
@@ -53,8 +53,8 @@ def cmath(record: Record) -> Record:
 
 
 def mbpp(record: Record) -> Record:
-    """The task and its tests, which say how the function is called; `prompt` and `test_imports` are the sanitized
-    set's columns."""
+    """The task and its tests, which show how the function is called. `prompt` and `test_imports` are columns of the
+    sanitized set."""
     task = record.get("text") or record["prompt"]
     tests = list(record["test_list"])
     setup = [record.get("test_setup_code") or "", *(record.get("test_imports") or [])]
@@ -75,8 +75,8 @@ def humaneval(record: Record) -> Record:
 
 
 def choice(record: Record) -> Record:
-    """A question with choices as MMLU (`choices`, the answer's number), ARC (`choices` with labels, `answerKey`) or
-    C-Eval and CMMLU (columns A to D) have them."""
+    """A question with choices in the form of MMLU (`choices` and the answer's index), of ARC (`choices` with labels and
+    `answerKey`), or of C-Eval and CMMLU (columns A to D)."""
     choices = _choices(record)
     answer = record.get("answerKey", record.get("answer", record.get("Answer")))
     if answer is None or isinstance(answer, bool):
@@ -93,13 +93,13 @@ def choice(record: Record) -> Record:
 
 
 def _choices(record: Record) -> dict[str, str]:
-    found = record.get("choices", record.get("options"))
-    if isinstance(found, dict) and {"text", "label"} <= found.keys():
-        return dict(zip(map(str, found["label"]), map(str, found["text"]), strict=True))
-    if isinstance(found, dict) and found:
-        return {str(label): str(text) for label, text in found.items()}
-    if isinstance(found, list | tuple) and found:
-        return dict(zip(LETTERS, map(str, found), strict=False))
+    choices = record.get("choices", record.get("options"))
+    if isinstance(choices, dict) and {"text", "label"} <= choices.keys():
+        return dict(zip(map(str, choices["label"]), map(str, choices["text"]), strict=True))
+    if isinstance(choices, dict) and choices:
+        return {str(label): str(text) for label, text in choices.items()}
+    if isinstance(choices, list | tuple) and choices:
+        return dict(zip(LETTERS, map(str, choices), strict=False))
     letters = {name: str(record[name]) for name in "ABCDE" if record.get(name) is not None}
     if len(letters) < 2:
         raise KeyError("choices")
@@ -127,11 +127,11 @@ def benchmark_rows(
     max_samples: int | None = None,
     dataset_kwargs: dict[str, Any] | None = None,
 ) -> list[Row]:
-    """Rows of a benchmark, from the hub or from `data` in the same form. Raises UserError naming the row that is in
-    another form."""
+    """Rows of a benchmark, from the hub or from `data` with the same columns. Raises UserError naming a row that lacks
+    one."""
     benchmark = BENCHMARKS[name]
     if data is None and benchmark.source is None:
-        raise UserError(f"--benchmark {name} has no data of its own: name a file by --data")
+        raise UserError(f"--benchmark {name} has no data set: name a file by --data")
     kwargs = dataset_kwargs or (benchmark.kwargs if data is None or data == benchmark.source else {})
     rows = []
     for where, record in read_records(data or benchmark.source, split or benchmark.split, kwargs):
@@ -154,7 +154,7 @@ def _row(name: str, benchmark: Benchmark, record: Any, where: str) -> Row:
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
     try:
-        return make_row(benchmark.form(record), where, {}, None)
+        return make_row(benchmark.to_row(record), where, {}, None)
     except KeyError as error:
         raise UserError(
             f"{where}: --benchmark {name} needs the column {error}; it has {', '.join(map(str, record))}"

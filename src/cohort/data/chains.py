@@ -1,10 +1,10 @@
-"""The demo's task: chains of one-digit sums and differences modulo 10, taught by somebody with misconceptions.
+"""The demo's task: chains of one-digit sums and differences modulo 10, with demonstrations of a flawed teacher.
 
     prompt   7+5-8=
     answer   <think>7+5=2
              2-8=4</think><answer>4</answer>
 
-The last digit is kept at each step. Every single-step fact occurs in training; what is held out is composition.
+Each step keeps the last digit. Training contains every single step; the held-out problems are new combinations.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ TEMPLATE = (
 
 
 def step(a: int, operator: str, b: int) -> int:
-    """One fact, last digit kept: step(7, "+", 5) is 2, step(2, "-", 8) is 4."""
+    """The last digit of a sum or difference: step(7, "+", 5) is 2, step(2, "-", 8) is 4."""
     return (a + b if operator == "+" else a - b) % 10
 
 
 @dataclass
 class Teacher:
-    """Knows most facts. For a fixed `mistaught` share of the 200 facts it gives one fixed wrong value in `rate` of
-    the uses, and carries the error on."""
+    """Gets a fixed `mistaught` share of the 200 possible steps wrong: in `rate` of their uses it gives a fixed wrong
+    value, and continues with it."""
 
     seed: int
     mistaught: float = 0.4
@@ -59,7 +59,7 @@ def question(problem: Problem) -> str:
 
 
 def worked(problem: Problem, teacher: Teacher | None = None) -> str:
-    """The working, a line for each operation, and the answer; by the book where there is no teacher."""
+    """The completion: a line for each operation, and the answer. Correct without a teacher, else the teacher's."""
     digits, operators = problem
     value, lines = digits[0], []
     for operator, digit in zip(operators, digits[1:], strict=True):
@@ -81,23 +81,23 @@ def make_chains(
     k: int, train: int, held_out: int, seed: int, teacher: Teacher | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """(demonstrations, training problems, held-out problems) of `k` operations: `train` of each of the first two,
-    `held_out` of the last, all problems different. Raises ValueError where there are not as many.
+    `held_out` of the last, all problems different. Raises ValueError if there are too few.
     """
     rng = random.Random(seed)
-    wanted = 2 * train + held_out
-    if wanted > 10 * 20**k:
+    count = 2 * train + held_out
+    if count > 10 * 20**k:
         raise ValueError(f"there are only {10 * 20**k} different chains of {k} operations")
     problems: dict[Problem, None] = {}
-    while len(problems) < wanted:
+    while len(problems) < count:
         digits = tuple(rng.randrange(10) for _ in range(k + 1))
         problems[digits, "".join(rng.choice("+-") for _ in range(k))] = None
-    drawn = list(problems)
+    ordered = list(problems)
     teacher = teacher or Teacher(seed)
     demonstrations = [
         {**_prompt(problem), "completion": [{"role": "assistant", "content": worked(problem, teacher)}]}
-        for problem in drawn[:train]
+        for problem in ordered[:train]
     ]
-    answered = [{**_prompt(problem), "answer": str(answer(problem))} for problem in drawn]
+    answered = [{**_prompt(problem), "answer": str(answer(problem))} for problem in ordered]
     return demonstrations, answered[train : 2 * train], answered[2 * train :]
 
 
@@ -106,12 +106,12 @@ def _prompt(problem: Problem) -> dict[str, Any]:
 
 
 def build_tokenizer() -> Any:
-    """One token for each character, tag and role, in Qwen2's format: byte-level, without a single merge."""
+    """A Qwen2Tokenizer with one token for each character, tag and role: byte-level, without merges."""
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
 
     special = [PAD, END, *ROLES]
-    # Byte-level vocabularies write a line end as U+010A.
+    # Byte-level vocabularies write a line break as U+010A.
     tokens = [*special, *TAGS, *CHARACTERS.replace("\n", "\u010a")]
     tokenizer = Qwen2Tokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -127,7 +127,7 @@ def build_tokenizer() -> Any:
 
 
 def build_model(tokenizer: Any, seed: int, **overrides: Any) -> Any:
-    """A Qwen2ForCausalLM of half a million parameters with random weights; the global random state stays as it is."""
+    """A Qwen2ForCausalLM of half a million parameters with random weights. The global random state does not change."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -140,7 +140,7 @@ def build_model(tokenizer: Any, seed: int, **overrides: Any) -> Any:
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
         "initializer_range": 0.06,
-        # Texts of 40 tokens: a base of 10,000 would leave most of a head's dimensions without a sense of position.
+        # Texts have 40 tokens: with a base of 10,000 most of a head's dimensions would hardly rotate.
         "rope_parameters": {"rope_type": "default", "rope_theta": 10.0},
     }
     ends = {

@@ -1,6 +1,6 @@
-"""Chat templates by the names LLaMA-Factory's users know, for tokenizers that have none of their own.
+"""Chat templates under LLaMA-Factory's names, for tokenizers that have no chat template.
 
-Each writes what its model family publishes: which text opens and closes a turn, where the system text stands.
+Each follows what its model family publishes: the text around a turn, and the place of the system text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cohort.types import UserError
 
 log = logging.getLogger("cohort")
 
-Around = tuple[str, str]
+Surround = tuple[str, str]
 """Text before and after a turn's content."""
 
 
@@ -22,23 +22,23 @@ Around = tuple[str, str]
 class Template:
     """Template(user=("<|user|>\\n", "</s>\\n"), assistant=("<|assistant|>\\n", "\\n"), begin=True)"""
 
-    user: Around
-    assistant: Around
-    """The first part is also what a completion is asked for with."""
-    system: Around | None = None
-    """None: the system text stands at the head of the first user turn, an empty line between."""
+    user: Surround
+    assistant: Surround
+    """The first part is also the generation prompt."""
+    system: Surround | None = None
+    """None: the system text opens the first user turn, followed by an empty line."""
     default_system: str = ""
     end: str | None = None
-    """The token that ends an answer; None: the tokenizer's own end token."""
+    """The token that ends an answer; None: the tokenizer's end token."""
     begin: bool = False
     """Whether the conversation starts with the tokenizer's begin token."""
     space: bool = False
-    """Whether an answer starts with a space that it is not asked for with."""
+    """Whether an answer starts with a space that the generation prompt lacks."""
     thinking: bool = False
-    """Whether `enable_thinking: false` asks for the answer behind an empty thought."""
+    """Whether `enable_thinking: false` adds an empty thought to the generation prompt."""
 
     def jinja(self) -> str:
-        """The chat template in transformers' language."""
+        """The template in Jinja, as transformers expects it."""
         system = "{% set system = SYSTEM %}{% set turns = messages %}" + (
             "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
             "{% set turns = messages[1:] %}{% endif %}"
@@ -46,12 +46,14 @@ class Template:
         begin = "{{ bos_token|default('', true) }}" if self.begin else ""
         lead = "(system + '\\n\\n' if loop.first and system else '')" if self.system is None else "''"
         head = (
-            "" if self.system is None else f"{{% if system %}}{{{{ {_around(self.system, 'system')} }}}}{{% endif %}}"
+            ""
+            if self.system is None
+            else f"{{% if system %}}{{{{ {_surrounded(self.system, 'system')} }}}}{{% endif %}}"
         )
         end = "eos_token|default('', true)" if self.end is None else "''"
-        unwanted = "enable_thinking is defined and enable_thinking is false"
-        thought = f"{{% if {unwanted} %}}{{{{ '<think>\\n\\n</think>\\n\\n' }}}}{{% endif %}}"
-        # An answer that is trained on stands behind the same empty thought as one that is asked for.
+        no_thinking = "enable_thinking is defined and enable_thinking is false"
+        thought = f"{{% if {no_thinking} %}}{{{{ '<think>\\n\\n</think>\\n\\n' }}}}{{% endif %}}"
+        # A demonstration's answer follows the same empty thought as a sampled one.
         last_thought = thought.replace("{% if", "{% if loop.last and", 1)
         return "".join(
             [
@@ -71,21 +73,21 @@ class Template:
         )
 
 
-def _around(parts: Around, content: str) -> str:
+def _surrounded(parts: Surround, content: str) -> str:
     return f"{parts[0]!r} + {content} + {parts[1]!r}"
 
 
-def _marked(name: str) -> Around:
+def _im_turn(name: str) -> Surround:
     return (f"<|im_start|>{name}\n", "<|im_end|>\n")
 
 
-def _headed(name: str) -> Around:
+def _header_turn(name: str) -> Surround:
     return (f"<|start_header_id|>{name}<|end_header_id|>\n\n", "<|eot_id|>")
 
 
 def _chatml(default_system: str = "", thinking: bool = False) -> Template:
-    roles = [_marked(name) for name in ("user", "assistant", "system")]
-    return Template(*roles, default_system=default_system, end="<|im_end|>", thinking=thinking)
+    user, assistant, system = (_im_turn(role) for role in ("user", "assistant", "system"))
+    return Template(user, assistant, system, default_system, end="<|im_end|>", thinking=thinking)
 
 
 _GEMMA = Template(
@@ -111,7 +113,9 @@ TEMPLATES: dict[str, Template] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
-    "llama3": Template(_headed("user"), _headed("assistant"), _headed("system"), end="<|eot_id|>", begin=True),
+    "llama3": Template(
+        _header_turn("user"), _header_turn("assistant"), _header_turn("system"), end="<|eot_id|>", begin=True
+    ),
     "mistral": Template(("[INST] ", "[/INST]"), ("", ""), begin=True, space=True),
     "phi4": Template(
         ("<|im_start|>user<|im_sep|>", "<|im_end|>"),
@@ -129,7 +133,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def named_template(name: str) -> Template:
-    """Raises UserError for a name that is not in the table."""
+    """The template of that name. Raises UserError for an unknown name."""
     if name not in TEMPLATES:
         near = difflib.get_close_matches(name, TEMPLATES, n=1)
         hint = f": did you mean {near[0]!r}?" if near else f"; there are {', '.join(TEMPLATES)}."
@@ -138,12 +142,12 @@ def named_template(name: str) -> Template:
 
 
 def use_template(tokenizer: Any, name: str | None) -> None:
-    """Give the tokenizer the template of that name, and its end token, where it has no chat template of its own."""
+    """Set the named template, and its end token, on a tokenizer that has no chat template."""
     if name is None:
         return
     template = named_template(name)
     if getattr(tokenizer, "chat_template", None):
-        log.info("template %s: the tokenizer has a chat template of its own, which is used", name)
+        log.info("template %s: the tokenizer's own chat template is used instead", name)
         return
     tokenizer.chat_template = template.jinja()
     if template.end is None:
@@ -152,7 +156,7 @@ def use_template(tokenizer: Any, name: str | None) -> None:
         tokenizer.eos_token = template.end
     else:
         log.warning(
-            "template %s: %s is no token of this tokenizer, so it is spelled out; answers end with %s",
+            "template %s: %s is not a token of this tokenizer and becomes several tokens; answers end with %s",
             name,
             template.end,
             tokenizer.eos_token,

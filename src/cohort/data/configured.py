@@ -1,4 +1,4 @@
-"""The rows a configuration names, and what of a row fits the limits."""
+"""The rows that a configuration names, and fitting of prompts and demonstrations to length limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("cohort")
 
 
 def check_names(run: RunConfig, config: TrainingConfig) -> None:
-    """Raise UserError for data sets and templates that are not there, before anything heavy is imported."""
+    """Raise UserError for missing data sets and unknown templates, before anything slow is imported."""
     for names in (run.dataset, run.eval_dataset):
         if names is not None and run.dataset_dir is not None:
             find_entries(names, run.dataset_dir)
@@ -29,8 +29,8 @@ def check_names(run: RunConfig, config: TrainingConfig) -> None:
 
 
 def configured_rows(run: RunConfig, seed: int, by_prompt: bool = False) -> tuple[list[Row], list[Row] | None]:
-    """(training rows, held-out rows or None); `by_prompt`: val_size holds out prompts with all of their rows. Raises
-    UserError for what cannot be used."""
+    """(training rows, held-out rows or None). `by_prompt`: val_size holds out whole prompts with all their rows. Raises
+    UserError for invalid data."""
     rows = _rows(run, run.dataset, run.dataset_split, run.max_samples, seed)
     if run.eval_dataset is not None:
         return rows, _rows(run, run.eval_dataset, run.eval_split, run.eval_samples, seed)
@@ -48,8 +48,11 @@ def _rows(run: RunConfig, names: str, split: str, limit: int | None, seed: int) 
             dataset_kwargs=run.dataset_kwargs,
         )
     entries = find_entries(names, run.dataset_dir)
-    options = {"max_samples": limit, "system_prompt": run.system_prompt, "seed": seed}
-    return [row for entry in entries for row in entry_rows(entry, **options)]
+    return [
+        row
+        for entry in entries
+        for row in entry_rows(entry, max_samples=limit, system_prompt=run.system_prompt, seed=seed)
+    ]
 
 
 def _split(rows: list[Row], size: float, seed: int, by_prompt: bool) -> tuple[list[Row], list[Row]]:
@@ -57,34 +60,34 @@ def _split(rows: list[Row], size: float, seed: int, by_prompt: bool) -> tuple[li
     held_out = round(len(units) * size) if size < 1 else int(size)
     if not 0 < held_out < len(units):
         what = "prompts" if by_prompt else "rows"
-        raise UserError(f"val_size {size:g} of {len(units)} {what} leaves {held_out} held out: both parts need some")
-    places = set(random.Random(seed).sample(range(len(units)), held_out))
-    chosen = {unit for i, unit in enumerate(units) if i in places}
-    held = [_unit(i, row, by_prompt) in chosen for i, row in enumerate(rows)]
+        raise UserError(f"val_size {size:g} of {len(units)} {what} holds out {held_out}: both parts need at least one")
+    indices = set(random.Random(seed).sample(range(len(units)), held_out))
+    chosen = {unit for i, unit in enumerate(units) if i in indices}
+    is_held_out = [_unit(i, row, by_prompt) in chosen for i, row in enumerate(rows)]
     return (
-        [row for row, out in zip(rows, held, strict=True) if not out],
-        [row for row, out in zip(rows, held, strict=True) if out],
+        [row for row, out in zip(rows, is_held_out, strict=True) if not out],
+        [row for row, out in zip(rows, is_held_out, strict=True) if out],
     )
 
 
 def _unit(i: int, row: Row, by_prompt: bool) -> str | int:
-    """What is held out as one: the row, or all rows of its prompt."""
+    """The key of rows that are held out together: the row's index, or its prompt."""
     return json.dumps(row.prompt, sort_keys=True, default=str) if by_prompt else i
 
 
 def prompt_limit(context_length: int, config: TrainingConfig) -> int:
-    """Tokens a prompt may have: one position is left for an answer."""
+    """Most tokens of a prompt: at least one position remains for the completion."""
     return min(context_length - 1, config.max_prompt_length or context_length)
 
 
 def demonstration_limit(context_length: int, config: TrainingConfig) -> tuple[int, str]:
-    """Tokens of prompt and completion, and what sets the limit."""
+    """Most tokens of prompt and completion together, and what sets the limit."""
     length = config.max_sequence_length
     return (length, "max_length") if length and length < context_length else (context_length, "the model's positions")
 
 
 def fit_prompt(ids: list[int], limit: int, truncation: str) -> list[int] | None:
-    """A prompt within `limit` tokens: as it is, cut to its last tokens, or None where it is dropped."""
+    """A prompt within `limit` tokens: unchanged, cut to its last tokens, or None if it is dropped."""
     if len(ids) <= limit:
         return ids
     return ids[-limit:] if truncation == "cut" else None
@@ -93,8 +96,8 @@ def fit_prompt(ids: list[int], limit: int, truncation: str) -> list[int] | None:
 def fit_demonstration(
     prompt: list[int], completion: list[int], limit: int, truncation: str
 ) -> tuple[list[int], list[int]] | None:
-    """Prompt and completion within `limit` tokens: as they are, the completion's end cut off, or None where the pair
-    is dropped: by truncation, or because nothing of the completion would be left."""
+    """Prompt and completion within `limit` tokens: unchanged, the completion's end cut off, or None if the pair is
+    dropped, by `truncation` or because no token of the completion would remain."""
     if len(prompt) + len(completion) <= limit:
         return prompt, completion
     if truncation != "cut" or len(prompt) >= limit:
@@ -102,10 +105,10 @@ def fit_demonstration(
     return prompt, completion[: limit - len(prompt)]
 
 
-def tell_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str) -> None:
-    """Count what is longer than `limit` and was cut, or dropped: None in `fitted`. Raises UserError where nothing is
-    left."""
-    dropped, longer = sum(kept is None for kept in fitted), sum(n > limit for n in lengths)
+def log_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str) -> None:
+    """Log how many of the sequences were longer than `limit` and were cut, or dropped (None in `fitted`). Raises
+    UserError if none is left."""
+    dropped, longer = sum(ids is None for ids in fitted), sum(n > limit for n in lengths)
     if dropped == len(lengths):
         raise UserError(
             f"all {dropped} {what} are longer than {limit} tokens (the shortest has {min(lengths)}): raise {key}, "

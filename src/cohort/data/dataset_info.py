@@ -1,4 +1,4 @@
-"""Data sets named in a LLaMA-Factory `dataset_info.json`: alpaca, sharegpt and openai records to rows."""
+"""Data sets listed in a LLaMA-Factory `dataset_info.json`: rows from alpaca, sharegpt and openai records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = {
     "chosen": "chosen",
     "rejected": "rejected",
 }
-"""Their name of a column -> the file's, unless an entry says otherwise."""
+"""LLaMA-Factory's name of a column -> the data's, unless an entry sets another."""
 TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -38,7 +38,7 @@ TAGS = {
     "system_tag": "system",
 }
 OPENAI_TAGS = {**TAGS, "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-KNOWN = (
+ENTRY_KEYS = (
     "hf_hub_url",
     "file_name",
     "subset",
@@ -50,13 +50,13 @@ KNOWN = (
     "columns",
     "tags",
 )
-NOT_HERE = {
+UNSUPPORTED = {
     "script_url": "loading scripts are not run: save the data as JSON and name it by file_name",
     "ms_hub_url": "ModelScope is not a source: use hf_hub_url or file_name",
     "om_hub_url": "Modelers is not a source: use hf_hub_url or file_name",
     "cloud_file_name": "cloud storage is not a source: use hf_hub_url or file_name",
 }
-MEDIA = ("images", "videos", "audios", "tools", "kto_tag")
+UNSUPPORTED_COLUMNS = ("images", "videos", "audios", "tools", "kto_tag")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Entry:
     name: str
     source: str
     formatting: str | None = "alpaca"
-    """None: as the first record looks."""
+    """None: guessed from each record."""
     columns: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     split: str = "train"
@@ -77,7 +77,7 @@ class Entry:
 
 def find_entries(names: str, folder: str) -> list[Entry]:
     """The entries that `dataset: a,b` names: keys of the folder's dataset_info.json, paths, or hub names. Raises
-    UserError for a name that is none of them, and for an entry that cannot be used."""
+    UserError for an unknown name or an invalid entry."""
     path = Path(folder) / FILE
     info = _read(path) if path.is_file() else {}
     return [_find(name.strip(), info, path) for name in names.split(",") if name.strip()]
@@ -101,63 +101,66 @@ def _find(name: str, info: dict[str, Any], path: Path) -> Entry:
             return Entry(name, str(candidate), None)
     close = difflib.get_close_matches(name, info, n=1)
     if close or "/" not in name or name.startswith((".", "/", "~")) or Path(name).suffix in FILE_KINDS:
-        what = f"is no key of {path} and no file" if info else f"is no file, and there is no {path}: set dataset_dir"
-        there = f"; it has {', '.join(info)}" if info else ""
-        raise UserError(f"dataset {name!r} {what}" + (f": did you mean {close[0]!r}?" if close else there))
+        problem = f"is no key of {path} and no file" if info else f"is no file, and there is no {path}: set dataset_dir"
+        keys = f"; it has {', '.join(info)}" if info else ""
+        raise UserError(f"dataset {name!r} {problem}" + (f": did you mean {close[0]!r}?" if close else keys))
     return Entry(name, name, None)
 
 
-def _entry(name: str, given: Any, path: Path) -> Entry:
+def _entry(name: str, values: Any, path: Path) -> Entry:
     where = f"{path}, data set {name!r}"
-    if not isinstance(given, dict):
-        raise UserError(f"{where}: expected an object with file_name or hf_hub_url, found {type(given).__name__}")
-    columns, tags = given.get("columns") or {}, given.get("tags") or {}
-    if "hf_hub_url" not in given and "file_name" not in given:
-        reason = next((NOT_HERE[key] for key in NOT_HERE if key in given), "it needs file_name or hf_hub_url")
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected an object with file_name or hf_hub_url, found {type(values).__name__}")
+    columns, tags = values.get("columns") or {}, values.get("tags") or {}
+    if "hf_hub_url" not in values and "file_name" not in values:
+        reason = next((UNSUPPORTED[key] for key in UNSUPPORTED if key in values), "it needs file_name or hf_hub_url")
         raise UserError(f"{where}: {reason}")
-    for found, known, what in (
-        (given, (*KNOWN, *NOT_HERE), "key"),
-        (columns, (*COLUMNS, *MEDIA), "column"),
+    for keys, allowed, kind in (
+        (values, (*ENTRY_KEYS, *UNSUPPORTED), "key"),
+        (columns, (*COLUMNS, *UNSUPPORTED_COLUMNS), "column"),
         (tags, TAGS, "tag"),
     ):
-        unknown = next((key for key in found if key not in known), None)
+        unknown = next((key for key in keys if key not in allowed), None)
         if unknown is not None:
-            close = difflib.get_close_matches(unknown, known, n=1)
-            raise UserError(f"{where}: unknown {what} {unknown!r}" + (f": did you mean {close[0]!r}?" if close else ""))
-    media = next((key for key in MEDIA if key in columns), None)
-    if media is not None:
-        raise UserError(f"{where}: column {media!r} is not supported; prompts are text: leave it out")
-    formatting = given.get("formatting", "alpaca")
+            close = difflib.get_close_matches(unknown, allowed, n=1)
+            raise UserError(f"{where}: unknown {kind} {unknown!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+    unsupported = next((key for key in UNSUPPORTED_COLUMNS if key in columns), None)
+    if unsupported is not None:
+        raise UserError(f"{where}: column {unsupported!r} is not supported; prompts are text: leave it out")
+    formatting = values.get("formatting", "alpaca")
     if formatting not in FORMATS:
         raise UserError(f"{where}: formatting {formatting!r} is not one of {', '.join(FORMATS)}")
-    kwargs = {"name": given.get("subset"), "data_dir": given.get("folder")}
+    kwargs = {"name": values.get("subset"), "data_dir": values.get("folder")}
     return Entry(
         name,
-        given["hf_hub_url"] if "hf_hub_url" in given else str(path.parent / given["file_name"]),
+        values["hf_hub_url"] if "hf_hub_url" in values else str(path.parent / values["file_name"]),
         formatting,
         columns,
         tags,
-        given.get("split", "train"),
-        {key: value for key, value in kwargs.items() if value is not None} if "hf_hub_url" in given else {},
-        given.get("num_samples"),
-        bool(given.get("ranking")),
+        values.get("split", "train"),
+        {key: value for key, value in kwargs.items() if value is not None} if "hf_hub_url" in values else {},
+        values.get("num_samples"),
+        bool(values.get("ranking")),
     )
 
 
 def entry_rows(entry: Entry, *, max_samples: int | None, system_prompt: str | None, seed: int) -> list[Row]:
-    """Conversational rows of one entry. Raises UserError naming file and row for a record that does not fit."""
-    rows, several = [], 0
+    """Conversational rows of one entry. Raises UserError naming file and row for an invalid record."""
+    rows, with_several = [], 0
     for where, record in read_records(entry.source, entry.split, entry.kwargs):
         row = entry_row(record, entry, where)
-        several += any(message["role"] == "assistant" for message in row.prompt)
+        with_several += any(message["role"] == "assistant" for message in _turns(row))
         rows.append(_with_system(row, system_prompt))
         if max_samples is not None and len(rows) == max_samples and entry.num_samples is None:
             break
     if not rows:
         raise UserError(f"dataset {entry.name!r} ({entry.source}) is empty: it needs at least one row")
-    if several:
+    if with_several:
         log.info(
-            "%s: %d of %d conversations have several answers: the last is trained on", entry.name, several, len(rows)
+            "%s: %d of %d conversations have several answers: the last is trained on",
+            entry.name,
+            with_several,
+            len(rows),
         )
     if entry.num_samples is not None:
         times, rest = divmod(entry.num_samples, len(rows))
@@ -166,34 +169,40 @@ def entry_rows(entry: Entry, *, max_samples: int | None, system_prompt: str | No
 
 
 def entry_row(record: Any, entry: Entry, where: str) -> Row:
-    """Raises UserError for a record that does not fit the entry."""
+    """A record of the entry as a row. Raises UserError for a record that lacks what the format needs."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
-    formatting = entry.formatting or _looks_like(record)
+    formatting = entry.formatting or _guess_format(record)
     return _alpaca(record, entry, where) if formatting == "alpaca" else _sharegpt(record, entry, where, formatting)
 
 
-def _looks_like(record: dict[str, Any]) -> str:
+def _guess_format(record: dict[str, Any]) -> str:
     if "messages" in record:
         return "openai"
     return "sharegpt" if "conversations" in record else "alpaca"
 
 
+def _turns(row: Row) -> list[Message]:
+    """The prompt of a row of this module, which is always conversational."""
+    assert isinstance(row.prompt, list)
+    return row.prompt
+
+
 def _with_system(row: Row, system_prompt: str | None) -> Row:
-    prompt = row.prompt
+    prompt = _turns(row)
     if not system_prompt or prompt[0]["role"] == "system":
         return row
     return Row([{"role": "system", "content": system_prompt}, *prompt], row.completion, row.columns, row.source)
 
 
 def _alpaca(record: dict[str, Any], entry: Entry, where: str) -> Row:
-    """One user turn of instruction and input; the output is the completion and stays a column for rewards."""
+    """A row with one user turn of instruction and input. The output is the completion and stays a column."""
     names = {**COLUMNS, **entry.columns}
     for ours in entry.columns:
         if names[ours] not in record:
             raise UserError(f"{where}: no column {names[ours]!r} ({entry.name}'s {ours}); it has {', '.join(record)}")
-    asked = [record.get(names["prompt"]), record.get(names["query"])]
-    if not any(asked):
+    question = [record.get(names["prompt"]), record.get(names["query"])]
+    if not any(question):
         raise UserError(
             f"{where}: neither {names['prompt']!r} nor {names['query']!r} has text; it has {', '.join(record)}. Name "
             f"the columns in {FILE}: {{columns: {{prompt: ...}}}}"
@@ -201,20 +210,20 @@ def _alpaca(record: dict[str, Any], entry: Entry, where: str) -> Row:
     messages = _system(record.get(names["system"]))
     for i, pair in enumerate(record.get(names["history"]) or [], 1):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise UserError(f"{where}: history {i} is {str(pair)[:60]}: it must be a pair, question and answer")
+            raise UserError(f"{where}: history {i} is {str(pair)[:60]}: it must be a pair of question and answer")
         messages += [_message("user", pair[0], where), _message("assistant", pair[1], where)]
-    messages.append(_message("user", "\n".join(str(text) for text in asked if text), where))
+    messages.append(_message("user", "\n".join(str(text) for text in question if text), where))
     answer = record.get(names["response"])
     if isinstance(answer, list):
         raise UserError(
-            f"{where}: {names['response']!r} is a list: name its parts as chosen and rejected, ranking true"
+            f"{where}: {names['response']!r} is a list: name its parts as chosen and rejected, and set ranking: true"
         )
     completion = [_message("assistant", answer, where)] if answer not in (None, "") else None
     return Row(messages, completion, _columns(record, entry, names, where), where)
 
 
 def _sharegpt(record: dict[str, Any], entry: Entry, where: str, formatting: str) -> Row:
-    """Turns of a conversation; a last answer is the completion."""
+    """A row from a conversation; its last turn is the completion if it is the assistant's."""
     names = {**COLUMNS, **({"messages": "messages"} if formatting == "openai" else {}), **entry.columns}
     tags = {**(OPENAI_TAGS if formatting == "openai" else TAGS), **entry.tags}
     turns = record.get(names["messages"])
@@ -223,7 +232,7 @@ def _sharegpt(record: dict[str, Any], entry: Entry, where: str, formatting: str)
     messages = _system(record.get(names["system"]))
     messages += [_turn(turn, tags, where, i) for i, turn in enumerate(turns, 1)]
     if len(messages) > 1 and messages[0]["role"] == messages[1]["role"] == "system":
-        del messages[1]  # the column wins over the conversation's own
+        del messages[1]  # the column replaces the conversation's system turn
     completion = [messages.pop()] if messages[-1]["role"] == "assistant" else None
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise UserError(f"{where}: the conversation has no question before its answer")
@@ -245,14 +254,16 @@ def _turn(turn: Any, tags: dict[str, str], where: str, i: int) -> Message:
         tags["system_tag"]: "system",
     }
     if turn[role] not in roles:
-        raise UserError(f"{where}: turn {i} is of {turn[role]!r}; known are {', '.join(roles)}: name it in `tags`")
+        raise UserError(
+            f"{where}: turn {i} has the role {turn[role]!r}, and the roles are {', '.join(roles)}: name it in `tags`"
+        )
     return _message(roles[turn[role]], turn[content], where)
 
 
 def _columns(
     record: dict[str, Any], entry: Entry, names: dict[str, str], where: str, tags: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """What stays of the record for reward functions; of ranked rows, both answers as messages."""
+    """The record's columns for reward functions; of a ranked row, `chosen` and `rejected` as messages."""
     used = (names["prompt"], names["query"], names["history"], names["messages"], names["system"])
     columns = {key: value for key, value in record.items() if key not in used}
     if names["response"] in columns:
@@ -262,7 +273,7 @@ def _columns(
     for side in ("chosen", "rejected"):
         value = record.get(names[side])
         if value is None:
-            raise UserError(f"{where}: ranking data without {names[side]!r}; the row has {', '.join(record)}")
+            raise UserError(f"{where}: ranking data needs {names[side]!r}; the row has {', '.join(record)}")
         turn = _turn(value, tags, where, 1) if tags and isinstance(value, dict) else _message("assistant", value, where)
         columns[side] = [turn]
     return columns

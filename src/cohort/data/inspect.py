@@ -1,9 +1,10 @@
-"""Looking at data before training on it: what each row becomes, how long it is, and which rows of a file are wrong."""
+"""Inspection of data before training: each row as token ids, lengths, and the invalid rows of a file."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from cohort.types import Row, UserError
 
 
 @dataclass
-class Encoded:
-    """A row as token ids. Encoded(row, prompt=[5, 6], completion=[7, 2], kept=([5, 6], [7, 2]))"""
+class EncodedRow:
+    """A row as token ids: EncodedRow(row, prompt=[5, 6], completion=[7, 2], fitted=([5, 6], [7, 2]))"""
 
     row: Row
     prompt: list[int]
     completion: list[int] | None
-    """None: sampled while training."""
-    kept: tuple[list[int], list[int] | None] | None
-    """What the limits leave; None where the row is dropped."""
+    """None if completions are sampled during training."""
+    fitted: tuple[list[int], list[int] | None] | None
+    """(prompt, completion) within the limits; None if the row is dropped."""
 
     @property
     def length(self) -> int:
@@ -33,29 +34,29 @@ class Encoded:
 
     @property
     def fate(self) -> str:
-        if self.kept is None:
+        if self.fitted is None:
             return "dropped"
-        return "kept" if self.kept == (self.prompt, self.completion) else "cut"
+        return "kept" if self.fitted == (self.prompt, self.completion) else "cut"
 
 
 @dataclass
 class Inspection:
-    """Every row of a configuration's data as the trainer will see it."""
+    """All rows of a configuration's data as the trainer sees them."""
 
-    rows: list[Encoded]
+    rows: list[EncodedRow]
     limit: int
     limited_by: str
-    """The key that sets the limit, or the model's positions."""
+    """The key that sets the limit, or "the model's positions"."""
 
 
 def inspect_rows(rows: list[Row], tokenizer: Any, config: TrainingConfig, context: int, sampled: bool) -> Inspection:
-    """`sampled`: completions come from the policy, so that only prompts are data. `context`: the model's positions.
+    """`sampled`: completions come from the policy, so only prompts are encoded. `context`: the model's positions.
     Raises UserError for a row that cannot be encoded."""
     kwargs = config.chat_template_kwargs
     if sampled:
         limit = prompt_limit(context, config)
         key = "max_prompt_length" if config.max_prompt_length else "the model's positions"
-        encoded = [_prompt(row, encode_prompt(tokenizer, row.prompt, kwargs), limit, config) for row in rows]
+        encoded = [_encoded_prompt(row, encode_prompt(tokenizer, row.prompt, kwargs), limit, config) for row in rows]
         return Inspection(encoded, limit, key)
     limit, key = demonstration_limit(context, config)
     encoded = []
@@ -64,18 +65,18 @@ def inspect_rows(rows: list[Row], tokenizer: Any, config: TrainingConfig, contex
             raise UserError(f"{row.source}: no completion; it has the columns {', '.join(row.columns) or 'prompt'}")
         prompt, completion = encode_demonstration(tokenizer, row, kwargs)
         encoded.append(
-            Encoded(row, prompt, completion, fit_demonstration(prompt, completion, limit, config.truncation))
+            EncodedRow(row, prompt, completion, fit_demonstration(prompt, completion, limit, config.truncation))
         )
     return Inspection(encoded, limit, key)
 
 
-def _prompt(row: Row, ids: list[int], limit: int, config: TrainingConfig) -> Encoded:
-    kept = fit_prompt(ids, limit, config.truncation)
-    return Encoded(row, ids, None, None if kept is None else (kept, None))
+def _encoded_prompt(row: Row, ids: list[int], limit: int, config: TrainingConfig) -> EncodedRow:
+    fitted = fit_prompt(ids, limit, config.truncation)
+    return EncodedRow(row, ids, None, None if fitted is None else (fitted, None))
 
 
 def quantiles(lengths: list[int]) -> dict[str, float]:
-    """Of at least one length; the 95% quantile is the smallest length that 95% do not exceed."""
+    """Statistics of at least one length. "95%" is the smallest length that 95% of the rows do not exceed."""
     ordered = sorted(lengths)
     n = len(ordered)
     return {
@@ -100,41 +101,42 @@ def histogram(lengths: list[int], bins: int = 10) -> list[tuple[int, int, int]]:
 
 @dataclass
 class FileCheck:
-    """What `cohort data check` found."""
+    """The result of `cohort data check`."""
 
     rows: int = 0
     problems: list[str] = field(default_factory=list)
-    """One for each row that cannot be used, or that differs from the others."""
+    """A message for each invalid row."""
     columns: Counter[str] = field(default_factory=Counter)
+    """Column name -> rows that have it."""
     kinds: Counter[str] = field(default_factory=Counter)
-    """How many prompts are plain, how many conversational."""
+    """Number of plain and of conversational prompts."""
     repeated: int = 0
-    """Rows whose prompt came before."""
+    """Rows that repeat an earlier prompt."""
 
 
 def check_file(
     path: Path, columns: dict[str, str], needs: tuple[str, ...] = (), entry: Entry | None = None
 ) -> FileCheck:
-    """Every row of a file, whatever is wrong with the ones before. `needs`: what a row must have beside its prompt,
-    `completion` or columns. Raises UserError where the file as a whole cannot be read."""
-    found, seen = FileCheck(), set()
+    """Check every row of a file; an invalid row does not stop the check. `needs`: columns that a row must have, or
+    `completion`. Raises UserError if the file cannot be read."""
+    result, seen = FileCheck(), set()
     for where, record in _every_record(path):
-        found.rows += 1
+        result.rows += 1
         try:
             if isinstance(record, UserError):
                 raise record
             row = make_row(record, where, columns, None) if entry is None else entry_row(record, entry, where)
             _check_row(row, needs)
         except UserError as error:
-            found.problems.append(str(error))
+            result.problems.append(str(error))
             continue
-        found.columns.update(name for name, value in row.columns.items() if value is not None)
-        found.columns.update(["completion"] * (row.completion is not None))
-        found.kinds["plain" if isinstance(row.prompt, str) else "conversational"] += 1
+        result.columns.update(name for name, value in row.columns.items() if value is not None)
+        result.columns.update(["completion"] * (row.completion is not None))
+        result.kinds["plain" if isinstance(row.prompt, str) else "conversational"] += 1
         key = json.dumps(row.prompt, sort_keys=True, default=str)
-        found.repeated += key in seen
+        result.repeated += key in seen
         seen.add(key)
-    return found
+    return result
 
 
 def _check_row(row: Row, needs: tuple[str, ...]) -> None:
@@ -144,11 +146,12 @@ def _check_row(row: Row, needs: tuple[str, ...]) -> None:
     for name in needs:
         value = row.completion if name == "completion" else row.columns.get(name)
         if value is None or value == "":
-            raise UserError(f"{row.source}: no {name}; it has {', '.join(row.columns) or 'a prompt alone'}")
+            raise UserError(f"{row.source}: no {name}; it has {', '.join(row.columns) or 'a prompt only'}")
 
 
-def _every_record(path: Path) -> Any:
-    """(where, record), the record a UserError where its line is no JSON, so that later lines are looked at too."""
+def _every_record(path: Path) -> Iterator[tuple[str, Any]]:
+    """(location, record) of each line. A line that is not valid JSON gives a UserError as its record, so that the later
+    lines are checked too."""
     if path.suffix != ".jsonl":
         yield from read_records(str(path))
         return

@@ -1,4 +1,4 @@
-"""Rows that reward models learn from: completions with a label, pairs, and completions with a label for each step."""
+"""Labels of rows for reward models: of completions, of pairs, and of a completion's steps."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ from cohort.types import Row, Text, UserError
 
 
 def label(row: Row, column: str = "label") -> float:
-    """The row's label as a number (true is 1). Raises UserError where there is none or no finite one."""
+    """The row's label as a number (true is 1). Raises UserError if it is missing or not finite."""
     if row.completion is None or column not in row.columns:
         raise UserError(
             f"{row.source}: a reward model learns from `prompt`, `completion` and `label`, or from `chosen` and "
-            f"`rejected`; here are {_columns(row)}: map them: `columns: {{label: ...}}`"
+            f"`rejected`; this row has {_columns(row)}: map the columns, `columns: {{label: ...}}`"
         )
     return _number(row.columns[column], row, column)
 
 
 def sides(row: Row) -> tuple[Text, Text, float]:
-    """(chosen, rejected, margin) of a pair; the margin is 0 where there is no such column. Raises UserError where
-    there is no pair, or both sides are the same."""
+    """(chosen, rejected, margin) of a pair; the margin is 0 without that column. Raises UserError if the row has no
+    pair, or both sides are equal."""
     if not has_pair(row):
-        raise UserError(f"{row.source}: needs `chosen` and `rejected` as the first row does; here are {_columns(row)}")
+        raise UserError(
+            f"{row.source}: needs `chosen` and `rejected`, as the first row has; this row has {_columns(row)}"
+        )
     chosen, rejected = (each.completion for each in pair(row))
     assert chosen is not None and rejected is not None
     if chosen == rejected:
         raise UserError(
-            f"{row.source}: chosen and rejected are identical ({str(chosen)[:60]!r}): such a pair says nothing; "
-            "leave it out"
+            f"{row.source}: chosen and rejected are identical ({str(chosen)[:60]!r}): such a pair has nothing to "
+            "learn from; leave it out"
         )
     margin = row.columns.get("margin")
     return chosen, rejected, 0.0 if margin is None else _number(margin, row, "margin")
 
 
 def step_labels(row: Row) -> list[float]:
-    """The labels of the row's steps, numbers from 0 to 1. Raises UserError for others."""
-    found = row.columns.get("labels")
-    if not isinstance(found, list | tuple):
+    """The labels of the row's steps, numbers from 0 to 1. Raises UserError if they are missing or out of range."""
+    labels = row.columns.get("labels")
+    if not isinstance(labels, list | tuple):
         raise UserError(
             f"{row.source}: a process reward model learns from `prompt`, `completion` and `labels`, a list with one "
-            f"label for each step; here are {_columns(row)}"
+            f"label for each step; this row has {_columns(row)}"
         )
-    return [probability(_number(each, row, "labels"), row, "labels") for each in found]
+    return [probability(_number(each, row, "labels"), row, "labels") for each in labels]
 
 
 def probability(value: float, row: Row, column: str) -> float:
-    """The value; UserError where it is not from 0 to 1."""
+    """The value. Raises UserError unless it is from 0 to 1."""
     if not 0 <= value <= 1:
         raise UserError(
             f"{row.source}: `{column}` is {value:g}, out of range: a label is a probability from 0 to 1 (scores of "

@@ -1,4 +1,4 @@
-"""The order of the data and the seeds of a run, as pure functions of the step."""
+"""The order of the data and the seeds of a run, as pure functions: a resumed run continues without saved state."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 
 
 def picks(size: int, first: int, count: int, seed: int, shuffle: bool) -> list[int]:
-    """Items `first` to `first + count` of the endless stream of epochs over `size` rows, each epoch in an order of
-    its own."""
+    """`count` row indices from position `first` of an endless stream of epochs over `size` rows. With `shuffle` each
+    epoch has its own order."""
     chosen: list[int] = []
     while len(chosen) < count:
         epoch, start = divmod(first + len(chosen), size)
@@ -20,7 +20,7 @@ def picks(size: int, first: int, count: int, seed: int, shuffle: bool) -> list[i
 
 
 def derive(seed: int, index: int) -> int:
-    """A seed for the index-th use of `seed`: neighbours share nothing (splitmix64)."""
+    """A seed for the index-th use of `seed`, uncorrelated with its neighbours (splitmix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

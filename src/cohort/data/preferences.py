@@ -1,4 +1,4 @@
-"""Preference rows: a prompt, a chosen and a rejected completion; plain, or chat messages."""
+"""Preference rows: a prompt with a chosen and a rejected completion, as plain text or chat messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from cohort.types import Row, Text, UserError
 
 
 def with_prompt(record: dict[str, Any]) -> dict[str, Any]:
-    """The record itself, unless `chosen` and `rejected` are whole conversations: then with the turns they share as
-    `prompt`, and what is left of each."""
+    """If `chosen` and `rejected` are whole conversations, the record with their common turns as `prompt` and the rest
+    as `chosen` and `rejected`; else the record unchanged."""
     chosen, rejected = record.get("chosen"), record.get("rejected")
     if not isinstance(chosen, list) or not isinstance(rejected, list) or isinstance(record.get("prompt"), list):
         return record
@@ -26,24 +26,24 @@ def has_pair(row: Row) -> bool:
 
 
 def require_pairs(rows: list[Row], method: str) -> None:
-    """Raise UserError, naming the row, where one has no pair."""
-    bare = next((row for row in rows if not has_pair(row)), None)
-    if bare is not None:
-        columns = ["prompt", *(["completion"] if bare.completion is not None else []), *bare.columns]
+    """Raise UserError naming the first row without a pair."""
+    without = next((row for row in rows if not has_pair(row)), None)
+    if without is not None:
+        columns = ["prompt", *(["completion"] if without.completion is not None else []), *without.columns]
         raise UserError(
-            f"{bare.source}: {method} needs `chosen` and `rejected`; this file has "
+            f"{without.source}: {method} needs `chosen` and `rejected`; this file has "
             f"{', '.join(f'`{name}`' for name in columns)}: make pairs with `dpo_pairs: best-worst` (it takes "
             "reward_funcs), or name the columns: `columns: {chosen: ..., rejected: ...}`"
         )
 
 
 def pair(row: Row) -> tuple[Row, Row]:
-    """The row twice: once with its chosen completion, once with its rejected one. Raises UserError for a completion
-    that is neither text nor messages of the assistant's."""
-    return _completed(row, "chosen"), _completed(row, "rejected")
+    """(row with the chosen completion, row with the rejected one). Raises UserError for a completion that is neither
+    text nor messages."""
+    return _with_completion(row, "chosen"), _with_completion(row, "rejected")
 
 
-def _completed(row: Row, column: str) -> Row:
+def _with_completion(row: Row, column: str) -> Row:
     value: Any = row.columns[column]
     if isinstance(value, dict):
         value = [value]
@@ -58,7 +58,7 @@ def _completed(row: Row, column: str) -> Row:
         completion = [{"role": "assistant", "content": value}]
     if isinstance(row.prompt, str) and isinstance(value, list):
         raise UserError(
-            f"{row.source}: `{column}` is chat messages and the prompt is plain text: `system_prompt: ''` makes the "
+            f"{row.source}: `{column}` is chat messages but the prompt is plain text: `system_prompt: ''` makes the "
             "prompt a chat message too"
         )
     return Row(row.prompt, completion, row.columns, row.source)

@@ -1,4 +1,4 @@
-"""Files, hub names, reasoning-gym tasks and objects to rows: where data enters and bad data is named."""
+"""Loads rows from files, hub names, reasoning-gym tasks and objects. Errors name the file and the row."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cohort.data.preferences import with_prompt
 from cohort.types import Message, Row, Text, UserError
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages", "conversations")
-"""Where the prompt is looked for, in this order."""
+"""Columns that can hold the prompt; the first that a record has is used."""
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
 Records = Iterator[tuple[str, Any]]
-"""(where it stands, the record) pairs."""
+"""(location, record) pairs, such as ("train.jsonl row 3", {...})."""
 
 
 def load_rows(
@@ -31,7 +31,7 @@ def load_rows(
     """Rows of a path, a hub name, `reasoning_gym:TASK`, a datasets.Dataset or a list of dicts.
 
     `columns` maps our column to the data's ({"prompt": "question"}). `system_prompt` makes plain prompts
-    conversational ("" adds no system turn). Raises UserError naming file and row for what cannot be used.
+    conversational ("" adds no system turn). Raises UserError naming file and row for invalid data.
     """
     rows = []
     for where, record in read_records(spec, split, dataset_kwargs or {}):
@@ -48,7 +48,7 @@ def _name(spec: Any) -> str:
 
 
 def read_records(spec: Any, split: str = "train", kwargs: dict[str, Any] | None = None) -> Records:
-    """What a path, a hub name, a task or an object holds, before it is made into rows."""
+    """The records of a path, a hub name, a task or an object, before they become rows."""
     kwargs = kwargs or {}
     if isinstance(spec, Path):
         spec = str(spec)
@@ -66,7 +66,7 @@ def read_records(spec: Any, split: str = "train", kwargs: dict[str, Any] | None 
 
 
 def check_source(spec: str) -> None:
-    """Raise UserError for what is meant as a path, and is none."""
+    """Raise UserError for a missing path: a name that looks like a path, not like one on the hub."""
     path = Path(spec).expanduser()
     if path.exists() or spec.startswith("reasoning_gym:"):
         return
@@ -95,7 +95,7 @@ def _from_file(path: Path) -> Records:
         return _from_json(path)
     if path.suffix in (".csv", ".parquet"):
         return _from_table(path)
-    raise UserError(f"{path}: {path.suffix or 'no'} extension is not known; use {', '.join(FILE_KINDS)}")
+    raise UserError(f"{path}: {path.suffix or 'no'} extension is not supported; use {', '.join(FILE_KINDS)}")
 
 
 def _from_jsonl(path: Path) -> Records:
@@ -122,7 +122,7 @@ def _from_json(path: Path) -> Records:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        hint = "; one object a line is JSONL: name the file .jsonl" if error.msg == "Extra data" else ""
+        hint = "; a file with one object a line must be named .jsonl" if error.msg == "Extra data" else ""
         raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg}){hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
@@ -145,7 +145,7 @@ def _from_table(path: Path) -> Records:
 
 
 def _from_folder(path: Path, split: str) -> Records:
-    """A directory of data files, or one made by `datasets.save_to_disk`."""
+    """Records of a directory of data files, or of one written by `datasets.save_to_disk`."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         from datasets import DatasetDict, load_from_disk
 
@@ -198,7 +198,7 @@ def _from_reasoning_gym(task: str, kwargs: dict[str, Any]) -> Records:
 
 
 def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: str | None) -> Row:
-    """Raises UserError for a record that is no row."""
+    """A record as a row; `columns` maps our column to the record's. Raises UserError for an invalid record."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
     for ours, theirs in columns.items():
@@ -231,13 +231,13 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
 
 
 def turns(prompt: str, system_prompt: str) -> list[Message]:
-    """A plain prompt as a conversation; no system turn where `system_prompt` is empty."""
+    """A plain prompt as a conversation, without a system turn if `system_prompt` is empty."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": prompt}]
 
 
 def _check_text(value: Text, where: str, name: str) -> None:
-    """Raise UserError unless it is a string or a list of {"role", "content"} messages."""
+    """Raise UserError unless the value is a string or a list of {"role", "content"} messages."""
     if isinstance(value, str):
         return
     if not isinstance(value, list) or not value:

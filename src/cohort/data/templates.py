@@ -1,4 +1,4 @@
-"""Rows to token ids: chat templates, prompts and demonstrations."""
+"""Prompts and demonstrations as token ids, through the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from cohort.types import Row, Text, UserError
 
 
 def encode_prompt(tokenizer: Any, prompt: Text, chat_template_kwargs: dict[str, Any] | None = None) -> list[int]:
-    """Token ids of a prompt, ready to be continued: plain text with the tokenizer's own special tokens (a trailing
-    end token taken off), messages through the chat template with its generation prompt.
+    """Token ids of a prompt. Plain text gets the tokenizer's special tokens, without a trailing end token; messages go
+    through the chat template with its generation prompt.
 
-    Raises UserError for messages where the tokenizer has no chat template, or the template refuses them.
+    Raises UserError for messages if the tokenizer has no chat template, or if the template refuses them.
     """
     if not isinstance(prompt, str):
         return _render(tokenizer, prompt, True, chat_template_kwargs or {})
@@ -24,7 +24,7 @@ def encode_demonstration(
 ) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids); the completion ends with one end-of-sequence token.
 
-    Raises UserError naming the row where the template renders the prompt differently with its answer behind it.
+    Raises UserError naming the row if the template renders the prompt differently once the answer follows it.
     """
     kwargs = chat_template_kwargs or {}
     prompt = encode_prompt(tokenizer, row.prompt, kwargs)
@@ -39,12 +39,14 @@ def encode_demonstration(
                 "answer's tokens cannot be told apart; use another chat template"
             )
         completion = whole[len(prompt) :]
-    if tokenizer.eos_token_id in completion:  # templates put line ends behind it
+    if tokenizer.eos_token_id in completion:  # a template can add text after it, such as a line break
         completion = completion[: completion.index(tokenizer.eos_token_id)]
     return prompt, [*completion, tokenizer.eos_token_id]
 
 
-def _render(tokenizer: Any, messages: list[dict[str, Any]], generate: bool, kwargs: dict[str, Any]) -> list[int]:
+def _render(
+    tokenizer: Any, messages: list[dict[str, Any]], generation_prompt: bool, kwargs: dict[str, Any]
+) -> list[int]:
     from jinja2 import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
@@ -54,7 +56,7 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], generate: bool, kwar
         )
     try:
         rendered = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=generate, tokenize=True, return_dict=True, **kwargs
+            messages, add_generation_prompt=generation_prompt, tokenize=True, return_dict=True, **kwargs
         )
     except TemplateError as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
@@ -63,10 +65,10 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], generate: bool, kwar
 
 
 def as_completion(prompt: Text, text: str) -> Text:
-    """Sampled text in the form reward functions get it: plain for a plain prompt, else one assistant message."""
+    """Sampled text in the form that reward functions get: plain for a plain prompt, else one assistant message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def prompt_text(prompt: Text) -> str:
-    """For people to read: the text, or the last message's."""
+    """The prompt for display: its text, or the last message's."""
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

@@ -18,8 +18,11 @@ from cohort.types import Completion, TrainerState
 
 @dataclass(frozen=True)
 class Evaluation:
-    """n completions of each problem with their scores; `components[name][i]` belongs to completion i, problems in
-    order, completions of a problem side by side."""
+    """n completions of each problem, and their scores.
+
+    `components[name]` and `totals` hold one value for each completion: problems in order, the n completions of a
+    problem one after the other.
+    """
 
     prompts: list[Prompt]
     sampled: list[list[Completion]]
@@ -38,14 +41,14 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """The row of metrics.jsonl: eval/reward, eval/{component} (means), lengths, problems, seconds."""
-        found = {"eval/reward": sum(self.totals) / len(self.totals), "eval/samples": float(len(self.prompts))}
+        metrics = {"eval/reward": sum(self.totals) / len(self.totals), "eval/samples": float(len(self.prompts))}
         for name, values in self.components.items():
             applied = [value for value in values if value is not None]
             if applied:
-                found[f"eval/{name}"] = sum(applied) / len(applied)
-        lengths = length_statistics([c for found in self.sampled for c in found])
-        found |= {f"eval/{name}": value for name, value in lengths.items()}
-        return found | {"seconds/eval": self.seconds}
+                metrics[f"eval/{name}"] = sum(applied) / len(applied)
+        lengths = length_statistics([c for completions in self.sampled for c in completions])
+        metrics |= {f"eval/{name}": value for name, value in lengths.items()}
+        return metrics | {"seconds/eval": self.seconds}
 
 
 def evaluate(
@@ -57,11 +60,11 @@ def evaluate(
     seed: int,
     state: TrainerState,
 ) -> Evaluation:
-    """Sample and score n completions of each prompt; a greedy evaluation takes one."""
+    """Sample and score n completions of each prompt, or one at temperature 0."""
     started = time.perf_counter()
     n = 1 if sampling.temperature == 0 else n
     sampled = engine.generate([prompt.ids for prompt in prompts], n, sampling, seed).completions
-    # trainer state is the training's: evaluation must not look like a step of it
+    # A copy: reward functions that write to the state must not change the training's.
     scores = score(prompts, sampled, rewards, replace(state))
     return Evaluation(prompts, sampled, scores.components, scores.totals, time.perf_counter() - started)
 
@@ -69,7 +72,7 @@ def evaluate(
 def pass_at_k(correct: list[list[bool]], k: int) -> float:
     """1 - C(n - c, k) / C(n, k), mean over problems: Chen et al., arXiv 2107.03374, Eq. 1.
 
-    Raises ValueError where k exceeds the samples of a problem.
+    Raises ValueError if k exceeds a problem's samples.
     """
     if not all(1 <= k <= len(row) for row in correct):
         raise ValueError(f"pass@{k} needs at least {k} samples of each problem")
@@ -77,11 +80,11 @@ def pass_at_k(correct: list[list[bool]], k: int) -> float:
 
 
 def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int, same: Callable[[str], str]) -> float:
-    """Share of problems whose most frequent answer among the first k is correct (the earliest wins a tie); an
-    answer that could not be read has no vote. `same` maps equal answers to one key."""
+    """Share of problems whose most frequent answer among the first k is correct; the earliest answer wins a tie, and
+    None (no answer could be read) does not vote. `same` maps equal answers to one key."""
     right = 0
-    for found, verdicts in zip(answers, correct, strict=True):
-        votes = [(same(answer), i) for i, answer in enumerate(found[:k]) if answer is not None]
+    for of_problem, verdicts in zip(answers, correct, strict=True):
+        votes = [(same(answer), i) for i, answer in enumerate(of_problem[:k]) if answer is not None]
         if votes:
             winner = Counter(key for key, _ in votes).most_common(1)[0][0]
             right += verdicts[next(i for key, i in votes if key == winner)]

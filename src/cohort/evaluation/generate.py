@@ -1,4 +1,4 @@
-"""Completions of a model by name: what `cohort generate` calls."""
+"""Completions of a model loaded by name, for `cohort generate`: of one prompt, of a file's rows, or streamed."""
 
 from __future__ import annotations
 
@@ -9,55 +9,56 @@ from typing import Any
 import torch
 
 from cohort.config import TrainingConfig
-from cohort.data.chat_templates import use_template
 from cohort.data.rows import turns
 from cohort.data.templates import encode_prompt
-from cohort.policy.load import make_policy
-from cohort.rollouts.engine import local_engine
-from cohort.rollouts.sampling import OnTokens, Sampling
+from cohort.evaluation.loaded_model import LoadedModel
+from cohort.rollouts.sampling import OnTokens
 from cohort.types import Completion, Row, Text, UserError
 
 log = logging.getLogger("cohort")
 
-BYTES = 4
-"""Of a character in UTF-8, at most: tokens of one byte each that make it."""
+MAX_BYTES = 4
+"""Bytes of the longest character in UTF-8, and so the most tokens that one character can take."""
 CHUNK = 256
-"""Prompts that are answered before the first of them is given back."""
+"""Prompts that are sampled together; their records follow when all of them are done."""
 
 
-class Speech:
-    """Tokens of one completion to pieces of its text, each whole characters."""
+class TextStream:
+    """Decodes the tokens of one completion as they arrive and writes the text in pieces of whole characters."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]):
         self.tokenizer, self.write = tokenizer, write
         self.ids: list[int] = []
-        self.context, self.told = 0, 0
-        """The first token that the next piece is decoded with, and the first that is in no piece yet."""
+        self.context = 0
+        """Index of the first token of the piece that was written last."""
+        self.written = 0
+        """Tokens whose text was written."""
 
-    def hear(self, tokens: list[int]) -> None:
+    def add(self, tokens: list[int]) -> None:
         self.ids += tokens
         piece = self._piece()
-        # A character may take four tokens, and until the last is there it decodes to this sign.
-        if piece and (not piece.endswith("\ufffd") or len(self.ids) - self.told >= BYTES):
+        # A character whose last token is missing decodes to U+FFFD.
+        if piece and (not piece.endswith("\ufffd") or len(self.ids) - self.written >= MAX_BYTES):
             self.write(piece)
-            self.context, self.told = self.told, len(self.ids)
+            self.context, self.written = self.written, len(self.ids)
 
     def end(self) -> None:
-        """No more tokens come."""
+        """Write what is left: no more tokens come."""
         if piece := self._piece():
             self.write(piece)
 
     def _piece(self) -> str:
-        """Decoded with the piece before it: some tokenizers leave out a blank where a text begins."""
+        """The text of the unwritten tokens. They are decoded after the previous piece, because some tokenizers drop a
+        space at the start of a text."""
         before, now = (
             self.tokenizer.decode(self.ids[self.context : end], skip_special_tokens=True)
-            for end in (self.told, len(self.ids))
+            for end in (self.written, len(self.ids))
         )
         return str(now[len(before) :])
 
 
 class Generator:
-    """A model, or an adapter with its base model, that answers prompts by the local engine."""
+    """Samples completions of a model, or of an adapter with its base model, by the local engine."""
 
     def __init__(
         self,
@@ -70,54 +71,49 @@ class Generator:
     ):
         config = TrainingConfig(seed=seed, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         torch.manual_seed(seed)
-        self.policy = make_policy(model, None, config)
-        use_template(self.policy.tokenizer, template)
-        self.engine = local_engine(self.policy, config.max_rows)
+        self.model = LoadedModel(model, config, template)
         self.seed = seed
 
-    @property
-    def chats(self) -> bool:
-        """Whether the tokenizer has a chat template."""
-        return bool(getattr(self.policy.tokenizer, "chat_template", None))
-
-    def asked(self, prompt: str, system_prompt: str | None, plain: bool) -> Text:
-        """A prompt in the form that the model is asked in: as a chat turn where there is a template, unless `plain`."""
+    def as_prompt(self, text: str, system_prompt: str | None, plain: bool) -> Text:
+        """The text as a chat turn if there is a template or a system prompt; unchanged if `plain`."""
         if plain and system_prompt is not None:
             raise UserError("a plain prompt has no system turn: leave --system-prompt or --plain out")
-        return turns(prompt, system_prompt or "") if not plain and (self.chats or system_prompt is not None) else prompt
+        chat = not plain and (self.model.has_chat_template or system_prompt is not None)
+        return turns(text, system_prompt or "") if chat else text
 
-    def answers(
+    def generate(
         self, prompts: list[Text], sampling: dict[str, Any], n: int = 1, on_tokens: OnTokens | None = None
     ) -> list[list[Completion]]:
-        """`n` completions of each prompt; `sampling` has the fields of Sampling but the end tokens. Raises UserError
-        for a prompt that leaves no room for an answer."""
-        encoded = [torch.tensor(encode_prompt(self.policy.tokenizer, prompt)) for prompt in prompts]
-        room = self.policy.context_length
+        """`n` completions of each prompt. `sampling` holds Sampling's fields except `eos_ids`. Raises UserError for a
+        prompt that fills the model's positions."""
+        encoded = [torch.tensor(encode_prompt(self.model.tokenizer, prompt)) for prompt in prompts]
+        positions = self.model.policy.context_length
         for prompt, ids in zip(prompts, encoded, strict=True):
-            if len(ids) >= room:
+            if len(ids) >= positions:
                 start = str(prompt if isinstance(prompt, str) else prompt[-1]["content"])[:60]
                 raise UserError(
-                    f"a prompt has {len(ids)} tokens and the model {room} positions: no room for an answer ({start!r})"
+                    f"a prompt has {len(ids)} tokens and the model {positions} positions: no room for an answer "
+                    f"({start!r})"
                 )
-        settings = Sampling(**sampling, eos_ids=self.policy.eos_ids)
-        return self.engine.generate(encoded, n, settings, self.seed, on_tokens).completions
+        return self.model.engine.generate(encoded, n, self.model.sampling(**sampling), self.seed, on_tokens).completions
 
-    def answer(self, prompt: Text, sampling: dict[str, Any], write: Callable[[str], None]) -> Completion:
+    def stream(self, prompt: Text, sampling: dict[str, Any], write: Callable[[str], None]) -> Completion:
         """One completion; `write` gets its text piece by piece while it is sampled."""
-        speech = Speech(self.policy.tokenizer, write)
-        found = self.answers([prompt], sampling, on_tokens=lambda _, tokens: speech.hear(tokens))[0][0]
-        speech.end()
-        return found
+        text = TextStream(self.model.tokenizer, write)
+        completion = self.generate([prompt], sampling, on_tokens=lambda _, tokens: text.add(tokens))[0][0]
+        text.end()
+        return completion
 
-    def rows(self, rows: list[Row], sampling: dict[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
-        """One record for each row, in order: its prompt, its columns, its completions and which of them were cut."""
+    def records(self, rows: list[Row], sampling: dict[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
+        """One record for each row, in order: prompt, columns, the completions' texts, and whether each was cut."""
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            for row, found in zip(chunk, self.answers([row.prompt for row in chunk], sampling, n), strict=True):
+            sampled = self.generate([row.prompt for row in chunk], sampling, n)
+            for row, completions in zip(chunk, sampled, strict=True):
                 yield {
                     "prompt": row.prompt,
                     **row.columns,
-                    "completions": [completion.text for completion in found],
-                    "truncated": [completion.truncated for completion in found],
+                    "completions": [completion.text for completion in completions],
+                    "truncated": [completion.truncated for completion in completions],
                 }
             log.info("%d of %d prompts answered", min(start + CHUNK, len(rows)), len(rows))

@@ -1,5 +1,5 @@
-"""What reward models learn from, made by a policy and a rule: labelled samples, pairs, and steps with Monte Carlo
-labels."""
+"""Training data for reward models, sampled from a policy and labelled by rules: rows with a label, pairs, or rows with
+a Monte Carlo label for each step."""
 
 from __future__ import annotations
 
@@ -14,98 +14,103 @@ import torch
 from cohort.config import TrainingConfig
 from cohort.data.order import derive
 from cohort.data.templates import as_completion
-from cohort.policy.load import make_policy
+from cohort.evaluation.loaded_model import LoadedModel
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import Split, cut
 from cohort.rollouts.collect import score
-from cohort.rollouts.encoding import Prompt, encode_prompts, token_ends
-from cohort.rollouts.engine import Engine, local_engine
+from cohort.rollouts.encoding import Prompt, token_ends
+from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
 from cohort.types import Completion, Row, TrainerState, UserError
 
-AT_A_TIME = 512
-"""Completions, or roll-outs, sampled and judged between two records."""
+COMPLETIONS_PER_CALL = 512
+"""Completions, or roll-outs, of one call of the engine."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A prompt's samples with what the rules say: Judged(prompt, [c0, c1], rewards=[1.5, 0.5], right=[True, False])"""
+class LabelledGroup:
+    """A prompt's completions and the rules' verdicts.
+
+    LabelledGroup(prompt, [c0, c1], rewards=[1.5, 0.5], right=[True, False])
+    """
 
     prompt: Prompt
     completions: list[Completion]
     rewards: list[float]
-    """The rules' sum."""
+    """Sum of the rules' scores."""
     right: list[bool]
     """Whether the first rule's score is above 0."""
 
 
 class Labeller:
-    """Samples a policy through its engine and judges by rules; the first of them says what is right."""
+    """Samples prompts through an engine and labels the completions by rules; the first rule says what is right."""
 
     def __init__(self, tokenizer: Any, engine: Engine, rewards: Rewards, sampling: Sampling, samples: int, seed: int):
         self.tokenizer, self.engine, self.rewards, self.sampling = tokenizer, engine, rewards, sampling
         self.samples, self.seed = samples, seed
-        self.rolled_out = 0
-        """Prefixes so far."""
+        self.prefixes_sampled = 0
 
-    def judged(self, prompts: Sequence[Prompt]) -> Iterator[Judged]:
+    def groups(self, prompts: Sequence[Prompt]) -> Iterator[LabelledGroup]:
         """`samples` completions of each prompt, prompts in order."""
-        step = max(1, AT_A_TIME // self.samples)
+        step = max(1, COMPLETIONS_PER_CALL // self.samples)
         for first in range(0, len(prompts), step):
             chunk = list(prompts[first : first + step])
             seed = derive(self.seed, first)
             ids = [prompt.ids for prompt in chunk]
             sampled = self.engine.generate(ids, self.samples, self.sampling, seed).completions
-            yield from self._verdicts(chunk, sampled)
+            yield from self._labelled(chunk, sampled)
 
-    def _verdicts(self, prompts: list[Prompt], sampled: list[list[Completion]]) -> list[Judged]:
+    def _labelled(self, prompts: list[Prompt], sampled: list[list[Completion]]) -> list[LabelledGroup]:
         scores = score(prompts, sampled, self.rewards, TrainerState())
-        first = [value is not None and value > 0 for value in scores.components[self.rewards.names[0]]]
-        found, at = [], 0
+        right = [value is not None and value > 0 for value in scores.components[self.rewards.names[0]]]
+        groups, start = [], 0
         for prompt, completions in zip(prompts, sampled, strict=True):
-            end = at + len(completions)
-            found.append(Judged(prompt, completions, scores.totals[at:end], first[at:end]))
-            at = end
-        return found
+            end = start + len(completions)
+            groups.append(LabelledGroup(prompt, completions, scores.totals[start:end], right[start:end]))
+            start = end
+        return groups
 
-    def step_labels(self, found: Sequence[Judged], split: Split, rollouts: int, soft: bool) -> list[list[list[float]]]:
-        """[prompts][samples][steps]: how many of `rollouts` completions of each step's prefix end right; the share
-        (`soft`), or 1 where any does (Math-Shepherd, arXiv 2312.08935, Eq. 3 and 4). The last step's prefix is the
-        whole completion, and its label the rule's. A prefix that several samples share is rolled out once."""
+    def step_labels(
+        self, groups: Sequence[LabelledGroup], split: Split, rollouts: int, soft: bool
+    ) -> list[list[list[float]]]:
+        """[prompts][samples][steps]: a label for each step, from `rollouts` completions of the prefix that ends with
+        it. `soft`: the share of them that are right; else 1 where any is (Math-Shepherd, arXiv 2312.08935, Eq. 4 and
+        3). The last step's prefix is the whole completion, and its label is the rule's. A prefix that several samples
+        begin with is sampled once."""
         prefixes: dict[tuple[int, tuple[int, ...]], int] = {}
         places: list[list[list[int]]] = []
-        for p, judged in enumerate(found):
+        for p, group in enumerate(groups):
             places.append([])
-            for completion in judged.completions:
+            for completion in group.completions:
                 ends = cut(completion.text, split).ends
                 tokens = token_ends(completion.ids.tolist(), completion.text, ends, self.tokenizer)[:-1]
                 keys = [(p, tuple(completion.ids[: end + 1].tolist())) for end in tokens]
                 places[-1].append([prefixes.setdefault(key, len(prefixes)) for key in keys])
-        shares = self._shares(found, list(prefixes), rollouts)
+        shares = self._shares_right(groups, list(prefixes), rollouts)
         values = shares if soft else [float(share > 0) for share in shares]
         return [
-            [[*(values[i] for i in steps), float(right)] for steps, right in zip(of_prompt, judged.right, strict=True)]
-            for of_prompt, judged in zip(places, found, strict=True)
+            [[*(values[i] for i in steps), float(right)] for steps, right in zip(of_prompt, group.right, strict=True)]
+            for of_prompt, group in zip(places, groups, strict=True)
         ]
 
-    def _shares(
-        self, found: Sequence[Judged], prefixes: list[tuple[int, tuple[int, ...]]], rollouts: int
+    def _shares_right(
+        self, groups: Sequence[LabelledGroup], prefixes: list[tuple[int, tuple[int, ...]]], rollouts: int
     ) -> list[float]:
-        """How many of the roll-outs from each prefix end right. A prefix is a prompt to the engine, which reads it
-        once for all of its roll-outs."""
+        """The share of right roll-outs from each prefix. Prompt and prefix go to the engine as one prompt, which it
+        prefills once for all of its roll-outs."""
         shares: list[float] = []
-        step = max(1, AT_A_TIME // rollouts)
+        step = max(1, COMPLETIONS_PER_CALL // rollouts)
         for first in range(0, len(prefixes), step):
-            chunk = [(found[p].prompt, torch.tensor(ids)) for p, ids in prefixes[first : first + step]]
+            chunk = [(groups[p].prompt, torch.tensor(ids)) for p, ids in prefixes[first : first + step]]
             starts = [torch.cat([prompt.ids, ids]) for prompt, ids in chunk]
-            seed = derive(self.seed + 1, self.rolled_out)
+            seed = derive(self.seed + 1, self.prefixes_sampled)
             sampled = self.engine.generate(starts, rollouts, self.sampling, seed).completions
-            self.rolled_out += len(starts)
+            self.prefixes_sampled += len(starts)
             whole = [
                 [self._joined(ids, rest) for rest in rests] for (_, ids), rests in zip(chunk, sampled, strict=True)
             ]
-            verdicts = self._verdicts([prompt for prompt, _ in chunk], whole)
-            shares += [sum(judged.right) / rollouts for judged in verdicts]
+            labelled = self._labelled([prompt for prompt, _ in chunk], whole)
+            shares += [sum(group.right) / rollouts for group in labelled]
         return shares
 
     def _joined(self, prefix: torch.Tensor, rest: Completion) -> Completion:
@@ -114,42 +119,43 @@ class Labeller:
         return Completion(ids, torch.zeros(len(ids)), text, rest.truncated)
 
 
-def labelled(judged: Judged) -> list[dict[str, Any]]:
-    """A row for each sample: prompt, completion, label (1 right, 0 wrong), reward, and the data's own columns."""
+def labelled_rows(group: LabelledGroup) -> list[dict[str, Any]]:
+    """A row for each completion: prompt, completion, label (1 right, 0 wrong), reward, and the data's columns."""
     return [
-        {**_start(judged.prompt.row, completion), "label": int(right), "reward": reward}
-        for completion, reward, right in zip(judged.completions, judged.rewards, judged.right, strict=True)
+        {**_with_completion(group.prompt.row, completion), "label": int(right), "reward": reward}
+        for completion, reward, right in zip(group.completions, group.rewards, group.right, strict=True)
     ]
 
 
-def pairs(judged: Judged, rng: random.Random) -> list[dict[str, Any]]:
-    """Right samples beside wrong ones as rows of chosen and rejected, each text once: as many as the rarer have."""
-    row = judged.prompt.row
+def pairs(group: LabelledGroup, rng: random.Random) -> list[dict[str, Any]]:
+    """Rows of a right completion (chosen) and a wrong one (rejected). Each different text is used once, so there are
+    as many rows as the rarer kind has texts."""
+    row = group.prompt.row
     texts: dict[bool, list[str]] = {True: [], False: []}
-    for completion, right in zip(judged.completions, judged.right, strict=True):
+    for completion, right in zip(group.completions, group.right, strict=True):
         if completion.text not in texts[right]:
             texts[right].append(completion.text)
-    for found in texts.values():
-        rng.shuffle(found)
+    for of_kind in texts.values():
+        rng.shuffle(of_kind)
     return [
-        {**row.columns, "prompt": row.prompt, "chosen": _text(row, good), "rejected": _text(row, bad)}
+        {**row.columns, "prompt": row.prompt, "chosen": _message(row, good), "rejected": _message(row, bad)}
         for good, bad in zip(texts[True], texts[False], strict=False)
     ]
 
 
-def with_steps(judged: Judged, labels: list[list[float]]) -> list[dict[str, Any]]:
-    """A row for each sample, with a label for each of its steps."""
+def rows_with_steps(group: LabelledGroup, labels: list[list[float]]) -> list[dict[str, Any]]:
+    """A row for each completion, with a label for each of its steps."""
     return [
-        {**_start(judged.prompt.row, completion), "labels": steps, "label": int(right)}
-        for completion, steps, right in zip(judged.completions, labels, judged.right, strict=True)
+        {**_with_completion(group.prompt.row, completion), "labels": steps, "label": int(right)}
+        for completion, steps, right in zip(group.completions, labels, group.right, strict=True)
     ]
 
 
-def _start(row: Row, completion: Completion) -> dict[str, Any]:
-    return {**row.columns, "prompt": row.prompt, "completion": _text(row, completion.text)}
+def _with_completion(row: Row, completion: Completion) -> dict[str, Any]:
+    return {**row.columns, "prompt": row.prompt, "completion": _message(row, completion.text)}
 
 
-def _text(row: Row, text: str) -> Any:
+def _message(row: Row, text: str) -> Any:
     return as_completion(row.prompt, text)
 
 
@@ -166,36 +172,36 @@ def label_model(
     max_completion_length: int,
     seed: int,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Records to write, prompt by prompt: labelled rows, pairs, or rows with step labels. Raises UserError for bad
-    input."""
+    """The records of one prompt after the other: labelled rows, pairs, or rows with step labels (`hard`, `soft`).
+    Raises UserError for bad input."""
     functions = Rewards(list(rewards))
     config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
     torch.manual_seed(seed)
-    policy = make_policy(model, None, config)
-    sampling = Sampling(temperature=temperature, max_tokens=max_completion_length, eos_ids=policy.eos_ids)
-    labeller = Labeller(policy.tokenizer, local_engine(policy, config.max_rows), functions, sampling, samples, seed)
-    judged = labeller.judged(encode_prompts(rows, policy, config))
+    loaded = LoadedModel(model, config)
+    sampling = loaded.sampling(temperature=temperature, max_tokens=max_completion_length)
+    labeller = Labeller(loaded.tokenizer, loaded.engine, functions, sampling, samples, seed)
+    groups = labeller.groups(loaded.encode(rows))
     rng = random.Random(seed)
     if kind in ("hard", "soft"):
-        yield from _process(labeller, judged, split, rollouts, soft=kind == "soft")
+        yield from _with_step_labels(labeller, groups, split, rollouts, soft=kind == "soft")
         return
-    for each in judged:
-        yield labelled(each) if kind == "rows" else pairs(each, rng)
+    for group in groups:
+        yield labelled_rows(group) if kind == "rows" else pairs(group, rng)
 
 
-def _process(
-    labeller: Labeller, judged: Iterator[Judged], split: Split, rollouts: int, soft: bool
+def _with_step_labels(
+    labeller: Labeller, groups: Iterator[LabelledGroup], split: Split, rollouts: int, soft: bool
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of process labels; many prompts' prefixes go to the engine together."""
-    together = max(1, AT_A_TIME // (labeller.samples * rollouts))
-    chunk = list(itertools.islice(judged, together))
-    if all(len(cut(c.text, split).ends) == 1 for each in chunk for c in each.completions):
+    """Rows with step labels; the prefixes of many prompts go to the engine together."""
+    together = max(1, COMPLETIONS_PER_CALL // (labeller.samples * rollouts))
+    chunk = list(itertools.islice(groups, together))
+    if all(len(cut(c.text, split).ends) == 1 for group in chunk for c in group.completions):
         raise UserError(
-            f"none of the first {sum(len(each.completions) for each in chunk)} completions has more than one step: the "
-            "step separator never occurs. Set --step-separator to what ends a step in this model's completions"
+            f"none of the first {sum(len(group.completions) for group in chunk)} completions has more than one step: "
+            "the step separator never occurs. Set --step-separator to what ends a step in this model's completions"
         )
     while chunk:
         labels = labeller.step_labels(chunk, split, rollouts, soft)
-        for each, found in zip(chunk, labels, strict=True):
-            yield with_steps(each, found)
-        chunk = list(itertools.islice(judged, together))
+        for group, of_group in zip(chunk, labels, strict=True):
+            yield rows_with_steps(group, of_group)
+        chunk = list(itertools.islice(groups, together))

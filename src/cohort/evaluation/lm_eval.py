@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-eval by name, on a model or an adapter."""
+"""Runs tasks of EleutherAI's lm-eval on a model or an adapter, for `cohort eval --lm-eval`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from cohort.policy.adapter import base_of, is_adapter
 from cohort.policy.load import find_device
 from cohort.types import UserError
 
-BATCH = 8
-"""Requests side by side."""
+BATCH_SIZE = 8
+"""Requests of one batch."""
 
 
 def run_tasks(
@@ -24,8 +24,8 @@ def run_tasks(
     trust_remote_code: bool = False,
     seed: int = 42,
 ) -> tuple[dict[str, Any], str]:
-    """(lm-eval's results with what every task measured, its table as text). Raises UserError where the package is
-    missing, a task is unknown, or it cannot be run."""
+    """(lm-eval's results, its table as text). Raises UserError if the package is missing, or if a task is unknown or
+    cannot run."""
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -39,13 +39,13 @@ def run_tasks(
             hint = f"did you mean {near[0]!r}?" if near else "`lm-eval ls tasks` lists them"
             raise UserError(f"--lm-eval: there is no task {task!r}: {hint}")
     try:
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             model="hf",
             model_args=model_arguments(model, trust_remote_code),
             tasks=tasks,
             num_fewshot=num_fewshot,
             limit=limit,
-            batch_size=BATCH,
+            batch_size=BATCH_SIZE,
             device=str(find_device()),
             task_manager=manager,
             random_seed=seed,
@@ -57,11 +57,11 @@ def run_tasks(
         reason = " ".join(str(error).split())[:300]
         hint = ". Programs run in the sandbox with --benchmark mbpp or humaneval" if "unsafe" in reason else ""
         raise UserError(f"--lm-eval {','.join(tasks)}: {reason}{hint}") from error
-    return {key: found[key] for key in ("results", "versions", "n-samples", "samples")}, make_table(found)
+    return {key: results[key] for key in ("results", "versions", "n-samples", "samples")}, make_table(results)
 
 
 def model_arguments(model: str, trust_remote_code: bool) -> dict[str, Any]:
-    """What lm-eval's transformers model is made with."""
+    """Arguments of lm-eval's `hf` model."""
     options = {"trust_remote_code": trust_remote_code, "use_safetensors": True}
     if is_adapter(model):
         return {"pretrained": base_of(model), "peft": model, **options}

@@ -9,18 +9,14 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.data.benchmarks import BENCHMARKS, as_chat, benchmark_rows
-from cohort.data.chat_templates import use_template
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
-from cohort.evaluation.evaluate import Evaluation, evaluate, maj_at_k, pass_at_k
-from cohort.policy.load import make_policy
+from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
+from cohort.evaluation.loaded_model import LoadedModel
 from cohort.rewards.answers.extract import extract_answer
 from cohort.rewards.answers.quantities import quantity
 from cohort.rewards.compose import Rewards
-from cohort.rollouts.encoding import encode_prompts
-from cohort.rollouts.engine import local_engine
-from cohort.rollouts.sampling import Sampling
-from cohort.types import Row, TrainerState, UserError
+from cohort.types import Row, UserError
 
 
 def evaluate_model(
@@ -45,8 +41,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Accuracy (the first reward above 0), pass@k and maj@k of a model, or an adapter, on a data set or a benchmark.
 
-    A benchmark's problems are asked in a chat turn where the tokenizer has a chat template. Greedy with one sample a
-    problem, temperature 1 with several, unless told. Raises UserError where k exceeds the samples.
+    A benchmark's problems become chat turns where the tokenizer has a chat template. `temperature=None` means 0
+    (greedy) for one sample of each problem and 1 for several. Raises UserError where a k exceeds `samples`.
     """
     too_many = [k for k in ks if k > samples]
     if too_many:
@@ -56,7 +52,7 @@ def evaluate_model(
     if temperature == 0 and samples > 1:
         raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
     functions = Rewards(list(rewards) or [BENCHMARKS[benchmark].reward if benchmark else "accuracy"])
-    rows = _rows_to_measure(data, benchmark, split, limit, columns, system_prompt, dataset_kwargs)
+    rows = _rows(data, benchmark, split, limit, columns, system_prompt, dataset_kwargs)
     config = TrainingConfig(
         seed=seed,
         max_completion_length=max_completion_length,
@@ -64,17 +60,15 @@ def evaluate_model(
         allow_pickle=allow_pickle,
     )
     torch.manual_seed(seed)
-    policy = make_policy(model, None, config)
-    use_template(policy.tokenizer, template)
-    if benchmark is not None and (system_prompt is not None or getattr(policy.tokenizer, "chat_template", None)):
+    loaded = LoadedModel(model, config, template)
+    if benchmark is not None and (system_prompt is not None or loaded.has_chat_template):
         rows = as_chat(rows, system_prompt or "")
-    sampling = Sampling(temperature=temperature, max_tokens=max_completion_length, eos_ids=policy.eos_ids)
-    engine = local_engine(policy, config.max_rows)
-    found = evaluate(encode_prompts(rows, policy, config), engine, functions, sampling, samples, seed, TrainerState())
-    return summary(found, functions.names[0], ks)
+    sampling = loaded.sampling(temperature=temperature, max_tokens=max_completion_length)
+    evaluation = loaded.evaluate(loaded.encode(rows), functions, sampling, samples, seed)
+    return summary(evaluation, functions.names[0], ks)
 
 
-def _rows_to_measure(
+def _rows(
     data: str | None,
     benchmark: str | None,
     split: str | None,
@@ -96,25 +90,25 @@ def _rows_to_measure(
     )
 
 
-def summary(found: Evaluation, component: str, ks: Sequence[int]) -> dict[str, Any]:
-    """The evaluation as plain numbers and texts, ready for a table or JSON."""
-    correct = found.correct(component)
-    answers = [[extract_answer(c.text) for c in row] for row in found.sampled]
+def summary(evaluation: Evaluation, component: str, ks: Sequence[int]) -> dict[str, Any]:
+    """The evaluation as plain numbers and texts for a table or JSON; `component` says what is correct."""
+    correct = evaluation.correct(component)
+    answers = [[extract_answer(c.text) for c in row] for row in evaluation.sampled]
     return {
         "problems": len(correct),
-        "samples": found.n,
-        "accuracy": sum(sum(row) for row in correct) / (len(correct) * found.n),
+        "samples": evaluation.n,
+        "accuracy": sum(sum(row) for row in correct) / (len(correct) * evaluation.n),
         "correct": sum(sum(row) for row in correct),
         "pass@k": {k: pass_at_k(correct, k) for k in ks},
         "maj@k": {k: maj_at_k(answers, correct, k, _answer_key) for k in ks},
-        "metrics": found.metrics(),
+        "metrics": evaluation.metrics(),
         "completions": [
             {
                 "prompt": prompt_text(prompt.row.prompt),
                 "completions": [c.text for c in row],
                 "correct": verdicts,
             }
-            for prompt, row, verdicts in zip(found.prompts, found.sampled, correct, strict=True)
+            for prompt, row, verdicts in zip(evaluation.prompts, evaluation.sampled, correct, strict=True)
         ],
     }
 

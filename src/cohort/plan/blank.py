@@ -1,4 +1,4 @@
-"""A policy without weights: tensors that have shapes and no storage, made from a model's configuration."""
+"""A policy made from a model's configuration, on fake tensors: they have shapes and types, but no storage."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class Weights:
     """Trained parameters."""
     trained_size: int
     backbone_trained: int
-    """Trained parameters of the backbone, which a critic with its own backbone copies."""
+    """Trained parameters without the output layer: a critic of its own copies and trains them."""
     backbone_trained_size: int
     read: int
-    """Bytes read to decode one token: all but the embeddings."""
+    """Bytes read to decode one token: all weights but the input embeddings."""
     unpacked: int
-    """Bytes of the largest 4-bit layer as its products read it; 0 where none is in 4 bits."""
+    """Bytes of the largest 4-bit layer after dequantisation; 0 without 4-bit layers."""
     decoder: int
-    """Bytes of the matrices that decoding lays out anew; 0 where it uses the model's own."""
+    """Bytes of the copies of matrices that the fused decoder makes; 0 where the model's own code decodes."""
 
 
 def model_config(run: RunConfig, config: TrainingConfig) -> Any:
-    """transformers' configuration of the run's model: of `model_sizes` where given, else read by name. Raises
-    UserError for what is none."""
+    """transformers' configuration of the run's model: made from `model_sizes` if set, else read by name. Raises
+    UserError for an unknown model or bad sizes."""
     if not run.model_sizes:
         return load_model_config(run.model, trust_remote_code=config.trust_remote_code)
     from transformers import AutoConfig
@@ -60,24 +60,25 @@ def model_config(run: RunConfig, config: TrainingConfig) -> Any:
         raise UserError(f"model_sizes: {' '.join(str(error).split())[:300]}") from error
 
 
-def shortened(found: Any, layers: int) -> Any:
-    """The configuration with its first layers only."""
-    found = copy.deepcopy(found)
-    text = found.get_text_config()
+def shortened(model_config: Any, layers: int) -> Any:
+    """A copy of transformers' configuration with its first layers only."""
+    shorter = copy.deepcopy(model_config)
+    text = shorter.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    return found
+    return shorter
 
 
-def blank_model(found: Any, config: TrainingConfig, bf16: bool) -> tuple[Any, Any, list[nn.Linear]]:
-    """(model on the meta device, its PeftModel or None, the layers that are kept in 4 bits)."""
+def blank_model(model_config: Any, config: TrainingConfig, bf16: bool) -> tuple[Any, Any, list[nn.Linear]]:
+    """(model on the meta device, its PeftModel or None, the layers that are in 4 bits). Raises UserError unless it is a
+    causal language model."""
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code)
-            dtype = _dtype(config, found)
+            model: Any = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+            dtype = _dtype(config, model_config)
             model.to(dtype)
             quantized = _quantized(model, config)
             for layer in quantized:
@@ -86,26 +87,26 @@ def blank_model(found: Any, config: TrainingConfig, bf16: bool) -> tuple[Any, An
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"this is no causal language model: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"this is not a causal language model: {' '.join(str(error).split())[:300]}") from error
 
 
-def _dtype(config: TrainingConfig, found: Any) -> torch.dtype:
+def _dtype(config: TrainingConfig, model_config: Any) -> torch.dtype:
     named = config.model_init_kwargs.get("dtype", config.model_init_kwargs.get("torch_dtype", "float32"))
     if named == "auto":
-        named = found.get_text_config().dtype or "float32"
+        named = model_config.get_text_config().dtype or "float32"
     dtype = named if isinstance(named, torch.dtype) else getattr(torch, str(named), None)
     if not isinstance(dtype, torch.dtype):
-        raise UserError(f"model_init_kwargs: dtype {named!r} is none; use float32, bfloat16 or float16")
+        raise UserError(f"model_init_kwargs: dtype {named!r} is unknown; use float32, bfloat16 or float16")
     return dtype
 
 
 def _quantization(config: TrainingConfig, key: str) -> bool:
-    asked = config.model_init_kwargs.get("quantization_config")
-    return bool(asked.get(key) if isinstance(asked, Mapping) else getattr(asked, key, False))
+    quantization = config.model_init_kwargs.get("quantization_config")
+    return bool(quantization.get(key) if isinstance(quantization, Mapping) else getattr(quantization, key, False))
 
 
 def _quantized(model: Any, config: TrainingConfig) -> list[nn.Linear]:
-    """The layers that bitsandbytes turns into 4 bits: every linear one but the output layer."""
+    """The layers that bitsandbytes quantises to 4 bits: every linear layer but the output layer."""
     if not _quantization(config, "load_in_4bit"):
         return []
     output = model.get_output_embeddings()
@@ -113,8 +114,8 @@ def _quantized(model: Any, config: TrainingConfig) -> list[nn.Linear]:
 
 
 def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16: bool) -> Weights:
-    """What the model's parameters count and take. A 4-bit weight takes half a byte and its share of a block's scale:
-    a float32 for 64 weights, or with double quantisation a byte and a float32 for 256 of these."""
+    """Counts and bytes of the model's parameters. A 4-bit weight takes half a byte and a 64th of its block's scale. The
+    scale is a float32, or with double quantisation a byte, with a float32 for 256 of them."""
     every = list(model.parameters())
     trained = [p for p in every if p.requires_grad]
     backbone = [p for p in model.base_model.parameters() if p.requires_grad]
@@ -138,30 +139,30 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16
     )
 
 
-def blank_reward_model(name: str, device: str) -> float:
-    """Bytes of a sequence classifier's weights: float32 on a CPU, else in their own type. Raises UserError for a name
-    that is none."""
+def reward_model_bytes(name: str, device: str) -> float:
+    """Bytes of a sequence classifier's weights: float32 on a CPU, else in the checkpoint's type. Raises UserError for
+    an unknown name."""
     from transformers import AutoModelForSequenceClassification
 
-    found = load_model_config(name)
-    found.num_labels = 1
+    model_config = load_model_config(name)
+    model_config.num_labels = 1
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(found)
-    model.to(torch.float32 if device == "cpu" else found.get_text_config().dtype or torch.float32)
+        model: Any = AutoModelForSequenceClassification.from_config(model_config)
+    model.to(torch.float32 if device == "cpu" else model_config.get_text_config().dtype or torch.float32)
     return float(sum(p.nbytes for p in model.parameters()))
 
 
-class Blank:
-    """The policy of a configuration, ready to run without doing anything: `with blank.running(): ...`."""
+class BlankPolicy:
+    """A policy whose passes run on fake tensors inside `with blank.running() as meter:`; nothing is computed."""
 
-    def __init__(self, found: Any, config: TrainingConfig, device: str, bf16: bool):
+    def __init__(self, model_config: Any, config: TrainingConfig, device: str, bf16: bool):
         self.config, self.gpu, self.bf16 = config, device == "cuda", bf16
         self.meter = Meter()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        model, peft, quantized = blank_model(found, config, bf16)
+        model, peft, quantized = blank_model(model_config, config, bf16)
         self.weights = weights(model, config, quantized, bf16)
         with self._fake:
-            # Its buffers are made on the CPU: autocast and attention choose by device, and no GPU need be there.
+            # On the CPU, so that planning for a GPU needs none: autocast and attention choose by device.
             model = model.to_empty(device="cpu")
             model.tie_weights()
             set_up(model, peft, config)
@@ -175,7 +176,7 @@ class Blank:
         model.train()
 
     def _attends_grouped(self) -> bool:
-        """Whether the model runs the grouped attention; what it gives is compared when a policy is made."""
+        """Whether the model calls the grouped attention. Its results are compared when a real policy is loaded."""
         part = Part(0, torch.zeros(3, dtype=torch.long), range(1), [torch.zeros(2, dtype=torch.long)])
         with self.running(), torch.no_grad():
             pack = self.policy.pack([part])
@@ -187,6 +188,6 @@ class Blank:
 
     @contextmanager
     def running(self) -> Iterator[Meter]:
-        """Inside, nothing is computed, and the meter counts."""
+        """Inside, operations run on fake tensors and the meter counts their bytes and FLOPs."""
         with self._fake, self.meter, autocast_of_cuda() if self.gpu else nullcontext():
             yield self.meter

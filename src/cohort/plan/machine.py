@@ -1,4 +1,4 @@
-"""What a run is planned for: a card's memory and rates, given, found or measured."""
+"""The machine that a run is planned for: memory and rates, from options or measured here."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ class Machine:
     memory: float
     """Bytes."""
     flops: float
-    """Floating-point operations a second of a large matrix product."""
+    """Floating-point operations a second, of a large matrix product."""
     bandwidth: float
-    """Bytes a second."""
+    """Bytes of memory read a second."""
 
 
-def size(text: str, option: str) -> float:
-    """Bytes: size("80GiB", "--memory") -> 85899345920.0. Raises UserError for what is none."""
+def parse_size(text: str, option: str) -> float:
+    """Bytes: parse_size("80GiB", "--memory") -> 85899345920.0. Raises UserError for another text."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]i?)?b?\s*", text.lower())
     try:
-        found = float(match[1]) * UNITS[match[2] or ""] if match else 0.0
+        size = float(match[1]) * UNITS[match[2] or ""] if match else 0.0
     except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
+        size = 0.0
+    if not 0 < size < float("inf"):
         raise UserError(f"{option} {text!r}: give a size such as 80GiB or 24GB")
-    return found
+    return size
 
 
-def rate(text: str, option: str) -> float:
-    """A rate a second: rate("400e12", "--flops") -> 4e14. Raises UserError for what is none."""
+def parse_rate(text: str, option: str) -> float:
+    """A rate a second: parse_rate("400e12", "--flops") -> 4e14. Raises UserError for another text."""
     try:
-        found = float(text)
+        rate = float(text)
     except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
+        rate = 0.0
+    if not 0 < rate < float("inf"):
         raise UserError(f"{option} {text!r}: give a number a second, such as 400e12")
-    return found
+    return rate
 
 
 def find_machine(
     use_cpu: bool, bf16: bool | None, memory: float | None, flops: float | None, bandwidth: float | None
 ) -> Machine:
-    """The machine of a plan. A given memory is a GPU's, unless the run is to use the CPU; without one it is this
-    machine's own device. Rates that are not given are measured, and then are this machine's."""
+    """The machine to plan for. With `memory` it is a GPU of that size, unless `use_cpu`; without it is this machine's
+    device. Rates that are None are measured on this machine. Raises UserError if there is no GPU to measure."""
     import torch
 
     from cohort.policy.load import fast_bf16, find_device
@@ -95,14 +95,14 @@ def measured_bandwidth(device: Any) -> float:
 
 
 def _best(work: Callable[[], Any], device: Any) -> float:
-    """Seconds of the quickest of some calls."""
+    """Seconds of the fastest of six calls."""
     import torch
 
-    found = []
+    seconds = []
     for _ in range(6):
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - started)
-    return min(found)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

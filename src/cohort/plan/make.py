@@ -1,4 +1,4 @@
-"""`cohort plan`: what a configuration needs, beside it PPO and the usual padded pass, and what could be changed."""
+"""The plan of a run: its needs, those of PPO (or GRPO) and of padded rows to compare with, settings that lower them."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Any
 
 from cohort.config import GRPOConfig, OnlineConfig, PPOConfig, RunConfig, TrainingConfig
 from cohort.methods.named import find_method
-from cohort.plan.blank import blank_reward_model, model_config
-from cohort.plan.figures import Batch, Figures, Lengths, figures, make_batch
+from cohort.plan.blank import model_config, reward_model_bytes
+from cohort.plan.costs import Batch, Costs, Lengths, count_costs, make_batch
 from cohort.plan.machine import Machine
-from cohort.plan.needs import Needs, needs, overhead
+from cohort.plan.needs import Needs, needs, with_overhead
 
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that lowers the peak. Change("gradient_checkpointing=true", 21e9, 40.0)"""
+    """A setting that lowers the peak: Change("gradient_checkpointing=true", peak=21e9, step=40.0)"""
 
     keys: str
     peak: float
-    """Bytes with it."""
+    """Peak bytes with this change and those before it."""
     step: float
-    """Seconds of a step with it."""
+    """Seconds of a step with them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The estimate of a run; bytes, seconds, tokens."""
+    """The estimate of a run, in bytes, seconds and tokens."""
 
     model: str
     method: str
     machine: Machine
     lengths: Lengths
     batch: Batch
-    figures: Figures
+    costs: Costs
     needs: Needs
     other: tuple[str, Needs] | None
-    """The method it is compared with on the same settings, and what that would need."""
+    """(method, needs) of PPO with the same settings; of GRPO if the run is PPO's."""
     naive: float
-    """The most bytes where the first micro-batch's completions are padded rows whose logits are kept."""
+    """Peak bytes of the usual way: the first micro-batch's completions as padded rows, all their logits in memory."""
     logits: float
-    """Bytes of float32 logits of the first micro-batch's completions: not kept here."""
+    """Bytes of float32 logits of the first micro-batch's completions, which this package never holds."""
     steps: int | None
-    """Optimiser steps of the run, where the configuration says."""
+    """Optimiser steps of the run; None if they depend on the number of rows."""
     changes: list[Change]
 
     @property
@@ -58,8 +58,8 @@ class Plan:
         return {
             "model": self.model,
             "method": self.method,
-            "parameters": self.figures.weights.count,
-            "trained_parameters": self.figures.weights.trained,
+            "parameters": self.costs.weights.count,
+            "trained_parameters": self.costs.weights.trained,
             "machine": asdict(self.machine),
             "prompt_length": self.lengths.prompt,
             "completion_length": self.lengths.completion,
@@ -80,18 +80,18 @@ class Plan:
 
 
 def make_plan(run: RunConfig, config: TrainingConfig, machine: Machine, lengths: Lengths) -> Plan:
-    """Raises UserError for a model that is none, or whose passes cannot be counted."""
+    """Raises UserError for an unknown model, or one whose passes cannot be counted."""
     method = find_method(run.method)
-    found = model_config(run, config)
-    judges = sum(blank_reward_model(name, machine.device) for name in reward_models(run))
+    of_model = model_config(run, config)
+    judges = sum(reward_model_bytes(name, machine.device) for name in reward_models(run))
 
-    def estimate(config: TrainingConfig, lengths: Lengths, padded: bool = False) -> tuple[Batch, Figures, Needs]:
+    def estimate(config: TrainingConfig, lengths: Lengths, padded: bool = False) -> tuple[Batch, Costs, Needs]:
         batch = make_batch(method, config, lengths)
-        counted = figures(found, config, machine, batch, padded)
-        return batch, counted, needs(counted, config, machine, batch, lengths, judges)
+        costs = count_costs(of_model, config, machine, batch, padded)
+        return batch, costs, needs(costs, config, machine, batch, lengths, judges)
 
-    batch, counted, needed = estimate(config, lengths, padded=True)
-    naive = needed.persistent + counted.padded.peak
+    batch, costs, needed = estimate(config, lengths, padded=True)
+    naive = needed.persistent + costs.padded.peak
     completions = sum(len(ids) for part in batch.micro[0] for ids in part.completion_ids)
     changes = []
     if needed.peak > machine.memory:
@@ -108,18 +108,18 @@ def make_plan(run: RunConfig, config: TrainingConfig, machine: Machine, lengths:
         machine=machine,
         lengths=lengths,
         batch=batch,
-        figures=counted,
+        costs=costs,
         needs=needed,
-        other=_other(config, counted, machine, batch, lengths, judges),
-        naive=overhead(naive, machine),
-        logits=4.0 * completions * found.get_text_config().vocab_size,
+        other=_other(config, costs, machine, batch, lengths, judges),
+        naive=with_overhead(naive, machine),
+        logits=4.0 * completions * of_model.get_text_config().vocab_size,
         steps=steps(run, config),
         changes=changes,
     )
 
 
 def reward_models(run: RunConfig) -> list[str]:
-    """Names of the models among the rewards: `owner/model`, a directory, or `{model: ...}`."""
+    """The rewards that are models: `owner/model`, a directory, or `{model: ...}`."""
     names = [spec.get("model", spec.get("name")) if isinstance(spec, dict) else spec for spec in run.reward_funcs]
     return [
         name
@@ -129,22 +129,23 @@ def reward_models(run: RunConfig) -> list[str]:
 
 
 def _other(
-    config: TrainingConfig, counted: Figures, machine: Machine, batch: Batch, lengths: Lengths, judges: float
+    config: TrainingConfig, costs: Costs, machine: Machine, batch: Batch, lengths: Lengths, judges: float
 ) -> tuple[str, Needs] | None:
-    """PPO on an online method's settings, GRPO on PPO's: one pass over each batch, a critic of its own or none."""
+    """(method, needs) to compare with: PPO with an online method's settings, GRPO with PPO's; one update for each
+    sampled batch."""
     if not isinstance(config, OnlineConfig):
         return None
     kind = GRPOConfig if isinstance(config, PPOConfig) else PPOConfig
     shared = {key: getattr(config, key) for key in config.model_fields_set & set(kind.model_fields)}
     weight = {"beta": 0.04, "kl_coef": 0.05} if config.needs_reference else {"beta": 0.0, "kl_coef": 0.0}
-    own = {key: value for key, value in {**weight, "num_ppo_epochs": 1}.items() if key in kind.model_fields}
+    fixed = {key: value for key, value in {**weight, "num_ppo_epochs": 1}.items() if key in kind.model_fields}
     rows = {"num_generations": max(batch.rows, 2 if kind is GRPOConfig else 1)}
-    other = kind(**{**shared, **own, **rows})
-    return ("ppo" if kind is PPOConfig else "grpo"), needs(counted, other, machine, batch, lengths, judges)
+    other = kind(**{**shared, **fixed, **rows})
+    return ("ppo" if kind is PPOConfig else "grpo"), needs(costs, other, machine, batch, lengths, judges)
 
 
 def steps(run: RunConfig, config: TrainingConfig) -> int | None:
-    """Optimiser steps of the run; None where that is a matter of how many rows the data has."""
+    """Optimiser steps of the run; None if they depend on the number of rows."""
     if config.max_steps > 0:
         return config.max_steps
     if run.max_samples is None:
@@ -155,9 +156,9 @@ def steps(run: RunConfig, config: TrainingConfig) -> int | None:
 
 
 def alternatives(config: TrainingConfig, machine: Machine, batch: Batch) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(keys, their values) that lower memory, each with those before it: first what changes no gradient, then what
-    trains fewer weights, then what changes what is learned."""
-    single = []
+    """(text, changed keys) of settings that lower memory, each added to those before it: first settings that do not
+    change the gradient, then fewer trained weights, then shorter or fewer completions."""
+    single: list[tuple[str, dict[str, Any]]] = []
     kwargs = config.model_init_kwargs
     if machine.bf16 and not {"dtype", "torch_dtype"} & set(kwargs):
         single.append(("model_init_kwargs={dtype: bfloat16}", {"model_init_kwargs": {**kwargs, "dtype": "bfloat16"}}))
@@ -165,8 +166,8 @@ def alternatives(config: TrainingConfig, machine: Machine, batch: Batch) -> Iter
         single.append(("gradient_checkpointing=true", {"gradient_checkpointing": True}))
     part = batch.micro[0][0]
     least = len(part.prompt_ids) + len(part.completion_ids[0])
-    for share in (2, 4, 8):
-        budget = max(least, min(config.token_budget, batch.first_tokens) // share)
+    for divisor in (2, 4, 8):
+        budget = max(least, min(config.token_budget, batch.first_tokens) // divisor)
         single.append((f"token_budget={budget}", {"token_budget": budget}))
         if budget == least:
             break

@@ -1,4 +1,4 @@
-"""The library's own passes over one micro-batch, run on a policy without weights: bytes and operations they take."""
+"""Bytes and FLOPs of the passes over one micro-batch, counted by running the library's own code on fake tensors."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cohort.plan.blank import Blank
+from cohort.plan.blank import BlankPolicy
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import Sampling, draw
 
 
-class Update(NamedTuple):
-    """Bytes beyond the weights, and operations, of one micro-batch of an update."""
+class UpdateCost(NamedTuple):
+    """Forward and backward of one micro-batch: bytes beyond the weights, and FLOPs."""
 
-    kept: float
-    """Between forward and backward: what autograd keeps."""
+    activations: float
+    """Bytes that autograd saves between forward and backward."""
     head: float
-    """What the head takes beside that, to make the gradient of the hidden states and of its own weights."""
+    """Bytes that the head adds while it computes the gradients of the hidden states and of its weights."""
     backward: float
-    """The most while it goes back through the layers, gradients of weights included."""
+    """Peak of the backward pass through the layers, gradients of weights included."""
     peak: float
-    """The most of all, gradients of weights included."""
+    """Peak of all, gradients of weights included."""
     flops: float
 
 
-class Forward(NamedTuple):
-    """Bytes beyond the weights, and operations, of a pass without gradient."""
+class ForwardCost(NamedTuple):
+    """A pass without gradient: peak bytes beyond the weights, and FLOPs."""
 
     peak: float
     flops: float
 
 
 @contextmanager
-def _counted(blank: Blank) -> Iterator[Callable[[], tuple[float, float, float]]]:
-    """A function that gives (bytes alive, most of them since its last call, operations), beyond what there was."""
+def _counted(blank: BlankPolicy) -> Iterator[Callable[[], tuple[float, float, float]]]:
+    """A function that returns (live bytes, their peak since its last call, FLOPs), relative to the start."""
     with blank.running() as meter:
         start, flops = meter.live, meter.flops
         meter.peak = start
@@ -49,17 +49,17 @@ def _counted(blank: Blank) -> Iterator[Callable[[], tuple[float, float, float]]]
         yield now
 
 
-def update(blank: Blank, parts: list[Part], accumulates: bool) -> Update:
-    """Forward, closed-form head and backward. `accumulates`: gradients of an earlier micro-batch are there."""
+def update(blank: BlankPolicy, parts: list[Part], accumulates: bool) -> UpdateCost:
+    """Forward, closed-form head and backward. `accumulates`: an earlier micro-batch has left gradients."""
     policy = blank.policy
     with _counted(blank) as now, policy.attending():
         if accumulates:
             for parameter in policy.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        there = now()[0]
+        before = now()[0]
         pack = policy.pack(parts)
         hidden = policy.hidden(pack.inputs)
-        kept = now()[0] - there
+        activations = now()[0] - before
         hidden_N = hidden.detach()[pack.sources_N]
         with policy.autocast():
             grad_N, _ = policy.head.backward(hidden_N, pack.targets_N, 1.0, lambda span, logp: torch.zeros_like(logp))
@@ -68,50 +68,50 @@ def update(blank: Blank, parts: list[Part], accumulates: bool) -> Update:
         _, backward, flops = now()
         for parameter in policy.parameters:
             parameter.grad = None
-    return Update(kept, in_head - there - kept, backward, max(in_head, backward), flops)
+    return UpdateCost(activations, in_head - before - activations, backward, max(in_head, backward), flops)
 
 
-def score(blank: Blank, parts: list[Part]) -> Forward:
-    """Log-probabilities of the completions, as of the reference."""
+def score(blank: BlankPolicy, parts: list[Part]) -> ForwardCost:
+    """The completions' log-probabilities, as the reference computes them."""
     policy = blank.policy
     with _counted(blank) as now, torch.no_grad(), policy.attending():
         pack = policy.pack(parts)
         policy.head.logprobs(policy.hidden(pack.inputs)[pack.sources_N], pack.targets_N)
-        return Forward(*now()[1:])
+        return ForwardCost(*now()[1:])
 
 
-def prefill(blank: Blank, prompts: list[Tensor]) -> Forward:
-    """The prompts' pass, their keys and values captured."""
+def prefill(blank: BlankPolicy, prompts: list[Tensor]) -> ForwardCost:
+    """The prompts' forward pass, which fills the key/value cache."""
     policy = blank.policy
     with _counted(blank) as now, torch.no_grad(), policy.attending():
         pack = policy.pack([Part(i, prompt, [], []) for i, prompt in enumerate(prompts)])
         policy.prefill(pack)
-        return Forward(*now()[1:])
+        return ForwardCost(*now()[1:])
 
 
-def sample(blank: Blank, rows: int, sampling: Sampling) -> Forward:
-    """The last layer's work for one token of each row, and drawing it."""
+def sample(blank: BlankPolicy, rows: int, sampling: Sampling) -> ForwardCost:
+    """The output layer for one token of each row, and drawing the token."""
     policy = blank.policy
     with _counted(blank) as now, torch.no_grad():
         hidden = torch.empty(rows, policy.head.output.weight.shape[1])
         with policy.autocast():
             logits = policy.head.reader(policy.dtype)(hidden)
         draw(logits, sampling, torch.Generator())
-        return Forward(*now()[1:])
+        return ForwardCost(*now()[1:])
 
 
-def padded(blank: Blank, rows: int, length: int) -> Update:
-    """What the usual trainer does with a group: one padded row for each completion, its prompt repeated, the logits of
-    all positions, their float32 log-softmax, and autograd through it."""
+def padded(blank: BlankPolicy, rows: int, length: int) -> UpdateCost:
+    """An update on padded rows, for comparison: one row for each completion with its prompt repeated, logits of all
+    positions, their float32 log-softmax, and autograd through it."""
     model = blank.policy.model
     with _counted(blank) as now:
         with blank.policy.autocast():
             ids = torch.zeros(rows, length, dtype=torch.long)
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         logprobs = torch.log_softmax(logits.float(), -1).gather(2, ids.unsqueeze(2))
-        kept = now()[0]
+        activations = now()[0]
         logprobs.mean().backward()
         _, peak, flops = now()
         for parameter in blank.policy.parameters:
             parameter.grad = None
-    return Update(kept, 0.0, peak, peak, flops)
+    return UpdateCost(activations, 0.0, peak, peak, flops)

@@ -1,4 +1,4 @@
-"""A plan on the terminal."""
+"""A plan as a table and sentences for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cohort.plan.make import Plan
-from cohort.plan.needs import HOLES, SHARE_OF_PEAK
+from cohort.plan.needs import HEAP_HOLES, SHARE_OF_PEAK
 
 PARTS = {
     "weights": "weights",
@@ -17,34 +17,34 @@ PARTS = {
     "critic": "critic",
     "optimiser": "optimiser",
     "critic's optimiser": "critic's optimiser",
-    "unpacked": "the 4-bit layer in use, unpacked",
+    "unpacked": "largest 4-bit layer, dequantised",
     "gradients": "gradients",
     "activations": "activations of a micro-batch",
-    "head": "head: chunks of logits, their gradients",
-    "decoder": "decoding's own layout of the weights",
+    "head": "head: chunks of logits and gradients",
+    "decoder": "weights copied for decoding",
     "KV cache": "KV cache",
     "sampling": "sampling: logits of the rows",
 }
 
 
-def size(count: float) -> str:
-    """size(2**31) -> "2.00 GiB"."""
+def format_bytes(count: float) -> str:
+    """format_bytes(2**31) -> "2.00 GiB"."""
     for unit, one in (("GiB", 2**30), ("MiB", 2**20)):
         if count >= one:
             return f"{count / one:.{2 if count < 100 * one else 0}f} {unit}"
     return f"{count / 2**10:.0f} KiB" if count else "-"
 
 
-def duration(seconds: float) -> str:
-    """duration(90) -> "1.5 min"."""
+def format_seconds(seconds: float) -> str:
+    """format_seconds(90) -> "1.5 min"."""
     for unit, one in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= one:
             return f"{seconds / one:.1f} {unit}"
     return f"{seconds:.2g} s"
 
 
-def count(number: float) -> str:
-    """count(7.6e9) -> "7.6B"."""
+def format_count(number: float) -> str:
+    """format_count(7.6e9) -> "7.6B"."""
     for unit, one in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= one:
             return f"{number / one:.3g}{unit}"
@@ -52,10 +52,10 @@ def count(number: float) -> str:
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Memory by part and phase, time, whether it fits, and what could be changed."""
-    weights = plan.figures.weights
-    kind = f"{count(weights.count)} parameters, {count(weights.trained)} trained"
-    machine = f"{'GPU' if plan.machine.device == 'cuda' else 'CPU'} of {size(plan.machine.memory)}"
+    """Memory by part and phase, seconds, and sentences: whether the run fits, and what would make it fit."""
+    weights = plan.costs.weights
+    kind = f"{format_count(weights.count)} parameters, {format_count(weights.trained)} trained"
+    machine = f"{'GPU' if plan.machine.device == 'cuda' else 'CPU'} of {format_bytes(plan.machine.memory)}"
     title = f"{plan.method}: {plan.model}, {kind}; {machine}, {'bf16' if plan.machine.bf16 else 'float32'}"
     return Group(Text(title, style="bold"), _memory(plan), *(Text(line) for line in sentences(plan)))
 
@@ -69,56 +69,60 @@ def _memory(plan: Plan) -> Table:
         table.add_column(f"as {plan.other[0]}", justify="right", style="dim")
         columns.append(plan.other[1])
     for key, label in PARTS.items():
-        cells = [size(needs.parts.get(key, 0.0)) for needs in columns]
+        cells = [format_bytes(needs.parts.get(key, 0.0)) for needs in columns]
         if any(cell != "-" for cell in cells) or key == "reference":
             table.add_row(label, *cells)
-    table.add_row("logits of the completions", f"({size(plan.logits)}, not kept)", *["" for _ in columns[1:]])
+    table.add_row("logits of the completions", f"({format_bytes(plan.logits)}, not held)", *["" for _ in columns[1:]])
     table.add_section()
     for phase in dict.fromkeys(phase for needs in columns for phase in needs.phases):
-        cells = [size(needs.phases.get(phase, 0.0)) for needs in columns]
-        table.add_row(f"most while: {phase}", *cells)
-    table.add_row(Text("peak", style="bold"), *(Text(size(needs.peak), style="bold") for needs in columns))
+        cells = [format_bytes(needs.phases.get(phase, 0.0)) for needs in columns]
+        table.add_row(f"peak of: {phase}", *cells)
+    table.add_row(Text("peak", style="bold"), *(Text(format_bytes(needs.peak), style="bold") for needs in columns))
     times = [needs.seconds for needs in columns]
     table.add_section()
-    for phase in dict.fromkeys(phase for found in times for phase in found):
-        table.add_row(f"time: {phase}", *(duration(found[phase]) if phase in found else "-" for found in times))
-    table.add_row(Text("time of a step", style="bold"), *(duration(needs.step) for needs in columns))
+    for phase in dict.fromkeys(phase for seconds in times for phase in seconds):
+        cells = [format_seconds(seconds[phase]) if phase in seconds else "-" for seconds in times]
+        table.add_row(f"time: {phase}", *cells)
+    table.add_row(Text("time of a step", style="bold"), *(format_seconds(needs.step) for needs in columns))
     return table
 
 
 def sentences(plan: Plan) -> list[str]:
-    """What the table does not say."""
+    """Lines under the table: the batch, the rates, the run's time, padded rows, whether it fits, changes that help."""
     batch, machine = plan.batch, plan.machine
     rows = sum(len(part.rows) for part in batch.micro[0])
     length = plan.lengths.prompt + plan.lengths.completion
-    found = [
+    lines = [
         f"A step: {batch.groups} prompts of {plan.lengths.prompt} tokens x {batch.rows} completions of "
         f"{plan.lengths.completion}, in {len(batch.micro)} micro-batches of up to {batch.first_tokens:,} tokens.",
-        f"At {machine.flops:.3g} FLOP/s, of which {SHARE_OF_PEAK:.0%} is taken to be reached, and "
+        f"At {machine.flops:.3g} FLOP/s, of which passes are taken to reach {SHARE_OF_PEAK:.0%}, and "
         f"{machine.bandwidth:.3g} B/s.",
     ]
     if plan.steps is not None:
-        found.append(f"The run: {plan.steps:,} steps, {duration(plan.steps * plan.needs.step)}.")
+        lines.append(f"The run: {plan.steps:,} steps, {format_seconds(plan.steps * plan.needs.step)}.")
     else:
-        found.append("The run's steps are a matter of the data's rows: max_steps or max_samples would give its time.")
-    found.append(
+        lines.append(
+            "The number of steps depends on the data's rows: set max_steps or max_samples to see the run's time."
+        )
+    lines.append(
         f"The usual way (these {rows} completions as padded rows of {length:,} tokens, {rows * length:,} in all, "
-        f"logits kept): {size(plan.naive)}."
+        f"logits in memory): {format_bytes(plan.naive)}."
     )
     if machine.device == "cpu":
-        found.append(
-            "On a CPU: tensors, beside some 0.6 GiB of the program itself. The C library's heap keeps holes between "
-            f"them: up to {size(plan.needs.peak * (1 + HOLES))} may be resident. MALLOC_MMAP_THRESHOLD_=65536 in the "
-            "environment leaves none, and takes longer; THP_MEM_ALLOC_ENABLE=1 leaves fewer."
+        lines.append(
+            "On a CPU these are the tensors; the program itself takes some 0.6 GiB. Holes in the C library's heap can "
+            f"raise resident memory to {format_bytes(plan.needs.peak * (1 + HEAP_HOLES))}. "
+            "MALLOC_MMAP_THRESHOLD_=65536 in the environment avoids them, and is slower; THP_MEM_ALLOC_ENABLE=1 "
+            "reduces them."
         )
-    if not plan.figures.grouped:
-        found.append("This model does not run the grouped attention: it trains on padded rows, and decodes with them.")
+    if not plan.costs.grouped:
+        lines.append("This model does not run the grouped attention: it trains and decodes with padded rows.")
+    peak_of_memory = f"{format_bytes(plan.needs.peak)} of {format_bytes(machine.memory)}"
     if plan.fits:
-        left = machine.memory - plan.needs.peak
-        found.append(f"It fits: {size(plan.needs.peak)} of {size(machine.memory)}, {size(left)} to spare.")
-        return found
-    found.append(f"It does not fit: {size(plan.needs.peak)} of {size(machine.memory)}. Each of these with those above:")
+        lines.append(f"It fits: {peak_of_memory}, {format_bytes(machine.memory - plan.needs.peak)} to spare.")
+        return lines
+    lines.append(f"It does not fit: {peak_of_memory}. Changes that help, each added to those above it:")
     for change in plan.changes:
         fits = "fits" if change.peak <= machine.memory else "does not fit"
-        found.append(f"  {change.keys}: {size(change.peak)}, {duration(change.step)} a step; {fits}")
-    return found
+        lines.append(f"  {change.keys}: {format_bytes(change.peak)}, {format_seconds(change.step)} a step; {fits}")
+    return lines

@@ -1,4 +1,4 @@
-"""What `cohort compare` leaves behind: tables of its runs as Markdown, CSV and JSON, and its plots."""
+"""The results of `cohort compare`: tables of its runs as Markdown, CSV and JSON, and plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = dict[str, Any]
 """One run: {"method": "grpo", "seed": 0, "accuracy": .9, "problems": 300, "curve": [{"step": 10, "completions": 1280,
 "accuracy": .6}, ...], "pass@k": {"1": .8, ...}, "maj@k": {...}, "completions": 3840, "seconds": 95.1, ...}"""
 Value = tuple[float, float | None, float | None]
-"""(mean, low, high); None where one seed gives no interval."""
+"""(mean, low, high); low and high are None for one seed."""
 
 MEASURES: dict[str, Callable[[Result], float]] = {
     "accuracy": lambda result: result["accuracy"],
@@ -29,17 +29,17 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "pass@K": lambda result: _last(result["pass@k"]),
     "maj@K": lambda result: _last(result["maj@k"]),
 }
-"""Shares of the held-out problems; K is the largest k."""
+"""Columns of the table, each a share of the held-out problems; K is the largest k."""
 MIB = 2**20
 
 
 def write_comparison(folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[Path]:
     """Write comparison.md, .csv, .json and the plots from the runs' results; returns their paths.
 
-    Raises UserError where a run has no result.
+    Raises UserError if a run has no result.
     """
     results = {name: [_read(folder / f"seed-{seed}" / name) for seed in seeds] for name in (START, *methods)}
-    rows = [table_row(name, found) for name, found in results.items()]
+    rows = [table_row(name, runs) for name, runs in results.items()]
     texts = {
         "comparison.md": markdown(results, rows),
         "comparison.csv": _csv(rows),
@@ -53,8 +53,9 @@ def write_comparison(folder: Path, methods: Sequence[str], seeds: Sequence[int])
 def _read(folder: Path) -> Result:
     path = folder / RESULT
     if not path.is_file():
-        raise UserError(f"{path}: no such file; cohort compare writes it when the run is done")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise UserError(f"{path}: no such file; cohort compare writes it when the run has finished")
+    result: Result = json.loads(path.read_text(encoding="utf-8"))
+    return result
 
 
 def _last(by_k: dict[str, float]) -> float:
@@ -62,10 +63,10 @@ def _last(by_k: dict[str, float]) -> float:
 
 
 def table_row(name: str, results: Sequence[Result]) -> dict[str, Any]:
-    """A method's line: {"method": "grpo", "seeds": 5, "accuracy": .7, "accuracy_low": .6, "accuracy_high": .8, ...}.
+    """A method's row: {"method": "grpo", "seeds": 5, "accuracy": .7, "accuracy_low": .6, "accuracy_high": .8, ...}.
 
-    With several seeds, means over them with Student's 95% interval; with one, Wilson's interval of the accuracy over
-    the held-out problems. Bytes are the greatest over seeds.
+    Several seeds: their means with Student's 95% interval. One seed: Wilson's interval of the accuracy over the
+    held-out problems. Bytes are the largest over seeds.
     """
     row: dict[str, Any] = {"method": name, "seeds": len(results)}
     for measure, of in MEASURES.items():
@@ -82,7 +83,7 @@ def table_row(name: str, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _value(values: Sequence[float]) -> Value:
-    """The mean of shares, its interval within 0 and 1."""
+    """The mean of shares, with its interval clipped to 0 and 1."""
     if len(values) == 1:
         return values[0], None, None
     mean, low, high = of_mean(values)
@@ -90,38 +91,39 @@ def _value(values: Sequence[float]) -> Value:
 
 
 def along_curve(result: Result) -> float:
-    """Mean accuracy over the evaluations after the first completion."""
+    """Mean accuracy over the evaluations after training began."""
     return fmean(point["accuracy"] for point in result["curve"] if point["completions"] > 0)
 
 
 def differences(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """Each method against the one named before it, paired by seed, at the end and along the curve: [{"method":
-    "online_rft", "before": "rft", "end": [.1, .05, .15], "curve": [...]}] as (mean, low, high). Empty for one seed."""
+    """Differences of accuracy between each method and the one before it, paired by seed, at the end and along the
+    curve, each as (mean, low, high): [{"method": "online_rft", "before": "rft", "end": [.1, .05, .15], "curve": ...}].
+    Empty for one seed."""
     names = [name for name in results if name != START]
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for before, name in pairwise(names):
         pairs = list(zip(results[name], results[before], strict=True))
         if len(pairs) > 1:
             end = of_mean([a["accuracy"] - b["accuracy"] for a, b in pairs])
             curve = of_mean([along_curve(a) - along_curve(b) for a, b in pairs])
-            found.append({"method": name, "before": before, "end": list(end), "curve": list(curve)})
-    return found
+            rows.append({"method": name, "before": before, "end": list(end), "curve": list(curve)})
+    return rows
 
 
 def markdown(results: dict[str, list[Result]], rows: list[dict[str, Any]]) -> str:
-    """The comparison as a document."""
+    """The comparison as a Markdown document."""
     start = results[START][0]
     K, seeds = max(start["pass@k"], key=int), len(results[START])
     budgets = sorted({row["completions"] for row in rows if row["method"] != START})
-    spread = "Student's over seeds" if seeds > 1 else "Wilson's over problems: one seed says nothing of others"
+    spread = "Student's over seeds" if seeds > 1 else "Wilson's over problems, and do not cover other seeds"
     lines = [
         "# Comparison",
         "",
         f"{seeds} seed{'s' * (seeds > 1)}; each method starts from its seed's `{START}` and samples "
         f"{' or '.join(map(str, budgets))} completions; {start['problems']} held-out problems. 95% intervals are "
         f"{spread}. `sampled`, pass@{K} and maj@{K} are of {K} completions a problem. Methods that sample only the "
-        "start (rft, dpo) draw all completions before their first step; their curves are placed by the share of their "
-        "steps. Seconds are of sampling and updates, without evaluation. Training state: trained weights, their "
+        "start (rft, dpo) sample all completions before their first step; their curves are placed by the share of "
+        "steps done. Seconds are of sampling and updates, without evaluation. Training state: trained weights, their "
         "gradients and the optimiser's.",
         "",
         *_table(
@@ -149,19 +151,19 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _curves(results: dict[str, list[Result]]) -> list[str]:
-    curves = {name: curve_of(found) for name, found in results.items() if name != START}
+    curves = {name: curve_of(runs) for name, runs in results.items() if name != START}
     counts = sorted({count for curve in curves.values() for count in curve})
     cells = [[name, *(_percent(curve[n]) if n in curve else "" for n in counts)] for name, curve in curves.items()]
     return _table(["method", *map(str, counts)], cells)
 
 
 def curve_of(results: Sequence[Result]) -> dict[int, Value]:
-    """Completions -> accuracy over seeds."""
-    found: dict[int, list[float]] = {}
+    """Completions sampled -> accuracy over seeds."""
+    by_count: dict[int, list[float]] = {}
     for result in results:
         for point in result["curve"]:
-            found.setdefault(point["completions"], []).append(point["accuracy"])
-    return {count: _value(values) for count, values in sorted(found.items())}
+            by_count.setdefault(point["completions"], []).append(point["accuracy"])
+    return {count: _value(values) for count, values in sorted(by_count.items())}
 
 
 def _percent(value: Value) -> str:

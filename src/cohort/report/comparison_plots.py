@@ -9,7 +9,7 @@ from typing import Any
 from cohort.report.drawing import COLOURS, STYLE, legend, panels
 
 Results = dict[str, list[dict[str, Any]]]
-"""Method -> its runs' results, one a seed; the first method is the start."""
+"""Method -> the results of its runs, one for each seed; the first entry is the start."""
 START_COLOUR = "#777777"
 
 
@@ -32,13 +32,19 @@ def accuracy(results: Results) -> Any:
     level = fmean(result["accuracy"] for result in results[start])
     axis.axhline(level, color=START_COLOUR, linestyle="--", linewidth=1.2, label=start)
     for name, colour in zip(methods, _colours(len(methods)), strict=True):
-        at = _by_completions(results[name])
-        counts = list(at)
+        accuracies = _by_completions(results[name])
+        counts = list(accuracies)
         axis.plot(
-            counts, [fmean(at[n]) for n in counts], color=colour, linewidth=2, marker="o", markersize=4, label=name
+            counts,
+            [fmean(accuracies[n]) for n in counts],
+            color=colour,
+            linewidth=2,
+            marker="o",
+            markersize=4,
+            label=name,
         )
         if len(results[name]) > 1:
-            low, high = [min(at[n]) for n in counts], [max(at[n]) for n in counts]
+            low, high = [min(accuracies[n]) for n in counts], [max(accuracies[n]) for n in counts]
             axis.fill_between(counts, low, high, color=colour, alpha=0.15, linewidth=0)
     seeds = len(results[start])
     axis.set_xlabel("completions sampled" + f" (bands: lowest to highest of {seeds} seeds)" * (seeds > 1))
@@ -78,11 +84,11 @@ def maj_pass(results: Results) -> Any:
 
 
 def _by_completions(runs: list[dict[str, Any]]) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
+    by_count: dict[int, list[float]] = {}
     for run in runs:
         for point in run["curve"]:
-            found.setdefault(point["completions"], []).append(point["accuracy"])
-    return dict(sorted(found.items()))
+            by_count.setdefault(point["completions"], []).append(point["accuracy"])
+    return dict(sorted(by_count.items()))
 
 
 def _colours(count: int) -> list[str]:

@@ -1,14 +1,14 @@
-"""What all plots share: colours, style, panels, legends."""
+"""Colours, style, panels and legends of all plots."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Okabe and Ito's palette: colour-blind readers can tell its colours apart.
+# Okabe and Ito's palette, made for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MANY = 30
-"""More points than this are drawn faintly, with their running mean over them."""
-STYLE = {
+"""Curves with more points are drawn faintly, with their running mean on top."""
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -21,17 +21,18 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,
 }
+"""matplotlib's rc settings."""
 
 
 def running_mean(values: list[float], width: int) -> list[float]:
-    """Mean of the `width` (odd) values around each, fewer at the ends: [0, 1, 2, 9], 3 -> [.5, 1, 4, 5.5]."""
+    """Means over windows of `width` (odd) values, shorter at the ends: [0, 1, 2, 9], 3 -> [.5, 1, 4, 5.5]."""
     reach = width // 2
     windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
 
 def panels(titles: list[str]) -> tuple[Any, list[Any]]:
-    """A figure with one panel a title, side by side, by steps. No pyplot: nothing global, no display needed."""
+    """A figure with a panel for each title, side by side, and steps on the x axis. Needs no pyplot and no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -47,5 +48,5 @@ def panels(titles: list[str]) -> tuple[Any, list[Any]]:
 
 
 def legend(axis: Any, entries: int) -> None:
-    """A legend under the panel, where it never covers a curve."""
+    """Put a legend under the panel, where it covers no curve."""
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(entries, 3), fontsize=9)

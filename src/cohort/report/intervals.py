@@ -17,7 +17,7 @@ def wilson(successes: float, total: float, z: float = 1.96) -> tuple[float, floa
     share, spread = successes / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
     half = z * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    # At 0 and at all successes the bounds are exact; rounding would miss them by 1e-17.
+    # With no or only successes one bound is exactly 0 or 1; the formula would be off by 1e-17.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == total else centre + half)
 
 
@@ -32,7 +32,7 @@ T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622
 def of_mean(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): the mean of independent values with Student's 95% interval; [0, 1, 2] -> (1, -1.48, 3.48).
 
-    Beyond 31 values the quantile of 30 degrees of freedom is kept, which is a little wide. Raises ValueError for
+    More than 31 values use the quantile of 30 degrees of freedom, which is slightly wide. Raises ValueError for
     fewer than 2 values.
     """
     if len(values) < 2:

@@ -1,4 +1,4 @@
-"""A training callback that shows what the run is doing: a panel on a terminal, some lines elsewhere."""
+"""A training callback that shows the progress of a run: a panel on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cohort.report.metrics import component_keys
 
 BARS = "▁▂▃▄▅▆▇█"
 LINES = 10
-"""Lines that a run prints where there is no terminal."""
+"""Lines that a run prints if the output is not a terminal."""
 
 NUMBERS = {
     "reward_std": ("spread within groups", "{:.3f}"),
@@ -36,27 +36,27 @@ NUMBERS = {
     "tokens_per_second": ("speed", "{:,.0f} tokens/s"),
     "learning_rate": ("learning rate", "{:.2e}"),
 }
-"""Metric -> label and format, in the order shown."""
-IN_LINES = ("reward_std", "completions/mean_length", "tokens_per_second")
-"""Those of them that a line has room for."""
+"""Metric -> (label, format), in the order of the panel."""
+IN_ONE_LINE = ("reward_std", "completions/mean_length", "tokens_per_second")
+"""The metrics that are printed in a line."""
 
 
 def sparkline(values: list[float], width: int = 32) -> str:
-    """Values as bars between their least and greatest, neighbours averaged where they are more than `width`:
-    [0, 1, 2] -> "▁▄█"."""
+    """Values as bars scaled from their minimum to their maximum: [0, 1, 2] -> "▁▄█". More than `width` values are
+    averaged in groups of neighbours."""
     values = [value for value in values if math.isfinite(value)]
     count = min(width, len(values))
     edges = [i * len(values) // count for i in range(count + 1)] if count else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, span = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
-    # Values that do not differ stand in the middle: neither low nor high.
+    # Equal values get a bar of medium height.
     return "".join(BARS[min(7, int(8 * (mean - low) / span)) if span else 3] for mean in means)
 
 
 class LiveDisplay:
     """`with LiveDisplay("GRPO") as display: Trainer(..., callbacks=[display]).train()`, one for each run.
 
-    Leaving the `with` block gives the terminal back, whatever ended the training.
+    Leaving the `with` block restores the terminal, also after an exception.
     """
 
     def __init__(self, title: str, console: Console | None = None, stage: str = ""):
@@ -68,7 +68,7 @@ class LiveDisplay:
         self.printed = 0
         self.pending = False
         self.live: Live | None = None
-        # Time left from the whole run: steps of minutes would not fit rich's window of 30 seconds.
+        # The speed is averaged over the whole run: rich's default window of 30 seconds is too short for long steps.
         self.progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -90,7 +90,7 @@ class LiveDisplay:
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back. May be called more than once."""
+        """Restore the terminal. May be called more than once."""
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -137,15 +137,15 @@ class LiveDisplay:
         if self.live is not None:
             self.live.update(self._panel())
         elif not self.console.is_terminal and self.row:
-            share = state.global_step * LINES // max(1, state.max_steps)
-            # The last line waits for the evaluation that may follow the last step.
-            if self.printed < share < LINES:
-                self.printed = share
+            due = state.global_step * LINES // max(1, state.max_steps)
+            # The last line is printed in on_train_end, after an evaluation that may follow the last step.
+            if self.printed < due < LINES:
+                self.printed = due
                 self._print_numbers(state)
 
     def _print_numbers(self, state: Any) -> None:
         self.pending = False
-        numbers = [f"{label} {value}" for label, value, _ in self._lines(IN_LINES)]
+        numbers = [f"{label} {value}" for label, value, _ in self._lines(IN_ONE_LINE)]
         self._print(f"step {state.global_step}/{state.max_steps}: " + ", ".join(numbers))
 
     def _print(self, text: str) -> None:
@@ -153,7 +153,8 @@ class LiveDisplay:
         self.console.print(Text(f"{head}: {text}"), soft_wrap=True)
 
     def _lines(self, keys: Iterable[str]) -> list[tuple[str, str, str]]:
-        """(label, value, sparkline) of what is known: reward or loss, held-out score, the given metrics."""
+        """(label, value, sparkline) of the reward or loss, the held-out score, and those metrics of `keys` that the row
+        has."""
         lines = []
         if self.series:
             form = "{:.3f}" if self._main() == "reward" else "{:.4f}"

@@ -1,4 +1,4 @@
-"""The table of methods for people, read off its rows."""
+"""`cohort methods`: the table of methods and the functions that its rows name."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ PARTS = {
 
 
 def methods_tables(methods: Sequence[Any]) -> Iterator[Table]:
-    """The rows of the table of methods (`cohort.methods.table.Method`), then what the functions they name compute."""
+    """A table of the methods (rows of `cohort.methods.table`), then a table for each kind of function with what the
+    functions compute."""
     table = Table(title=Text("Methods"), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
     for heading in ("data source", "reward", *PARTS):
         table.add_column(heading)
     for row in methods:
-        functions = [spoken(getattr(row, part)) for part in PARTS]
-        table.add_row(Text(row.name, style="bold"), SOURCES[row.source], row.reward, *functions)
+        names = [readable_name(getattr(row, part)) for part in PARTS]
+        table.add_row(Text(row.name, style="bold"), SOURCES[row.source], row.reward, *names)
     yield table
     for part, title in PARTS.items():
-        functions = {getattr(row, part): None for row in methods}
+        functions = dict.fromkeys(getattr(row, part) for row in methods)
         meanings = Table(
             title=Text(f"\n{title}"), title_justify="left", title_style="bold", box=None, show_header=False
         )
         meanings.add_column(style="cyan", no_wrap=True)
         meanings.add_column(overflow="fold")
         for function in functions:
-            meanings.add_row(spoken(function), Text(first_sentence(function)))
+            meanings.add_row(readable_name(function), Text(first_paragraph(function)))
         yield meanings
 
 
-def spoken(function: Callable[..., Any]) -> str:
+def readable_name(function: Callable[..., Any]) -> str:
     """group_outcome -> "group outcome"."""
     return function.__name__.replace("_", " ")
 
 
-def first_sentence(function: Callable[..., Any]) -> str:
+def first_paragraph(function: Callable[..., Any]) -> str:
     """The first paragraph of a docstring, on one line."""
     return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())

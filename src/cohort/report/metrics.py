@@ -1,4 +1,4 @@
-"""What a run folder's metrics.jsonl holds: rows, series of one metric, names of what was held out."""
+"""Reads a run's metrics.jsonl: its rows, the series of one metric, the names of held-out scores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from cohort.types import UserError
 
 Rows = list[dict[str, Any]]
-NO_SCORES = ("eval/reward", "eval/samples", "eval/loss")
-"""Evaluation metrics of one-word names that are not the scores of one reward function."""
+NOT_COMPONENTS = ("eval/reward", "eval/samples", "eval/loss")
+"""Metrics named eval/... that are not the score of one reward function."""
 
 
 def read_metrics(path: str | Path) -> Rows:
-    """Rows of a metrics.jsonl, given itself or its folder. A half-written last line is left out.
+    """Rows of a metrics.jsonl, from its path or its folder. A half-written last line is skipped.
 
-    Raises UserError where the file is missing or another line is no JSON object.
+    Raises UserError if the file is missing or another line is not a JSON object.
     """
     path = Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
@@ -42,10 +42,10 @@ def _parsed(line: str) -> Any:
 
 
 def series(rows: Rows, key: str) -> tuple[list[float], list[float]]:
-    """(steps, values) of a metric, by step: finite values only, the last where a step has several."""
-    found = {row["step"]: row[key] for row in rows if _finite(row.get(key))}
-    steps = sorted(found)
-    return [float(step) for step in steps], [float(found[step]) for step in steps]
+    """(steps, values) of a metric in order of steps: finite values only, and the last of a step with several."""
+    values = {row["step"]: row[key] for row in rows if _finite(row.get(key))}
+    steps = sorted(values)
+    return [float(step) for step in steps], [float(values[step]) for step in steps]
 
 
 def _finite(value: Any) -> bool:
@@ -53,6 +53,6 @@ def _finite(value: Any) -> bool:
 
 
 def component_keys(row: dict[str, Any]) -> list[str]:
-    """The held-out scores of single reward functions, accuracy first: ["eval/accuracy", "eval/format"]."""
-    keys = [key for key in row if key.startswith("eval/") and key.count("/") == 1 and key not in NO_SCORES]
+    """Keys of the held-out scores of single reward functions, accuracy first: ["eval/accuracy", "eval/format"]."""
+    keys = [key for key in row if key.startswith("eval/") and key.count("/") == 1 and key not in NOT_COMPONENTS]
     return sorted(keys, key=lambda key: key != "eval/accuracy")

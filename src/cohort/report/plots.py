@@ -1,4 +1,4 @@
-"""Plots of a run folder's metrics, as PNG files beside them."""
+"""Plots of a run's metrics, as PNG files in its folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cohort.report.metrics import Rows, component_keys, read_metrics, series
 
 
 def plot_training(run_dir: str | Path) -> list[Path]:
-    """Write the plots that a run's metrics allow into its folder and return their paths, none at first.
+    """Write the plots that a run's metrics allow and return their paths; a run without steps has none.
 
-    Raises UserError where the folder has no metrics.jsonl.
+    Raises UserError if the folder has no metrics.jsonl.
     """
     import matplotlib
 
@@ -32,10 +32,10 @@ def plot_training(run_dir: str | Path) -> list[Path]:
 
 
 def _line(axis: Any, rows: Rows, key: str, colour: str, label: str) -> tuple[list[float], list[float]]:
-    """Draw a metric; many points faintly under their running mean, as the axis then says. Returns the steps and what
-    stands out."""
+    """Draw a metric; more than MANY points are drawn faintly under their running mean. Returns the steps, and the
+    values of the main line."""
     steps, values = series(rows, key)
-    # matplotlib leaves labels that begin with "_" out of the legend
+    # matplotlib leaves labels that begin with "_" out of the legend.
     label = label.lstrip("_") or label
     if len(steps) <= MANY:
         axis.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
@@ -62,7 +62,7 @@ def _reward(rows: Rows) -> Any | None:
     steps, shown = _line(axes[0], rows, "reward", COLOURS[0], "mean reward")
     spread = dict(zip(*series(rows, "reward_std"), strict=True))
     if set(steps) <= set(spread):
-        # As smooth as the line it surrounds: a ragged band around a smooth line reads as noise.
+        # Smoothed as the line in its middle is: a ragged band would look like noise.
         spreads = [spread[step] for step in steps]
         spreads = running_mean(spreads, max(5, len(steps) // 12) | 1) if len(steps) > MANY else spreads
         low = [mean - std for mean, std in zip(shown, spreads, strict=True)]
@@ -115,7 +115,7 @@ def _held_out(rows: Rows) -> Any | None:
 
 
 def _mark_ends(axis: Any, steps: list[float], values: list[float]) -> None:
-    """Write the first and the last value beside their points: what a reader looks for."""
+    """Write the first and the last value beside their points."""
     percent = axis.get_ylim()[1] <= 1.1
     for i in sorted({0, len(steps) - 1}):
         text = f"{values[i]:.1%}" if percent else f"{values[i]:.3g}"
@@ -176,14 +176,14 @@ def _kl_entropy(rows: Rows) -> Any | None:
 
 
 def _loss(rows: Rows) -> Any | None:
-    # With rewards the loss says nothing: the advantages of a group add up to 0, and the loss stays near 0.
+    # With rewards the loss stays near 0, because the advantages of a group add up to 0: no plot.
     if series(rows, "reward")[0] or not series(rows, "loss")[0]:
         return None
     figure, (axis,) = panels(["Loss"])
     _line(axis, rows, "loss", COLOURS[0], "training")
     if series(rows, "eval/loss")[0]:
         _line(axis, rows, "eval/loss", COLOURS[1], "held out")
-    # A reward model's loss is of texts, pairs or steps; it has no entropy.
+    # A run without entropy trains a reward model: its loss is not per token.
     axis.set_ylabel("nats per token" if series(rows, "entropy")[0] else "loss")
     legend(axis, 2)
     return figure

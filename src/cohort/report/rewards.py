@@ -1,4 +1,5 @@
-"""What reward functions gave, as tables, JSON or CSV. Completions are untrusted text: shown, never interpreted."""
+"""Results of `cohort reward try` and `audit` as tables, JSON or CSV. Completions are untrusted text: they are printed
+without control characters and markup."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def as_json(value: Any) -> str:
 
 
 def as_csv(records: Records) -> str:
-    """Records of the same keys; mappings and lists inside as JSON."""
+    """Records that have the same keys; mappings and lists in them are written as JSON."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
@@ -35,19 +36,19 @@ def as_csv(records: Records) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A text that begins like a formula gets a quote before it, so that a spreadsheet does not run it."""
+    """A CSV cell. A text that begins like a formula gets a quote before it, so that a spreadsheet does not run it."""
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def trial_table(title: str, records: Records) -> Table:
-    """One line for each function of each row: score, what it matched, what that was compared with."""
+    """One line for each reward function of each row: score, matched text, reference."""
     table = _table(title)
     table.add_column("row", justify="right")
     table.add_column("reward")
     table.add_column("score", justify="right")
-    table.add_column("found")
+    table.add_column("matched")
     table.add_column("reference")
     table.add_column("total", justify="right", style="bold")
     previous = None
@@ -75,7 +76,7 @@ def _score(record: Mapping[str, Any]) -> str:
 
 
 def audit_table(title: str, records: Records) -> Table:
-    """One line for each attack: its mean reward beside the honest wrong answer's, holes first."""
+    """One line for each attack: its mean reward and an honest wrong answer's; holes come first."""
     table = _table(title)
     table.add_column("")
     table.add_column("attack", no_wrap=True)
@@ -101,7 +102,7 @@ def _table(title: str) -> Table:
 
 
 def _short(text: str | None) -> Text:
-    """The text in one line; a longer one keeps both its ends."""
+    """The text in one line; of a long one, its beginning and its end."""
     if text is None:
         return Text("-", style="dim")
     line = " ".join(harmless(text).split())

@@ -1,4 +1,5 @@
-"""Results as tables for the terminal. Completions are untrusted text: shown, never interpreted."""
+"""Results as tables for the terminal. Completions are untrusted text: they are printed without control characters and
+markup."""
 
 from __future__ import annotations
 
@@ -16,24 +17,24 @@ from cohort.report.intervals import wilson
 from cohort.report.metrics import component_keys
 
 LONGEST = 1200
-"""Characters of a completion that a panel shows."""
+"""Most characters of a text in a panel."""
 
 
 def harmless(text: str) -> str:
-    """The text with what could steer a terminal (escapes, bidirectional marks, lone surrogates) made visible:
-    "a\\x1b[2Jb" -> "a�[2Jb". Line breaks, tabs and the joiners that scripts and emoji need stay."""
-    kept = "\n\t\u200c\u200d"
-    return "".join(c if c in kept or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
+    """The text with control characters (escapes, bidirectional marks, lone surrogates) replaced by U+FFFD:
+    "a\\x1b[2Jb" -> "a�[2Jb". Line breaks, tabs, and the joiners that scripts and emoji need, stay."""
+    allowed = "\n\t\u200c\u200d"
+    return "".join(c if c in allowed or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
 
 
-def share(successes: float, total: int) -> str:
-    """A share with its 95% interval: share(27, 100) -> "27.0% [19.3, 36.4]"."""
+def share_with_interval(successes: float, total: int) -> str:
+    """A share with its 95% interval: share_with_interval(27, 100) -> "27.0% [19.3, 36.4]"."""
     low, high = wilson(successes, total)
     return f"{successes / total:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def before_after_table(title: str, rows: Sequence[tuple[str, str, str]]) -> Table:
-    """(what, before, after) rows; `share` writes cells: ("accuracy", share(24, 100), share(97, 100))."""
+    """Rows of (what, before, after), such as ("accuracy", "24.0% [16.7, 33.2]", "97.0% [91.5, 99.0]")."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("before", justify="right")
@@ -44,7 +45,7 @@ def before_after_table(title: str, rows: Sequence[tuple[str, str, str]]) -> Tabl
 
 
 def examples_panel(examples: Sequence[tuple[str, str, str]], title: str = "") -> RenderableType:
-    """(problem, completion before, completion after): each a panel with the two completions side by side."""
+    """A panel for each (problem, completion before, completion after), with the two completions side by side."""
     panels: list[RenderableType] = [Text(title, style="bold")] if title else []
     for problem, before, after in examples:
         grid = Table(box=None, expand=True, padding=(0, 2), pad_edge=False, show_header=True)
@@ -57,7 +58,7 @@ def examples_panel(examples: Sequence[tuple[str, str, str]], title: str = "") ->
 
 
 def _excerpt(text: str, style: str = "") -> Text:
-    """At most LONGEST characters; a longer text keeps its end, where the answer stands."""
+    """The text, or the first and the last half of LONGEST characters of it."""
     text = text.strip()
     if len(text) > LONGEST:
         half = LONGEST // 2
@@ -66,7 +67,7 @@ def _excerpt(text: str, style: str = "") -> Text:
 
 
 def evaluation_table(title: str, result: dict[str, Any]) -> Table:
-    """What `cohort eval` prints, of `problems, samples, accuracy, interval, pass@k, maj@k, metrics`."""
+    """The table of `cohort eval`. `result` has problems, samples, accuracy, interval, pass@k, maj@k and metrics."""
     problems, samples = result["problems"], result["samples"]
     table = Table(title=Text(harmless(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column(f"{problems} problems x {samples} sample" + "s" * (samples != 1))

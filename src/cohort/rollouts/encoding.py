@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cohort.config import TrainingConfig
-from cohort.data.configured import fit_prompt, prompt_limit, tell_fitted
+from cohort.data.configured import fit_prompt, log_fitted, prompt_limit
 from cohort.data.templates import encode_prompt
 from cohort.policy.model import Policy
 from cohort.types import Row, UserError
@@ -27,7 +27,7 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     if empty is not None:
         raise UserError(f"{empty.row.source}: the prompt has no tokens; give it some text")
     fitted = [fit_prompt(prompt.ids.tolist(), limit, config.truncation) for prompt in prompts]
-    tell_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
+    log_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
     return [Prompt(p.row, torch.tensor(ids)) for p, ids in zip(prompts, fitted, strict=True) if ids is not None]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cohort.compat.trl_trainer import made, settle
+from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import (
     DPOConfig,
     OnlineConfig,
@@ -82,7 +82,9 @@ class Trainer:
         self.method = method if isinstance(method, Method) else find_method(method)
         ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
         tokenizers = familiar.pop("reward_processing_classes", None)
-        config, processing_class = settle(_configuration(self.method, args), model, processing_class, familiar)
+        config, processing_class = read_trl_arguments(
+            _configuration(self.method, args), model, processing_class, familiar
+        )
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
@@ -115,7 +117,12 @@ class Trainer:
             SOURCES[self.method.source](self._parts(critics), rows),
             self._evaluate if eval_rows else None,
             config,
-            [*([] if gold is None else [gold]), *made(callbacks or ()), *trackers(config), *profilers(config)],
+            [
+                *([] if gold is None else [gold]),
+                *instantiate_callbacks(callbacks or ()),
+                *trackers(config),
+                *profilers(config),
+            ],
             self.state,
             critics,
             self.iterations,
@@ -217,7 +224,7 @@ class Trainer:
 
     def add_callback(self, callback: Any) -> None:
         """A callback, or its class, with transformers' on_* methods."""
-        self.loop.callbacks += made([callback])
+        self.loop.callbacks += instantiate_callbacks([callback])
 
     def save_model(self, output_dir: str | None = None) -> None:
         """An ordinary transformers directory, or peft adapter, with its tokenizer and model card."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from cohort.compat.trl_trainer import made, settle
+from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.chat_templates import use_template
-from cohort.data.configured import tell_fitted
+from cohort.data.configured import log_fitted
 from cohort.data.order import picks
 from cohort.data.rows import load_rows
 from cohort.train.loop import Loop
@@ -72,7 +72,7 @@ class RewardTrainer:
             raise UserError(
                 f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
             )
-        config, tokenizer = settle(args, model, processing_class, familiar)
+        config, tokenizer = read_trl_arguments(args, model, processing_class, familiar)
         self.args = config
         self.rows, held_out = _rows(train_dataset), [] if eval_dataset is None else _rows(eval_dataset)
         kind = loss_type(self.rows, config)
@@ -95,7 +95,7 @@ class RewardTrainer:
             RewardRows(self.examples, config),
             self._evaluate if held_out else None,
             config,
-            [*stopping, *made(callbacks or ()), *trackers(config)],
+            [*stopping, *instantiate_callbacks(callbacks or ()), *trackers(config)],
             self.state,
         )
 
@@ -105,7 +105,7 @@ class RewardTrainer:
         fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
         limit = self.reward_model.scorer.max_length or 2**31
         lengths = [limit + 1 if example.truncated else limit for example in examples]
-        tell_fitted(lengths, fitted, limit, "max_length", what)
+        log_fitted(lengths, fitted, limit, "max_length", what)
         return [example for example in fitted if example is not None]
 
     def _tell(self, kind: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cohort.config import TrainingConfig
-from cohort.data.configured import demonstration_limit, fit_demonstration, tell_fitted
+from cohort.data.configured import demonstration_limit, fit_demonstration, log_fitted
 from cohort.data.order import picks
 from cohort.data.templates import encode_demonstration
 from cohort.methods.method import Method
@@ -31,7 +31,7 @@ class Demonstrations:
         lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
         limit, key = demonstration_limit(policy.context_length, config)
         fitted = [fit_demonstration(*pair, limit, config.truncation) for pair in pairs]
-        tell_fitted(lengths, fitted, limit, key, "demonstrations")
+        log_fitted(lengths, fitted, limit, key, "demonstrations")
         self.examples = [
             (row, torch.tensor(pair[0]), torch.tensor(pair[1]))
             for row, pair in zip(rows, fitted, strict=True)

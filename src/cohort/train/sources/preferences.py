@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cohort.config import DPOConfig, TrainingConfig
-from cohort.data.configured import demonstration_limit, fit_demonstration, tell_fitted
+from cohort.data.configured import demonstration_limit, fit_demonstration, log_fitted
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
 from cohort.formulas.preference import preference
@@ -84,7 +84,7 @@ def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Gr
     cut = [[fit_demonstration(*each, limit, config.truncation) for each in both] for both in encoded]
     fitted = [None if None in both else [each for each in both if each is not None] for both in cut]
     lengths = [max(len(prompt) + len(completion) for prompt, completion in both) for both in encoded]
-    tell_fitted(lengths, fitted, limit, key, "pairs")
+    log_fitted(lengths, fitted, limit, key, "pairs")
     return [_pair_group(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
 
 

@@ -1,0 +1,77 @@
+"""`cohort train`: trains a model as a YAML configuration says."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cohort.cli.console import log_console
+from cohort.cli.options import Configuration, Overrides
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cohort.config import TrainingConfig
+
+
+def train(
+    config: Configuration,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")
+    ] = False,
+) -> None:
+    """Train a model as a configuration says."""
+    from cohort.cli.runs import read_run
+
+    changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
+    run, settings = read_run(config, changes)
+
+    from cohort.data.configured import check_names
+
+    check_names(run, settings)
+    console = log_console()
+
+    from cohort.report.live import LiveDisplay
+    from cohort.train.run import train_from_config
+
+    command = ["cohort", "train", str(config), *(overrides or []), "--resume"]
+    with _how_to_resume(settings, command), LiveDisplay(f"{run.method}: {run.model}", console) as display:
+        train_from_config(run, settings, callbacks=[display])
+    _print_files(Path(settings.output_dir), console)
+
+
+@contextmanager
+def _how_to_resume(settings: TrainingConfig, command: list[str]) -> Iterator[None]:
+    """On Ctrl-C, print the command that continues the training, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder = Path(settings.output_dir)
+        if any(folder.glob("checkpoint-*")):
+            typer.echo(f"\nstopped. To continue from the newest checkpoint: {shlex.join(command)}", err=True)
+        elif (folder / "samples.jsonl").exists():
+            typer.echo(f"\nstopped. To continue with the samples in {folder}: {shlex.join(command)}", err=True)
+        else:
+            typer.echo(
+                f"\nstopped. {folder} has no checkpoint to continue from: save_steps=50 would save some",
+                err=True,
+            )
+        raise typer.Exit(130) from None
+
+
+def _print_files(folder: Path, console: Console) -> None:
+    """Draw the run's plots and print the names of what is in its folder."""
+    from cohort.report.plots import plot_training
+
+    plots = plot_training(folder)
+    files = [name for name in ("metrics.jsonl", "completions.jsonl", "config.yaml") if (folder / name).exists()]
+    console.print(f"Trained. In {folder}:", markup=False, highlight=False, soft_wrap=True)
+    for line in ("the model", ", ".join(files), ", ".join(path.name for path in plots)):
+        if line:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
