@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from cohort.config import GRPOConfig, read_run
+from cohort.cli.app import app
+from cohort.config import GRPOConfig, OnlineConfig, read_run
 from cohort.formulas.loss_types import LOSS_TYPES
 from cohort.train.run import train_from_config
+from cohort.train.trainer import Trainer
 from helpers import ROOT, rows_of
 
 LIMITS = {
@@ -179,3 +183,65 @@ def test_a_reward_and_a_metric_are_a_file_each(
     rows = rows_of(tmp_path / "out")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["reward"] == row["rewards/ascii_share/mean"] > 0 and row["characters/mean"] > 0 for row in rows)
+
+
+METHOD = '''
+from cohort.config import OnlineConfig
+from cohort.methods import Method, imitate, sequence_mean, to_tokens
+import torch
+
+
+def above_mean(groups, config):
+    """A = 1 for completions whose reward is above the group's mean."""
+    rewards_PG = torch.tensor([group.rewards for group in groups])
+    return to_tokens((rewards_PG > rewards_PG.mean(1, keepdim=True)).float(), groups)
+
+
+row = Method("above_mean", "policy", above_mean, imitate, sequence_mean, config=OnlineConfig)
+'''
+
+
+def test_a_method_is_a_file_in_python_and_in_yaml(model: str, tmp_path: Path) -> None:
+    assert files_to_touch()["a method"] == [OWN_FILE]
+    (tmp_path / "reward.py").write_text(REWARD)
+    (tmp_path / "method.py").write_text(METHOD)
+    rewards = {"reward_funcs": [f"{tmp_path}/reward.py:ascii_share"]}
+    path = run_configuration(tmp_path, model, method=f"{tmp_path}/method.py:row", **rewards)
+    done = CliRunner().invoke(app, ["train", str(path)])
+    assert done.exit_code == 0, done.output
+    by_yaml = [row["loss"] for row in rows_of(tmp_path / "out")]
+    assert len(by_yaml) == 2
+
+    row = runpy.run_path(str(tmp_path / "method.py"))["row"]
+    settings = {"num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 8, "max_steps": 2}
+    config = OnlineConfig(output_dir=str(tmp_path / "python"), use_cpu=True, **settings)
+    Trainer(model, f"{tmp_path}/reward.py:ascii_share", config, str(tmp_path / "rows.jsonl"), method=row).train()
+    assert [row["loss"] for row in rows_of(tmp_path / "python")] == by_yaml
+
+
+ENGINE = '''
+from cohort.rollouts.sampling import Generation
+from cohort.types import Completion
+import torch
+
+
+class Constant:
+    """Writes the same tokens for every prompt, with log-probabilities of zero."""
+
+    def generate(self, prompts, n, sampling, seed, on_tokens=None, on_group=None, keep_tokens=0):
+        ids = [torch.tensor([5 + i % 3, 6]) for i in range(n)]
+        group = [Completion(i, torch.zeros(len(i)), text="ab"[: 1 + k % 2]) for k, i in enumerate(ids)]
+        return Generation([group for _ in prompts])
+'''
+
+
+def test_an_engine_is_a_file(model: str, tmp_path: Path) -> None:
+    assert files_to_touch()["an engine"] == [OWN_FILE]
+    (tmp_path / "engine.py").write_text(ENGINE)
+    engine = runpy.run_path(str(tmp_path / "engine.py"))["Constant"]()
+    config = GRPOConfig(output_dir=str(tmp_path / "out"), num_generations=4, per_device_train_batch_size=8,
+                        max_completion_length=8, max_steps=2, use_cpu=True)  # fmt: skip
+    lengths = lambda completions, **_: [float(len(c)) for c in completions]  # noqa: E731
+    Trainer(model, lengths, config, [{"prompt": "1+1="}], engine=engine).train()
+    rows = rows_of(tmp_path / "out")
+    assert [row["reward"] for row in rows] == [1.5, 1.5] and all(row["completions/mean_length"] == 2 for row in rows)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cohort.cli import app as cli
 from cohort.cli.runs import config_of, read_run
-from cohort.compare.config import read_plan
+from cohort.compare.config import read_comparison
 from cohort.compare.runs import run_comparison
 from cohort.config import METHOD_CONFIGS, DPOConfig, GRPOConfig, OnlineConfig, PPOConfig, SFTConfig
 from cohort.methods import METHODS, Method, imitate, sequence_mean
@@ -153,12 +153,12 @@ def test_a_comparison_takes_the_row(folder: Path) -> None:
         **small,
     }
     (folder / "compare.yaml").write_text(yaml.safe_dump(settings))
-    plan = read_plan("compare.yaml", [], [PLACE], 1, config_of)
+    plan = read_comparison("compare.yaml", [], [PLACE], 1, config_of)
     assert plan.methods == {"raft": PLACE} and plan.configs["raft"].learning_rate == 1e-4
     run_comparison(plan, 1, lambda line: None)
     assert json.loads((folder / "output/compared/seed-42/raft/result.json").read_text())["method"] == "raft"
     with pytest.raises(UserError, match=r"--methods: unknown method 'rft2' .*: did you mean 'rft'"):
-        read_plan("compare.yaml", [], ["rft2"], 1, config_of)
+        read_comparison("compare.yaml", [], ["rft2"], 1, config_of)
 
 
 def test_a_row_of_the_table_needs_no_other_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from cohort import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, UserError
 from cohort.cli.app import app
-from cohort.compat.llama_factory import QUANTIZED
+from cohort.compat.llama_factory import FOUR_BIT
 from cohort.data.chains import build_tokenizer
 from cohort.formulas.preference import preference
 from cohort.policy.load import load_model, load_tokenizer
@@ -48,7 +48,7 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
     "freeze": ({"finetuning_type": "freeze", "freeze_trainable_layers": 1}, "model.layers.1."),
     "lora": ({"finetuning_type": "lora"}, "lora_"),
     "dora": ({"finetuning_type": "lora", "use_dora": True}, "lora_"),
-    "qlora": ({"finetuning_type": "lora", "model_init_kwargs": {"quantization_config": QUANTIZED}}, "lora_"),
+    "qlora": ({"finetuning_type": "lora", "model_init_kwargs": {"quantization_config": FOUR_BIT}}, "lora_"),
 }
 
 
@@ -76,7 +76,7 @@ def test_each_way_trains_what_it_says_and_nothing_else(
 
 def test_quantised_weights_are_trained_by_an_adapter_only(base: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="quantised weights are not trained: set finetuning_type: lora"):
-        GRPOTrainer(base, letters, settings(tmp_path, model_init_kwargs={"quantization_config": QUANTIZED}), ROWS)
+        GRPOTrainer(base, letters, settings(tmp_path, model_init_kwargs={"quantization_config": FOUR_BIT}), ROWS)
 
 
 def test_an_adapter_by_name_is_for_use(base: str, tmp_path: Path) -> None:

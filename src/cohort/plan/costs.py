@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from cohort.config import OnlineConfig, SampledConfig, TrainingConfig
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.plan import passes
 from cohort.plan.blank import BlankPolicy, Weights, blank_model, shortened, weights
 from cohort.plan.machine import Machine

@@ -33,8 +33,8 @@ def freeze(model: Any, config: TrainingConfig) -> None:
 
 
 def _layers(model: Any) -> list[nn.Module]:
-    """The decoder's stack: the longest module list of the model's trunk."""
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    """The decoder's stack: the longest module list of the model's backbone."""
+    lists: list[Any] = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise UserError(f"finetuning_type: freeze finds no stack of layers in {type(model).__name__}; use lora or full")
     return list(max(lists, key=len))

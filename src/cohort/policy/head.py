@@ -108,7 +108,7 @@ class Head:
                     grad = p.mul_(bonus.add_(c_n1))
                 index, inside = read.targets(span, block)
                 grad.scatter_add_(1, index, torch.where(inside, -c_n1, 0.0))
-                if capped is not None:
+                if capped is not None and self.softcap is not None:
                     grad.mul_(1 - (capped / self.softcap) ** 2)
                 if self.scale != 1.0:
                     grad.mul_(self.scale)
@@ -151,23 +151,26 @@ class _Reading:
 
     def survey(self, span: slice, with_entropies: bool) -> _Survey:
         """All blocks once."""
-        lse = target = entropies = kept = None
+        lse: Any = None
+        target: Any = None
+        entropies: Any = None
+        last_scores: Any = None
         for block in self.blocks:
             scores = self.scores(span, block)
             logp = torch.log_softmax(scores, -1)
             here = scores[:, 0] - logp[:, 0]
             whole = here if lse is None else torch.logaddexp(lse, here)
             index, inside = self.targets(span, block)
-            found = torch.where(inside, scores.gather(1, index), 0.0).squeeze(1)
-            target = found if target is None else target + found
+            of_target = torch.where(inside, scores.gather(1, index), 0.0).squeeze(1)
+            target = of_target if target is None else target + of_target
             if with_entropies:
                 # Of two blocks with shares w of the probability: sum w (entropy - log w).
                 of_block = (here - whole).exp() * (whole - here - _exp(logp).mul_(logp).sum(-1))
                 if entropies is not None:
                     of_block += (lse - whole).exp() * (whole - lse + entropies)
                 entropies = of_block
-            lse, kept = whole, scores
-        return _Survey(self, span, lse, target - lse, entropies, kept if len(self.blocks) == 1 else None)
+            lse, last_scores = whole, scores
+        return _Survey(self, span, lse, target - lse, entropies, last_scores if len(self.blocks) == 1 else None)
 
     def pass_on(self, grad: Tensor, span: slice, block: slice, grad_hidden: Tensor) -> None:
         """From the logits' gradient to the hidden states' and the layer's own."""
@@ -210,7 +213,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
             part += more
 
 
-def _grad_of(parameter: nn.Parameter) -> Tensor:
+def _grad_of(parameter: Any) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+    grad: Tensor = parameter.grad
+    return grad

@@ -31,7 +31,7 @@ def find_device(use_cpu: bool = False) -> torch.device:
 def fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products are faster than float32 on this device."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 

@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     prompt: int
     first: int
     """The first completion's number in its group."""
-    count: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class Decoded:
 
     def select(self, index: Tensor, row: Tensor) -> Decoded:
         """Those at `index`, with new rows."""
-        fields = (self.completion, self.live, self.count, self.limit, self.ended)
-        return Decoded(*(field[index] for field in fields), row)
+        return Decoded(
+            self.completion[index], self.live[index], self.count[index], self.limit[index], self.ended[index], row
+        )
 
     def since(self, start: int) -> Decoded:
         """Those from `start` on, as views."""
@@ -143,7 +144,7 @@ class Decoding:
                 self._hand_over_groups()
                 return
             self._drop_finished(live)
-            if self.waiting and len(self.decoded) + self.waiting[0].count <= self.max_rows:
+            if self.waiting and len(self.decoded) + self.waiting[0].size <= self.max_rows:
                 self._admit()
                 continue  # completions that ended at their first token leave before the next pass
             self.cache.advance()
@@ -188,11 +189,11 @@ class Decoding:
         self._give_up_store_unless_room_for(len(pack.inputs["grouped"].places))
         prefill = self.policy.prefill(pack, self.decoder.uses_model_code, self.store is not None)
         firsts = [piece.prompt * self.n + piece.first for piece in pieces]
-        completions = [range(first, first + piece.count) for first, piece in zip(firsts, pieces, strict=True)]
+        completions = [range(first, first + piece.size) for first, piece in zip(firsts, pieces, strict=True)]
         if self.store is not None:
             self.store.add_prefill(pack, prefill.activations, completions)
         device, before = self.policy.device, len(self.decoded)
-        counts = torch.tensor([piece.count for piece in pieces])
+        counts = torch.tensor([piece.size for piece in pieces])
         rows = torch.ones_like(counts) if self.forks else counts
         piece_of = torch.arange(len(pieces)).repeat_interleave(counts)
         row = (piece_of if self.forks else torch.arange(len(piece_of))) + len(self.cache)
@@ -210,10 +211,10 @@ class Decoding:
         while self.waiting:
             piece = self.waiting[0]
             tokens += len(self.prompts[piece.prompt])
-            if pieces and (completions + piece.count > self.max_rows or tokens > PREFILL_TOKENS):
+            if pieces and (completions + piece.size > self.max_rows or tokens > PREFILL_TOKENS):
                 break
             pieces.append(self.waiting.popleft())
-            completions += piece.count
+            completions += piece.size
         return pieces
 
     def _sample(self, hidden: Tensor, since: int) -> None:
@@ -256,7 +257,7 @@ class Decoding:
         pairs = (row << 32 | tokens)[live].tolist()
         rows_of = dict.fromkeys(pairs, 0)
         """(row, token) as one number -> the row that continues it."""
-        parents, continued, last = [], set[int](), [0] * (len(self.cache) - first_row)
+        parents, continued, last = list[int](), set[int](), [0] * (len(self.cache) - first_row)
         for pair in rows_of:
             old, token = divmod(pair, 1 << 32)
             if old in continued:

@@ -98,7 +98,8 @@ class FusedDecoder:
             residual = layer.out(attended, rows, slots.residual)
             gate, up = layer.gate_up(self._normed(residual), out=slots.gate_up).chunk(2, -1)
             rows = layer.down(silu(gate).mul_(up), residual, slots.output)
-        return self._normed(rows) * self.backbone.norm.weight
+        hidden: Tensor = self._normed(rows) * self.backbone.norm.weight
+        return hidden
 
     def _normed(self, rows: Tensor) -> Tensor:
         if rows.device.type != "cpu" or rows.dtype is not torch.float32:
@@ -119,7 +120,7 @@ class FusedDecoder:
 def rearranged_bytes(backbone: Any, dtype: torch.dtype) -> int:
     """Size of the rearranged matrices of a fused decoder, without adapters."""
     modules = [module for layer in backbone.layers for module in linear_modules(layer)]
-    return sum(module.in_features * module.out_features for module in modules) * dtype.itemsize
+    return sum(int(module.in_features * module.out_features) for module in modules) * dtype.itemsize
 
 
 def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Product:
@@ -128,6 +129,9 @@ def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtyp
     they stay products of their own."""
     linears = [LinearWeights.of(module).converted(torch.float32, order) for module, _, order in parts]
     weights, biases, downs, ups = [], [], [], []
+    bias: Any
+    down: Any
+    up: Any
     for (_, scale, _), (weight, bias, down, up) in zip(parts, linears, strict=True):
         inside = up is not None and dtype is torch.float32
         whole = torch.addmm(weight, up, down) if inside else weight

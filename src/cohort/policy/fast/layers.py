@@ -126,7 +126,8 @@ def hidden_states_and_activations(
         attention_weights, mlp_weights = _weights(layer)
         settings = _settings(layer, rows)
         heads, before_norms = project(rows, rotations, settings, layer.input_layernorm.weight, attention_weights)
-        attended = layout.attend(*heads, attention_options(index, layer.self_attn), only_read=tokens is not None)
+        options = attention_options(index, layer.self_attn)
+        attended = layout.attend(heads[0], heads[1], heads[2], options, tokens is not None)
         residual, of_attention = _selected(tokens, rows, attended)
         parts = mlp_forward(
             residual, of_attention.to(settings.dtype), settings, layer.post_attention_layernorm.weight, mlp_weights
@@ -168,8 +169,10 @@ def _final(backbone: Any, rows: Tensor, length: int, layout: StreamLayout | Know
 def _weights(layer: Any) -> tuple[AttentionWeights, MLPWeights]:
     linears = [LinearWeights.of(module) for module in linear_modules(layer)]
     attention = layer.self_attn
-    norms = [getattr(attention, name).weight if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
-    return AttentionWeights(*norms, *linears[:3]), MLPWeights(*linears[3:])
+    query_norm, key_norm = (
+        getattr(attention, name).weight if hasattr(attention, name) else None for name in ("q_norm", "k_norm")
+    )
+    return AttentionWeights(query_norm, key_norm, *linears[:3]), MLPWeights(*linears[3:])
 
 
 def _settings(layer: Any, rows: Tensor) -> LayerSettings:
@@ -200,7 +203,10 @@ def _layer(
     else:
         attended = layout.attend_known(heads, options, only_read, known.attended)
     residual, attended = _selected(tokens, rows, attended)
-    return apply(MLP, residual, attended, settings, known, layer.post_attention_layernorm.weight, *mlp_weights.flat)
+    output: Tensor = apply(
+        MLP, residual, attended, settings, known, layer.post_attention_layernorm.weight, *mlp_weights.flat
+    )
+    return output
 
 
 def _selected(tokens: Tensor | None, rows: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:

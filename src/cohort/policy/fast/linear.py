@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +51,7 @@ class LinearWeights(NamedTuple):
         return result.addmm_(grad @ self.up, self.down)
 
     def weight_gradients(
-        self, grad: Tensor, rows: Callable[[], Tensor], wanted: Sequence[bool], order: Tensor | None = None
+        self, grad: Tensor, rows: Callable[[], Tensor], wanted: Any, order: Tensor | None = None
     ) -> list[Tensor | None]:
         """Gradients for weight, bias, down and up where `wanted`, from the output's gradient [T, out] and the input
         [T, in], which `rows` computes. `order`: brings each head's features back to the module's order."""
@@ -79,7 +79,8 @@ def is_supported(module: Any) -> bool:
     name = module.active_adapters[0]
     if name not in module.lora_A or name in module.lora_variant or module.lora_B[name].bias is not None:
         return False
-    return not (module.merged or module.fan_in_fan_out or getattr(module.lora_dropout[name], "p", 0.0))
+    dropout: float = getattr(module.lora_dropout[name], "p", 0.0)
+    return not (module.merged or module.fan_in_fan_out or dropout > 0)
 
 
 def reorder_heads(values: Any, order: Tensor | None) -> Any:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+MKLDNN: Any = torch.backends.mkldnn
+"""PyTorch's stubs do not have its settings."""
 FEW = range(12, 49)
 """Rows for which `weight @ rows.T` is faster than `rows @ weight.T`: 1.3 to 2.5 times from 16 to 32 rows, in float32 on
 two cores with MKL; below and above it is slower, and so it is with oneDNN."""
@@ -29,7 +31,7 @@ def fast_float32(device: torch.device) -> Iterator[None]:
     """Within the context, float32 products on the CPU use oneDNN where it is faster and still computes in float32. On
     AMD's processors MKL reaches 223 GFLOP/s on two cores, oneDNN 480. PyTorch selects oneDNN when products may use
     bfloat16, which oneDNN does on some processors only; these are detected by their error."""
-    matmul = torch.backends.mkldnn.matmul
+    matmul = MKLDNN.matmul
     before = matmul.fp32_precision
     if device.type != "cpu" or before not in ("none", "ieee") or not onednn_is_better():
         yield
@@ -45,9 +47,9 @@ def fast_float32(device: torch.device) -> Iterator[None]:
 def onednn_is_better() -> bool:
     """Whether float32 products should use oneDNN on this processor."""
     cpus = Path("/proc/cpuinfo")
-    if not (torch.backends.mkldnn.is_available() and cpus.is_file() and "AuthenticAMD" in cpus.read_text()):
+    if not (MKLDNN.is_available() and cpus.is_file() and "AuthenticAMD" in cpus.read_text()):
         return False
-    matmul = torch.backends.mkldnn.matmul
+    matmul = MKLDNN.matmul
     with _disable_current_modes():  # also under modes whose tensors have no storage
         random = torch.Generator().manual_seed(0)
         a, b = (torch.randn(256, 256, generator=random) for _ in range(2))
@@ -138,7 +140,7 @@ def from_the_weight(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     """A linear layer's result, computed as weight @ rows.T for a few float32 rows on the CPU."""
     count = rows.numel() // rows.shape[-1]
     few = count in FEW and rows.device.type == "cpu" and rows.dtype is weight.dtype is torch.float32
-    if not few or torch.is_autocast_enabled("cpu") or torch.backends.mkldnn.matmul.fp32_precision == "bf16":
+    if not few or torch.is_autocast_enabled("cpu") or MKLDNN.matmul.fp32_precision == "bf16":
         return nn.functional.linear(rows, weight, bias)
     out = weight @ rows.reshape(count, -1).t()
     if bias is not None:

@@ -55,8 +55,9 @@ class DecodeCache:
         group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
         lengths, before = layout.prompt_lengths, len(self)
         for layer, both in prefill.keys_values.items():
+            prompt: tuple[Tensor, ...] = both
+            own: tuple[Tensor, ...]
             if self.share:
-                prompt = both
                 own = tuple(x.new_zeros(len(group), x.shape[1], GROWTH, x.shape[3]) for x in both)
             else:
                 room = -both[0].shape[2] % GROWTH

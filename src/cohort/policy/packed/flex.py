@@ -39,18 +39,21 @@ def _blocks(seen: Callable[[Any, Any, Tensor, Tensor], Tensor], T: int, device: 
     count = -(-T // BLOCK)
     places = torch.arange(count * BLOCK, device=device)
     inside, places = places < T, places.clamp(max=T - 1)
-    pairs = []
+    counts = []
     for rows, exist in zip(places.split(ROWS), inside.split(ROWS), strict=True):
         visible = seen(None, None, rows[:, None], places) & exist[:, None] & inside
-        pairs.append(visible.view(-1, BLOCK, count, BLOCK).sum((1, 3)))
-    pairs = torch.cat(pairs)
+        counts.append(visible.view(-1, BLOCK, count, BLOCK).sum((1, 3)))
+    pairs = torch.cat(counts)
     whole = pairs == BLOCK**2
     parts = (pairs > 0) & ~whole
-    listed = []
+    listed: list[Any] = []
+    blocks: Any
     for blocks in (parts, whole):
         order = blocks.to(torch.int8).argsort(descending=True, stable=True)
         listed += [blocks.sum(-1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]]
-    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(T, T))
+    kind: Any = BlockMask
+    mask: BlockMask = kind.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(T, T))
+    return mask
 
 
 class FlexPlan:
@@ -59,29 +62,32 @@ class FlexPlan:
 
     def __init__(self, group: Tensor, segment: Tensor, position: Tensor):
         self.group, self.segment, self.position = group, segment, position
-        self.attention = _compiled() if group.device.type == "cuda" else flex_attention
+        self.attention: Any = _compiled() if group.device.type == "cuda" else flex_attention
         self._masks: dict[int | None, BlockMask] = {}
 
     def _mask(self, window: int | None) -> BlockMask:
         if window not in self._masks:
             group, segment, position = self.group, self.segment, self.position
+            limit: Any = window
 
             def seen(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
                 mine = (segment[kv] == 0) | (segment[kv] == segment[q])
-                return (group[q] == group[kv]) & mine & (kv <= q)
+                visible: Tensor = (group[q] == group[kv]) & mine & (kv <= q)
+                return visible
 
             def near(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-                return seen(b, h, q, kv) & (position[q] - position[kv] < window)
+                return seen(b, h, q, kv) & (position[q] - position[kv] < limit)
 
             self._masks[window] = _blocks(seen if window is None else near, len(group), group.device)
         return self._masks[window]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
         """q [T, H, D], k [T, K, D] and v [T, K, Dv] to [T, H, Dv]."""
-        softcap = options.softcap
+        softcap: Any = options.softcap
 
         def capped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return softcap * torch.tanh(score / softcap)
+            result: Tensor = softcap * torch.tanh(score / softcap)
+            return result
 
         if (rep := q.shape[1] // k.shape[1]) > 1:
             # With one key head for each query head the backward pass spreads a prompt's keys, to which the whole group
@@ -96,4 +102,5 @@ class FlexPlan:
             block_mask=self._mask(options.window),
             scale=options.scaling,
         )
-        return out[0].transpose(0, 1)
+        result: Tensor = out[0].transpose(0, 1)
+        return result

@@ -75,6 +75,11 @@ class _Rearrange(torch.autograd.Function):
         return grad, None, None, None
 
 
+def _rearranged(rows: Tensor, index: Tensor, inverse: Tensor, valid: Tensor | None) -> Tensor:
+    result: Tensor = _Rearrange.apply(rows, index, inverse, valid)  # type: ignore[no-untyped-call]  # torch's
+    return result
+
+
 class GroupLayout:
     """The layout of P groups packed without padding: group after group, the prompt and then its completions. A
     completion's last token predicts nothing and is left out.
@@ -170,7 +175,7 @@ class GroupLayout:
         H, D = q.shape[1:]
         K, Dv = k.shape[1], v.shape[-1]
         rep = H // K
-        q, k, v = (_Rearrange.apply(x, self.grid, self.places, None) for x in (q * options.scaling, k, v))
+        q, k, v = (_rearranged(x, self.grid, self.places, None) for x in (q * options.scaling, k, v))
         prompt_bias, completion_bias = self._bias_for(options.window, q.dtype)
         k_prompt = k[: P * L].view(P, L, K, D).transpose(1, 2).contiguous()
         v_prompt = v[: P * L].view(P, L, K, Dv).transpose(1, 2).contiguous()
@@ -194,7 +199,7 @@ class GroupLayout:
             own = weights[..., L:].reshape(P * K * R, rep * C, C) @ v_own
             completions = shared.view(P, K, R, rep, C, Dv) + own.view(P, K, R, rep, C, Dv)
             out = torch.cat([out, completions.permute(0, 2, 4, 1, 3, 5).reshape(P * R * C, H, Dv)])
-        return _Rearrange.apply(out, self.places, self.grid, self.valid)
+        return _rearranged(out, self.places, self.grid, self.valid)
 
     def _bias_for(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Additive masks: prompts [L, L]; completions [P, 1, 1, 1, C, L + C] over prompt keys, then own keys."""
@@ -269,7 +274,7 @@ def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptio
                 for x in (q, k, v)
             ]
             for attend in (layout._by_flex, layout._by_scores):
-                out = attend(*inputs, options)
+                out = attend(inputs[0], inputs[1], inputs[2], options)
                 results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
     except (RuntimeError, TypeError, ValueError) as error:  # what an unsupported PyTorch, compiler or GPU raises
         if is_out_of_memory(error):

@@ -221,7 +221,7 @@ def attend_tiles(
 ) -> Tensor:
     """q [T, H, D], k and v [T, K, D] to [T, H, D] by the tiles of a layout. `known`: the result, where only the
     backward pass is to compute; queries are scaled already then."""
-    result: Tensor = TiledAttention.apply(q, k, v, plan, scale, () if known is None else (known,))  # type: ignore[no-untyped-call]
+    result: Tensor = TiledAttention.apply(q, k, v, plan, scale, () if known is None else (known,))  # type: ignore[no-untyped-call]  # torch's
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cohort.config import TrainingConfig
-from cohort.methods.table import Method
+from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
