@@ -24,7 +24,7 @@ from cohort.report.judgement import judgement
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import by_separator
 from cohort.rollouts.encoding import Prompt
-from cohort.rollouts.sampling import Sampling
+from cohort.rollouts.sampling import Generation, Sampling
 from cohort.types import Completion, Row
 from helpers import byte_tokenizer, classifier, saved, token_classifier
 
@@ -93,9 +93,10 @@ class Digits:
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.asked = tokenizer, list[tuple[str, int]]()
 
-    def generate(self, prompts: list[Any], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+    def generate(self, prompts: list[Any], n: int, sampling: Sampling, seed: int, **_: Any) -> Generation:
         rng = random.Random(seed)
-        return [[self.one(self.tokenizer.decode(prompt.tolist()), n, rng) for _ in range(n)] for prompt in prompts]
+        decoded = [self.tokenizer.decode(prompt.tolist()) for prompt in prompts]
+        return Generation([[self.one(prompt, n, rng) for _ in range(n)] for prompt in decoded])
 
     def one(self, prompt: str, n: int, rng: random.Random) -> Completion:
         self.asked.append((prompt, n))

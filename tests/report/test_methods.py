@@ -24,7 +24,8 @@ def printed(width: int = 140) -> list[str]:
 def test_every_row_is_printed_in_the_tables_own_words() -> None:
     lines = printed()
     rows = [line.split(" | ")[0] for line in lines]
-    assert [name for name in rows if name in METHODS] == list(METHODS) == list(METHOD_CONFIGS)
+    assert [name for name in rows if name in METHODS] == list(METHODS)
+    assert set(METHOD_CONFIGS) <= set(METHODS)  # the names that are known without torch
     assert "sft | demonstrations | none | ones | imitate | sequence mean" in lines
     assert "rft | starting model, once | rule | is correct | imitate | sequence mean" in lines
     assert "grpo_process | current policy | each step | group process | clip with kl | chosen loss type" in lines

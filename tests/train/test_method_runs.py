@@ -122,10 +122,11 @@ def test_a_new_run_samples_anew_and_moves_the_earlier_samples_aside(tmp_path: Pa
 
 
 def test_line_separators_in_completions_do_not_cut_records(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 0)
+    recorder = Recorder(tmp_path)
+    recorder.start(0)
     for step in (1, 2, 3):
         recorder._append("completions.jsonl", {"step": step, "completion": "a\u2028b\x85c"})
-    Recorder(tmp_path, 2)
+    Recorder(tmp_path).start(2)
     kept = (tmp_path / "completions.jsonl").read_text().rstrip("\n").split("\n")
     assert [json.loads(line)["step"] for line in kept] == [1, 2]
 

@@ -37,7 +37,8 @@ def _layers(model: Any) -> list[nn.Module]:
     lists: list[Any] = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise UserError(f"finetuning_type: freeze finds no stack of layers in {type(model).__name__}; use lora or full")
-    return list(max(lists, key=len))
+    longest = max(range(len(lists)), key=lambda i: len(lists[i]))
+    return list(lists[longest])
 
 
 def _named(root: nn.Module, names: list[str], key: str, but: set[int] | None = None) -> list[nn.Module]:

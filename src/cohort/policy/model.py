@@ -42,6 +42,9 @@ class Policy:
     `paths` says which fast paths the policy takes. It is set once, by `choose_paths` before a run.
     """
 
+    keeps_config = False
+    """A checkpoint has no need of the configuration beside an adapter."""
+
     def __init__(self, model: Any, tokenizer: Any, *, peft: Any = None, bf16: bool = False):
         self.model, self.tokenizer, self.peft, self.bf16 = model, tokenizer, peft, bf16
         self.device: torch.device = next(model.parameters()).device

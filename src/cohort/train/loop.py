@@ -1,4 +1,4 @@
-"""The training loop: one for every method."""
+"""The training loop: one for every method, and for reward models."""
 
 from __future__ import annotations
 
@@ -6,49 +6,82 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch.profiler import record_function
 
 from cohort.config import TrainingConfig
-from cohort.policy.model import Policy
 from cohort.train.iterations.iterations import Iterations
 from cohort.train.output import checkpoint
-from cohort.train.output.checkpoint import Companion, Progress
+from cohort.train.output.checkpoint import Companion, Progress, Saved
 from cohort.train.output.record import Recorder, rounded
-from cohort.train.schedule import interval, share
+from cohort.train.schedule import interval, learning_rate_factor
 from cohort.train.sources.source import Source
-from cohort.train.step import Updater, active_lengths
+from cohort.train.step import active_lengths
 from cohort.types import Group, TrainerControl, TrainerState
 
 log = logging.getLogger("cohort")
 
 
+class StepUpdater(Protocol):
+    """Takes optimiser steps: of a policy (train/step.py) or of a reward model (train/reward_models/updater.py)."""
+
+    optimizer: torch.optim.Optimizer
+    token_budget: int
+
+    def step(
+        self, groups: list[Any], generation_tokens: float, learning_rate: float, activations: Any = None
+    ) -> dict[str, float]:
+        """Take one step on the groups and return its metrics."""
+        ...
+
+
+@dataclass(frozen=True)
+class Learners:
+    """What a run trains, and what is in its checkpoints."""
+
+    trained: Saved
+    """The policy, or the reward model."""
+    updater: StepUpdater
+    companions: Sequence[Companion] = ()
+    """Are trained beside the policy with optimisers of their own, such as a critic."""
+    iterations: Iterations | None = None
+    """Is called after each step."""
+
+
 class Loop:
-    """Draws batches from a source and updates the policy: the step's number says everything about where it is."""
+    """Takes batches from a source and updates what is trained. Its whole state is `progress`: learning rate, order of
+    the data and seeds are functions of the step's number."""
 
     def __init__(
         self,
-        policy: Policy,
-        updater: Updater,
+        learners: Learners,
         source: Source,
-        evaluator: Callable[[TrainerState], dict[str, float]] | None,
         config: TrainingConfig,
-        callbacks: list[Any],
         state: TrainerState,
-        companions: Sequence[Companion] = (),
-        iterations: Iterations | None = None,
+        callbacks: list[Any],
+        evaluator: Callable[[TrainerState], dict[str, float]] | None = None,
     ):
-        self.policy, self.updater, self.source, self.evaluator = policy, updater, source, evaluator
-        self.config, self.callbacks, self.state, self.control = config, callbacks, state, TrainerControl()
-        self.companions, self.iterations = companions, iterations
-        self.chunks, passes = config.batch_uses
-        self.updates_per_batch = self.chunks * passes
-        self.log_completions = config.logged_completions
-        share(0, 1, config)  # settings that the schedule refuses are told before anything is sampled
+        self.learners, self.source, self.config, self.state = learners, source, config, state
+        self.callbacks, self.evaluator, self.control = callbacks, evaluator, TrainerControl()
+        self.parts_of_batch, passes = config.batch_uses
+        """A sampled batch is used in so many parts, each for one optimiser step, `passes` times."""
+        self.updates_per_batch = self.parts_of_batch * passes
+        learning_rate_factor(0, 1, config)  # raises UserError for bad schedule settings before anything is sampled
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)
+        self.recorder = Recorder(self.output_dir)
+
+    @property
+    def updater(self) -> StepUpdater:
+        return self.learners.updater
+
+    @property
+    def companions(self) -> Sequence[Companion]:
+        return self.learners.companions
 
     @property
     def total(self) -> int:
@@ -57,33 +90,33 @@ class Loop:
         return self.config.max_steps if self.config.max_steps > 0 else batches * self.updates_per_batch
 
     def resume(self, path: Path) -> None:
-        self.progress = checkpoint.load(path, self.policy, self.updater.optimizer, self.companions, self.iterations)
+        """Continue from a checkpoint. Raises UserError for a folder that is no checkpoint of this run."""
+        learners = self.learners
+        self.progress = checkpoint.load(
+            path, learners.trained, self.updater.optimizer, self.companions, learners.iterations
+        )
         self.updater.token_budget = self.progress.token_budget
         log.info("resumed from %s at step %d", path, self.progress.step)
 
     def run(self) -> None:
-        """Train to the last step, evaluating, recording and saving on the way."""
-        self.recorder = Recorder(self.output_dir, self.progress.step)
-        config, total = self.config, self.total
-        self.log_every, self.save_every, self.eval_every = (
-            interval(every, total) for every in (config.logging_steps, config.save_steps, config.eval_steps)
-        )
-        self.state.max_steps, self.state.global_step = total, self.progress.step
-        self.policy.model.train()
+        """Train to the last step; evaluate, record and save on the way."""
+        self.recorder.start(self.progress.step)
+        self.state.max_steps, self.state.global_step = self.total, self.progress.step
+        self.learners.trained.model.train()
         self._call("on_train_begin")
         if self.config.eval_on_start and self.progress.step == 0:
             self._evaluate()
         while self.progress.step < self.total and not self.control.should_training_stop:
-            metrics = self._step()
-            self._log(metrics)
+            self._log(self._step())
             self._call("on_step_end")
             self._evaluate_if_due()
-            self._turn()
+            self._end_iteration_if_due()
             self._save_if_due()
         self._call("on_train_end")
 
     def _step(self) -> dict[str, float]:
-        """One optimiser step on the current batch, a new one drawn where the last is used up."""
+        """One optimiser step on the current batch, or on a new one if the last has been used up; returns its
+        metrics."""
         started = time.perf_counter()
         progress = self.progress
         index, use = divmod(progress.step, self.updates_per_batch)
@@ -91,16 +124,16 @@ class Loop:
         if progress.batch is None:
             progress.batch, progress.batch_metrics, activations = self.source.batch(index, self.state)
             progress.num_tokens += sum(group.tokens for group in progress.batch)
-            self.recorder.completions(progress.step + 1, progress.batch, self.log_completions)
-        groups = self._chunk(progress.batch, use % self.chunks)
-        generation_tokens = float(active_lengths(progress.batch, self.config).sum()) / self.chunks
-        of_highest = share(progress.step, self.total, self.config)
-        rate = of_highest * self.config.learning_rate
+            self.recorder.completions(progress.step + 1, progress.batch, self.config.logged_completions)
+        groups = self._part(progress.batch, use % self.parts_of_batch)
+        generation_tokens = float(active_lengths(progress.batch, self.config).sum()) / self.parts_of_batch
+        factor = learning_rate_factor(progress.step, self.total, self.config)
+        rate = factor * self.config.learning_rate
         before_update = time.perf_counter()
         with record_function("update"):
             update = self.updater.step(groups, generation_tokens, rate, activations)
             for companion in self.companions:
-                update |= companion.step(groups, generation_tokens, of_highest)
+                update |= companion.step(groups, generation_tokens, factor)
         ended = time.perf_counter()
         metrics = {**(progress.batch_metrics or {}), **update, "learning_rate": rate}
         metrics["seconds/update"] = ended - before_update
@@ -115,73 +148,73 @@ class Loop:
         self.state.epoch = progress.step / self.updates_per_batch * self.source.per_batch / self.source.size
         return metrics
 
-    def _chunk(self, batch: list[Group], index: int) -> list[Group]:
-        size = math.ceil(len(batch) / self.chunks)
+    def _part(self, batch: list[Group], index: int) -> list[Group]:
+        size = math.ceil(len(batch) / self.parts_of_batch)
         return batch[index * size : (index + 1) * size]
 
-    def _log(self, metrics: dict[str, float]) -> None:
+    def _record(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Write a row of metrics.jsonl and return it."""
         row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **metrics})
         self.recorder.metrics(row)
         self.state.log_history.append(row)
-        if self.progress.step % self.log_every == 0 or self.progress.step == self.total:
+        return row
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        row = self._record(metrics)
+        if self.progress.step % self._steps(self.config.logging_steps) == 0 or self.progress.step == self.total:
             self._call("on_log", logs=row)
 
     def _evaluate_if_due(self) -> None:
-        due = self._due(self.config.eval_strategy, self.eval_every)
+        due = self._is_due(self.config.eval_strategy, self.config.eval_steps)
         last = self.config.eval_strategy != "no" and self.progress.step == self.total
         if due or last or self.control.should_evaluate:
             self._evaluate()
             self.control.should_evaluate = False
 
     def _evaluate(self) -> None:
-        if self.evaluator is None:
-            return
-        row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **self.evaluator(self.state)})
-        self.recorder.metrics(row)
-        self.state.log_history.append(row)
-        self._call("on_evaluate", metrics=row)
+        if self.evaluator is not None:
+            self._call("on_evaluate", metrics=self._record(self.evaluator(self.state)))
 
-    def _turn(self) -> None:
-        """End an iteration where it is due: after its last evaluation, before its last checkpoint."""
-        found = {} if self.iterations is None else self.iterations.turn(self.progress.step)
-        if found:
-            row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **found})
-            self.recorder.metrics(row)
-            self.state.log_history.append(row)
+    def _end_iteration_if_due(self) -> None:
+        """After the iteration's last evaluation and before its last checkpoint."""
+        iterations = self.learners.iterations
+        metrics = {} if iterations is None else iterations.end_of_step(self.progress.step)
+        if metrics:
+            self._record(metrics)
 
     def _save_if_due(self) -> None:
-        if self._due(self.config.save_strategy, self.save_every) or self.control.should_save:
+        if self._is_due(self.config.save_strategy, self.config.save_steps) or self.control.should_save:
             self._save()
             self.control.should_save = False
             self._call("on_save")
 
     def _save(self) -> None:
+        trained, limit = self.learners.trained, self.config.save_total_limit
         if self.config.save_only_model:
-            checkpoint.save_policy(self.policy, self.output_dir / f"checkpoint-{self.progress.step}")
-            checkpoint.prune(self.output_dir, self.config.save_total_limit)
+            checkpoint.save_policy(trained, self.output_dir / f"checkpoint-{self.progress.step}")
+            checkpoint.prune(self.output_dir, limit)
             return
-        checkpoint.save(
-            self.output_dir,
-            self.policy,
-            self.updater.optimizer,
-            self.progress,
-            self.config.save_total_limit,
-            self.companions,
-            self.iterations,
-        )
+        optimizer, iterations = self.updater.optimizer, self.learners.iterations
+        checkpoint.save(self.output_dir, trained, optimizer, self.progress, limit, self.companions, iterations)
 
-    def _due(self, strategy: str, every: int) -> bool:
-        """Whether this step is one of every so many, or the last of a pass over the data."""
-        step = self.progress.step
+    def _steps(self, every: float) -> int:
+        """Steps between two events of the configuration; 0: never."""
+        return interval(every, self.total)
+
+    def _is_due(self, strategy: str, every: float) -> bool:
+        """Whether something happens after this step: `steps`, each `every` steps; `epoch`, after each pass over the
+        data."""
+        step, steps = self.progress.step, self._steps(every)
         if strategy == "epoch":
             return self._passes(step) > self._passes(step - 1)
-        return strategy == "steps" and every > 0 and step % every == 0
+        return strategy == "steps" and steps > 0 and step % steps == 0
 
     def _passes(self, step: int) -> int:
+        """Complete passes over the data after so many steps."""
         return step // self.updates_per_batch * self.source.per_batch // self.source.size
 
     def _call(self, event: str, **details: Any) -> None:
         for callback in self.callbacks:
             method = getattr(callback, event, None)
             if method is not None:
-                method(self.config, self.state, self.control, model=self.policy.model, **details)
+                method(self.config, self.state, self.control, model=self.learners.trained.model, **details)

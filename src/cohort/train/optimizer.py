@@ -1,4 +1,4 @@
-"""AdamW, and one step of it: the learner's half of every update."""
+"""AdamW, and one step of it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def adamw_of(optim: str, device: torch.device) -> Callable[..., torch.optim.Opti
     except ImportError:
         log.warning("optim=%s needs bitsandbytes (pip install bitsandbytes): torch's AdamW takes its place", optim)
         return fused
-    return getattr(bitsandbytes.optim, BITSANDBYTES[optim])
+    kind: Callable[..., torch.optim.Optimizer] = getattr(bitsandbytes.optim, BITSANDBYTES[optim])
+    return kind
 
 
 def descend(

@@ -36,7 +36,7 @@ from cohort.rollouts.sampling import Sampling
 from cohort.train.critic import CriticUpdater
 from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
-from cohort.train.loop import Loop
+from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside
@@ -77,13 +77,13 @@ class Trainer:
         *,
         method: str | Method = "grpo",
         engine: Engine | Callable[[Policy], Engine] | None = None,
-        **familiar: Any,
+        **trl_arguments: Any,
     ):
         self.method = method if isinstance(method, Method) else find_method(method)
-        ref_model = familiar.pop("ref_model", None) if self.method.source == "preferences" else None
-        tokenizers = familiar.pop("reward_processing_classes", None)
+        ref_model = trl_arguments.pop("ref_model", None) if self.method.source == "preferences" else None
+        tokenizers = trl_arguments.pop("reward_processing_classes", None)
         config, processing_class = read_trl_arguments(
-            _configuration(self.method, args), model, processing_class, familiar
+            _configuration(self.method, args), model, processing_class, trl_arguments
         )
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
         self.rewards = make_rewards(reward_funcs, config)
@@ -112,20 +112,17 @@ class Trainer:
         gold = None if self.iterations is None else self.iterations.gold
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.loop = Loop(
-            self.policy,
-            Updater(self.policy, self.method, config, shared),
+            Learners(self.policy, Updater(self.policy, self.method, config, shared), critics, self.iterations),
             SOURCES[self.method.source](self._parts(critics), rows),
-            self._evaluate if eval_rows else None,
             config,
+            self.state,
             [
                 *([] if gold is None else [gold]),
                 *instantiate_callbacks(callbacks or ()),
                 *trackers(config),
                 *profilers(config),
             ],
-            self.state,
-            critics,
-            self.iterations,
+            self._evaluate if eval_rows else None,
         )
         self._announce()
 
@@ -148,7 +145,7 @@ class Trainer:
         log.info("fast paths: %s", self.policy.paths.summary())
         if isinstance(config, OnlineConfig):
             G, P = config.num_generations, config.prompts_per_step
-            # A batch that is no whole number of groups is told even where nobody listens to more than warnings.
+            # A batch that is no whole number of groups differs from what was asked for: a warning.
             level = logging.INFO if config.batch_size == P * G else logging.WARNING
             log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
         for difference in differences_from_paper(config):

@@ -1,4 +1,4 @@
-"""Trainers by their familiar names: the one Trainer with a method chosen."""
+"""Trainers by the names that TRL has: Trainer with a method chosen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Rewarded(Trainer):
         processing_class: Any = None,
         callbacks: Sequence[Any] | None = None,
         peft_config: Any = None,
-        **familiar: Any,
+        **trl_arguments: Any,
     ):
         super().__init__(
             model,
@@ -37,7 +37,7 @@ class _Rewarded(Trainer):
             callbacks,
             peft_config,
             method=self.row,
-            **familiar,
+            **trl_arguments,
         )
 
 
@@ -79,7 +79,7 @@ class _Given(Trainer):
         callbacks: Sequence[Any] | None = None,
         peft_config: Any = None,
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
-        **familiar: Any,
+        **trl_arguments: Any,
     ):
         super().__init__(
             model,
@@ -91,7 +91,7 @@ class _Given(Trainer):
             callbacks,
             peft_config,
             method=self.row,
-            **familiar,
+            **trl_arguments,
         )
 
 

@@ -76,7 +76,8 @@ class FlexPlan:
                 return visible
 
             def near(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-                return seen(b, h, q, kv) & (position[q] - position[kv] < limit)
+                visible: Tensor = seen(b, h, q, kv) & (position[q] - position[kv] < limit)
+                return visible
 
             self._masks[window] = _blocks(seen if window is None else near, len(group), group.device)
         return self._masks[window]

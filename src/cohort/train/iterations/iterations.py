@@ -51,8 +51,9 @@ class Iterations:
             metrics |= self.gold.see(groups, step, self.refits)
         return metrics
 
-    def turn(self, step: int) -> dict[str, float]:
-        """What is due when `step` is done; what to log of it, empty where nothing was."""
+    def end_of_step(self, step: int) -> dict[str, float]:
+        """Do what is due after `step`: refit the reward model, let the reference follow the policy. Returns what to
+        log."""
         length = self.config.steps_per_iteration
         ends = length is not None and step % length == 0
         metrics: dict[str, float] = {}

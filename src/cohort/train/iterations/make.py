@@ -72,9 +72,10 @@ def reward_models(rewards: Rewards) -> dict[str, Any]:
 def _validation(function: Any) -> Validation | None:
     """What the model's training noted of its scores on held-out data, in its configuration; None where it did not, or
     the reward is not the score."""
-    found = getattr(function.scorer.model.config, "held_out", None)
-    noted = isinstance(found, dict) and {"mean", "std"} <= set(found)
-    return Validation(found["mean"], found["std"]) if noted and not function.probability else None
+    noted: Any = getattr(function.scorer.model.config, "held_out", None)
+    if function.probability or not (isinstance(noted, dict) and {"mean", "std"} <= set(noted)):
+        return None
+    return Validation(noted["mean"], noted["std"])
 
 
 def _chosen(name: str | None, scorers: dict[str, Scorer]) -> str:

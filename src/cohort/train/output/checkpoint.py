@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cohort.policy.model import Policy
 from cohort.types import Completion, Group, Row, Steps, UserError
 
 log = logging.getLogger("cohort")
@@ -38,11 +37,24 @@ class Progress:
     batch_metrics: dict[str, float] | None = None
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+class Saved(Protocol):
+    """A model in training as checkpoints see it: a policy or a reward model."""
+
+    model: Any
+    tokenizer: Any
+    peft: Any
+    """The PeftModel, or None without an adapter."""
+    device: torch.device
+    version: int
+    keeps_config: bool
+    """Whether an adapter is saved with the model's configuration."""
+
+
+def save_policy(policy: Saved, folder: Path) -> None:
     """An ordinary transformers directory (or peft adapter) with its tokenizer."""
     model = policy.peft if policy.peft is not None else policy.model
     model.save_pretrained(folder, safe_serialization=True)
-    if getattr(policy, "keeps_config", False):
+    if policy.keeps_config:
         policy.model.config.save_pretrained(folder)
     if hasattr(policy.tokenizer, "save_pretrained"):
         policy.tokenizer.save_pretrained(folder)
@@ -74,7 +86,7 @@ class Kept(Protocol):
 
 def save(
     folder: Path,
-    policy: Policy,
+    policy: Saved,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int | None,
@@ -159,7 +171,7 @@ def require(path: Path) -> None:
 
 def load(
     path: Path,
-    policy: Policy,
+    policy: Saved,
     optimizer: torch.optim.Optimizer,
     companions: Sequence[Companion] = (),
     kept: Kept | None = None,
@@ -212,7 +224,7 @@ def load_learner(file: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return {name.removeprefix("weights."): value for name, value in weights.items()}
 
 
-def load_weights(path: Path, policy: Policy) -> None:
+def load_weights(path: Path, policy: Saved) -> None:
     """Put the trained weights of a saved model into the policy. Raises UserError for an adapter where it has none,
     or the other way round."""
     if policy.peft is not None:

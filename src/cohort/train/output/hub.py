@@ -26,7 +26,7 @@ def push(folder: Path, repo: str, *, private: bool | None = None, message: str =
     """Upload the model in the folder, and nothing beside it, to `repo` (NAME or OWNER/NAME; made where it is not
     there); returns its address. Raises UserError where the hub refuses or cannot be reached."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # not in __all__
 
     require_token()
     names = model_files(folder)

@@ -25,14 +25,17 @@ MODEL = ("model*.safetensors*", "adapter_model*.safetensors*", "adapter_config.j
 class Recorder:
     """Appends rows to the run's files; each row is on disk when the call returns."""
 
-    def __init__(self, output_dir: str | Path, step: int):
-        """`step`: the step the run goes on from; 0 moves the records that an earlier run left aside, later ones cut
-        the rows that the run will write again."""
+    def __init__(self, output_dir: str | Path):
         self.folder = Path(output_dir)
+
+    def start(self, step: int) -> None:
+        """Prepare the folder for a run that continues after `step`. At 0 the records of an earlier run are moved aside,
+        later the rows behind `step` are removed, since the run writes them again. Raises UserError for a folder that
+        cannot be made."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UserError(f"output_dir {str(output_dir)!r} cannot be made: {error.strerror}") from None
+            raise UserError(f"output_dir {str(self.folder)!r} cannot be made: {error.strerror}") from None
         if step == 0:
             move_aside(self.folder, (METRICS, COMPLETIONS))
         else:

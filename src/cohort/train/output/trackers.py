@@ -29,7 +29,8 @@ class TensorBoard:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:
             raise UserError("report_to: tensorboard needs the package: pip install tensorboard") from None
-        self.folder, self._writer_class, self._writer = folder, EventFileWriter, None
+        self.folder, self._writer_class = folder, EventFileWriter
+        self._writer: Any = None
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._writer = self._writer_class(str(self.folder))

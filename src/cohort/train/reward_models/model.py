@@ -141,4 +141,7 @@ def only_head_learns(model: Any) -> bool:
 
 
 def _head(model: Any) -> nn.Module:
-    return next(module for name in ("score", "classifier") if (module := getattr(model, name, None)) is not None)
+    head: nn.Module = next(
+        module for name in ("score", "classifier") if (module := getattr(model, name, None)) is not None
+    )
+    return head

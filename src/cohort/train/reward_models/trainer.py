@@ -20,7 +20,7 @@ from cohort.data.chat_templates import use_template
 from cohort.data.configured import log_fitted
 from cohort.data.order import picks
 from cohort.data.rows import load_rows
-from cohort.train.loop import Loop
+from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import METRICS, MODEL, move_aside
@@ -65,14 +65,14 @@ class RewardTrainer:
         processing_class: Any = None,
         callbacks: Sequence[Any] | None = None,
         peft_config: Any = None,
-        **familiar: Any,
+        **trl_arguments: Any,
     ):
         args = args or RewardConfig()
         if not isinstance(args, RewardConfig | ProcessRewardConfig):
             raise UserError(
                 f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
             )
-        config, tokenizer = read_trl_arguments(args, model, processing_class, familiar)
+        config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
         self.rows, held_out = _rows(train_dataset), [] if eval_dataset is None else _rows(eval_dataset)
         kind = loss_type(self.rows, config)
@@ -90,13 +90,12 @@ class RewardTrainer:
         folder, patience = Path(config.output_dir), config.early_stopping_patience
         stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
         self.loop = Loop(
-            self.reward_model,
-            self.updater,
+            Learners(self.reward_model, self.updater),
             RewardRows(self.examples, config),
-            self._evaluate if held_out else None,
             config,
-            [*stopping, *instantiate_callbacks(callbacks or ()), *trackers(config)],
             self.state,
+            [*stopping, *instantiate_callbacks(callbacks or ()), *trackers(config)],
+            self._evaluate if held_out else None,
         )
 
     def _fitting(self, examples: list[Example], what: str) -> list[Example]:

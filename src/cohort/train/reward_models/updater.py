@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class RewardUpdater:
         return examples_of(rows, self.model.scorer, self.config, self.kind)
 
     def step(
-        self, examples: list[Example], generation_tokens: float, learning_rate: float, activations: None = None
+        self, examples: list[Example], generation_tokens: float, learning_rate: float, activations: Any = None
     ) -> dict[str, float]:
         """Update the model once. `generation_tokens` and `activations` are for policies and not used."""
         metrics = self.gradient(examples)
@@ -166,7 +166,8 @@ class RewardUpdater:
         if new:
             with torch.no_grad():
                 self.read |= zip(new, self.model.scorer.read(list(new.values())), strict=True)
-        return self.model.model.score(torch.stack([self.read[key] for key in keys]))[:, 0].float()
+        scores: Tensor = self.model.model.score(torch.stack([self.read[key] for key in keys]))[:, 0].float()
+        return scores
 
     def tensors(self) -> dict[str, Tensor]:
         """Trained weights by their place in the order of parameters, for a checkpoint."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 from torch.profiler import record_function
 
 from cohort.config import SampledConfig
+from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
-from cohort.policy.reference import Reference
 from cohort.rollouts.encoding import token_ends
 from cohort.types import Group
 
+Lent = Callable[[], AbstractContextManager[Policy]]
+"""A reference: `with lent() as policy` gives the model to score by."""
 
-def attach_reference(groups: list[Group], reference: Reference, config: SampledConfig) -> dict[str, float]:
+
+def attach_reference(groups: list[Group], reference: Lent, config: SampledConfig) -> dict[str, float]:
     """Fill in `reference_logprobs` of every completion; returns the time it took."""
     started = time.perf_counter()
     for group, found in zip(groups, logprobs_under(reference, groups, config), strict=True):
@@ -23,7 +28,7 @@ def attach_reference(groups: list[Group], reference: Reference, config: SampledC
     return {"seconds/reference": time.perf_counter() - started}
 
 
-def logprobs_under(reference: Reference, groups: list[Group], config: SampledConfig) -> list[list[Tensor]]:
+def logprobs_under(reference: Lent, groups: list[Group], config: SampledConfig) -> list[list[Tensor]]:
     """By group and completion, [n] log-probabilities under the reference."""
     parts = [
         Part(g, group.prompt_ids, range(len(group.completions)), [c.ids for c in group.completions])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cohort.policy.fast.activations import ActivationStore
 from cohort.types import Group, TrainerState
@@ -21,7 +21,7 @@ Attachment = Callable[[list[Group]], dict[str, float]]
 class Batch(NamedTuple):
     """What one call of a source gives the loop."""
 
-    groups: list[Group]
+    groups: list[Any]
     """Groups with advantages; in a reward model's run, its examples."""
     metrics: dict[str, float]
     """What to log of the batch."""
