@@ -1,4 +1,4 @@
-"""PPO's critic in training: the values a batch is credited with, and the critic's own step."""
+"""PPO's critic in training: the values of a sampled batch, and the critic's optimiser step."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from cohort.train.step import active_lengths, token_weights
 from cohort.types import Group
 
 Rows = list[tuple[int, int]]
-"""(group, completion) of each completion of a micro-batch, in its order."""
+"""(group, completion) of each completion of a micro-batch, in order."""
 
 
 class CriticUpdater:
-    """Fits the critic to the returns of the batches that the policy learns from, step by step beside it."""
+    """Fits the critic to the returns of the batches that the policy is trained on, one critic step for each policy
+    step."""
 
     name = "critic"
 
@@ -40,7 +41,7 @@ class CriticUpdater:
 
     @torch.no_grad()
     def attach(self, groups: list[Group]) -> dict[str, float]:
-        """Fill in the `values` of every completion; returns what to log of the batch."""
+        """Set the `values` of every completion; returns metrics of the batch."""
         started = time.perf_counter()
         model = self.critic.model
         training = model.model.training
@@ -63,8 +64,8 @@ class CriticUpdater:
         return metrics | ({"objective/kl": sum(gaps) / len(gaps)} if gaps else {})
 
     def step(self, groups: list[Group], generation_tokens: float, share: float) -> dict[str, float]:
-        """Update the critic once, at `share` of its highest learning rate. A shared trunk's gradient has gone the
-        policy's way before; only the head is moved here."""
+        """Take one critic step at `share` of its highest learning rate. A shared backbone's gradient is added to the
+        policy's before; then only the head is updated here."""
         if self.critic.own_backbone:
             self._gradient(groups, token_weights(groups, generation_tokens, self.method, self.config))
         sums, self.sums = self.sums, defaultdict(float)
@@ -81,7 +82,8 @@ class CriticUpdater:
         self.sums = defaultdict(float)
 
     def backward(self, hidden_N: Tensor, groups: list[Group], rows: Rows, weights_N: Tensor) -> Tensor:
-        """The critic's weighted loss on hidden states [N, D]: their gradient, [N, D]; the head's is in its `.grad`."""
+        """Run the backward pass of the critic's weighted loss on hidden states [N, D]. Returns the gradient for them,
+        [N, D]; the head's gradient is in its `.grad`."""
         advantages = {g: gae_advantages([groups[g]], self.config)[0] for g in dict.fromkeys(g for g, _ in rows)}
         old = [(groups[g].values or [])[r] for g, r in rows]
         returns = [value + advantages[g][r] for value, (g, r) in zip(old, rows, strict=True)]
@@ -119,19 +121,19 @@ class CriticUpdater:
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained weights by their place in the order of parameters, for a checkpoint."""
+        """The trained weights for a checkpoint, named by their index among the parameters."""
         return {str(i): p.detach() for i, p in enumerate(self.critic.parameters)}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Load what `tensors` returned."""
         for i, parameter in enumerate(self.critic.parameters):
             parameter.copy_(tensors[str(i)])
 
 
 def explained_variance(groups: list[Group], config: PPOConfig) -> float:
-    """1 - Var(returns - values) / Var(returns) over the tokens that carry loss: 0 for a critic that says the same
-    everywhere, 1 for a perfect one; 0 where the returns do not vary."""
+    """1 - Var(returns - values) / Var(returns) over the tokens with loss: 1 for a perfect critic, 0 for one that
+    predicts the same value everywhere; 0 where the returns do not vary."""
     active = active_lengths(groups, config).tolist()
     advantages = [a for row in gae_advantages(groups, config) for a in row]
     values = [v for group in groups for v in group.values or []]
@@ -144,7 +146,7 @@ def explained_variance(groups: list[Group], config: PPOConfig) -> float:
 
 
 def _parts(groups: list[Group], weights: list[list[float]] | None) -> list[Part]:
-    """Every completion, or those that carry loss."""
+    """Parts with every completion, or, where weights are given, with those whose weight is not 0."""
     parts = []
     for g, group in enumerate(groups):
         rows = [r for r in range(len(group.completions)) if weights is None or weights[g][r]]

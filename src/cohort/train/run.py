@@ -1,4 +1,4 @@
-"""Runs from a configuration file, and evaluation of a model by name: what the command line calls."""
+"""Training as a configuration file describes it: what `cohort train` calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cohort.types import TrainerState, UserError
 
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
-    """Load data and model, train, and leave the configuration beside the results. Raises UserError for bad input."""
+    """Load data and model, write the configuration into output_dir, and train. Raises UserError for bad input."""
     trainer: Trainer | RewardTrainer
     if isinstance(config, RewardModelConfig):
         if run.reward_funcs:

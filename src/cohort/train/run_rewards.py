@@ -1,4 +1,4 @@
-"""From a run's configuration and reward functions to its rewards, and a first try of them."""
+"""The rewards of a run, and a trial of them before it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def make_rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: Tr
 
 
 def with_weights(config: TrainingConfig, rewards: Rewards | None) -> TrainingConfig:
-    """The configuration with a weight for each reward where a credit reads them: those that stand beside a reward's
-    name, or are 0 for a rule that is only watched, count there too."""
+    """The configuration with `reward_weights` set for each reward, where a credit reads them. Weights may be given
+    beside a reward's name, and are 0 for rules that are only watched."""
     if rewards is None or not isinstance(config, GRPOConfig):
         return config
     if config.multi_objective_aggregation != "normalize_then_sum":
@@ -45,8 +45,8 @@ def with_weights(config: TrainingConfig, rewards: Rewards | None) -> TrainingCon
 
 
 def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: TrainerState) -> None:
-    """Try the rewards on a few made-up answers and say what they gave. Raises UserError where they cannot tell right
-    from wrong."""
+    """Try the rewards on a few made-up answers and log the scores. Raises UserError where they do not tell right from
+    wrong."""
     log.info("trying the rewards on made-up answers (reward_preflight: false leaves this out)")
     found = preflight(rewards, rows, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], state)
     for line in found.lines():

@@ -1,4 +1,4 @@
-"""The learning rate and the order of the data, as pure functions of the step: nothing to save, nothing to drift."""
+"""The learning rate as a pure function of the step: nothing to save in a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def learning_rate_factor(step: int, total: int, config: TrainingConfig) -> float
 
 
 def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
-    """Rate of the 0-based `step` of `total`."""
+    """The learning rate of the 0-based `step` of `total`."""
     return config.learning_rate * learning_rate_factor(step, total, config)
 
 

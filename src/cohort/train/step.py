@@ -1,4 +1,4 @@
-"""One optimiser step: the policy's only backward pass. Where a gradient leaves."""
+"""One optimiser step of the policy: its only backward pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("cohort")
 
 
 def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
-    """[B], tokens of each completion that carry loss: none where a truncated completion is masked."""
+    """[B], the number of tokens with loss of each completion: 0 where truncated completions are masked."""
     masked = config.masks_truncated
     return torch.tensor([0 if masked and c.truncated else len(c.ids) for group in groups for c in group.completions])
 
@@ -33,7 +33,7 @@ def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
 def token_weights(
     groups: list[Group], generation_tokens: float, method: Method, config: TrainingConfig
 ) -> list[list[float]]:
-    """By group and completion, the weight of each of its tokens; denominators count the whole step."""
+    """The weight of each token, by group and completion. The denominators count the whole step."""
     lengths_B = active_lengths(groups, config)
     denominators = Denominators(
         sequences=len(lengths_B),
@@ -46,18 +46,19 @@ def token_weights(
 
 
 class SharedCritic(Protocol):
-    """A critic on the policy's own hidden states: its gradient for them joins the policy's."""
+    """A critic on the policy's own hidden states, whose gradient for them is added to the policy's."""
 
     def zero_grad(self) -> None: ...
 
     def backward(self, hidden_N: Tensor, groups: list[Group], rows: list[tuple[int, int]], weights_N: Tensor) -> Tensor:
-        """Gradient of the critic's weighted loss for the hidden states, [N, D]; the head's is added to its own."""
+        """The gradient of the critic's weighted loss for the hidden states, [N, D]. The head's gradient is added to its
+        `.grad`."""
         ...
 
 
 class Updater:
-    """Takes groups with advantages, makes one optimiser step. Micro-batches are a matter of memory: the weights'
-    denominators are counts of the whole step, so any split gives the same gradient."""
+    """Takes optimiser steps on groups with advantages. Micro-batches only bound memory: the denominators of the weights
+    count the whole step, so any split gives the same gradient."""
 
     def __init__(
         self, policy: Policy, method: Method, config: TrainingConfig, shared_critic: SharedCritic | None = None
@@ -73,8 +74,8 @@ class Updater:
         learning_rate: float,
         activations: ActivationStore | None = None,
     ) -> dict[str, float]:
-        """Update the policy once. `generation_tokens`: active tokens of the sampled batch, by the number of steps
-        that share it. Records `old_logprobs` in groups that the current policy sampled."""
+        """Take one step. `generation_tokens`: tokens with loss in the sampled batch, divided by the number of steps
+        that share it. Sets `old_logprobs` of groups that the current policy sampled."""
         metrics = self.gradient(groups, generation_tokens, activations)
         metrics["grad_norm"] = descend(self.optimizer, self.policy.parameters, learning_rate, self.config)
         self.policy.version += 1
@@ -83,9 +84,11 @@ class Updater:
     def gradient(
         self, groups: list[Group], generation_tokens: float, activations: ActivationStore | None = None
     ) -> dict[str, float]:
-        """Leave the gradient of -J in the parameters' `.grad`; halve the token budget when memory runs out.
+        """Compute the gradient of -J into the parameters' `.grad`. Where memory runs out, start again with half of the
+        token budget.
 
-        `activations`: of sampling these groups by the current weights; may be used once."""
+        `activations`: of sampling these groups with the current weights; they can be used once.
+        """
         first_try = [activations]
 
         def accumulate(token_budget: int) -> dict[str, float]:
@@ -104,7 +107,7 @@ class Updater:
         return metrics
 
     def _smallest(self, group: Group) -> int:
-        """Tokens of the smallest micro-batch that the group can be cut to."""
+        """Tokens of the smallest micro-batch that the group can be split into."""
         ids = [c.ids for c in group.completions]
         if self.method.sees(self.config) == "group":
             return Part(0, group.prompt_ids, range(len(ids)), ids).tokens
@@ -138,9 +141,10 @@ class _Pass:
             for g in groups
         ]
         self.kept: dict[tuple[int, int], Tensor] | None = None
-        """Where only the most uncertain tokens learn: 1 for them and 0 for the others, [n] by (group, row)."""
+        """Where only the most uncertain tokens are trained: 1 for those, 0 for the others, [n] by (group,
+        completion)."""
         self.learning = float(active_lengths(groups, self.config).sum())
-        """Tokens of the step that learn."""
+        """The number of tokens that are trained in the step."""
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         self.objective = 0.0
@@ -166,7 +170,7 @@ class _Pass:
         return {"loss": -self.objective, **means}
 
     def _most_uncertain(self, share: float) -> dict[tuple[int, int], Tensor]:
-        """The tokens at or above the (1 - share) quantile of the entropies of all of the step's active tokens."""
+        """The tokens at or above the (1 - share) quantile of the entropies of all tokens with loss."""
         parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
         found = self.policy.entropies(micro_batches(parts, self.token_budget), self.temperature)
         ordered = torch.cat([torch.zeros(0), *found.values()]).sort().values
@@ -175,8 +179,8 @@ class _Pass:
         return {key: (entropies >= ordered[first]).float() for key, entropies in found.items()}
 
     def _part(self, g: int, every: bool = False) -> Part:
-        """The group's completions that have a gradient, or every one that carries loss: a zero advantage without a KL
-        term or an entropy bonus has none."""
+        """The group's completions with a gradient, or with `every` all that carry loss. Without a KL term or an entropy
+        bonus, an advantage of 0 gives no gradient."""
         group = self.groups[g]
         always = every or group.reference_logprobs is not None or self.entropy_coef > 0
         rows = [
@@ -195,8 +199,8 @@ class _Pass:
         return None if moved else self.activations.pack(parts, completions)
 
     def _backward(self, parts: list[Part], pack: Pack | None = None) -> dict[tuple[int, int], Tensor]:
-        """Forward, where `pack` does not know it, closed-form head, backward. Returns the log-probabilities by (group,
-        row)."""
+        """Forward pass (with known activations: none), the head's closed-form gradient, backward pass. Returns the
+        log-probabilities by (group, completion)."""
         policy = self.policy
         pack = pack or policy.pack(parts)
         rows = [(part.group, r) for part in parts for r in part.rows]
@@ -231,7 +235,7 @@ class _Pass:
         return dict(zip(rows, tokens.logprobs.cpu().split(lengths), strict=True))
 
     def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> TokenBatch:
-        """What is known of the micro-batch's tokens before its forward pass; log-probabilities are still empty."""
+        """The micro-batch's tokens before its forward pass; their log-probabilities are filled in later."""
         fresh = all(self.on_policy[g] for g, _ in rows)
         reference = [self.groups[g].reference_logprobs for g, _ in rows]
         known = [found[r] for found, (_, r) in zip(reference, rows, strict=True) if found is not None]
@@ -251,7 +255,8 @@ class _Pass:
         return advantages if self.kept is None else advantages * self.kept[g, r]
 
     def _entropy_weights(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tensor | None:
-        """The bonus is entropy_coef times the mean entropy of the step's tokens that learn, whatever the loss type."""
+        """[N], the weight of each token's entropy: entropy_coef divided by the number of trained tokens of the step,
+        for every loss type."""
         if not self.entropy_coef:
             return None
         kept = [torch.ones(n) if self.kept is None else self.kept[row] for row, n in zip(rows, lengths, strict=True)]
@@ -264,7 +269,7 @@ class _Pass:
         return terms
 
     def _old(self, g: int, r: int) -> Tensor:
-        """Recorded at the batch's first update, else the sampler's own."""
+        """The old log-probabilities: recorded at the batch's first update, or else the sampler's."""
         group = self.groups[g]
         return group.completions[r].logprobs if group.old_logprobs is None else group.old_logprobs[r]
 

@@ -1,4 +1,4 @@
-"""The trainer of every method, over the one loop: TRL's shape."""
+"""The trainer of every method, with the arguments of TRL's trainers."""
 
 from __future__ import annotations
 
@@ -152,14 +152,14 @@ class Trainer:
             log.info("differs from the paper: %s", difference)
 
     def _critics(self) -> list[CriticUpdater]:
-        """The row's critic, or none."""
+        """The critic's updater, where the row has a critic."""
         if not self.method.critic:
             return []
         assert isinstance(self.args, PPOConfig)
         return [CriticUpdater(self.policy, self.method, self.args)]
 
     def _check(self, rows: list[Row], eval_rows: list[Row]) -> None:
-        """Raise UserError where the method cannot use the data, with what to do about it."""
+        """Raise UserError where the method cannot use the data."""
         made = isinstance(self.args, DPOConfig) and self.args.dpo_pairs is not None
         if self.method.source == "preferences" and not made:
             require_pairs(rows, self.method.name)
@@ -208,7 +208,7 @@ class Trainer:
         return self.state
 
     def _try_rewards(self) -> None:
-        """Before anything costs time, where the method learns from rewards."""
+        """Try the rewards before the first sample, where the method learns from rewards."""
         config = self.args
         given = isinstance(config, DPOConfig) and config.dpo_pairs is None
         if isinstance(config, SampledConfig) and config.reward_preflight and not given:
@@ -240,7 +240,8 @@ class Trainer:
         return self._metrics(state)
 
     def _evaluator(self, rows: list[Row]) -> Callable[[TrainerState], dict[str, float]]:
-        """Sampled and scored where there are rewards; else the method's own loss on held-out data."""
+        """The evaluation function: sampled and scored completions where there are rewards, else the method's loss on
+        held-out data."""
         if rows and self.rewards is not None:
             self.eval_prompts = encode_prompts(rows, self.policy, self.args)
         elif rows and self.method.source == "preferences":
@@ -253,7 +254,7 @@ class Trainer:
         return lambda state: self.sample(state).metrics()
 
     def sample(self, state: TrainerState) -> Evaluation:
-        """Completions of the evaluation prompts with their scores, by the configuration's evaluation settings."""
+        """Sample and score completions of the evaluation prompts, by the configuration's evaluation settings."""
         assert self.rewards is not None
         sampling = Sampling(
             temperature=self.args.eval_temperature,

@@ -11,7 +11,7 @@ from cohort.train.trainer import Trainer
 
 
 class _Rewarded(Trainer):
-    """Arguments of the methods that learn from rewarded samples, in TRL's order."""
+    """Trainers of methods that learn from rewarded samples; arguments in TRL's order."""
 
     row: str
 
@@ -64,8 +64,8 @@ class RFTTrainer(_Rewarded):
 
 
 class _Given(Trainer):
-    """Arguments of the methods that learn from what the dataset holds; `reward_funcs`, where given, score sampled
-    completions of `eval_dataset`, else evaluation is the held-out loss."""
+    """Trainers of methods that learn from the dataset's completions. `reward_funcs`, if given, score sampled
+    completions of `eval_dataset`; else evaluation is the held-out loss."""
 
     row: str
 

@@ -17,11 +17,12 @@ from cohort.train.monitors.reward_models import RewardModelGuard
 from cohort.types import Group, UserError
 
 RECORD, REFERENCE = "iteration.json", "reference.safetensors"
-"""Files of a checkpoint."""
+"""Files in a checkpoint's folder."""
 
 
 class Iterations:
-    """What changes between the steps of a run beside the policy, and what watches that it does not go wrong."""
+    """What changes between the steps of a run beside the policy: the reference and the reward model; and the monitors
+    of both."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class Iterations:
             reference.follow()  # of an adapter that had learned before, the policy and not the bare model
 
     def see(self, groups: list[Group], step: int) -> dict[str, float]:
-        """Look at all groups sampled for the batch that begins with `step` (from 1); what to log of them."""
+        """Take note of all groups sampled for the batch that begins with `step` (from 1); returns metrics."""
         self.completions += sum(len(group.completions) for group in groups)
         metrics = {"num_completions": float(self.completions)}
         if self.config.iterations > 1:
@@ -65,13 +66,13 @@ class Iterations:
         return metrics
 
     def _within(self, step: int) -> bool:
-        """Whether a refit is due at that step of an iteration."""
+        """Whether a refit is due after this step of an iteration."""
         assert self.config.reward_model_refit is not None
         every = self.config.reward_model_refit.every
         return every is not None and step % every == 0
 
     def save(self, folder: Path) -> None:
-        """Write what a resumed run needs into a checkpoint's folder."""
+        """Write the state that a resumed run needs into a checkpoint's folder."""
         record = {
             "refits": self.refits,
             "completions": self.completions,
@@ -85,7 +86,7 @@ class Iterations:
             self.refit.save(folder)
 
     def restore(self, folder: Path) -> None:
-        """Put back what `save` wrote. Raises UserError for a checkpoint of a run without it."""
+        """Load what `save` wrote. Raises UserError for the checkpoint of a run without iterations."""
         record = _record(folder)
         self.refits, self.completions = record["refits"], record["completions"]
         for part, state in ((self.guard, record["guard"]), (self.gold, record["gold"])):

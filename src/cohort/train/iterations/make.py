@@ -1,4 +1,4 @@
-"""From a run's configuration and rewards to what changes and watches between its steps."""
+"""Builds Iterations from a run's configuration and rewards."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cohort.types import Group, UserError
 def iterations_of(
     config: TrainingConfig, policy: Policy, rewards: Rewards | None, reference: Reference | None
 ) -> Iterations | None:
-    """What is asked for between the steps; None where that is nothing. Raises UserError where iterations would change
-    nothing, or there is no reward model to refit."""
+    """The Iterations that the configuration asks for; None where it asks for none. Raises UserError where iterations
+    would change nothing, or there is no reward model to refit."""
     if not isinstance(config, OnlineConfig) or rewards is None:
         return None
     if config.iterations > 1 and reference is None and config.reward_model_refit is None:
@@ -50,7 +50,7 @@ def iterations_of(
 
 
 def rules_of(config: TrainingConfig) -> list[str]:
-    """Reward functions that are to be called whether or not they count: the gold reward, and a refit's rule."""
+    """Reward functions that are called even with weight 0: the gold reward, and the rule of a refit."""
     if not isinstance(config, OnlineConfig):
         return []
     refit, gold = config.reward_model_refit, config.gold_reward
@@ -63,15 +63,15 @@ def component_of(rule: str) -> str:
 
 
 def reward_models(rewards: Rewards) -> dict[str, Any]:
-    """The rewards that are models in this process, by name."""
+    """The rewards that are models in this process, by name in metrics."""
     return {
         part.name: part.function for part in rewards.parts if hasattr(part.function, "scorer") and not part.processes
     }
 
 
 def _validation(function: Any) -> Validation | None:
-    """What the model's training noted of its scores on held-out data, in its configuration; None where it did not, or
-    the reward is not the score."""
+    """The scores on held-out data that the model's training wrote into its configuration; None where it wrote none, or
+    where the reward is a probability instead of the score."""
     noted: Any = getattr(function.scorer.model.config, "held_out", None)
     if function.probability or not (isinstance(noted, dict) and {"mean", "std"} <= set(noted)):
         return None
@@ -79,7 +79,7 @@ def _validation(function: Any) -> Validation | None:
 
 
 def _chosen(name: str | None, scorers: dict[str, Scorer]) -> str:
-    """The reward model to refit."""
+    """The name of the reward model to refit."""
     able = {key: scorer for key, scorer in scorers.items() if not scorer.of_steps}
     if name is None and len(able) == 1:
         return next(iter(able))

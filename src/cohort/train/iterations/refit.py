@@ -1,4 +1,4 @@
-"""A reward model that learns on from the policy's own samples, labelled by a rule, and from history beside them."""
+"""Refits of a reward model on the policy's own samples, labelled by a rule, mixed with earlier samples."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ from cohort.types import Group, Row, UserError
 log = logging.getLogger("cohort")
 
 WEIGHTS, SAMPLES = "reward_model.safetensors", "replay.json"
-"""Files of a checkpoint."""
+"""Files in a checkpoint's folder."""
 REWARD_MODEL = "reward_model"
-"""Folder in output_dir where the model is in the end."""
+"""Folder in output_dir for the final reward model."""
 SCORED = 512
-"""New samples on which a refitted model is scored, for what the guard compares later batches with."""
+"""The most new samples that a refitted model scores, as the validation scores that the monitor compares later batches
+with."""
 
 
 class Refit:
-    """Collects labelled samples and trains the model on them and on a share of history.
+    """Collects labelled samples and trains the reward model on them and on a share of history.
 
-    What it draws is a function of the run's seed and of the refit's number; its optimiser lives as long as the run.
+    What a refit draws is a function of the run's seed and of the refit's number. The optimiser's state is kept between
+    refits.
     """
 
     def __init__(self, name: str, scorer: Scorer, rule: str, config: RefitConfig, seed: int, guard: RewardModelGuard):
-        """`name` and `rule`: the model's and the rule's names among the rewards. Raises UserError for a `history` that
-        cannot be learnt from."""
+        """`name` and `rule`: the names of the reward model and of the rule among the rewards. Raises UserError for a
+        `history` that cannot be learned from."""
         self.name, self.scorer, self.rule, self.config, self.seed, self.guard = name, scorer, rule, config, seed, guard
         scorer.model.float()  # small steps would be lost in half precision
         settings = RewardConfig(
@@ -66,7 +68,8 @@ class Refit:
             self.fresh += ITEMS[self.config.loss_type](group, self.rule)
 
     def fit(self, number: int) -> dict[str, float]:
-        """Train on what came since the last refit and on history, then let the new samples be history."""
+        """Train on the samples since the last refit and on history; afterwards the new samples are history too. Returns
+        metrics."""
         started, config = time.perf_counter(), self.config
         seed = derive(derive(self.seed, number), 1)
         new = self.fresh
@@ -105,13 +108,13 @@ class Refit:
         return [row[0] for row in self.scorer.score(encoded, self.config.per_device_train_batch_size)]
 
     def save(self, folder: Path) -> None:
-        """Weights with the optimiser, and the samples, into a checkpoint's folder."""
+        """Write weights, optimiser state and samples into a checkpoint's folder."""
         save_learner(folder / WEIGHTS, self.updater.tensors(), self.updater.optimizer)
         record = {"replay": self.replay.state(), "fresh": self.fresh}
         (folder / SAMPLES).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
-        """Put back what `save` wrote. Raises UserError for a checkpoint of a run without a refit."""
+        """Load what `save` wrote. Raises UserError for the checkpoint of a run without a refit."""
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"{folder} has no {WEIGHTS}: it is of a run without reward_model_refit; resume without it")
         self.updater.restore(load_learner(folder / WEIGHTS, self.updater.optimizer))
@@ -120,7 +123,7 @@ class Refit:
         self.fresh = record["fresh"]
 
     def save_model(self, folder: Path) -> None:
-        """An ordinary transformers directory: what `cohort reward eval` and reward_funcs load."""
+        """Save the model as a transformers directory, which `cohort reward eval` and reward_funcs load."""
         known = self.guard.validation[self.name]
         self.scorer.model.config.held_out = None if known is None else asdict(known)
         self.scorer.model.save_pretrained(folder)
@@ -138,7 +141,8 @@ def labelled(group: Group, rule: str, value: Any) -> list[Item]:
 
 
 def pairs(group: Group, rule: str) -> list[Item]:
-    """Right completions (the rule above 0) with wrong ones, in order, each used once; never two of one text."""
+    """Pairs of a right completion (the rule is above 0) and a wrong one, in order, each used once, never of equal
+    texts."""
     prompt = group.row.prompt
     scored = [
         (completion.text, score)
@@ -158,7 +162,7 @@ ITEMS = {
     "mse": lambda group, rule: labelled(group, rule, float),
     "preference": pairs,
 }
-"""`loss_type` -> what a group gives to learn from."""
+"""`loss_type` -> the training items of a group."""
 
 
 def _item(row: Row, loss_type: str) -> Item:

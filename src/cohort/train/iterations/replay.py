@@ -1,4 +1,4 @@
-"""History that a reward model sees again while it learns from new samples."""
+"""History for refits: a random sample of all earlier training items."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from cohort.data.order import derive
 
 Item = dict[str, Any]
-"""A labelled completion, or a pair: {"prompt": …, "completion": …, "label": 1.0}; plain values, ready for JSON."""
+"""A labelled completion or a pair: {"prompt": …, "completion": …, "label": 1.0}. Plain values, ready for JSON."""
 
 
 class Replay:
-    """A reservoir: each of the `seen` items that were ever added is among the at most `size` kept ones with the same
-    chance (Vitter 1985, algorithm R). What is drawn is a function of the seed and of `seen`."""
+    """Reservoir sampling: each of the `seen` items added so far is among the at most `size` stored ones with the same
+    probability (Vitter 1985, algorithm R). What is drawn depends on the seed and on `seen` only."""
 
     def __init__(self, size: int, seed: int):
         self.size, self.seed = size, seed
@@ -21,8 +21,8 @@ class Replay:
         self.seen = 0
 
     def add(self, items: list[Item]) -> None:
-        """Item number n (from 0) takes place n while there is room, then a random place of the first n + 1 where
-        that is one of the buffer's."""
+        """Item number n (from 0) is stored at place n while there is room. Later it replaces a random place of the
+        first n + 1, if that place is in the buffer."""
         for item in items:
             place = self.seen if self.seen < self.size else derive(self.seed, self.seen) % (self.seen + 1)
             if place < len(self.items):
@@ -32,7 +32,7 @@ class Replay:
             self.seen += 1
 
     def draw(self, count: int, seed: int) -> list[Item]:
-        """`count` different items at random, fewer where there are not as many."""
+        """`count` different random items, or all where there are fewer."""
         return random.Random(seed).sample(self.items, min(count, len(self.items)))
 
     def state(self) -> dict[str, Any]:
@@ -43,5 +43,5 @@ class Replay:
 
 
 def history_count(new: int, share: float) -> int:
-    """Items of history beside `new` ones, so that they are `share` of both together: h / (new + h) = share."""
+    """The number h of history items beside `new` ones such that h / (new + h) = share."""
     return round(new * share / (1 - share))

@@ -1,4 +1,5 @@
-"""The true reward against the one that is learned from: Gao et al., arXiv 2210.10760."""
+"""Detects reward over-optimisation: the gold reward falls while the reward that is learned from rises (Gao et al.,
+arXiv 2210.10760)."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from cohort.types import Group, TrainerControl
 log = logging.getLogger("cohort")
 
 WINDOW = 8
-"""Batches whose means are compared."""
+"""Batches in a window; means of windows are compared."""
 SURE = 4.0
-"""Standard errors by which gold must have fallen: its best window is the best of many, and so looks too good."""
+"""Standard errors by which gold must have fallen. The best window is chosen among many, so its mean is biased
+upwards."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,13 @@ class Point:
 
     step: int
     kl: float
-    """Nats of a completion between the policy and the run's starting model."""
+    """KL between the policy and the run's starting model, in nats per completion."""
     proxy: float
-    """Mean reward that is learned from."""
+    """Mean of the reward that is learned from."""
     gold: float
-    """Mean of the rule that knows."""
+    """Mean of the gold reward."""
     model: int = 0
-    """How often reward models had been refitted: proxies of two models do not compare."""
+    """Number of refits so far: proxy rewards of different models cannot be compared."""
 
 
 def parting(points: list[Point], window: int = WINDOW, sure: float = SURE) -> Point | None:
@@ -63,19 +65,20 @@ def parting(points: list[Point], window: int = WINDOW, sure: float = SURE) -> Po
 
 
 class GoldGuard:
-    """Follows the true reward and the learned one, and finds where they part. As a callback it stops the run there
-    where that was asked for."""
+    """Records gold and proxy reward of each batch and detects where they part. As a callback it stops the run there if
+    the configuration asks for it."""
 
     def __init__(self, weights: Mapping[str, float], gold: str, kl: Callable[[list[Group]], float], stop: bool):
-        """`weights`: every reward's; `kl`: nats of a completion between the policy and the starting model."""
+        """`weights`: the weight of each reward; `kl`: a function from groups to the KL between the policy and the
+        starting model, in nats per completion."""
         self.weights = {name: weight for name, weight in weights.items() if name != gold and weight}
         self.gold, self.kl, self.stop = gold, kl, stop
         self.points: list[Point] = []
         self.peak: Point | None = None
-        """Where gold began to fall while the proxy rose."""
+        """The point from which gold fell while the proxy rose; None so far."""
 
     def see(self, groups: list[Group], step: int, model: int) -> dict[str, float]:
-        """What to log of the batch from which the policy learns in `step`."""
+        """Record the batch that `step` learns from; returns metrics."""
         proxy = sum(weight * _mean(groups, name) for name, weight in self.weights.items())
         self.points.append(Point(step, self.kl(groups), proxy, _mean(groups, self.gold), model))
         if self.peak is None:

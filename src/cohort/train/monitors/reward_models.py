@@ -1,4 +1,4 @@
-"""Warnings about reward models while a policy learns from them: scores unlike those that the model was tried on."""
+"""Warns where the scores of a reward model during a run differ from those on its validation set."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cohort.types import Group
 log = logging.getLogger("cohort")
 
 PATIENCE = 10
-"""Batches in a row before a model is named."""
+"""Batches in a row in which a condition must hold before it is logged."""
 FAR = 10.0
-"""Mean score beyond which a reward model is out of any usual range."""
+"""Absolute mean score above which a warning is logged at once."""
 DRIFT = 3.0
-"""Distance from the validation set's mean, in its standard deviations."""
+"""Distance from the validation mean, in validation standard deviations, that counts as drift."""
 OUTSIDE = 0.25
-"""Share of a batch's scores that lie so far away."""
+"""Share of a batch's scores beyond that distance that counts as drift too."""
 COLLAPSED = 0.1
-"""Spread of a batch's scores, as a share of the validation set's."""
+"""A batch's standard deviation below this share of the validation set's counts as collapsed."""
 LENGTH = 0.7
-"""Correlation, within groups, of score and length in tokens."""
+"""Correlation of score and length within groups above which the model is said to follow length."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ def validation_of(scores: list[float]) -> Validation:
 
 
 class RewardModelGuard:
-    """Compares the scores of reward models with those of their validation sets, batch by batch."""
+    """Compares reward models' scores with those on their validation sets, batch by batch."""
 
     def __init__(self, validation: Mapping[str, Validation | None], patience: int = PATIENCE):
-        """`validation`: reward model's name -> its validation scores; None: the first batch takes their place."""
+        """`validation`: name of the reward model -> its validation scores; None: the first batch is used instead."""
         self.validation = dict(validation)
         self.patience = patience
         self.counts: dict[str, int] = {}
         self.told: list[str] = []
 
     def see(self, groups: list[Group]) -> dict[str, float]:
-        """What to log of a batch; its warnings are logged."""
+        """Compare a batch; logs warnings and returns metrics."""
         metrics: dict[str, float] = {}
         for name in self.validation:
             scores = [s for group in groups for s in group.components[name] if s is not None]
@@ -99,7 +99,7 @@ class RewardModelGuard:
         return {f"guard/{name}/{key}": value for key, value in values.items()}
 
     def _tell(self, name: str, complaint: str, holds: bool, patience: int, message: str) -> None:
-        """Warn once, when it has held for `patience` batches in a row."""
+        """Warn once, after the condition has held for `patience` batches in a row."""
         key = f"{name}/{complaint}"
         self.counts[key] = self.counts.get(key, 0) + 1 if holds else 0
         if self.counts[key] >= patience and key not in self.told:
@@ -107,7 +107,7 @@ class RewardModelGuard:
             log.warning("reward model %s %s", name, message)
 
     def start_anew(self, name: str, validation: Validation) -> None:
-        """The model was refitted: its scores are compared with new ones, and it may be complained of again."""
+        """Reset after a refit: later scores are compared with `validation`, and warnings may be given again."""
         self.validation[name] = validation
         self.counts = {key: count for key, count in self.counts.items() if not key.startswith(f"{name}/")}
         self.told = [key for key in self.told if not key.startswith(f"{name}/")]

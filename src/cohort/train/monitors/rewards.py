@@ -1,4 +1,4 @@
-"""Warnings about rewards while a run goes on: each component and each complaint once."""
+"""Warns about reward functions that stop being useful during a run, once for each function and condition."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cohort.types import Group
 log = logging.getLogger("cohort")
 
 PATIENCE = 20
-"""Batches in a row before a component is named."""
+"""Batches in a row in which a condition must hold before it is logged."""
 SATURATED = 0.95
-"""Share of completions at the highest score seen."""
+"""Share of completions at the highest score so far that counts as saturated."""
 DOMINANT = 0.9
-"""Share of the spread within groups, which is all that groups learn from."""
+"""Share of the variance of rewards within groups that counts as dominating. Only that variance teaches."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class _Seen:
 
 
 class RewardWatch:
-    """Looks at every batch's component scores. It changes nothing, and starts anew when a run is resumed."""
+    """Watches the scores of each reward function. Changes nothing; starts with empty counts when a run is resumed."""
 
     def __init__(self, names: list[str], weights: list[float], patience: int = PATIENCE):
         # One that is only logged may do as it likes.
@@ -38,7 +38,7 @@ class RewardWatch:
         self._told: set[tuple[str, str]] = set()
 
     def see(self, groups: list[Group]) -> list[str]:
-        """The warnings that this batch brings up; they are logged too."""
+        """The new warnings for this batch, which are logged too."""
         shares = spread_shares(groups, self.weights)
         found = [told for name in self.weights for told in self._of(name, groups, shares)]
         for message in found:
@@ -46,7 +46,8 @@ class RewardWatch:
         return found
 
     def see_clipped(self, share: float, bounds: tuple[float, float] | None) -> None:
-        """Warn once, at the first batch in which reward_clip changed a total: clipped rewards are all alike."""
+        """Warn once, at the first batch in which reward_clip changed a total: clipped rewards are equal and teach
+        nothing."""
         if share and ("", "clipped") not in self._told:
             self._told.add(("", "clipped"))
             log.warning(
@@ -94,8 +95,8 @@ class RewardWatch:
 
 
 def spread_shares(groups: list[Group], weights: dict[str, float]) -> dict[str, float]:
-    """Each component's share of the variance within groups, weighted: w_c^2 var(c) over the sum of all. Empty where
-    nothing varies."""
+    """Each component's share of the weighted variance within groups: w_c^2 var(c) divided by the sum over all. Empty
+    where nothing varies."""
     variances = {
         name: sum(weight**2 * _variance(group.components[name]) for group in groups) for name, weight in weights.items()
     }

@@ -33,7 +33,7 @@ NOT_SETTINGS = {
 }
 PACKAGES = ("cohort-rl", "torch", "transformers", "peft", "datasets")
 SHOWN = ("eval/reward", "eval/loss", "reward", "loss")
-"""Metrics in the table beside each reward's; those of training where there was no evaluation."""
+"""Metrics shown beside each reward's own where there was no evaluation."""
 _SECRET = re.compile(r"token|secret|passw|api_?key", re.IGNORECASE)
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _FRONT = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
@@ -110,7 +110,7 @@ def describe(
     adapter: bool,
     paper: Paper | None = None,
 ) -> Card:
-    """The card of a run that has ended, its metrics from output_dir's metrics.jsonl."""
+    """The card of a finished run, with the metrics in output_dir's metrics.jsonl."""
     sources = {row.source.rpartition(" row ")[0] for row in rows}
     name = config.hub_model_id or Path(config.output_dir).resolve().name
     record = Path(config.output_dir) / "metrics.jsonl"
@@ -132,7 +132,7 @@ def describe(
 
 
 def settings_of(config: TrainingConfig) -> dict[str, Any]:
-    """What differs from the configuration's defaults, without places, secrets and what is no setting of learning."""
+    """The settings that differ from the defaults, without paths, secrets, and keys that do not affect learning."""
     fields = type(config).model_fields
     values = config.model_dump(mode="json", exclude_defaults=True)
     return {key: _open(value) for key, value in values.items() if key in fields and key not in NOT_SETTINGS}
@@ -145,7 +145,7 @@ def _open(value: Any) -> Any:
 
 
 def command_line(arguments: list[str]) -> str:
-    """The command as it was typed, without what looks like a secret; nothing where there was no program or script."""
+    """The command as typed, with values that look like secrets replaced; empty where there was no program or script."""
     path = Path(arguments[0])
     program = "cohort" if path.parts[-2:] == ("cohort", "__main__.py") else path.name  # python -m cohort
     if program != "cohort" and not program.endswith(".py"):
@@ -163,7 +163,7 @@ def command_line(arguments: list[str]) -> str:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """README.md of the folder; one that somebody else wrote there stays."""
+    """Write the folder's README.md, unless somebody else wrote the one that is there."""
     path = folder / "README.md"
     if path.is_file() and not _is_generated(path.read_text(encoding="utf-8", errors="replace")):
         log.warning("%s is not a model card of ours: it stays, and no card is written", path)
@@ -172,7 +172,7 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def merged_card(text: str, base_model: str) -> str:
-    """An adapter's card as that of the model it was merged into."""
+    """An adapter's card, changed to that of the merged model."""
     front = _FRONT.match(text)
     data = yaml.safe_load(front[1]) if front else None
     if not isinstance(data, dict) or "cohort" not in (data.get("tags") or []):
@@ -187,7 +187,7 @@ def merged_card(text: str, base_model: str) -> str:
 
 
 def _is_generated(text: str) -> bool:
-    """Whether the card is one of ours, or peft's form."""
+    """Whether the card was written by this package or by peft."""
     front = _FRONT.match(text)
     try:
         data = yaml.safe_load(front[1]) if front else None
@@ -218,12 +218,12 @@ def _use(name: str, base_model: str, adapter: bool, method: str) -> str:
 
 
 def _word(text: str) -> str:
-    """One word of a shell's command, in one line."""
+    """The text quoted as one word of a shell command, on one line."""
     return shlex.quote(" ".join(text.split()))
 
 
 def _results(metrics: list[dict[str, Any]]) -> Iterable[str]:
-    """A table of held-out metrics, else of the training's own, at the first and the last step that has them."""
+    """A table of held-out metrics, or else of training metrics, at the first and the last step that has them."""
     held_out = [row for row in metrics if any(key.startswith("eval/") for key in row)]
     rows = held_out or [row for row in metrics if "reward" in row or "loss" in row]
     if not rows:
@@ -261,12 +261,12 @@ def _is_repo(name: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is: plain("a*b") -> "a\\*b"."""
+    """Escape the text for Markdown: plain("a*b") -> "a\\*b"."""
     return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
 
 
 def code(text: str) -> str:
-    """Text as an inline code span that it cannot end."""
+    """The text as an inline code span; backticks in it cannot end the span."""
     line = " ".join(text.split())
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") else ""
@@ -274,6 +274,6 @@ def code(text: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Text as a code block that it cannot end."""
+    """The text as a code block; fences in it cannot end the block."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and everything a step depends on is in them. No pickle."""
+"""Checkpoints: complete or absent, without pickle, with all state that a step depends on."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass
 class Progress:
-    """Where the run is: Progress(step=40, num_tokens=123456, batch=[...groups in use], metrics of that batch)."""
+    """The state of a run. Progress(step=40, num_tokens=123456, batch=[...groups in use], batch_metrics={...})"""
 
     step: int = 0
     num_tokens: int = 0
     token_budget: int = 0
     batch: list[Group] | None = None
-    """The sampled batch that further updates will use; None between batches."""
+    """The sampled batch that later updates will use too; None between batches."""
     batch_metrics: dict[str, float] | None = None
 
 
@@ -51,7 +51,7 @@ class Saved(Protocol):
 
 
 def save_policy(policy: Saved, folder: Path) -> None:
-    """An ordinary transformers directory (or peft adapter) with its tokenizer."""
+    """Save as a transformers directory, or a peft adapter, with the tokenizer."""
     model = policy.peft if policy.peft is not None else policy.model
     model.save_pretrained(folder, safe_serialization=True)
     if policy.keeps_config:
@@ -61,14 +61,14 @@ def save_policy(policy: Saved, folder: Path) -> None:
 
 
 class Companion(Protocol):
-    """What learns beside the policy and has weights and an optimiser of its own, such as a critic."""
+    """A model that is trained beside the policy with weights and an optimiser of its own, such as a critic."""
 
     name: str
-    """Its checkpoint's file name: critic -> critic.safetensors."""
+    """Name of its file in a checkpoint: critic -> critic.safetensors."""
     optimizer: torch.optim.Optimizer
 
     def step(self, groups: list[Group], generation_tokens: float, share: float) -> dict[str, float]:
-        """Learn from the groups of the policy's step at `share` of its highest learning rate; what to log."""
+        """Take a step on the policy's groups at `share` of the highest learning rate; returns metrics."""
         ...
 
     def tensors(self) -> dict[str, Tensor]: ...
@@ -77,7 +77,7 @@ class Companion(Protocol):
 
 
 class Kept(Protocol):
-    """What changes in a run beside policy and companions, and writes files of its own into a checkpoint."""
+    """State beside the policy and its companions that writes its own files into a checkpoint."""
 
     def save(self, folder: Path) -> None: ...
 
@@ -93,7 +93,7 @@ def save(
     companions: Sequence[Companion] = (),
     kept: Kept | None = None,
 ) -> Path:
-    """Write `checkpoint-{step}` beside its final name, then rename; delete the oldest beyond `keep`."""
+    """Write a folder under a temporary name, rename it to `checkpoint-{step}`, and delete the oldest beyond `keep`."""
     target = folder / f"checkpoint-{progress.step}"
     partial = folder / f"partial-{progress.step}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -158,7 +158,7 @@ def _step_of(path: Path) -> int:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the highest step; half-written ones never have the name."""
+    """The checkpoint of the highest step. A half-written one has another name."""
     found = [path for path in folder.glob("checkpoint-*") if _step_of(path) >= 0]
     return max(found, key=_step_of, default=None)
 
@@ -176,8 +176,8 @@ def load(
     companions: Sequence[Companion] = (),
     kept: Kept | None = None,
 ) -> Progress:
-    """Put the policy, the optimiser and the random states where they were. Raises UserError for a folder that is
-    no checkpoint of this run."""
+    """Load the policy, the optimiser and the random states. Raises UserError for a folder that is not a checkpoint of
+    this run."""
     require(path)
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     load_weights(path, policy)
@@ -211,13 +211,13 @@ def _load_companion(path: Path, companion: Companion) -> None:
 
 
 def save_learner(file: Path, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Weights and the optimiser that moves them, in one file."""
+    """Save weights and the state of their optimiser in one file."""
     named = {f"weights.{name}": value.contiguous() for name, value in weights.items()}
     save_file({**named, **_optimizer_tensors(optimizer)}, file)
 
 
 def load_learner(file: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Put the optimiser back where it was and return the weights of `save_learner`."""
+    """Load the optimiser's state and return the weights that `save_learner` wrote."""
     tensors = load_file(file)
     weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("weights.")}
     _load_optimizer(tensors, optimizer, file)
@@ -225,8 +225,8 @@ def load_learner(file: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def load_weights(path: Path, policy: Saved) -> None:
-    """Put the trained weights of a saved model into the policy. Raises UserError for an adapter where it has none,
-    or the other way round."""
+    """Load the trained weights of a saved model into the policy. Raises UserError for an adapter where the policy has
+    none, or the other way round."""
     if policy.peft is not None:
         from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -254,7 +254,7 @@ def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
 
 
 def _plain(group: Group) -> dict[str, Any]:
-    """The group without its tensors, ready for JSON."""
+    """The group without tensors, ready for JSON."""
     return {
         "row": asdict(group.row),
         "rewards": group.rewards,

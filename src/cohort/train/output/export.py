@@ -1,4 +1,5 @@
-"""A run's model as a directory of its own: merged or copied, with nothing beside it, whole or not at all."""
+"""Exports a run's model to a directory of its own: merged or copied, without the training's other files, complete or
+not at all."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ BESIDE = (
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "*.spm", "spiece.model", "sentencepiece*.model", "chat_template*", "preprocessor_config.json",
 )  # fmt: skip
-"""What belongs to a model beside its weights; a training's own files have other names."""
+"""Files that belong to a model beside its weights; a training's own files have other names."""
 INDEX = "model.safetensors.index.json"
 
 
 def model_folder(source: str) -> Path:
-    """Where the model of a run folder or a model directory is: there, else in its newest checkpoint. Raises UserError
-    where there is none."""
+    """The folder with the model of a run: the folder itself, or its newest checkpoint. Raises UserError where there is
+    no model."""
     folder = Path(source)
     if not folder.is_dir():
         raise UserError(f"{source!r} is no directory: give a run's output_dir or a model directory")
@@ -43,8 +44,8 @@ def model_folder(source: str) -> Path:
 
 
 def model_files(folder: Path) -> list[str]:
-    """Names of the files that are the model: weights as its index lists them, configuration, tokenizer, card. Raises
-    UserError where weights are missing or are no safetensors."""
+    """Names of the model's files: weights as listed in its index, configuration, tokenizer, card. Raises UserError
+    where weights are missing or are not safetensors."""
     weights = [WEIGHTS] if (folder / CONFIG).is_file() else ["model.safetensors"]
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -94,7 +95,7 @@ def export(
 
 
 def _written(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside the target, which then gets the target's name."""
+    """Let `write` fill a temporary folder, then rename it to the target."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: give another --output")
     partial = target.with_name(f"{target.name}.partial")

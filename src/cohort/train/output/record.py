@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, completions.jsonl, and the folder they stand in."""
+"""A run's records: metrics.jsonl, completions.jsonl, and the folder they are in."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ log = logging.getLogger("cohort")
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
 SAMPLES = "samples.jsonl"
-"""The starting model's samples, where a method takes them once."""
+"""Samples of the starting model, for methods that sample once."""
 MODEL = ("model*.safetensors*", "adapter_model*.safetensors*", "adapter_config.json")
-"""A model's weights: an adapter beside a whole model would leave open which of them is meant."""
+"""A model's weights. They are moved aside with an earlier run, since with an adapter beside a whole model it would be
+unclear which is meant."""
 
 
 class Recorder:
-    """Appends rows to the run's files; each row is on disk when the call returns."""
+    """Appends rows to the run's files. A row is written when the call returns."""
 
     def __init__(self, output_dir: str | Path):
         self.folder = Path(output_dir)
@@ -46,7 +47,8 @@ class Recorder:
         self._append(METRICS, row)
 
     def completions(self, step: int, groups: list[Group], count: int) -> None:
-        """`count` completions of the batch with scores and advantage: the first, the most rewarded, the strangest."""
+        """Write `count` completions of the batch with scores and advantage: the first ones, the most rewarded, the
+        strangest."""
         for (g, i), why in notable(groups, count):
             group = groups[g]
             completion = group.completions[i]
@@ -90,8 +92,7 @@ class Recorder:
 
 
 def move_aside(folder: Path, names: Sequence[str]) -> None:
-    """Put files of those names (patterns) and all checkpoints of an earlier run in a folder of their own,
-    `earlier-N`."""
+    """Move files that match the patterns, and all checkpoints, of an earlier run into a new folder `earlier-N`."""
     leftovers = [path for name in names for path in sorted(folder.glob(name))]
     leftovers += [path for path in folder.glob("checkpoint-*") if path.is_dir()]
     if leftovers:

@@ -36,14 +36,14 @@ log = logging.getLogger("cohort")
 
 
 class RewardRows:
-    """Examples in a source's place."""
+    """The source of a reward model's run: batches of examples."""
 
     def __init__(self, examples: list[Example], config: RewardModelConfig):
         self.examples, self.config = examples, config
         self.size, self.per_batch = len(examples), config.batch_size
 
     def prepare(self, folder: Path, reuse: bool) -> None:
-        """Nothing is made ahead of the steps."""
+        """Nothing to prepare."""
 
     def batch(self, index: int, state: TrainerState) -> Batch:
         config = self.config
@@ -99,7 +99,8 @@ class RewardTrainer:
         )
 
     def _fitting(self, examples: list[Example], what: str) -> list[Example]:
-        """The examples; those with a text that was too long are counted and, unless `truncation` is cut, left out."""
+        """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
+        out."""
         dropped = [self.args.truncation != "cut" and example.truncated for example in examples]
         fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
         limit = self.reward_model.scorer.max_length or 2**31
@@ -108,7 +109,7 @@ class RewardTrainer:
         return [example for example in fitted if example is not None]
 
     def _tell(self, kind: str) -> None:
-        """Raise UserError for what would teach nothing; warn of what would not show."""
+        """Raise UserError where the data cannot teach anything; warn where overfitting would not be noticed."""
         if not self.held_out:
             if self.args.early_stopping_patience:
                 raise UserError("early_stopping_patience needs held-out data: val_size: 0.1, or eval_dataset")
@@ -154,7 +155,8 @@ class RewardTrainer:
         return self._evaluate(self.state)
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """A directory of transformers, or a peft adapter, with its tokenizer and model card: a reward by its path."""
+        """Save a transformers directory, or a peft adapter, with tokenizer and model card. Its path can be named as a
+        reward."""
         folder = Path(output_dir or self.args.output_dir)
         checkpoint.save_policy(self.reward_model, folder)
         method = "process_reward_model" if isinstance(self.args, ProcessRewardConfig) else "reward_model"

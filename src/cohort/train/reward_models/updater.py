@@ -33,11 +33,11 @@ STARTS_AGAIN = "out of memory: this step starts again with token_budget=%d"
 
 
 class UnitLosses(NamedTuple):
-    """What a loss says of U units: pairs, texts or steps."""
+    """A loss's values for U units: pairs, texts or steps."""
 
     loss_U: Tensor
     right_U: Tensor | None
-    """1 where the scores order or sort it as the targets do; None where that is no question."""
+    """1 where the scores agree with the targets in order or sign; None where that does not apply."""
 
 
 def _preference(scores_B: Tensor, targets_P: Tensor, config: RewardModelConfig) -> UnitLosses:
@@ -61,14 +61,15 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, RewardModelConfig], UnitLosses]] = {
     "mse": _score,
     "process": _probability,
 }
-"""Loss -> its terms from scores of texts or step ends and from targets."""
+"""Loss -> function of scores (of texts or step ends) and targets."""
 PROBLEM_TYPES = {"bce": "multi_label_classification", "mse": "regression"}
-"""Loss -> transformers' word for it in a model's configuration, by which a reader knows what its logit is."""
+"""Loss -> transformers' `problem_type` in the model's configuration, from which readers know the meaning of the
+logit."""
 
 
 class RewardUpdater:
-    """Fits a reward model by one of LOSSES. Micro-batches are a matter of memory: losses are divided by the units of
-    the whole step. An optimiser and weights to save, as a companion of a run has them."""
+    """Fits a reward model by one of LOSSES. Losses are divided by the units of the whole step, so micro-batches do not
+    change the gradient."""
 
     name = "reward_model"
 
@@ -78,16 +79,16 @@ class RewardUpdater:
         self.token_budget = config.token_budget
         model.model.config.problem_type = PROBLEM_TYPES.get(kind)
         self.read: dict[tuple[tuple[int, ...], ...], Tensor] | None = {} if only_head_learns(model.model) else None
-        """What the trunk makes of a text, where that stays the same: read once, however many passes there are."""
+        """Text -> the frozen backbone's hidden state, computed once; None where the backbone is trained."""
 
     def lessons(self, rows: Sequence[Row]) -> list[Example]:
-        """Rows of data as they are learnt from. Raises UserError, naming the row, for what the loss cannot take."""
+        """Training examples of the rows. Raises UserError, naming the row, for rows that the loss cannot use."""
         if isinstance(self.config, RewardConfig) and self.config.every_token:
             return at_every_token(rows, self.model.scorer, self.kind)
         return self.examples(rows)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
-        """Rows of data as they are judged. Raises UserError, naming the row, for what the loss cannot take."""
+        """Evaluation examples of the rows. Raises UserError, naming the row, for rows that the loss cannot use."""
         return examples_of(rows, self.model.scorer, self.config, self.kind)
 
     def step(
@@ -102,8 +103,8 @@ class RewardUpdater:
     def fit(
         self, examples: list[Example], *, epochs: float, batch_size: int, learning_rate: float, seed: int
     ) -> dict[str, float]:
-        """So many passes over the examples at a constant rate, each in an order of its own that `seed` gives; the
-        means of the last pass's metrics. Dropout, where there is any, draws from torch's global generator."""
+        """Train for `epochs` passes at a constant rate, each pass in an order that `seed` gives. Returns the means of
+        the last pass's metrics. Dropout, where there is any, uses torch's global generator."""
         size = min(batch_size, len(examples))
         steps = max(1, round(epochs * len(examples) / size))
         training = self.model.model.training
@@ -137,7 +138,7 @@ class RewardUpdater:
 
     @torch.no_grad()
     def measure(self, examples: Sequence[Example]) -> dict[str, float]:
-        """loss, accuracy, and mean and spread of the scores on examples that are not learnt from."""
+        """Loss, accuracy, and mean and standard deviation of the scores, without training."""
         training = self.model.model.training
         self.model.model.eval()
         found, scores = [], []
@@ -170,12 +171,12 @@ class RewardUpdater:
         return scores
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained weights by their place in the order of parameters, for a checkpoint."""
+        """The trained weights for a checkpoint, named by their index among the parameters."""
         return {str(i): p.detach() for i, p in enumerate(self.model.parameters)}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Load what `tensors` returned."""
         for i, parameter in enumerate(self.model.parameters):
             parameter.copy_(tensors[str(i)])
 
@@ -187,8 +188,8 @@ def _means(found: list[UnitLosses]) -> dict[str, float]:
 
 
 def micro_batches(examples: list[Example], budget: int) -> Iterator[list[Example]]:
-    """The examples, those of like length together, in batches of at most `budget` tokens with padding (one example
-    may have more)."""
+    """Batches of examples of similar length with at most `budget` tokens, padding included; a single example may have
+    more."""
     batch: list[Example] = []
     texts = width = 0
     for example in sorted(examples, key=lambda each: -max(text.length for text in each.texts)):

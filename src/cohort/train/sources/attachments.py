@@ -17,11 +17,11 @@ from cohort.rollouts.encoding import token_ends
 from cohort.types import Group
 
 Lent = Callable[[], AbstractContextManager[Policy]]
-"""A reference: `with lent() as policy` gives the model to score by."""
+"""A reference: `with lent() as policy` gives the model to score with."""
 
 
 def attach_reference(groups: list[Group], reference: Lent, config: SampledConfig) -> dict[str, float]:
-    """Fill in `reference_logprobs` of every completion; returns the time it took."""
+    """Set `reference_logprobs` of every completion; returns the time it took."""
     started = time.perf_counter()
     for group, found in zip(groups, logprobs_under(reference, groups, config), strict=True):
         group.reference_logprobs = found
@@ -40,7 +40,7 @@ def logprobs_under(reference: Lent, groups: list[Group], config: SampledConfig) 
 
 
 def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:
-    """Find the last token of every step of every completion."""
+    """Set the index of the last token of every step of every completion."""
     for group in groups:
         for steps, completion in zip(group.steps or (), group.completions, strict=True):
             steps.ends = token_ends(completion.ids.tolist(), completion.text, steps.text_ends, tokenizer)

@@ -18,7 +18,7 @@ from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 
 class Demonstrations:
-    """Prompt and completion as the dataset has them; a demonstration is a group of one, its advantage 1."""
+    """Prompts and completions of the dataset. A demonstration is a group of one with advantage 1."""
 
     def __init__(self, rows: list[Row], policy: Policy, config: TrainingConfig, method: Method):
         missing = next((row for row in rows if row.completion is None), None)
@@ -41,7 +41,7 @@ class Demonstrations:
         self.size, self.per_batch = len(self.examples), config.batch_size
 
     def prepare(self, folder: Path, reuse: bool) -> None:
-        """Nothing is made ahead of the steps."""
+        """Nothing to prepare."""
 
     def batch(self, index: int, state: TrainerState) -> Batch:
         config = self.config

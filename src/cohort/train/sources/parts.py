@@ -15,11 +15,11 @@ from cohort.train.sources.source import Attachment, Observer
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run. A source takes those it needs; none of them changes during the run but by its own methods."""
+    """The parts of a run. A source takes those it needs."""
 
     policy: Policy
     engine: Engine
-    """Samples the policy."""
+    """Samples completions of the policy."""
     rewards: Rewards | None
     """None in methods that learn from what the dataset holds."""
     method: Method
@@ -31,4 +31,4 @@ class Parts:
     attachments: list[Attachment]
     """Add to sampled groups what the credit needs, such as a critic's values."""
     observer: Observer | None
-    """Is called with all groups that are sampled for a batch."""
+    """Called with all groups that are sampled for a batch."""

@@ -1,4 +1,4 @@
-"""Preference pairs as a source: rows of the dataset, or made of the starting model's rewarded samples."""
+"""Preference pairs as a source: given in the dataset, or made from rewarded samples of the starting model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("cohort")
 
 
 class Preferences:
-    """Pairs behind one prompt, the chosen completion first, with the reference's log-probabilities, computed once.
+    """Groups of two completions, the chosen one first, with the reference's log-probabilities, which are computed once.
 
     `reference`: the policy itself before its first update, or another model.
     """
@@ -56,7 +56,7 @@ class Preferences:
 
 
 def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Policy:
-    """A reference of its own, by name or as a model, frozen. Raises UserError where it cannot be one."""
+    """A frozen reference model, given by name or as a model. Raises UserError where it cannot serve as one."""
     if model is policy.model or model is policy.peft:
         raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
     reference = make_policy(model, policy.tokenizer, config)
@@ -67,7 +67,7 @@ def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Polic
 
 
 def attach_start(groups: list[Group], policy: Policy, config: DPOConfig) -> None:
-    """The model's log-probabilities as the reference's; the policy's own are so before its first update."""
+    """Set the reference log-probabilities from `policy`, which may be the trained policy before its first update."""
     training = policy.model.training
     policy.model.eval()
     attach_reference(groups, lambda: nullcontext(policy), config)
@@ -94,12 +94,12 @@ def _pair_group(row: Row, both: list[tuple[list[int], list[int]]]) -> Group:
 
 
 def best_worst(group: Group, rng: random.Random) -> tuple[int, int]:
-    """The completions of the highest and the lowest reward, the first of equals."""
+    """Indices of the completions with the highest and the lowest reward, the first where several are equal."""
     return group.rewards.index(max(group.rewards)), group.rewards.index(min(group.rewards))
 
 
 def random_pair(group: Group, rng: random.Random) -> tuple[int, int]:
-    """Any two completions of different rewards, the better first."""
+    """Indices of two random completions with different rewards, the better one first."""
     r = range(len(group.rewards))
     return rng.choice([(i, j) for i in r for j in r if group.rewards[i] > group.rewards[j]])
 
@@ -112,7 +112,7 @@ PAIRS: dict[str, Callable[[Group, random.Random], tuple[int, int]]] = {
 
 
 def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
-    """A pair of each group whose rewards differ. Raises UserError where none do."""
+    """A pair from each group whose rewards differ. Raises UserError where none do."""
     assert config.dpo_pairs is not None
     rng = random.Random(config.seed)
     uneven = [group for group in groups if max(group.rewards) > min(group.rewards)]
@@ -138,7 +138,7 @@ def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
 
 
 class HeldOutPairs:
-    """Preference rows to measure on: the loss and how often the chosen completion is the policy's choice too."""
+    """Held-out preference pairs: loss, and how often the policy prefers the chosen completion."""
 
     def __init__(self, rows: list[Row], policy: Policy, config: DPOConfig, reference: Policy):
         self.pairs, self.policy, self.config = encoded_pairs(rows, policy, config), policy, config

@@ -1,4 +1,4 @@
-"""Where batches come from: demonstrations, or the policy's own rewarded samples."""
+"""The current policy's rewarded samples as a source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ log = logging.getLogger("cohort")
 
 
 class Samples:
-    """The current policy's completions of the next prompts: rewarded, given what credit needs, credited."""
+    """Samples completions of the next prompts with the current policy, rewards them, adds what the credit needs, and
+    computes advantages."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Samples:
         self.watch = RewardWatch(rewards.names, rewards.weights)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
-        """Nothing is made ahead of the steps."""
+        """Nothing to prepare."""
 
     def batch(self, index: int, state: TrainerState) -> Batch:
         config = self.config
@@ -68,11 +69,11 @@ class Samples:
         return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state, keep)
 
     def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
-        """The batch with groups that say nothing replaced by other prompts', as long as there are rounds and prompts
-        left; adds to `rounds`.
+        """Replace groups whose rewards are all equal by groups of other prompts, as long as rounds and prompts are
+        left; appends to `rounds`.
 
-        The prompts are drawn apart from the epochs' order, by a seed of the batch's own: a resumed run needs no more
-        than the step's number.
+        The other prompts come from a random order with a seed of the batch's own, so a resumed run needs only the
+        step's number.
         """
         assert isinstance(self.config, GRPOConfig)
         kept = [group for group in rounds[0].groups if not says_nothing(group)]

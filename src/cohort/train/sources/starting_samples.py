@@ -1,4 +1,5 @@
-"""The starting model's samples, made once before the first step, and the method that imitates the best of them."""
+"""Samples of the starting model, made once before the first step, and the source of RFT, which imitates the good
+ones."""
 
 from __future__ import annotations
 
@@ -32,19 +33,19 @@ AT_A_TIME = 1024
 
 MADE_WITH = ("seed", "max_completion_length", "num_generations", "temperature", "top_p", "top_k", "min_p", "stop",
              "reward_weights", "reward_clip")  # fmt: skip
-"""What samples depend on, beside model, prompts and rewards."""
+"""The settings that samples depend on, beside model, prompts and rewards."""
 
 
 class StartingSamples:
-    """The starting model's completions with their rewards: sampled once, kept in the run's folder, and read from
-    there when a run goes on. A run that was cut off in mid-sampling goes on with the next prompts."""
+    """Rewarded completions of the starting model. They are sampled once and kept in the run's folder; a resumed run
+    reads them and samples the missing prompts."""
 
     def __init__(self, prompts: list[Prompt], policy: Policy, engine: Engine, rewards: Rewards, config: SampledConfig):
         self.prompts, self.policy, self.engine, self.rewards, self.config = prompts, policy, engine, rewards, config
 
     def groups(self, folder: Path, reuse: bool) -> list[Group]:
-        """Rewarded groups, one for each prompt. The policy must be as it started. `reuse`: go on from what the
-        folder holds. Raises UserError where that was made with other settings."""
+        """Rewarded groups, one for each prompt. Call it before the first update. `reuse`: read what the folder holds.
+        Raises UserError where that was sampled with other settings."""
         folder.mkdir(parents=True, exist_ok=True)
         path, step = folder / SAMPLES, max(1, AT_A_TIME // self.config.num_generations)
         kept = self._read(path) if reuse and path.is_file() else []
@@ -66,7 +67,7 @@ class StartingSamples:
         return groups
 
     def _made_with(self) -> dict[str, Any]:
-        """What the samples depend on, so that others are not taken for them."""
+        """The settings the samples were made with, to recognise samples made with others."""
         settings = self.config.model_dump(include=set(MADE_WITH))
         ids = hashlib.sha256(b"".join(prompt.ids.numpy().tobytes() + b"|" for prompt in self.prompts))
         return {**settings, "rewards": self.rewards.names, "prompts": ids.hexdigest()}
@@ -116,8 +117,8 @@ def _group(prompt: Prompt, line: dict[str, Any]) -> Group:
 
 
 class KeptSamples:
-    """The starting model's completions that credit keeps (advantage not 0), each text once for its prompt; then they
-    are demonstrations."""
+    """The starting model's completions with a non-zero advantage, equal texts of a prompt once, used as
+    demonstrations."""
 
     def __init__(self, samples: StartingSamples, config: SampledConfig, method: Method):
         self.samples, self.config, self.method = samples, config, method
@@ -166,5 +167,5 @@ class KeptSamples:
 
 
 def next_groups(groups: list[Group], count: int, index: int, config: SampledConfig) -> list[Group]:
-    """The `index`-th `count` of the endless stream of epochs over the groups."""
+    """Groups `index * count` to `(index + 1) * count` of an endless sequence of epochs over the groups."""
     return [replace(groups[i]) for i in picks(len(groups), index * count, count, config.seed, config.shuffle_dataset)]
