@@ -290,7 +290,7 @@ def test_resolving_a_file(tmp_path: Path) -> None:
 
 
 def test_resolving_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve("cohort.rewards.text:accuracy") == ("accuracy", accuracy)
+    assert resolve("cohort.rewards.functions.text:accuracy") == ("accuracy", accuracy)
     with pytest.raises(UserError, match=r"there is no module 'cohort\.nothing'"):
         resolve("cohort.nothing:accuracy")
     with pytest.raises(UserError, match="there is no module 'nothing_at_all'"):

@@ -1,4 +1,16 @@
-"""Reward functions with TRL's signature and their sum: `f(completions, **columns) -> list[float | None]`."""
+"""Reward functions, and the weighted sum of several of them.
+
+A reward function has TRL's signature: `f(completions, **columns) -> list[float | None]`. Start reading at
+`compose.Rewards`, which calls a set of functions on a batch; `resolve` turns a name of the configuration into a
+function.
+
+The rooms: `functions/` (the built-in rewards), `answers/` (extracting and comparing answers), `models/` (reward
+models), `check/` (testing a reward set before training), `sandbox/` (running untrusted programs).
+
+For other packages: the names exported here, and `steps` (cutting a completion into steps of reasoning),
+`resolve.listed`, `resolve.with_tokenizers`, and what each room's docstring names. `component`, `calls`, `pool` and
+`pool_worker` serve `compose` only.
+"""
 
 from __future__ import annotations
 
