@@ -10,7 +10,8 @@ import pytest
 
 from cohort.config import read_run
 from cohort.rewards import BUILTIN, Rewards, resolve, reward
-from cohort.rewards.resolve import WITH_OPTIONS, listed
+from cohort.rewards.functions.table import TABLE, record_of
+from cohort.rewards.resolve import listed
 from cohort.types import UserError
 
 OWN = """
@@ -40,9 +41,27 @@ def test_a_built_in_with_options() -> None:
 
 def test_options_without_values_are_the_built_in() -> None:
     text = "<reasoning>row one two</reasoning><answer>\\boxed{B} 3</answer>"
-    for name in set(WITH_OPTIONS) - {"judge", "model", "unit_tests"}:
+    names = {record.name for record in TABLE.values() if record.make is not None and record.function is not None}
+    for name in names - {"unit_tests"}:
         arguments = {"completions": [text], "completion_ids": [[1] * 1000], "answer": ["B"]}
         assert reward(name)(**arguments) == BUILTIN[name](**arguments)
+
+
+def test_a_record_is_found_by_its_function_with_or_without_options() -> None:
+    for name, function in BUILTIN.items():
+        assert record_of(function) is TABLE[name]
+    assert record_of(reward("format", strict=True)) is TABLE["format"]
+    assert record_of(reward("unit_tests", share=True)) is TABLE["unit_tests"]
+
+    def accuracy(completions: list[str]) -> list[float]:
+        return [0.0] * len(completions)
+
+    assert record_of(accuracy) is None
+    judged = {kind: [r.name for r in TABLE.values() if r.judges == kind] for kind in ("answer", "program")}
+    assert judged == {
+        "answer": ["accuracy", "correctness", "choice_accuracy", "choice", "facts"],
+        "program": ["unit_tests"],
+    }
 
 
 def test_ones_own_function_with_options(own: str) -> None:

@@ -14,12 +14,14 @@ For other packages: the names exported here, and `steps` (cutting a completion i
 
 from __future__ import annotations
 
-from cohort.rewards.check.explain import Matched
-from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
+from cohort.rewards.calls import RewardFunctionError
+from cohort.rewards.compose import Rewards, Scores
 from cohort.rewards.functions.choice import choice, choice_accuracy
 from cohort.rewards.functions.code import unit_tests, unit_tests_reward
 from cohort.rewards.functions.facts import facts
 from cohort.rewards.functions.gym import reasoning_gym
+from cohort.rewards.functions.matched import Matched
+from cohort.rewards.functions.table import BUILTIN
 from cohort.rewards.functions.tags import format_reward, soft_format, strict_format, tag_presence, xml_count
 from cohort.rewards.functions.text import (
     accuracy,
@@ -34,7 +36,7 @@ from cohort.rewards.functions.text import (
     too_short,
     too_short_penalty,
 )
-from cohort.rewards.resolve import reward
+from cohort.rewards.resolve import resolve, reward
 
 __all__ = [
     "BUILTIN",

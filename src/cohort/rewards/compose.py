@@ -16,7 +16,6 @@ from cohort.rewards import steps
 from cohort.rewards.calls import (
     Arguments,
     Logs,
-    RewardFunctionError,
     arguments_of,
     await_all,
     failure,
@@ -28,10 +27,8 @@ from cohort.rewards.component import Bounds, Component, checked_bounds, componen
 from cohort.rewards.functions.code import UnitTests
 from cohort.rewards.functions.text import content
 from cohort.rewards.pool import Pool
-from cohort.rewards.resolve import BUILTIN, resolve
+from cohort.rewards.resolve import resolve
 from cohort.types import Text, TrainerState, UserError
-
-__all__ = ["BUILTIN", "RewardFunctionError", "Rewards", "Scores", "resolve"]
 
 
 @dataclass

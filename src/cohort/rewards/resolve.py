@@ -15,67 +15,25 @@ from typing import Any
 
 import pydantic
 
-from cohort.rewards.functions import choice as labels
-from cohort.rewards.functions import code, gym, judge, tags, text, working
-from cohort.rewards.functions import facts as aliases
-from cohort.rewards.models import classifier
+from cohort.rewards.functions.table import BUILTIN, TABLE
 from cohort.types import UserError
-
-BUILTIN: dict[str, Callable[..., Any]] = {
-    "accuracy": text.accuracy,
-    "format": tags.format_reward,
-    "correctness": text.correctness,
-    "tag_presence": tags.tag_presence,
-    "choice_accuracy": labels.choice_accuracy,
-    "strict_format": tags.strict_format,
-    "soft_format": tags.soft_format,
-    "xml_count": tags.xml_count,
-    "reasoning_length": text.reasoning_length,
-    "reasoning_keywords": text.reasoning_keywords,
-    "choice": labels.choice,
-    "facts": aliases.facts,
-    "too_short": text.too_short,
-    "repetition": text.repetition,
-    "overlong": text.overlong,
-    "reasoning_gym": gym.reasoning_gym,
-    "unit_tests": code.unit_tests,
-    "chain_steps": working.chain_steps,
-    "column_steps": working.column_steps,
-}
-
-WITH_OPTIONS: dict[str, Callable[..., Callable[..., Any]]] = {
-    "accuracy": text.make_accuracy,
-    "format": tags.make_format,
-    "correctness": text.make_correctness,
-    "tag_presence": tags.make_tag_presence,
-    "choice_accuracy": labels.make_choice_accuracy,
-    "strict_format": tags.make_strict_format,
-    "soft_format": tags.make_soft_format,
-    "xml_count": tags.make_xml_count,
-    "reasoning_length": text.make_reasoning_length,
-    "reasoning_keywords": text.keyword_reward,
-    "choice": labels.make_choice,
-    "facts": aliases.make_facts,
-    "too_short": text.too_short_penalty,
-    "repetition": text.repetition_penalty,
-    "overlong": text.overlong_penalty,
-    "unit_tests": code.unit_tests_reward,
-    "judge": judge.make_judge,
-    "model": classifier.make_classifier,
-}
-"""What makes a built-in reward with other options than its own; `judge` and `model` have no form without."""
 
 
 def reward(name: str, /, **options: Any) -> Callable[..., Any]:
-    """A built-in reward with options: `reward("choice", labels="ABCDE", strict=True)`. UserError for unknown ones."""
-    if name not in WITH_OPTIONS:
-        what = "takes no options" if name in BUILTIN else f"is unknown{did_you_mean(name, WITH_OPTIONS)}"
-        raise UserError(f"reward {name!r} {what}. With options there are: {', '.join(WITH_OPTIONS)}")
+    """A built-in reward with options: `reward("choice", labels="ABCDE", strict=True)`.
+
+    Raises UserError for an unknown name, an unknown option, or a value of the wrong type.
+    """
+    make = TABLE[name].make if name in TABLE else None
+    if make is None:
+        with_options = [record.name for record in TABLE.values() if record.make is not None]
+        problem = "takes no options" if name in TABLE else f"is unknown{did_you_mean(name, with_options)}"
+        raise UserError(f"reward {name!r} {problem}. With options there are: {', '.join(with_options)}")
     try:
-        return pydantic.validate_call(WITH_OPTIONS[name])(**options)
+        return pydantic.validate_call(make)(**options)
     except pydantic.ValidationError as error:
-        known = list(inspect.signature(WITH_OPTIONS[name]).parameters)
-        problems = "; ".join(_problem(problem, known) for problem in error.errors())
+        allowed = list(inspect.signature(make).parameters)
+        problems = "; ".join(_problem(problem, allowed) for problem in error.errors())
         raise UserError(f"reward {name!r}: {problems}") from None
 
 
@@ -164,7 +122,7 @@ def _of_mapping(spec: dict[str, Any]) -> tuple[str, Callable[..., Any]]:
     """(name, function) of a reward that is given with options."""
     if "name" in spec:
         named = spec.pop("name")
-        if named in WITH_OPTIONS or named in BUILTIN:
+        if named in TABLE:
             return str(named), reward(named, **spec) if spec else resolve(named)[1]
         name, function = resolve(named)
         return name, _bound(name, function, spec)
