@@ -11,7 +11,7 @@ import pytest
 from cohort.config import read_run
 from cohort.rewards import BUILTIN, Rewards, resolve, reward
 from cohort.rewards.functions.table import TABLE, record_of
-from cohort.rewards.resolve import listed
+from cohort.rewards.resolve import with_run_defaults
 from cohort.types import UserError
 
 OWN = """
@@ -73,11 +73,17 @@ def test_ones_own_function_with_options(own: str) -> None:
 
 
 def test_overlong_has_the_runs_limit_unless_it_names_its_own() -> None:
-    assert listed("overlong", 100) == [{"max_length": 100, "name": "overlong"}]
-    assert listed({"name": "overlong", "cache": 50}, 100) == [{"max_length": 100, "name": "overlong", "cache": 50}]
-    assert listed([{"name": "overlong", "max_length": 7}, "format"], 100)[0]["max_length"] == 7
-    assert listed(None, 100) == [] and listed(["a", "b"], 100) == ["a", "b"] and listed(len, 100) == [len]
-    scores = Rewards(listed(["overlong"], 100))(["p"] * 3, [""] * 3, [[0] * n for n in (80, 90, 100)], {})
+    assert with_run_defaults("overlong", 100) == [{"max_length": 100, "name": "overlong"}]
+    assert with_run_defaults({"name": "overlong", "cache": 50}, 100) == [
+        {"max_length": 100, "name": "overlong", "cache": 50}
+    ]
+    assert with_run_defaults([{"name": "overlong", "max_length": 7}, "format"], 100)[0]["max_length"] == 7
+    assert (
+        with_run_defaults(None, 100) == []
+        and with_run_defaults(["a", "b"], 100) == ["a", "b"]
+        and with_run_defaults(len, 100) == [len]
+    )
+    scores = Rewards(with_run_defaults(["overlong"], 100))(["p"] * 3, [""] * 3, [[0] * n for n in (80, 90, 100)], {})
     assert scores.totals == pytest.approx([0, -0.5, -1])
 
 

@@ -15,7 +15,7 @@ from cohort.evaluation.models import summary
 from cohort.policy.load import make_policy
 from cohort.report.metrics import read_metrics, series
 from cohort.rewards.compose import Rewards
-from cohort.rewards.resolve import listed
+from cohort.rewards.resolve import with_run_defaults
 from cohort.rollouts.encoding import encode_prompts
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.sampling import Sampling
@@ -33,7 +33,7 @@ def measure(plan: Plan, model: str, held_out: list[Row], config: OnlineConfig) -
     policy = make_policy(model, None, config)
     prompts = encode_prompts(held_out, policy, config)
     engine = local_engine(policy, config.max_rows)
-    rewards = Rewards(listed([plan.correct], config.max_completion_length))
+    rewards = Rewards(with_run_defaults([plan.correct], config.max_completion_length))
 
     def sampled(n: int, temperature: float) -> Evaluation:
         sampling = Sampling(

@@ -8,8 +8,8 @@ The rooms: `functions/` (the built-in rewards), `answers/` (extracting and compa
 models), `check/` (testing a reward set before training), `sandbox/` (running untrusted programs).
 
 For other packages: the names exported here, and `steps` (cutting a completion into steps of reasoning),
-`resolve.listed`, `resolve.with_tokenizers`, and what each room's docstring names. `component`, `calls`, `pool` and
-`pool_worker` serve `compose` only.
+`resolve.with_run_defaults`, `resolve.with_tokenizers`, and what each room's docstring names. `component`, `calls`,
+`pool` and `pool_worker` serve `compose` only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From what a configuration names to a reward function."""
+"""Turning what a configuration names as a reward (a name, a path, a mapping with options) into a function."""
 
 from __future__ import annotations
 
@@ -37,11 +37,16 @@ def reward(name: str, /, **options: Any) -> Callable[..., Any]:
         raise UserError(f"reward {name!r}: {problems}") from None
 
 
-def listed(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False) -> list[Any]:
-    """One or several rewards as a list, in which `overlong` has the run's limit, and with `use_cpu` a reward model its
-    place, where it names none of its own."""
-    one = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
-    specs = [{"name": spec} if spec == "overlong" else spec for spec in ([reward_funcs] if one else reward_funcs or [])]
+def with_run_defaults(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False) -> list[Any]:
+    """The rewards as a list, with the run's settings as defaults.
+
+    `overlong` gets `max_completion_length` as its `max_length`; with `use_cpu`, reward models get the device "cpu".
+    Neither replaces an option that the configuration gives.
+    """
+    single = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
+    specs = [
+        {"name": spec} if spec == "overlong" else spec for spec in ([reward_funcs] if single else reward_funcs or [])
+    ]
     if use_cpu:
         specs = [{"device": "cpu", **spec} if isinstance(spec, Mapping) and "model" in spec else spec for spec in specs]
         specs = [{"model": spec, "device": "cpu"} if _is_model(spec) else spec for spec in specs]
@@ -54,15 +59,17 @@ def listed(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False)
 
 
 def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -> Any:
-    """The rewards, each model among them with its tokenizer of TRL's `reward_processing_classes`; a function has no
-    use for one. Raises UserError where there are not as many of them as rewards."""
+    """The rewards, with each reward model paired with its tokenizer from TRL's `reward_processing_classes`.
+
+    Tokenizers of other rewards are ignored. Raises UserError unless there is one entry for each reward.
+    """
     if tokenizers is None:
         return reward_funcs
     specs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-    given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
-    if len(given) != len(specs):
+    per_spec = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
+    if len(per_spec) != len(specs):
         raise UserError(
-            f"{len(given)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
+            f"{len(per_spec)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
             "function or for the tokenizer that is saved beside the model"
         )
     device = "cpu" if use_cpu else None
@@ -70,16 +77,16 @@ def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -
         reward("model", model=spec, processing_class=tokenizer, device=device)
         if tokenizer is not None and _is_model(spec)
         else spec
-        for spec, tokenizer in zip(specs, given, strict=True)
+        for spec, tokenizer in zip(specs, per_spec, strict=True)
     ]
 
 
 def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
-    """(name, function) of what a configuration or a caller names as a reward.
+    """(name, function) of a reward that a configuration or a caller gives.
 
-    A callable; a built-in's name; `file.py:function` or `package.module:function`; a sequence classifier, its
-    directory or its hub name (`owner/model`); or one of these as `{name: …}` with options beside it, `{model: …}`
-    with options, `{judge: {…}}`.
+    `spec` is a callable; the name of a built-in reward; `file.py:function` or `package.module:function`; a sequence
+    classifier, its directory or its hub name (`owner/model`); or a mapping with options: `{name: …, OPTION: …}`,
+    `{model: …, OPTION: …}` or `{judge: {OPTION: …}}`. Raises UserError for anything else.
     """
     if isinstance(spec, Mapping):
         return _of_mapping({str(key): value for key, value in spec.items()})
@@ -97,20 +104,20 @@ def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
         needs = ". It needs options, as in {judge: {url: …, model: …, rubric: …}}" if spec == "judge" else ""
         raise UserError(
             f"unknown reward {spec!r}{needs or did_you_mean(spec, BUILTIN)}. Built in are: {', '.join(BUILTIN)}. "
-            "One's own are given as path/to/file.py:function or package.module:function, a sequence classifier "
-            "as its directory or as owner/model"
+            "Name a function of your own as path/to/file.py:function or package.module:function, and a sequence "
+            "classifier by its directory or as owner/model"
         )
     module = _load_file(place, spec) if place.endswith(".py") else _import(place, spec)
-    function = getattr(module, name, None)
-    if not callable(function):
-        offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        what = "is not a function" if hasattr(module, name) else "is not there"
-        raise UserError(f"reward {spec!r}: {name!r} {what} in {place}{did_you_mean(name, offered)}")
-    return name, function
+    attribute = getattr(module, name, None)
+    if not callable(attribute):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        problem = "is not a function" if hasattr(module, name) else "is not there"
+        raise UserError(f"reward {spec!r}: {name!r} {problem} in {place}{did_you_mean(name, public)}")
+    return name, attribute
 
 
 def _is_model(spec: Any) -> bool:
-    """Whether it is a transformers model, the directory of one, or a hub name, which has a slash."""
+    """Whether `spec` is a transformers model, the directory of one, or a hub name (it has a slash)."""
     if not isinstance(spec, str):
         return hasattr(spec, "config") and hasattr(spec, "get_input_embeddings")
     if ":" in spec or spec.endswith(".py"):
@@ -119,7 +126,7 @@ def _is_model(spec: Any) -> bool:
 
 
 def _of_mapping(spec: dict[str, Any]) -> tuple[str, Callable[..., Any]]:
-    """(name, function) of a reward that is given with options."""
+    """(name, function) of a mapping with options."""
     if "name" in spec:
         named = spec.pop("name")
         if named in TABLE:
@@ -139,7 +146,7 @@ def _of_mapping(spec: dict[str, Any]) -> tuple[str, Callable[..., Any]]:
 
 
 def _bound(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """One's own function with options. They win over a column of the same name."""
+    """The function with its options set. An option takes precedence over a column of the same name."""
     signature = inspect.signature(function)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for option in options:
@@ -156,19 +163,19 @@ def _bound(name: str, function: Callable[..., Any], options: dict[str, Any]) -> 
     return call
 
 
-def _problem(problem: Any, known: Iterable[str]) -> str:
-    """One of pydantic's errors as an option's name, what was given, and what is wrong with it."""
+def _problem(problem: Any, allowed: Iterable[str]) -> str:
+    """One of pydantic's errors in words: the option, its value and what is wrong with it."""
     option = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        return f"it has no option {option!r}{did_you_mean(option, known)}. It has: {', '.join(known)}"
+        return f"it has no option {option!r}{did_you_mean(option, allowed)}. It has: {', '.join(allowed)}"
     if problem["type"] == "missing_argument":
         return f"the option {option!r} is missing"
     return f"{option} is {problem['input']!r}: {problem['msg']}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`: did you mean 'accuracy'?`, or nothing."""
-    close = get_close_matches(name, list(known), n=1)
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """`: did you mean 'accuracy'?` where a candidate resembles the name, else the empty string."""
+    close = get_close_matches(name, list(candidates), n=1)
     return f": did you mean {close[0]!r}?" if close else ""
 
 
@@ -182,14 +189,14 @@ def _load_file(place: str, spec: str) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
         raise UserError(f"reward {spec!r}: there is no file {path}")
-    # Kept under its path: two functions of one file share its state, and no installed module is hidden.
+    # The path is the module's name: two functions of one file share its state, and no installed module is hidden.
     key = str(path)
     if key not in sys.modules:
-        found = importlib.util.spec_from_file_location(key, path)
-        assert found is not None and found.loader is not None, path
-        module = sys.modules[key] = importlib.util.module_from_spec(found)
+        file_spec = importlib.util.spec_from_file_location(key, path)
+        assert file_spec is not None and file_spec.loader is not None, path
+        module = sys.modules[key] = importlib.util.module_from_spec(file_spec)
         try:
-            found.loader.exec_module(module)
+            file_spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[key]
             raise
@@ -200,7 +207,7 @@ def _import(place: str, spec: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
-        # A module that is there, but imports something that is not, keeps its own error.
+        # The module exists, but something that it imports does not: that error is raised as it is.
         if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
             raise
         raise UserError(f"reward {spec!r}: there is no module {error.name!r}; is it installed?") from None
