@@ -18,7 +18,7 @@ from cohort.compat.llama_factory import FOUR_BIT
 from cohort.data.chains import build_tokenizer
 from cohort.formulas.preference import preference
 from cohort.policy.load import load_model, load_tokenizer
-from cohort.rewards.resolve import listed
+from cohort.rewards.resolve import with_run_defaults
 from helpers import small_model
 
 ROWS = [{"prompt": f"{i}+{i}=", "answer": str(2 * i % 10)} for i in range(4)]
@@ -174,13 +174,13 @@ def test_a_lora_target_that_matches_nothing_exits_with_2(base: str, tmp_path: Pa
 
 
 def test_reward_models_go_where_use_cpu_says() -> None:
-    assert listed(["accuracy", "me/scores", {"model": "me/scores", "weight": 2.0}], 8, use_cpu=True) == [
+    assert with_run_defaults(["accuracy", "me/scores", {"model": "me/scores", "weight": 2.0}], 8, use_cpu=True) == [
         "accuracy",
         {"model": "me/scores", "device": "cpu"},
         {"device": "cpu", "model": "me/scores", "weight": 2.0},
     ]
-    assert listed([{"model": "me/scores", "device": "cuda:1"}], 8, use_cpu=True)[0]["device"] == "cuda:1"
-    assert listed(["me/scores"], 8) == ["me/scores"]
+    assert with_run_defaults([{"model": "me/scores", "device": "cuda:1"}], 8, use_cpu=True)[0]["device"] == "cuda:1"
+    assert with_run_defaults(["me/scores"], 8) == ["me/scores"]
 
 
 PAIRS = [{"prompt": f"{i}+{i}=", "chosen": str(2 * i % 10), "rejected": "7-7"} for i in range(4)]

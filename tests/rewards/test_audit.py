@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cohort.rewards import Rewards
+from cohort.rewards import Matched, Rewards
 from cohort.rewards.check.audit import audit
-from cohort.rewards.check.explain import Matched, try_rewards
+from cohort.rewards.check.explain import try_rewards
 from cohort.rewards.check.preflight import preflight
 from cohort.rewards.check.probes import REASONING, STYLES, attacks, cases, score
 from cohort.types import Row, UserError

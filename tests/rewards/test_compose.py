@@ -365,8 +365,11 @@ def test_the_total_is_clipped_and_counted() -> None:
     ("specs", "message"),
     [
         ([{"name": "format", "wieght": 1}], r"reward 'format': unknown key 'wieght': did you mean 'weight'\?"),
-        ([{"name": "format", "gate": "acuracy"}, "accuracy"], r"gate 'acuracy' is no reward.*did you mean 'accuracy'"),
-        ([{"name": "format", "gate": "format"}], "'format' has itself for a gate"),
+        (
+            [{"name": "format", "gate": "acuracy"}, "accuracy"],
+            r"gate 'acuracy' is not a reward.*did you mean 'accuracy'",
+        ),
+        ([{"name": "format", "gate": "format"}], "'format' is its own gate"),
         ([{"name": "format", "clip": [1, 0]}], r"reward 'format': `clip` is \[1, 0\]: \[1, 0\] is no interval"),
         ([{"name": "format", "weight": float("inf")}], "reward 'format': `weight` is inf"),
         ([{"name": "format", "timeout": 0}], "reward 'format': `timeout` is 0"),
@@ -393,5 +396,5 @@ def test_a_call_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch, caplog
 
 def test_weights_are_given_once() -> None:
     assert Rewards(["accuracy", {"name": "format", "weight": 0.5}]).weights == [1, 0.5]
-    with pytest.raises(UserError, match="reward_weights and the weight of format say the same thing"):
+    with pytest.raises(UserError, match="reward_weights and the weight of format set the same value"):
         Rewards(["accuracy", {"name": "format", "weight": 0.5}], [1, 1])

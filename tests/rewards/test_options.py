@@ -10,7 +10,8 @@ import pytest
 
 from cohort.config import read_run
 from cohort.rewards import BUILTIN, Rewards, resolve, reward
-from cohort.rewards.resolve import WITH_OPTIONS, listed
+from cohort.rewards.functions.table import TABLE, record_of
+from cohort.rewards.resolve import with_run_defaults
 from cohort.types import UserError
 
 OWN = """
@@ -40,9 +41,27 @@ def test_a_built_in_with_options() -> None:
 
 def test_options_without_values_are_the_built_in() -> None:
     text = "<reasoning>row one two</reasoning><answer>\\boxed{B} 3</answer>"
-    for name in set(WITH_OPTIONS) - {"judge", "model", "unit_tests"}:
+    names = {record.name for record in TABLE.values() if record.make is not None and record.function is not None}
+    for name in names - {"unit_tests"}:
         arguments = {"completions": [text], "completion_ids": [[1] * 1000], "answer": ["B"]}
         assert reward(name)(**arguments) == BUILTIN[name](**arguments)
+
+
+def test_a_record_is_found_by_its_function_with_or_without_options() -> None:
+    for name, function in BUILTIN.items():
+        assert record_of(function) is TABLE[name]
+    assert record_of(reward("format", strict=True)) is TABLE["format"]
+    assert record_of(reward("unit_tests", share=True)) is TABLE["unit_tests"]
+
+    def accuracy(completions: list[str]) -> list[float]:
+        return [0.0] * len(completions)
+
+    assert record_of(accuracy) is None
+    judged = {kind: [r.name for r in TABLE.values() if r.judges == kind] for kind in ("answer", "program")}
+    assert judged == {
+        "answer": ["accuracy", "correctness", "choice_accuracy", "choice", "facts"],
+        "program": ["unit_tests"],
+    }
 
 
 def test_ones_own_function_with_options(own: str) -> None:
@@ -54,11 +73,17 @@ def test_ones_own_function_with_options(own: str) -> None:
 
 
 def test_overlong_has_the_runs_limit_unless_it_names_its_own() -> None:
-    assert listed("overlong", 100) == [{"max_length": 100, "name": "overlong"}]
-    assert listed({"name": "overlong", "cache": 50}, 100) == [{"max_length": 100, "name": "overlong", "cache": 50}]
-    assert listed([{"name": "overlong", "max_length": 7}, "format"], 100)[0]["max_length"] == 7
-    assert listed(None, 100) == [] and listed(["a", "b"], 100) == ["a", "b"] and listed(len, 100) == [len]
-    scores = Rewards(listed(["overlong"], 100))(["p"] * 3, [""] * 3, [[0] * n for n in (80, 90, 100)], {})
+    assert with_run_defaults("overlong", 100) == [{"max_length": 100, "name": "overlong"}]
+    assert with_run_defaults({"name": "overlong", "cache": 50}, 100) == [
+        {"max_length": 100, "name": "overlong", "cache": 50}
+    ]
+    assert with_run_defaults([{"name": "overlong", "max_length": 7}, "format"], 100)[0]["max_length"] == 7
+    assert (
+        with_run_defaults(None, 100) == []
+        and with_run_defaults(["a", "b"], 100) == ["a", "b"]
+        and with_run_defaults(len, 100) == [len]
+    )
+    scores = Rewards(with_run_defaults(["overlong"], 100))(["p"] * 3, [""] * 3, [[0] * n for n in (80, 90, 100)], {})
     assert scores.totals == pytest.approx([0, -0.5, -1])
 
 

@@ -130,7 +130,7 @@ def test_what_is_no_score_and_what_cannot_be_sent(file: str) -> None:
         score(Rewards([{"name": f"{file}:words", "timeout": 9}]), ["a"])
     with pytest.raises(UserError, match="accuracy compares with a reference answer"):
         score(Rewards([{"name": "accuracy", "timeout": 9}]), ["a"])
-    with pytest.raises(UserError, match=r"'length' runs in a worker process.*a set is no JSON value"):
+    with pytest.raises(UserError, match=r"'length' runs in a worker process.*a set is not a JSON value"):
         score(Rewards([{"name": f"{file}:length", "timeout": 9}]), ["a"], level=[1], other=[{1}])
 
 

@@ -15,7 +15,7 @@ from cohort.evaluation.loaded_model import LoadedModel
 from cohort.evaluation.models import summary
 from cohort.report.metrics import read_metrics, series
 from cohort.rewards.compose import Rewards
-from cohort.rewards.resolve import listed
+from cohort.rewards.resolve import with_run_defaults
 from cohort.train.output.record import SAMPLES
 from cohort.train.trainer import Trainer
 from cohort.types import Row, UserError
@@ -30,7 +30,7 @@ def measure(comparison: Comparison, model: str, held_out: list[Row], config: Onl
     problem."""
     loaded = LoadedModel(model, config)
     prompts = loaded.encode(held_out)
-    rewards = Rewards(listed([comparison.correct], config.max_completion_length))
+    rewards = Rewards(with_run_defaults([comparison.correct], config.max_completion_length))
 
     def evaluated(n: int, temperature: float) -> Evaluation:
         sampling = loaded.sampling(temperature=temperature, max_tokens=config.max_completion_length, stop=config.stop)

@@ -1,13 +1,27 @@
-"""Reward functions with TRL's signature and their sum: `f(completions, **columns) -> list[float | None]`."""
+"""Reward functions, and the weighted sum of several of them.
+
+A reward function has TRL's signature: `f(completions, **columns) -> list[float | None]`. Start reading at
+`compose.Rewards`, which calls a set of functions on a batch; `resolve` turns a name of the configuration into a
+function.
+
+The rooms: `functions/` (the built-in rewards), `answers/` (extracting and comparing answers), `models/` (reward
+models), `check/` (testing a reward set before training), `sandbox/` (running untrusted programs).
+
+For other packages: the names exported here, and `steps` (cutting a completion into steps of reasoning),
+`resolve.with_run_defaults`, `resolve.with_tokenizers`, and what each room's docstring names. `component`, `calls`,
+`pool` and `pool_worker` serve `compose` only.
+"""
 
 from __future__ import annotations
 
-from cohort.rewards.check.explain import Matched
-from cohort.rewards.compose import BUILTIN, RewardFunctionError, Rewards, Scores, resolve
+from cohort.rewards.calls import RewardFunctionError
+from cohort.rewards.compose import Rewards, Scores
 from cohort.rewards.functions.choice import choice, choice_accuracy
 from cohort.rewards.functions.code import unit_tests, unit_tests_reward
 from cohort.rewards.functions.facts import facts
 from cohort.rewards.functions.gym import reasoning_gym
+from cohort.rewards.functions.matched import Matched
+from cohort.rewards.functions.table import BUILTIN
 from cohort.rewards.functions.tags import format_reward, soft_format, strict_format, tag_presence, xml_count
 from cohort.rewards.functions.text import (
     accuracy,
@@ -22,7 +36,7 @@ from cohort.rewards.functions.text import (
     too_short,
     too_short_penalty,
 )
-from cohort.rewards.resolve import reward
+from cohort.rewards.resolve import resolve, reward
 
 __all__ = [
     "BUILTIN",

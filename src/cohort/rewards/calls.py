@@ -1,4 +1,4 @@
-"""Calling reward functions as TRL calls them: arguments by name, async ones together, failures with their row."""
+"""Calling reward functions with TRL's arguments by name, running async ones together, and reporting failures."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ Arguments = dict[str, Any]
 LOGS = ("log_extra", "log_metric")
 
 SLOW_SECONDS = 60.0
-"""After which a call that has no time limit is named in a warning."""
+"""A call without a time limit that runs longer than this is reported in a warning."""
 
 
 class RewardFunctionError(RuntimeError):
-    """A reward function raised, hung or died. Names the function and, where one row alone does so too, that row."""
+    """A reward function raised, exceeded its time limit, or lost its worker process.
+
+    The message names the function, and the first row that fails in the same way when it is scored alone.
+    """
 
 
 class Logs:
-    """What reward functions hand to log_metric and log_extra during one call."""
+    """Collects what reward functions pass to log_metric and log_extra while one batch is scored."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
@@ -53,8 +56,8 @@ class Logs:
         return {name: sum(values) / len(values) for name, values in self._values.items()}
 
 
-def taken(function: Callable[..., Any], offered: Arguments) -> Arguments:
-    """The offered arguments that the function takes: all with `**kwargs`, else those it names."""
+def accepted_by(function: Callable[..., Any], offered: Arguments) -> Arguments:
+    """The offered arguments that the function accepts: all if it has `**kwargs`, else those it names."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return offered
@@ -62,8 +65,12 @@ def taken(function: Callable[..., Any], offered: Arguments) -> Arguments:
 
 
 def arguments_of(name: str, function: Callable[..., Any], offered: Arguments) -> Arguments:
-    """What the function is called with, but for logging; any name of the reference finds the reference."""
-    arguments = dict(taken(function, offered))
+    """The arguments of the function, without log_metric and log_extra.
+
+    A parameter that is named like any reference column gets the row's reference, whatever its column is called.
+    Raises UserError for a required parameter that is neither offered nor such a name.
+    """
+    arguments = dict(accepted_by(function, offered))
     for parameter in inspect.signature(function).parameters.values():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         needed = named and parameter.default is parameter.empty and parameter.name not in offered
@@ -73,22 +80,22 @@ def arguments_of(name: str, function: Callable[..., Any], offered: Arguments) ->
             rows = range(len(offered["completions"]))
             arguments[parameter.name] = [reference_from(offered, i) for i in rows]
             continue
-        given = [column for column in offered if column != "trainer_state"]
+        columns = [column for column in offered if column != "trainer_state"]
         process = ". Step rewards are for method: grpo_process" if parameter.name == "steps" else ""
         raise UserError(
             f"reward function {name!r} asks for {parameter.name!r}, and the rows have no such column"
-            f"{did_you_mean(parameter.name, given)}. They have: {', '.join(given)}{process}"
+            f"{did_you_mean(parameter.name, columns)}. They have: {', '.join(columns)}{process}"
         )
     return arguments
 
 
 def rows_of(arguments: Arguments, start: int, stop: int, rows: int) -> Arguments:
-    """The arguments of rows start to stop: lists of one value for each row are cut, the rest stays."""
+    """The arguments for rows start to stop: lists with one value for each row are sliced, others stay whole."""
     return {k: v[start:stop] if isinstance(v, list) and len(v) == rows else v for k, v in arguments.items()}
 
 
 def await_all(awaitables: list[Awaitable[Any]]) -> list[Any]:
-    """Results, or the exceptions raised, of awaitables run together."""
+    """Run awaitables concurrently; the result or the exception of each."""
     if not awaitables:
         return []
     import asyncio
@@ -104,9 +111,9 @@ _loop_lock = threading.Lock()
 
 
 def _event_loop() -> Any:
-    """The one loop of all async rewards: it outlives a call, as clients that are tied to a loop need.
+    """The event loop of all async rewards, which lives as long as the process: HTTP clients are bound to one loop.
 
-    It has its own thread, so that rewards can be called where another loop runs already (a notebook).
+    It runs in its own thread, so that rewards can be called where another loop runs already (a notebook).
     """
     import asyncio
 
@@ -119,8 +126,8 @@ def _event_loop() -> Any:
 
 
 @contextmanager
-def told_when_slow(name: str, rows: int) -> Iterator[None]:
-    """Warn, once, of a call that does not end: nothing can stop it in this process."""
+def warn_when_slow(name: str, rows: int) -> Iterator[None]:
+    """Warn once when the block runs longer than SLOW_SECONDS: a call in this process cannot be stopped."""
     timer = threading.Timer(
         SLOW_SECONDS,
         log.warning,
@@ -143,7 +150,7 @@ def told_when_slow(name: str, rows: int) -> Iterator[None]:
 def failure(
     name: str, function: Callable[..., Any], arguments: Arguments, offered: Arguments, error: BaseException
 ) -> RewardFunctionError:
-    """The error to raise, with the first row that raises the same alone."""
+    """The error to raise. It names the first row that raises the same exception type when it is scored alone."""
     rows = len(offered["completions"])
     alone = (i for i in range(rows) if _raises_alone(function, rows_of(arguments, i, i + 1, rows), type(error)))
     message = f"reward function {name!r} raised {type(error).__name__}: {error}"
@@ -151,7 +158,7 @@ def failure(
 
 
 def at_row(i: int | None, offered: Arguments) -> str:
-    """Which row it was, with the start of its prompt and completion; nothing where it is not known."""
+    """Row i with the start of its prompt and completion, as lines of a message; empty for None."""
     if i is None:
         return ""
     prompt, completion = start_of(offered["prompts"][i]), start_of(offered["completions"][i])
@@ -159,12 +166,12 @@ def at_row(i: int | None, offered: Arguments) -> str:
 
 
 def _ignore(*_: Any) -> None:
-    """log_extra and log_metric of a call that only looks for the failing row."""
+    """Stands for log_extra and log_metric in a call that only searches for the failing row."""
 
 
 def _raises_alone(function: Callable[..., Any], arguments: Arguments, kind: type[BaseException]) -> bool:
-    arguments = arguments | taken(function, dict.fromkeys(LOGS, _ignore))
-    # Another exception is no evidence: the function may need more than one row.
+    arguments = arguments | accepted_by(function, dict.fromkeys(LOGS, _ignore))
+    # A different exception proves nothing: the function may need more than one row.
     with suppress(Exception):
         try:
             result = function(**arguments)
@@ -176,5 +183,5 @@ def _raises_alone(function: Callable[..., Any], arguments: Arguments, kind: type
 
 
 def start_of(text: Text) -> str:
-    """The first 200 characters; of chat messages, the last message's."""
+    """repr of the first 200 characters of a text, or of the last chat message."""
     return repr((text if isinstance(text, str) else content(text[-1:]))[:200])

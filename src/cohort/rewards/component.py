@@ -1,4 +1,4 @@
-"""One reward of a set: the function and how it counts in the sum."""
+"""One reward of a set: its function, and its weight, gate, clip and time limit."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ Bounds = tuple[float, float]
 
 
 class Composition(BaseModel):
-    """The keys that say how a reward counts: `{name: format, weight: 0.5, gate: accuracy, clip: [0, 1]}`."""
+    """The keys of a reward's mapping that are not options of its function: `{weight: 0.5, gate: accuracy}`."""
 
     model_config = ConfigDict(extra="forbid")
 
     weight: float | None = Field(None, allow_inf_nan=False, description="Factor in the sum; null: 1.")
-    gate: list[str] = Field(default_factory=list, description="Rewards that must all be above 0 for it to count.")
-    clip: Bounds | None = Field(None, description="[lowest, highest] score that counts.")
-    timeout: float | None = Field(None, gt=0, description="Seconds of one call, in a process that can be killed.")
-    processes: int = Field(0, ge=0, description="Worker processes; 0: none, or one where there is a timeout.")
+    gate: list[str] = Field(
+        default_factory=list, description="Rewards that must all be above 0; otherwise this one counts 0."
+    )
+    clip: Bounds | None = Field(None, description="[lowest, highest]: scores outside are set to the nearer bound.")
+    timeout: float | None = Field(
+        None, gt=0, description="Time limit of one call in seconds; the call runs in a worker process."
+    )
+    processes: int = Field(0, ge=0, description="Worker processes; 0: one if there is a timeout, else none.")
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -45,10 +49,10 @@ class Component:
     """Component("format", format_reward, "format", Composition(weight=0.5, gate=["accuracy"]))"""
 
     name: str
-    """In metrics, gates and messages."""
+    """The name in metrics, gates and messages; unique in the set."""
     function: Callable[..., Any]
     spec: Any
-    """What the function was resolved from; a worker process resolves it again."""
+    """What `resolve` got for this function; a worker process resolves it again."""
     settings: Composition
 
     @property
@@ -57,35 +61,35 @@ class Component:
 
 
 def checked_bounds(bounds: Bounds | None) -> Bounds | None:
-    """The bounds; UserError where they are no interval."""
+    """The bounds, unchanged. Raises UserError unless the first is below the second."""
     if bounds is not None and not bounds[0] < bounds[1]:
         raise UserError(f"[{bounds[0]:g}, {bounds[1]:g}] is no interval: give [lowest, highest]")
     return bounds
 
 
 def components(specs: Sequence[Any]) -> list[Component]:
-    """The set that a configuration names. UserError for unknown names and keys, and for gates that are no rewards."""
+    """The rewards of a configuration. Raises UserError for unknown names and keys, and for a gate outside the set."""
     parts = [_split(spec) for spec in specs]
     resolved = [resolve(spec) for spec, _ in parts]
     names = _distinct([name for name, _ in resolved])
-    found = [
+    result = [
         Component(name, function, spec, build(Composition, settings, f"reward {name!r}"))
         for name, (_, function), (spec, settings) in zip(names, resolved, parts, strict=True)
     ]
-    for component in found:
+    for component in result:
         for gate in component.settings.gate:
             if gate == component.name:
-                raise UserError(f"reward {gate!r} has itself for a gate: name another of {', '.join(names)}")
+                raise UserError(f"reward {gate!r} is its own gate: name another of {', '.join(names)}")
             if gate not in names:
                 raise UserError(
-                    f"reward {component.name!r}: the gate {gate!r} is no reward of this set"
+                    f"reward {component.name!r}: the gate {gate!r} is not a reward of this set"
                     f"{did_you_mean(gate, names)}. They are: {', '.join(names)}"
                 )
-    return found
+    return result
 
 
 def importable(component: Component) -> str | Mapping[str, Any]:
-    """What a fresh process can resolve to the same function. UserError for a function that only lives here."""
+    """A spec that a new process resolves to the same function. Raises UserError for a function it cannot import."""
     if isinstance(component.spec, str | Mapping):
         return component.spec
     function = component.function
@@ -99,7 +103,7 @@ def importable(component: Component) -> str | Mapping[str, Any]:
 
 
 def _split(spec: Any) -> tuple[Any, dict[str, Any]]:
-    """(what to resolve, how it counts)."""
+    """(the spec for `resolve`, the keys of Composition)."""
     if not isinstance(spec, Mapping):
         return spec, {}
     settings = {key: value for key, value in spec.items() if key in Composition.model_fields}
@@ -114,7 +118,7 @@ def _split(spec: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Names in order, the second of a kind with `_2`."""
+    """The names in order; the second `format` becomes `format_2`."""
     distinct: list[str] = []
     for name in names:
         count, unused = 1, name
@@ -125,17 +129,20 @@ def _distinct(names: list[str]) -> list[str]:
     return distinct
 
 
-def weights_of(found: list[Component], weights: Sequence[float] | None) -> list[float]:
-    """One weight for each, from TRL's `reward_weights` or from the components' own; 1 where neither says."""
-    own = [component.name for component in found if component.settings.weight is not None]
+def weights_of(parts: list[Component], weights: Sequence[float] | None) -> list[float]:
+    """One weight for each component: from TRL's `reward_weights`, or each component's own weight, 1 by default.
+
+    Raises UserError where both are given, for a wrong number of weights, and for weights that are not finite.
+    """
+    weighted = [component.name for component in parts if component.settings.weight is not None]
     if weights is None:
-        return [1.0 if c.settings.weight is None else c.settings.weight for c in found]
-    if own:
-        raise UserError(f"reward_weights and the weight of {', '.join(own)} say the same thing: give one of them")
-    if len(weights) != len(found):
+        return [1.0 if c.settings.weight is None else c.settings.weight for c in parts]
+    if weighted:
+        raise UserError(f"reward_weights and the weight of {', '.join(weighted)} set the same value: give one of them")
+    if len(weights) != len(parts):
         raise UserError(
-            f"reward_weights has {len(weights)} values, and there are {len(found)} rewards: "
-            f"{', '.join(component.name for component in found)}"
+            f"reward_weights has {len(weights)} values, and there are {len(parts)} rewards: "
+            f"{', '.join(component.name for component in parts)}"
         )
     if not all(map(math.isfinite, weights)):
         raise UserError(f"reward_weights must be finite numbers: {list(weights)}")

@@ -1,4 +1,4 @@
-"""Several reward functions as one: called as TRL calls them, checked, gated, clipped and summed."""
+"""Calling several reward functions on a batch: scores are checked, clipped, gated and summed by weight."""
 
 from __future__ import annotations
 
@@ -16,22 +16,19 @@ from cohort.rewards import steps
 from cohort.rewards.calls import (
     Arguments,
     Logs,
-    RewardFunctionError,
+    accepted_by,
     arguments_of,
     await_all,
     failure,
     start_of,
-    taken,
-    told_when_slow,
+    warn_when_slow,
 )
 from cohort.rewards.component import Bounds, Component, checked_bounds, components, importable, weights_of
 from cohort.rewards.functions.code import UnitTests
 from cohort.rewards.functions.text import content
 from cohort.rewards.pool import Pool
-from cohort.rewards.resolve import BUILTIN, resolve
+from cohort.rewards.resolve import resolve
 from cohort.types import Text, TrainerState, UserError
-
-__all__ = ["BUILTIN", "RewardFunctionError", "Rewards", "Scores", "resolve"]
 
 
 @dataclass
@@ -43,31 +40,31 @@ class Scores:
     """
 
     totals: list[float]
-    """[B], the weighted sum of what counts, clipped."""
+    """[B], the weighted sum of `counted`, clipped."""
     components: dict[str, list[float | None]]
-    """Function name -> [B], as the function gave them; None where it does not apply."""
+    """Function name -> [B], the scores that the function returned; None where it does not apply."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What functions gave to log_metric, the mean where a name came more than once; shares clipped and gated."""
+    """Values passed to log_metric, averaged for each name, and the ratios of clipped and gated scores."""
     extra: dict[str, list[Any]] = field(default_factory=dict)
-    """Column -> [B] values that functions gave to log_extra."""
+    """Column -> [B] values passed to log_extra."""
     counted: dict[str, list[float | None]] = field(default_factory=dict)
-    """Function name -> [B], unweighted, clipped, 0 where a gate is closed: what enters the sum."""
+    """Function name -> [B], the scores as they enter the sum, before weights: clipped, and 0 where a gate is closed."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Function name -> how long its call took."""
+    """Function name -> duration of its call in seconds."""
     step_rewards: list[list[float]] = field(default_factory=list)
-    """[B] lists, the weighted sum of the step rewards of each step; empty where steps are not scored."""
+    """[B] lists, the weighted sum of the step rewards of each step; empty when steps are not scored."""
     step_ends: list[list[int]] = field(default_factory=list)
-    """[B] lists, where each step ends in the completion's text, in characters, exclusive."""
+    """[B] lists, the end of each step in the completion's text, in characters, exclusive."""
 
 
 class Rewards:
-    """Calls every function on a batch and sums what counts by weight (1 each by default).
+    """Calls every function on a batch and sums the scores by weight (1 by default).
 
-    `funcs`: functions, names, or mappings `{name: …, weight: …, gate: …, clip: …, timeout: …, processes: …}`;
-    `weights`: TRL's reward_weights, in place of the mappings' own; `clip`: bounds of the sum. With `split`, functions
-    that take `steps` score the steps of each completion; the others' sum is the total as ever (the mean over steps
-    where there are no others). `watched`: rules that are called and logged with weight 0 where they are not among
-    the functions.
+    `funcs`: functions, names, or mappings `{name: …, weight: …, gate: …, clip: …, timeout: …, processes: …}`.
+    `weights`: TRL's `reward_weights`, instead of weights in the mappings. `clip`: bounds of the sum. `split`: cuts a
+    completion into steps; functions that take `steps` then score each step, and the total is the sum of the other
+    functions (of the means over steps if all functions score steps). `watched`: rewards to call and log with weight
+    0, unless `funcs` has them.
     """
 
     def __init__(
@@ -122,7 +119,7 @@ class Rewards:
         }
         cuts = [] if self.split is None else steps.cut_all(list(map(content, completions)), self.split, columns)
         if cuts:
-            offered["steps"] = [found.texts for found in cuts]
+            offered["steps"] = [each.texts for each in cuts]
         logs, seconds = Logs(len(completions)), dict[str, float]()
         results = self._results(offered, logs, seconds)
         scored = {
@@ -130,26 +127,26 @@ class Rewards:
             for name, result, of_steps in zip(self.names, results, self.of_steps, strict=True)
             if of_steps
         }
-        given = {
+        scores: dict[str, list[float | None]] = {
             name: [math.fsum(row) / len(row) for row in scored[name]]
             if name in scored
             else _checked(name, result, offered["completions"])
             for name, result in zip(self.names, results, strict=True)
         }
         metrics = logs.metrics()
-        counted = {part.name: _counted(part, given, metrics) for part in self.parts}
+        counted = {part.name: _counted(part, scores, metrics) for part in self.parts}
         rows = zip(*counted.values(), strict=True)
         sums = [self._sum(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
         totals = [clipped(total, self.clip) for total in sums]
         if self.clip is not None:
-            metrics["rewards_clipped_ratio"] = _share_changed(sums, totals)
+            metrics["rewards_clipped_ratio"] = _ratio_changed(sums, totals)
         weights = [weight for weight, of_steps in zip(self.weights, self.of_steps, strict=True) if of_steps]
         step_rewards = steps.summed(list(scored.values()), weights) if cuts else []
-        ends = [found.ends for found in cuts]
-        return Scores(totals, given, metrics, logs.extra, counted, seconds, step_rewards, ends)
+        ends = [each.ends for each in cuts]
+        return Scores(totals, scores, metrics, logs.extra, counted, seconds, step_rewards, ends)
 
     def _results(self, offered: Arguments, logs: Logs, seconds: dict[str, float]) -> list[Any]:
-        """What each function returns: pools and async functions run beside the others, which run one by one."""
+        """What each function returns. Pools and async functions run concurrently, the others one after another."""
         calls = [arguments_of(part.name, part.function, offered) for part in self.parts]
         started = time.perf_counter()
 
@@ -166,7 +163,7 @@ class Rewards:
                     pooled[part.name] = future
             for part, wanted in zip(self.parts, calls, strict=True):
                 start = time.perf_counter()
-                results.append(None if part.name in pooled else _called(part, wanted, offered, logs))
+                results.append(None if part.name in pooled else _call(part, wanted, offered, logs))
                 if not inspect.isawaitable(results[-1]) and part.name not in pooled:
                     ended(part.name, start)
             _await(self.parts, calls, results, offered, ended)
@@ -191,11 +188,11 @@ def clipped(value: float, bounds: Bounds | None) -> float:
     return value if bounds is None else min(max(value, bounds[0]), bounds[1])
 
 
-def _called(part: Component, wanted: Arguments, offered: Arguments, logs: Logs) -> Any:
-    """What the function returns, for an async one the awaitable."""
+def _call(part: Component, wanted: Arguments, offered: Arguments, logs: Logs) -> Any:
+    """What the function returns; for an async function, its awaitable."""
     try:
-        with told_when_slow(part.name, len(offered["completions"])):
-            return part.function(**wanted | taken(part.function, logs.for_function(part.name)))
+        with warn_when_slow(part.name, len(offered["completions"])):
+            return part.function(**wanted | accepted_by(part.function, logs.for_function(part.name)))
     except UserError:
         raise
     except Exception as error:
@@ -203,7 +200,7 @@ def _called(part: Component, wanted: Arguments, offered: Arguments, logs: Logs) 
 
 
 def _await(parts: list[Component], calls: list[Arguments], results: list[Any], offered: Arguments, ended: Any) -> None:
-    """Put what async functions give in the place of their awaitables."""
+    """Replace the awaitables in `results` by what they return."""
 
     async def timed(name: str, awaitable: Any) -> Any:
         start = time.perf_counter()
@@ -222,21 +219,23 @@ def _await(parts: list[Component], calls: list[Arguments], results: list[Any], o
         results[i] = outcome
 
 
-def _counted(part: Component, given: dict[str, list[float | None]], metrics: dict[str, float]) -> list[float | None]:
-    """[B], the component's scores as they enter the sum: clipped, and 0 where another of its gates did not pass."""
-    scores = given[part.name]
-    kept = [None if score is None else clipped(score, part.settings.clip) for score in scores]
+def _counted(
+    part: Component, components: dict[str, list[float | None]], metrics: dict[str, float]
+) -> list[float | None]:
+    """[B], the component's scores as they enter the sum: clipped, and 0 where one of its gates is closed."""
+    scores = components[part.name]
+    bounded = [None if score is None else clipped(score, part.settings.clip) for score in scores]
     if part.settings.clip is not None:
-        metrics[f"rewards/{part.name}/clipped_ratio"] = _share_changed(scores, kept)
+        metrics[f"rewards/{part.name}/clipped_ratio"] = _ratio_changed(scores, bounded)
     if not part.settings.gate:
-        return kept
-    gates = list(zip(*(given[gate] for gate in part.settings.gate), strict=True))
+        return bounded
+    gates = list(zip(*(components[gate] for gate in part.settings.gate), strict=True))
     opened = [all(score is not None and score > 0 for score in row) for row in gates]
     metrics[f"rewards/{part.name}/gated_ratio"] = 1 - sum(opened) / max(1, len(opened))
-    return [score if score is None or is_open else 0.0 for score, is_open in zip(kept, opened, strict=True)]
+    return [score if score is None or is_open else 0.0 for score, is_open in zip(bounded, opened, strict=True)]
 
 
-def _share_changed(before: Sequence[float | None], after: Sequence[float | None]) -> float:
+def _ratio_changed(before: Sequence[float | None], after: Sequence[float | None]) -> float:
     return sum(a != b for a, b in zip(before, after, strict=True)) / max(1, len(before))
 
 

@@ -1,4 +1,4 @@
-"""Reward functions in worker processes: several at a time, each call with a time limit that nothing can ignore."""
+"""Reward functions in worker processes, which are killed when a call exceeds its time limit."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
-from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, at_row, rows_of, taken
+from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, accepted_by, at_row, rows_of
 from cohort.types import TrainerState, UserError
 
 GRACE_SECONDS = 2.0
-"""A worker ends itself at the limit, saying where it stood; this long after, it is killed."""
+"""At the limit a worker writes its stack and exits; one that is still alive this much later is killed."""
 CHUNKS_PER_PROCESS = 4
-"""Rows differ in cost: smaller portions keep every process busy to the end."""
+"""A batch is cut into more portions than processes, because some rows take longer than others."""
 
 
 class Hung(Exception):
-    """A call took longer than its limit. Its text says where the function stood."""
+    """A call exceeded its time limit. The text has the function's stack."""
 
 
 class Died(Exception):
-    """A worker's process ended in a call. Its text says how."""
+    """A worker process ended during a call. The text has its exit code or signal."""
 
 
 class Pool:
-    """One function in `processes` processes, which start at the first call and are restarted after a kill.
+    """One function in `processes` worker processes. They start at the first call, and again after a kill.
 
-    With several processes a batch is cut in portions, so the function must judge each row by itself.
+    With several processes the function is called on portions of a batch, so it must score each row independently.
     """
 
     def __init__(self, name: str, spec: str | Mapping[str, Any], processes: int, timeout: float | None) -> None:
@@ -48,11 +48,11 @@ class Pool:
             self._idle.put(_Worker(spec, timeout))
 
     def call(self, function: Callable[..., Any], arguments: Arguments, offered: Arguments, logs: Logs) -> list[Any]:
-        """The scores of all rows, in order. RewardFunctionError where a call raises, hangs or dies."""
+        """The scores of all rows, in order. RewardFunctionError where a call raises, hangs or loses its process."""
         rows = len(offered["completions"])
         portions = 1 if self.processes == 1 else min(rows, CHUNKS_PER_PROCESS * self.processes)
         size = max(1, math.ceil(rows / max(1, portions)))
-        wanted = list(taken(function, dict.fromkeys(LOGS)))
+        wanted = list(accepted_by(function, dict.fromkeys(LOGS)))
         starts = list(range(0, rows, size))
 
         def portion(start: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Pool:
         return self._joined(replies, logs)
 
     def _portion(self, arguments: Arguments, wanted: list[str], rows: range, offered: Arguments) -> dict[str, Any]:
-        """The reply for some of the rows that are offered."""
+        """The reply for the given rows of `offered`."""
         try:
             reply = self._ask(arguments, wanted)
         except (Hung, Died) as error:
@@ -86,7 +86,7 @@ class Pool:
         return reply
 
     def _first_row(self, arguments: Arguments, wanted: list[str], rows: range, kind: Any) -> int | None:
-        """The first row that fails in the same way alone; None where none does within twice the time limit."""
+        """The first row that fails in the same way when scored alone; None if none does within twice the time limit."""
         worker = self._idle.get()
         try:
             worker.start()  # the time that it takes is not the function's
@@ -159,7 +159,7 @@ class _Worker:
         return reply
 
     def _failed(self, process: subprocess.Popen[bytes]) -> Exception:
-        # A process that still lives did not keep to the limit; one that ended may have left a last word.
+        # A process that is still alive exceeded the limit; one that ended may have written its stack.
         ended = _ended(process)
         self._where.seek(0)
         stack = _stack(self._where.read().decode(errors="replace"))
@@ -172,7 +172,7 @@ class _Worker:
         return Died(f"lost its worker process, which {how}")
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The process, started where none runs."""
+        """The running process; starts one if there is none."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._where = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
@@ -224,10 +224,10 @@ def _kill(process: subprocess.Popen[bytes], where: Any) -> None:
 
 
 def _stack(dump: str) -> str:
-    """Where the function stood, innermost call first: the main thread's frames outside this package's worker."""
+    """The main thread's stack, innermost call first, without the frames of pool_worker.py; at most 12 frames."""
     frames = dump.rpartition("(most recent call first):\n")[2].splitlines()
-    kept = [frame.strip() for frame in frames if frame.strip() and "pool_worker.py" not in frame]
-    return "".join(f"\n  {frame}" for frame in kept[:12])
+    own_frames = [frame.strip() for frame in frames if frame.strip() and "pool_worker.py" not in frame]
+    return "".join(f"\n  {frame}" for frame in own_frames[:12])
 
 
 def _plain(value: Any) -> Any:
@@ -235,4 +235,4 @@ def _plain(value: Any) -> Any:
         return asdict(replace(value, log_history=[]))
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"a {type(value).__name__} is no JSON value")
+    raise TypeError(f"a {type(value).__name__} is not a JSON value")

@@ -1,6 +1,6 @@
-"""The process in which a reward function runs for a pool: JSON calls in, JSON replies out.
+"""The worker process of a pool: reads calls as JSON lines from stdin, writes replies as JSON lines to stdout.
 
-Run by path. The first line says where modules are found, which function it is, and its time limit.
+It is started by its path. The first line holds the module search path, the function's spec and the time limit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def main() -> None:
-    # The pipes are moved away from 0 and 1: what the function prints goes to stderr, never into a reply.
+    # The pipes move to other descriptors than 0 and 1: what the function prints goes to stderr, not into a reply.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -39,7 +39,7 @@ def main() -> None:
     try:
         _, function = resolve(setup["spec"])
     except Exception as error:  # noqa: BLE001 - the other process raises it
-        reply(_told(error, mistakes))
+        reply(_error_reply(error, mistakes))
         return
     reply({"ready": True})
     for line in requests:
@@ -48,17 +48,17 @@ def main() -> None:
         if state is not None:
             call["arguments"]["trainer_state"] = TrainerState(**state)
         if setup["timeout"] is not None:
-            # Its thread needs no interpreter: it fires inside a regular expression too.
+            # Its watchdog thread does not need the interpreter lock: it also stops a long regular expression.
             faulthandler.dump_traceback_later(setup["timeout"], exit=True, file=setup["where"])
         try:
-            answer = _called(function, call)
+            answer = _call(function, call)
         except Exception as error:  # noqa: BLE001 - the other process raises it
-            answer = _told(error, mistakes)
+            answer = _error_reply(error, mistakes)
         faulthandler.cancel_dump_traceback_later()
         reply(answer)
 
 
-def _called(function: Callable[..., Any], call: dict[str, Any]) -> dict[str, Any]:
+def _call(function: Callable[..., Any], call: dict[str, Any]) -> dict[str, Any]:
     metrics: list[tuple[str, float]] = []
     extra: dict[str, Any] = {}
     logs = {
@@ -74,13 +74,13 @@ def _called(function: Callable[..., Any], call: dict[str, Any]) -> dict[str, Any
 
 @lru_cache
 def _loop() -> Any:
-    """One loop for the process, as clients that are tied to a loop need."""
+    """One event loop for the process: HTTP clients are bound to one loop."""
     import asyncio
 
     return asyncio.new_event_loop()
 
 
-def _told(error: Exception, mistakes: tuple[type[Exception], ...]) -> dict[str, Any]:
+def _error_reply(error: Exception, mistakes: tuple[type[Exception], ...]) -> dict[str, Any]:
     if isinstance(error, mistakes):
         return {"mistake": str(error)}
     kind = type(error).__name__
@@ -88,7 +88,7 @@ def _told(error: Exception, mistakes: tuple[type[Exception], ...]) -> dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of other libraries as JSON's; anything else as its text, which is then refused as a score."""
+    """Numbers of other libraries as JSON numbers; other values as their repr, which is later refused as a score."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return float(value) if isinstance(value, numbers.Real) else repr(value)

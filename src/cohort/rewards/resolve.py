@@ -1,4 +1,4 @@
-"""From what a configuration names to a reward function."""
+"""Turning what a configuration names as a reward (a name, a path, a mapping with options) into a function."""
 
 from __future__ import annotations
 
@@ -12,75 +12,38 @@ from typing import Any
 import pydantic
 
 from cohort.config.user_code import load_module
-from cohort.rewards.functions import choice as labels
-from cohort.rewards.functions import code, gym, judge, tags, text, working
-from cohort.rewards.functions import facts as aliases
-from cohort.rewards.models import classifier
+from cohort.rewards.functions.table import BUILTIN, TABLE
 from cohort.types import UserError
-
-BUILTIN: dict[str, Callable[..., Any]] = {
-    "accuracy": text.accuracy,
-    "format": tags.format_reward,
-    "correctness": text.correctness,
-    "tag_presence": tags.tag_presence,
-    "choice_accuracy": labels.choice_accuracy,
-    "strict_format": tags.strict_format,
-    "soft_format": tags.soft_format,
-    "xml_count": tags.xml_count,
-    "reasoning_length": text.reasoning_length,
-    "reasoning_keywords": text.reasoning_keywords,
-    "choice": labels.choice,
-    "facts": aliases.facts,
-    "too_short": text.too_short,
-    "repetition": text.repetition,
-    "overlong": text.overlong,
-    "reasoning_gym": gym.reasoning_gym,
-    "unit_tests": code.unit_tests,
-    "chain_steps": working.chain_steps,
-    "column_steps": working.column_steps,
-}
-
-WITH_OPTIONS: dict[str, Callable[..., Callable[..., Any]]] = {
-    "accuracy": text.make_accuracy,
-    "format": tags.make_format,
-    "correctness": text.make_correctness,
-    "tag_presence": tags.make_tag_presence,
-    "choice_accuracy": labels.make_choice_accuracy,
-    "strict_format": tags.make_strict_format,
-    "soft_format": tags.make_soft_format,
-    "xml_count": tags.make_xml_count,
-    "reasoning_length": text.make_reasoning_length,
-    "reasoning_keywords": text.keyword_reward,
-    "choice": labels.make_choice,
-    "facts": aliases.make_facts,
-    "too_short": text.too_short_penalty,
-    "repetition": text.repetition_penalty,
-    "overlong": text.overlong_penalty,
-    "unit_tests": code.unit_tests_reward,
-    "judge": judge.make_judge,
-    "model": classifier.make_classifier,
-}
-"""What makes a built-in reward with other options than its own; `judge` and `model` have no form without."""
 
 
 def reward(name: str, /, **options: Any) -> Callable[..., Any]:
-    """A built-in reward with options: `reward("choice", labels="ABCDE", strict=True)`. UserError for unknown ones."""
-    if name not in WITH_OPTIONS:
-        what = "takes no options" if name in BUILTIN else f"is unknown{did_you_mean(name, WITH_OPTIONS)}"
-        raise UserError(f"reward {name!r} {what}. With options there are: {', '.join(WITH_OPTIONS)}")
+    """A built-in reward with options: `reward("choice", labels="ABCDE", strict=True)`.
+
+    Raises UserError for an unknown name, an unknown option, or a value of the wrong type.
+    """
+    make = TABLE[name].make if name in TABLE else None
+    if make is None:
+        with_options = [record.name for record in TABLE.values() if record.make is not None]
+        problem = "takes no options" if name in TABLE else f"is unknown{did_you_mean(name, with_options)}"
+        raise UserError(f"reward {name!r} {problem}. With options there are: {', '.join(with_options)}")
     try:
-        return pydantic.validate_call(WITH_OPTIONS[name])(**options)
+        return pydantic.validate_call(make)(**options)
     except pydantic.ValidationError as error:
-        known = list(inspect.signature(WITH_OPTIONS[name]).parameters)
-        problems = "; ".join(_problem(problem, known) for problem in error.errors())
+        allowed = list(inspect.signature(make).parameters)
+        problems = "; ".join(_problem(problem, allowed) for problem in error.errors())
         raise UserError(f"reward {name!r}: {problems}") from None
 
 
-def listed(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False) -> list[Any]:
-    """One or several rewards as a list, in which `overlong` has the run's limit, and with `use_cpu` a reward model its
-    place, where it names none of its own."""
-    one = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
-    specs = [{"name": spec} if spec == "overlong" else spec for spec in ([reward_funcs] if one else reward_funcs or [])]
+def with_run_defaults(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False) -> list[Any]:
+    """The rewards as a list, with the run's settings as defaults.
+
+    `overlong` gets `max_completion_length` as its `max_length`; with `use_cpu`, reward models get the device "cpu".
+    Neither replaces an option that the configuration gives.
+    """
+    single = isinstance(reward_funcs, str | Mapping) or callable(reward_funcs)
+    specs = [
+        {"name": spec} if spec == "overlong" else spec for spec in ([reward_funcs] if single else reward_funcs or [])
+    ]
     if use_cpu:
         specs = [{"device": "cpu", **spec} if isinstance(spec, Mapping) and "model" in spec else spec for spec in specs]
         specs = [{"model": spec, "device": "cpu"} if _is_model(spec) else spec for spec in specs]
@@ -93,15 +56,17 @@ def listed(reward_funcs: Any, max_completion_length: int, use_cpu: bool = False)
 
 
 def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -> Any:
-    """The rewards, each model among them with its tokenizer of TRL's `reward_processing_classes`; a function has no
-    use for one. Raises UserError where there are not as many of them as rewards."""
+    """The rewards, with each reward model paired with its tokenizer from TRL's `reward_processing_classes`.
+
+    Tokenizers of other rewards are ignored. Raises UserError unless there is one entry for each reward.
+    """
     if tokenizers is None:
         return reward_funcs
     specs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-    given = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
-    if len(given) != len(specs):
+    per_spec = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
+    if len(per_spec) != len(specs):
         raise UserError(
-            f"{len(given)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
+            f"{len(per_spec)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
             "function or for the tokenizer that is saved beside the model"
         )
     device = "cpu" if use_cpu else None
@@ -109,16 +74,16 @@ def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -
         reward("model", model=spec, processing_class=tokenizer, device=device)
         if tokenizer is not None and _is_model(spec)
         else spec
-        for spec, tokenizer in zip(specs, given, strict=True)
+        for spec, tokenizer in zip(specs, per_spec, strict=True)
     ]
 
 
 def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
-    """(name, function) of what a configuration or a caller names as a reward.
+    """(name, function) of a reward that a configuration or a caller gives.
 
-    A callable; a built-in's name; `file.py:function` or `package.module:function`; a sequence classifier, its
-    directory or its hub name (`owner/model`); or one of these as `{name: …}` with options beside it, `{model: …}`
-    with options, `{judge: {…}}`.
+    `spec` is a callable; the name of a built-in reward; `file.py:function` or `package.module:function`; a sequence
+    classifier, its directory or its hub name (`owner/model`); or a mapping with options: `{name: …, OPTION: …}`,
+    `{model: …, OPTION: …}` or `{judge: {OPTION: …}}`. Raises UserError for anything else.
     """
     if isinstance(spec, Mapping):
         return _of_mapping({str(key): value for key, value in spec.items()})
@@ -136,20 +101,20 @@ def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
         needs = ". It needs options, as in {judge: {url: …, model: …, rubric: …}}" if spec == "judge" else ""
         raise UserError(
             f"unknown reward {spec!r}{needs or did_you_mean(spec, BUILTIN)}. Built in are: {', '.join(BUILTIN)}. "
-            "One's own are given as path/to/file.py:function or package.module:function, a sequence classifier "
-            "as its directory or as owner/model"
+            "Name a function of your own as path/to/file.py:function or package.module:function, and a sequence "
+            "classifier by its directory or as owner/model"
         )
     module = load_module(place, f"reward {spec!r}")
-    function = getattr(module, name, None)
-    if not callable(function):
-        offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        what = "is not a function" if hasattr(module, name) else "is not there"
-        raise UserError(f"reward {spec!r}: {name!r} {what} in {place}{did_you_mean(name, offered)}")
-    return name, function
+    attribute = getattr(module, name, None)
+    if not callable(attribute):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        problem = "is not a function" if hasattr(module, name) else "is not there"
+        raise UserError(f"reward {spec!r}: {name!r} {problem} in {place}{did_you_mean(name, public)}")
+    return name, attribute
 
 
 def _is_model(spec: Any) -> bool:
-    """Whether it is a transformers model, the directory of one, or a hub name, which has a slash."""
+    """Whether `spec` is a transformers model, the directory of one, or a hub name (it has a slash)."""
     if not isinstance(spec, str):
         return hasattr(spec, "config") and hasattr(spec, "get_input_embeddings")
     if ":" in spec or spec.endswith(".py"):
@@ -158,10 +123,10 @@ def _is_model(spec: Any) -> bool:
 
 
 def _of_mapping(spec: dict[str, Any]) -> tuple[str, Callable[..., Any]]:
-    """(name, function) of a reward that is given with options."""
+    """(name, function) of a mapping with options."""
     if "name" in spec:
         named = spec.pop("name")
-        if named in WITH_OPTIONS or named in BUILTIN:
+        if named in TABLE:
             return str(named), reward(named, **spec) if spec else resolve(named)[1]
         name, function = resolve(named)
         return name, _bound(name, function, spec)
@@ -178,7 +143,7 @@ def _of_mapping(spec: dict[str, Any]) -> tuple[str, Callable[..., Any]]:
 
 
 def _bound(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """One's own function with options. They win over a column of the same name."""
+    """The function with its options set. An option takes precedence over a column of the same name."""
     signature = inspect.signature(function)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for option in options:
@@ -195,19 +160,19 @@ def _bound(name: str, function: Callable[..., Any], options: dict[str, Any]) -> 
     return call
 
 
-def _problem(problem: Any, known: Iterable[str]) -> str:
-    """One of pydantic's errors as an option's name, what was given, and what is wrong with it."""
+def _problem(problem: Any, allowed: Iterable[str]) -> str:
+    """One of pydantic's errors in words: the option, its value and what is wrong with it."""
     option = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
-        return f"it has no option {option!r}{did_you_mean(option, known)}. It has: {', '.join(known)}"
+        return f"it has no option {option!r}{did_you_mean(option, allowed)}. It has: {', '.join(allowed)}"
     if problem["type"] == "missing_argument":
         return f"the option {option!r} is missing"
     return f"{option} is {problem['input']!r}: {problem['msg']}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`: did you mean 'accuracy'?`, or nothing."""
-    close = get_close_matches(name, list(known), n=1)
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """`: did you mean 'accuracy'?` where a candidate resembles the name, else the empty string."""
+    close = get_close_matches(name, list(candidates), n=1)
     return f": did you mean {close[0]!r}?" if close else ""
 
 

@@ -1,11 +1,11 @@
-"""Steps of reasoning: where a completion's text is cut into steps, and the scores that functions give to them.
+"""Steps of reasoning: cutting a completion's text into steps, and checking and summing the scores of steps.
 
-A step reward is a function that takes `steps`, one list of texts for each completion, beside what every reward
-function may take, and returns one list of scores for each:
+A step reward is a reward function that also takes `steps`, one list of texts for each completion, and returns one list
+of scores for each completion:
 
     def step_rewards(prompts, completions, steps, **columns) -> list[list[float]]
 
-A process reward model is such a callable.
+A process reward model is such a function.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cohort.rewards.resolve import resolve
 from cohort.types import UserError
 
 Split = Callable[[str], list[str]]
-"""A text to its steps. Joined they are the text: separators stay at the end of the step before them."""
+"""Text -> its steps, whose concatenation is the text: each separator stays at the end of its step."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A completion's steps as functions see them, and where each ends in the text (exclusive), the last one at its end.
+    """The steps of a completion, stripped of white space, and the end of each in the text (exclusive).
 
     Cut(["7+5=2", "2-8=4"], [6, 11]) of "7+5=2\\n2-8=4"
     """
@@ -57,8 +57,8 @@ def by_separator(separator: str) -> Split:
 def by_pattern(pattern: str) -> Split:
     """A step ends after each match: "one. Two" -> ["one. ", "Two"] for "\\\\. ".
 
-    Completions are hostile text, so the expression is matched by RE2, in time linear in the text. Raises UserError
-    where RE2 is not installed or refuses the expression.
+    RE2 matches the expression in time linear in the text, because completions are untrusted. Raises UserError where
+    RE2 is not installed or refuses the expression.
     """
     try:
         import re2
@@ -71,7 +71,7 @@ def by_pattern(pattern: str) -> Split:
     except re2.error as error:
         reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
         raise UserError(
-            f"step_pattern {pattern!r} is no regular expression of RE2 (which has no look-around and no "
+            f"step_pattern {pattern!r} is not a regular expression of RE2 (which has no look-around and no "
             f"back-references): {reason}"
         ) from None
 
@@ -84,7 +84,7 @@ def by_pattern(pattern: str) -> Split:
 
 
 def make_split(separator: str, pattern: str | None, function: str | Split | None) -> Split:
-    """The configuration's way of cutting: a function (or its name) wins over a pattern, a pattern over a separator."""
+    """The splitter of a configuration: the function (or its name) if given, else the pattern, else the separator."""
     if function is not None:
         _, named = resolve(function)
         return named
@@ -92,7 +92,7 @@ def make_split(separator: str, pattern: str | None, function: str | Split | None
 
 
 def cut(text: str, split: Split) -> Cut:
-    """The steps of a text, at least one; a piece of nothing but white space belongs to the step before it.
+    """The steps of a text, at least one; a piece that is only white space joins the step before it.
 
     Raises UserError where the split's pieces do not join to the text.
     """
@@ -116,14 +116,16 @@ def cut(text: str, split: Split) -> Cut:
 
 
 def cut_all(texts: Sequence[str], split: Split, columns: dict[str, list[Any]]) -> list[Cut]:
-    """The steps of every completion. Raises UserError where the data has a column `steps` too."""
+    """The steps of every completion. Raises UserError where the dataset has a column `steps`."""
     if "steps" in columns:
-        raise UserError("the dataset has a column `steps`, the name of a completion's steps: rename it")
+        raise UserError(
+            "the dataset has a column `steps`, which is the name of the argument with a completion's steps: rename it"
+        )
     return [cut(text, split) for text in texts]
 
 
 def summed(scores: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
-    """The weighted sum over functions of the scores of each step of each completion."""
+    """Scores [function][completion][step] -> their weighted sum over functions, [completion][step]."""
     return [
         [math.fsum(map(operator.mul, weights, of_step)) for of_step in zip(*of_completion, strict=True)]
         for of_completion in zip(*scores, strict=True)
@@ -131,7 +133,7 @@ def summed(scores: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]
 
 
 def checked(name: str, result: Any, steps: Sequence[Sequence[str]]) -> list[list[float]]:
-    """The scores as plain floats. Raises UserError unless there is one finite number for each step."""
+    """The scores as floats. Raises UserError unless there is one finite number for each step."""
     if not isinstance(result, Sequence | tuple) or isinstance(result, str) or len(result) != len(steps):
         count = f"{len(result)} lists" if isinstance(result, Sequence) else repr(result)[:80]
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 from cohort.config import GRPOConfig, GRPOProcessConfig, SampledConfig, TrainingConfig
 from cohort.rewards.check.preflight import preflight
 from cohort.rewards.compose import Rewards
-from cohort.rewards.resolve import listed
+from cohort.rewards.resolve import with_run_defaults
 from cohort.rewards.steps import make_split
 from cohort.train.iterations.make import rules_of
 from cohort.types import Row, TrainerState, UserError
@@ -22,7 +22,7 @@ RewardSpec = str | Callable[..., Any] | Mapping[str, Any]
 def make_rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
     if functions is None:
         return None
-    specs = listed(functions, config.max_completion_length, config.use_cpu)
+    specs = with_run_defaults(functions, config.max_completion_length, config.use_cpu)
     if not specs:
         return None
     split = None

@@ -6,105 +6,25 @@ where `text` is the completion's text and `row` the columns of its row.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from cohort.rewards.answers.extract import (
-    REFERENCE_COLUMNS,
-    accepted,
-    extract_answer,
-    last_boxed,
-    last_tagged,
-    reference_from,
-)
+from cohort.rewards.answers.extract import REFERENCE_COLUMNS
 from cohort.rewards.check.probes import Encode, score
 from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
-from cohort.rewards.functions.text import content, words
+from cohort.rewards.functions.matched import Explain, Matched
+from cohort.rewards.functions.table import record_of
+from cohort.rewards.functions.text import content
 from cohort.types import Row, UserError
 
 
-class Matched(NamedTuple):
-    """Matched("18", "18"): the text that was found in the completion, and what it was compared with."""
-
-    found: str | None
-    reference: str | None = None
-
-
-Explain = Callable[[str, Mapping[str, Any]], Matched]
-
-TAGS = ("<think>", "</think>", "<reasoning>", "</reasoning>", "<answer>", "</answer>")
-
-
-def _reference(row: Mapping[str, Any]) -> str | None:
-    answers = accepted(reference_from({name: [value] for name, value in row.items()}, 0))
-    return " or ".join(answers) or None
-
-
-def _answer(text: str, row: Mapping[str, Any]) -> Matched:
-    return Matched(extract_answer(text), _reference(row))
-
-
-def _tagged(text: str, row: Mapping[str, Any]) -> Matched:
-    found = last_tagged(text, "answer")
-    return Matched(None if found is None else found.strip(), _reference(row))
-
-
-def _boxed(text: str, row: Mapping[str, Any]) -> Matched:
-    return Matched(last_boxed(last_tagged(text, "answer") or ""), _reference(row))
-
-
-def _tags(text: str, row: Mapping[str, Any]) -> Matched:
-    counts = {tag: text.count(tag) for tag in TAGS}
-    return Matched(" ".join(f"{tag}{f' x{n}' if n > 1 else ''}" for tag, n in counts.items() if n) or None)
-
-
-def _reasoning(text: str, row: Mapping[str, Any]) -> Matched:
-    return Matched(last_tagged(text, "reasoning"))
-
-
-def _length(text: str, row: Mapping[str, Any]) -> Matched:
-    return Matched(f"{len(words(text))} words")
-
-
-def _gym(text: str, row: Mapping[str, Any]) -> Matched:
-    found = last_tagged(text, "answer")
-    found = last_boxed(text) if found is None else found
-    entry = json.loads(row.get("reasoning_gym_entry") or "{}")
-    return Matched((text if found is None else found).strip(), str(entry.get("answer")))
-
-
-BUILT_IN: dict[str, Explain] = {
-    "accuracy": _answer,
-    "format": _tags,
-    "format_reward": _tags,
-    "correctness": _tagged,
-    "tag_presence": _tags,
-    "choice_accuracy": _boxed,
-    "strict_format": _tags,
-    "soft_format": _tagged,
-    "xml_count": _tags,
-    "reasoning_length": _reasoning,
-    "reasoning_keywords": _reasoning,
-    "too_short": _length,
-    "repetition": _length,
-    "choice": _tagged,
-    "facts": _answer,
-    "reasoning_gym": _gym,
-}
-"""Name of a built-in function -> what it looks at. One that is not here explains nothing."""
-
-
 def explanation(part: Component) -> Explain | None:
-    """How the component explains itself: by its own attribute, or as the built-in it is."""
-    function = part.function
-    own: Explain | None = getattr(function, "explain", None)
-    if own is not None:
-        return own
-    ours = (getattr(function, "__module__", None) or "").startswith("cohort.rewards")
-    return BUILT_IN.get(getattr(function, "__name__", "")) if ours else None
+    """The function's `explain` attribute, or the built-in reward's; None where it has neither."""
+    own: Explain | None = getattr(part.function, "explain", None)
+    record = record_of(part.function)
+    return own if own is not None or record is None else record.explain
 
 
 @dataclass

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from cohort.rewards.check.probes import REASONING, STYLES, Case, Encode, cases, score
 from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
+from cohort.rewards.functions.table import Judged, record_of
 from cohort.types import Row, TrainerState
 
 ROWS = 4
 KINDS = ("right", "wrong", "empty", "truncated")
-
-OWN_ANSWER_SCORES = ("accuracy", "correctness", "choice_accuracy", "choice", "facts")
-"""Built-in rewards that a row's own reference must satisfy. (Some tasks of reasoning-gym refuse their own answers.)"""
-PROGRAM_REWARDS = ("unit_tests",)
 
 
 @dataclass
@@ -47,7 +44,8 @@ class Preflight:
 
 
 def compares_programs(rewards: Rewards) -> bool:
-    return any(_is_one_of(part, PROGRAM_REWARDS) for part in rewards.parts)
+    """Whether a reward of the set runs programs against tests."""
+    return any(_judges(part, "program") for part in rewards.parts)
 
 
 def preflight(
@@ -102,11 +100,11 @@ def _texts(case: Case, style: str) -> dict[str, str]:
 
 def _judge(result: Preflight, rewards: Rewards, known: list[Case]) -> None:
     """Fill in the problem and the warnings."""
-    names = PROGRAM_REWARDS if compares_programs(rewards) else OWN_ANSWER_SCORES
+    kind_judged: Judged = "program" if compares_programs(rewards) else "answer"
     # Beside others, one of weight 0 is only watched.
     weighed = zip(rewards.parts, rewards.weights, strict=True)
     counting = [part for part, weight in weighed if weight or not any(rewards.weights)]
-    judges = [part.name for part in counting if _is_one_of(part, names)]
+    judges = [part.name for part in counting if _judges(part, kind_judged)]
     if not known or not judges:
         if len({total for totals in result.totals.values() for total in totals}) == 1:
             result.warnings.append("the rewards gave the same total to every completion tried")
@@ -132,11 +130,10 @@ def _judge(result: Preflight, rewards: Rewards, known: list[Case]) -> None:
             )
 
 
-def _is_one_of(part: Component, names: Sequence[str]) -> bool:
-    """Whether the function is the built-in one, under whatever name and with whatever options."""
-    function = part.function
-    ours = (getattr(function, "__module__", None) or "").startswith("cohort.rewards")
-    return ours and getattr(function, "__name__", "") in names
+def _judges(part: Component, kind: Judged) -> bool:
+    """Whether the function is a built-in reward, under any name and with any options, that judges this kind."""
+    record = record_of(part.function)
+    return record is not None and record.judges == kind
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -1,9 +1,13 @@
-"""Running untrusted programs and judging them from outside.
+"""Running untrusted programs, and judging them from another process.
 
-`run` starts two processes for each program. `program` holds the untrusted code and nothing else; `tester` holds the
-tests, asks the program for values over a socket (`wire`, `remote`) and compares them itself. Both are confined by
-`kernel`; `layers` says what this machine offers.
+Enter at `run`, which starts two processes for each program. `program` holds the untrusted code and nothing else;
+`tester` holds the tests, asks the program for values over a socket (`wire`, `remote`) and compares them itself.
+`plan` turns a row's tests into what the tester runs. `kernel` confines both processes (`syscalls` lists the forbidden
+system calls); `layers` finds out which layers of isolation this machine has.
 
-`program`, `tester` and what they import run in a bare Python where only this folder and the standard library exist:
-they use relative imports, and this file imports nothing.
+For other rooms: `run.run_tests`, `run.run_command`, `run.Verdict`, `plan.plan`, `layers.Limits`,
+`layers.find_layers`, `layers.require`.
+
+`program`, `tester` and the modules that they import run in a bare Python that has only this folder and the standard
+library. They use relative imports, and this file imports nothing.
 """
