@@ -114,7 +114,7 @@ def quantity(text: str) -> Quantity | None:
 def same(a: Quantity, b: Quantity) -> bool:
     """Equal values, 5 km as 5000 m; no unit fits any, and a bare number fits `50%` as 50 and as 0.5."""
     if a.unit and b.unit and a.unit != b.unit:
-        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(each.unit, (each.unit, 1)) for each in (a, b))
+        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(unit, (unit, 1)) for unit in (a.unit, b.unit))
         return a_base == b_base and _close(a.value * a_scale, b.value * b_scale)
     if _close(a.value, b.value):
         return True

@@ -98,7 +98,7 @@ def require_one_label(name: str, config: Any) -> None:
 def is_classifier(config: Any) -> bool:
     """Whether the weights that a configuration belongs to have a classifier's head."""
     architecture = (config.architectures or [""])[0]
-    return architecture.endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
+    return str(architecture).endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -42,7 +42,7 @@ class MLPHeadModel(PreTrainedModel):
         self.model = AutoModel.from_config(config.text_config) if trunk is None else trunk
         h = config.text_config.get_text_config().hidden_size
         self.score = nn.Sequential(nn.Linear(h, h // 2), nn.ReLU(), nn.Dropout(0.1), nn.Linear(h // 2, 1))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers'
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> SequenceClassifierOutput:
         """Token ids and mask [B, T], padded on the right -> logits [B, 1], or [B, T, 1] where every token is read."""
@@ -50,12 +50,13 @@ class MLPHeadModel(PreTrainedModel):
 
     def read(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
         """What the head sees of the trunk's hidden states, [B, h] or [B, T, h]."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         if self.config.reads == "every":
             return hidden
         if self.config.reads == "mean":
             seen = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            return (hidden * seen).sum(1) / seen.sum(1)
+            mean: Tensor = (hidden * seen).sum(1) / seen.sum(1)
+            return mean
         rows = torch.arange(len(hidden), device=hidden.device)
         at = attention_mask.sum(1) - 1 if self.config.reads == "last" else torch.zeros_like(rows)
         return hidden[rows, at]

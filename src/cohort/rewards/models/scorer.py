@@ -128,6 +128,7 @@ class Scorer:
         placed = self._padded(batch, pad)
         config = self.model.config.get_text_config()
         kept, config.pad_token_id = config.pad_token_id, pad
+        logits: Tensor
         try:
             if batch[0].ends and not self.of_steps:
                 logits = self.model.score(self.model.base_model(**placed).last_hidden_state)
@@ -143,7 +144,8 @@ class Scorer:
 
     def read(self, batch: Sequence[Encoded]) -> Tensor:
         """What the head of an MLPHeadModel sees of B texts, [B, h]."""
-        return self.model.read(**self._padded(batch, self._pad(batch)))
+        hidden: Tensor = self.model.read(**self._padded(batch, self._pad(batch)))
+        return hidden
 
     def _padded(self, batch: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
         import torch
@@ -180,7 +182,7 @@ class Scorer:
         a padding token, that is how its scores were learnt, even where the text's own end is the same token. Where
         it names none, the text's last token is meant: the padding is a token with which no text of the batch ends.
         """
-        named = self.model.config.get_text_config().pad_token_id
+        named: int | None = self.model.config.get_text_config().pad_token_id
         if named is not None:
             return named
         last = {each.inputs["input_ids"][-1] for each in batch}
@@ -219,9 +221,9 @@ def _plain(prompt: Text) -> str:
 
 def positions(model: Any) -> int | None:
     """Tokens that the model has positions for; RoBERTa's first ones stand behind its padding token's."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if found is None or found < 1:
         return None
     embeddings = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    offset = getattr(embeddings[0], "padding_idx", None) if embeddings else None
+    offset: int | None = getattr(embeddings[0], "padding_idx", None) if embeddings else None
     return found if offset is None else found - offset - 1

@@ -49,7 +49,7 @@ def plan(statements: tuple[str, ...], script: str, setup: str, helpers: str, ent
     used = {node.id for node in nodes if isinstance(node, ast.Name)} - set(_bound(nodes)) | ({entry_point} - {""})
     modules = used & sys.stdlib_module_names
     imports = (ast.Import, ast.ImportFrom)
-    classes = [node for node in prepared.body if isinstance(node, ast.ClassDef)]
+    classes: list[ast.stmt] = [node for node in prepared.body if isinstance(node, ast.ClassDef)]
     assertions = sum(isinstance(node, ast.Assert) for node in ast.walk(tests)) if share else 0
     return Plan(
         statements,

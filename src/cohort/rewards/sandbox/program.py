@@ -138,6 +138,7 @@ class Callback:
 
 def plain(value: Any) -> Any:
     """The built-in value inside an instance of a subclass (a named tuple, an IntEnum), else the object."""
+    kind: Any
     for kind in PLAIN:
         if isinstance(value, kind):
             return kind(value)

@@ -56,6 +56,7 @@ class Client:
                 raise WireError("an answer that is none")
 
     def _call_back(self, number: int, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        result: tuple[Any, ...]
         try:
             result = ("returned", self._callbacks[number](*arguments, **keywords))
         except Exception as error:  # noqa: BLE001 - the test's function raises into the program that called it
@@ -63,10 +64,11 @@ class Client:
         self._channel.send(encode(result, self._refer))
 
     def _refer(self, value: Any) -> tuple[bytes, bytes]:
+        name: str = getattr(value, "__name__", "")
         if type(value) is Remote:
             return b"O", b"%d" % value._number
-        if getattr(builtins, getattr(value, "__name__", ""), None) is value:
-            return b"U", value.__name__.encode()
+        if getattr(builtins, name, None) is value:
+            return b"U", name.encode()
         if type(value) in FUNCTIONS:
             self._callbacks.append(value)
             return b"C", b"%d" % (len(self._callbacks) - 1)
@@ -124,7 +126,8 @@ class Remote:
         return id(self) if type(mine) is Remote else hash(mine)
 
     def __repr__(self) -> str:
-        return self._client.ask("repr", self)
+        text: str = self._client.ask("repr", self)
+        return text
 
 
 def _forwarded(operation: str) -> Callable[..., Any]:
@@ -139,7 +142,7 @@ for _name in BINARY:
 
 def _exception(name: str, message: str) -> Exception:
     """The built-in exception of that name; ProgramError(name, message) for others."""
-    kind = getattr(builtins, name, None)
+    kind: Any = getattr(builtins, name, None)
     usable = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _STEERING)
     try:
         return kind(message) if usable else ProgramError(name, message)
