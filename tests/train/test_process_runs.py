@@ -14,7 +14,7 @@ from cohort import UserError
 from cohort.config import METHOD_CONFIGS, GRPOConfig, GRPOProcessConfig, read_run
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.rewards.steps import by_pattern, by_separator, cut
-from cohort.rollouts.collect import says_nothing
+from cohort.rollouts.collect import has_equal_rewards
 from cohort.rollouts.encoding import token_ends
 from cohort.train.trainer import Trainer
 from cohort.types import Group
@@ -204,15 +204,15 @@ def rare(completions: list[Any], **_: Any) -> list[float]:
 def test_dynamic_sampling_fills_the_batch_with_groups_that_differ(tmp_path: Path) -> None:
     plain = trainer(tmp_path, "grpo", rare)
     before, _, _ = plain.loop.source.batch(0, plain.state)
-    silent = sum(says_nothing(group) for group in before)
+    silent = sum(has_equal_rewards(group) for group in before)
     assert 0 < silent <= 3
     run = trainer(tmp_path, "grpo", rare, dynamic_sampling=True, max_sampling_rounds=50)
     groups, metrics, _ = run.loop.source.batch(0, run.state)
-    assert len(groups) == 3 and not any(says_nothing(group) for group in groups)
+    assert len(groups) == 3 and not any(has_equal_rewards(group) for group in groups)
     assert metrics["sampling/frac_kept_groups"] == 1 and metrics["sampling/rounds"] > 1
     assert len({str(group.row.prompt) for group in groups}) == 3
     assert 0 < metrics["frac_reward_zero_std"] < 1  # of all that was sampled
-    kept = [group for group in before if not says_nothing(group)]
+    kept = [group for group in before if not has_equal_rewards(group)]
     assert [str(g.row.prompt) for g in groups[: len(kept)]] == [str(g.row.prompt) for g in kept]
 
 
@@ -225,7 +225,7 @@ def test_dynamic_sampling_stops_at_its_bound_and_at_the_datas_end(tmp_path: Path
         groups, metrics, _ = run.loop.source.batch(0, run.state)
         assert len(groups) == 3 and metrics["sampling/frac_kept_groups"] == 0 and metrics["sampling/rounds"] == rounds
     run = trainer(tmp_path, "grpo_process", lambda steps: [[1.0] * len(s) for s in steps], dynamic_sampling=True)
-    assert all(says_nothing(group) for group in run.loop.source.batch(0, run.state)[0])
+    assert all(has_equal_rewards(group) for group in run.loop.source.batch(0, run.state)[0])
 
 
 def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cohort.rollouts.notable import notable
-from cohort.train.monitors.rewards import RewardWatch, spread_shares
+from cohort.train.monitors.rewards import RewardMonitor, spread_shares
 from cohort.types import Completion, Group, Row
 
 
@@ -50,10 +50,10 @@ def test_shares_of_the_spread_within_groups() -> None:
 
 
 def test_each_complaint_comes_once_and_after_its_time(caplog: pytest.LogCaptureFixture) -> None:
-    watch = RewardWatch(["silent", "full", "loud", "quiet"], [1, 1, 10, 1], patience=3)
+    monitor = RewardMonitor(["silent", "full", "loud", "quiet"], [1, 1, 10, 1], patience=3)
     batch = [group({"silent": [0, None, 0, 0], "full": [1] * 4, "loud": [0, 1, 2, 1], "quiet": [0, 0.5, 0, 0]})]
     with caplog.at_level(logging.WARNING, "cohort"):
-        told = [watch.see(batch) for _ in range(6)]
+        told = [monitor.observe(batch) for _ in range(6)]
     assert [len(messages) for messages in told] == [0, 0, 3, 0, 0, 0]
     silent, full, loud = told[2]
     assert silent == "reward silent has been 0 for every completion of 3 batches: it never fires"
@@ -63,14 +63,14 @@ def test_each_complaint_comes_once_and_after_its_time(caplog: pytest.LogCaptureF
 
 
 def test_a_change_starts_the_count_again() -> None:
-    watch = RewardWatch(["a"], [1], patience=2)
+    monitor = RewardMonitor(["a"], [1], patience=2)
     zero, one = [group({"a": [0, 0]})], [group({"a": [0, 1]})]
-    assert [watch.see(batch) for batch in (zero, one, zero)] == [[], [], []]
-    assert len(watch.see(zero)) == 1
-    assert RewardWatch(["a"], [1], 1).see([group({"a": [None, None]})]) == []
+    assert [monitor.observe(batch) for batch in (zero, one, zero)] == [[], [], []]
+    assert len(monitor.observe(zero)) == 1
+    assert RewardMonitor(["a"], [1], 1).observe([group({"a": [None, None]})]) == []
 
 
 def test_a_penalty_that_does_not_fire_is_not_saturated() -> None:
-    watch = RewardWatch(["a", "b"], [1, 1], patience=1)
-    messages = watch.see([group({"a": [0.0, 0, -1, 0], "b": [1, 0, 1, 0]})])
+    monitor = RewardMonitor(["a", "b"], [1, 1], patience=1)
+    messages = monitor.observe([group({"a": [0.0, 0, -1, 0], "b": [1, 0, 1, 0]})])
     assert messages == []

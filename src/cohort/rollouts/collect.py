@@ -24,6 +24,7 @@ from cohort.types import Completion, Group, Steps, TrainerState
 
 
 def training_sampling(config: SampledConfig, eos_ids: list[int]) -> Sampling:
+    """The configuration's settings for sampling in training."""
     return Sampling(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -37,8 +38,8 @@ def training_sampling(config: SampledConfig, eos_ids: list[int]) -> Sampling:
 
 def score(prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewards, state: TrainerState) -> Scores:
     """Call the reward functions on every completion, prompts and columns repeated as TRL repeats them."""
-    rows = [prompt.row for prompt, found in zip(prompts, sampled, strict=True) for _ in found]
-    flat = [completion for found in sampled for completion in found]
+    rows = [prompt.row for prompt, completions in zip(prompts, sampled, strict=True) for _ in completions]
+    flat = [completion for completions in sampled for completion in completions]
     names = list(dict.fromkeys(name for row in rows for name in row.columns))
     columns: dict[str, list[Any]] = {name: [row.columns.get(name) for row in rows] for name in names}
     return rewards(
@@ -76,48 +77,50 @@ def collect(
     ids = [prompt.ids for prompt in prompts]
     G = config.num_generations
     if config.overlap_rewards:
-        with _Beside(prompts, rewards, state) as beside:
+        with _RewardThread(prompts, rewards, state) as thread:
             with record_function("generate"):
-                generation = engine.generate(ids, G, sampling, seed, on_group=beside.take, keep_tokens=keep_tokens)
+                generation = engine.generate(ids, G, sampling, seed, on_group=thread.take, keep_tokens=keep_tokens)
             generated = time.perf_counter()
-            found = beside.round()
+            round_ = thread.round()
     else:
         with record_function("generate"):
             generation = engine.generate(ids, G, sampling, seed, keep_tokens=keep_tokens)
         generated = time.perf_counter()
-        found = rewarded(prompts, generation.completions, rewards, state)
-    found.activations = generation.activations
-    found.seconds = {
+        round_ = reward_groups(prompts, generation.completions, rewards, state)
+    round_.activations = generation.activations
+    round_.seconds = {
         "seconds/generate": generated - started,
         "seconds/reward": time.perf_counter() - generated,
-        **found.seconds,
+        **round_.seconds,
     }
-    return found
+    return round_
 
 
-def rewarded(prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewards, state: TrainerState) -> Round:
-    """Prompts and their completions as groups with rewards, and the seconds of each function."""
+def reward_groups(
+    prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewards, state: TrainerState
+) -> Round:
+    """Call the rewards on sampled completions; returns groups, what the functions logged, and the seconds of each."""
     with record_function("reward"):
         scores = score(prompts, sampled, rewards, state)
     steps = [Steps(*pair) for pair in zip(scores.step_rewards, scores.step_ends, strict=True)]
     groups, end = [], 0
-    for prompt, found in zip(prompts, sampled, strict=True):
-        own = slice(end, end := end + len(found))
+    for prompt, completions in zip(prompts, sampled, strict=True):
+        of_prompt = slice(end, end := end + len(completions))
         groups.append(
             Group(
                 prompt_ids=prompt.ids,
-                completions=found,
+                completions=completions,
                 row=prompt.row,
-                rewards=scores.totals[own],
-                components={name: values[own] for name, values in scores.counted.items()},
-                steps=steps[own] or None,
+                rewards=scores.totals[of_prompt],
+                components={name: values[of_prompt] for name, values in scores.counted.items()},
+                steps=steps[of_prompt] or None,
             )
         )
     return Round(groups, scores.metrics, {f"seconds/reward/{name}": spent for name, spent in scores.seconds.items()})
 
 
-class _Beside:
-    """Rewards groups in a thread of its own, all that have ended at once."""
+class _RewardThread:
+    """Rewards finished groups in a thread beside the sampling of others; all that wait are rewarded in one call."""
 
     def __init__(self, prompts: list[Prompt], rewards: Rewards, state: TrainerState) -> None:
         self.prompts, self.rewards, self.state = prompts, rewards, state
@@ -128,95 +131,97 @@ class _Beside:
         self.rounds: list[Round] = []
         self.calls: list[Future[None]] = []
 
-    def __enter__(self) -> _Beside:
+    def __enter__(self) -> _RewardThread:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.thread.shutdown(cancel_futures=True)
 
-    def take(self, prompt: int, found: list[Completion]) -> None:
-        """A group that has ended: rewarded with all others that wait when the thread is free."""
+    def take(self, prompt: int, completions: list[Completion]) -> None:
+        """Add a finished group. It is rewarded, with all others that wait, when the thread is free."""
         with self.lock:
-            self.waiting[prompt] = found
+            self.waiting[prompt] = completions
         self.calls.append(self.thread.submit(self._reward))
 
     def _reward(self) -> None:
         with self.lock:
             ended, self.waiting = self.waiting, {}
         if ended:
-            found = rewarded([self.prompts[i] for i in ended], list(ended.values()), self.rewards, self.state)
-            self.rounds.append(found)
-            self.done |= zip(ended, found.groups, strict=True)
+            round_ = reward_groups([self.prompts[i] for i in ended], list(ended.values()), self.rewards, self.state)
+            self.rounds.append(round_)
+            self.done |= zip(ended, round_.groups, strict=True)
 
     def round(self) -> Round:
-        """All groups in the order of their prompts; raises what a reward raised."""
+        """All groups in the order of their prompts. Raises the error of a reward function."""
         for call in self.calls:
             call.result()
-        return Round([self.done[i] for i in range(len(self.prompts))], logged(self.rounds), seconds(self.rounds))
+        return Round(
+            [self.done[i] for i in range(len(self.prompts))], mean_logged(self.rounds), total_seconds(self.rounds)
+        )
 
 
-def says_nothing(group: Group) -> bool:
-    """Whether all that is rewarded in the group, completions or steps, has one reward."""
+def has_equal_rewards(group: Group) -> bool:
+    """Whether all rewards of the group, of completions or of steps, are equal: its advantages are 0."""
     values = group.rewards if group.steps is None else [r for steps in group.steps for r in steps.rewards]
     return min(values) == max(values)
 
 
 def statistics(rounds: list[Round]) -> dict[str, float]:
     """What to log of all groups that were sampled for a batch."""
-    groups = [group for found in rounds for group in found.groups]
+    groups = [group for each in rounds for group in each.groups]
     metrics = {
         **reward_statistics(torch.tensor([group.rewards for group in groups])),
         **component_statistics(groups),
         **length_statistics([completion for group in groups for completion in group.completions]),
         **step_statistics([steps for group in groups for steps in group.steps or ()]),
     }
-    return metrics | logged(rounds) | seconds(rounds)
+    return metrics | mean_logged(rounds) | total_seconds(rounds)
 
 
-def logged(rounds: list[Round]) -> dict[str, float]:
-    """What functions logged, averaged over groups."""
-    found = {}
+def mean_logged(rounds: list[Round]) -> dict[str, float]:
+    """The values that reward functions logged, averaged over groups."""
+    means = {}
     for name in {name: None for each in rounds for name in each.logged}:
         having = [each for each in rounds if name in each.logged]
         total = sum(each.logged[name] * len(each.groups) for each in having)
-        found[name] = total / sum(len(each.groups) for each in having)
-    return found
+        means[name] = total / sum(len(each.groups) for each in having)
+    return means
 
 
-def seconds(rounds: list[Round]) -> dict[str, float]:
-    """Of all rounds together."""
-    found: dict[str, float] = {}
+def total_seconds(rounds: list[Round]) -> dict[str, float]:
+    """The seconds of all rounds together."""
+    totals: dict[str, float] = {}
     for each in rounds:
         for name, spent in each.seconds.items():
-            found[name] = found.get(name, 0.0) + spent
-    return found
+            totals[name] = totals.get(name, 0.0) + spent
+    return totals
 
 
 def reward_statistics(rewards_PG: Tensor) -> dict[str, float]:
     """The mean, and the spread within groups where a group has several completions."""
-    found = {"reward": float(rewards_PG.mean())}
+    metrics = {"reward": float(rewards_PG.mean())}
     if rewards_PG.shape[1] > 1:
-        found["reward_std"] = float(rewards_PG.std(1).mean())
-        found["frac_reward_zero_std"] = float(zero_spread(rewards_PG).float().mean())
-    return found
+        metrics["reward_std"] = float(rewards_PG.std(1).mean())
+        metrics["frac_reward_zero_std"] = float(zero_spread(rewards_PG).float().mean())
+    return metrics
 
 
 def component_statistics(groups: list[Group]) -> dict[str, float]:
     """rewards/{name}/mean and /std over the rows a function applies to."""
-    found = {}
+    metrics = {}
     for name in groups[0].components:
         applied = torch.tensor([x for group in groups for x in group.components[name] if x is not None])
         if len(applied):
-            found[f"rewards/{name}/mean"] = float(applied.mean())
-            found[f"rewards/{name}/std"] = float(applied.std()) if len(applied) > 1 else 0.0
-    return found
+            metrics[f"rewards/{name}/mean"] = float(applied.mean())
+            metrics[f"rewards/{name}/std"] = float(applied.std()) if len(applied) > 1 else 0.0
+    return metrics
 
 
 def step_statistics(steps: list[Steps]) -> dict[str, float]:
     """steps/reward: mean over steps; steps/count: steps of a completion. Nothing where steps are not rewarded."""
     if not steps:
         return {}
-    rewards = [reward for found in steps for reward in found.rewards]
+    rewards = [reward for each in steps for reward in each.rewards]
     return {"steps/reward": sum(rewards) / len(rewards), "steps/count": len(rewards) / len(steps)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -155,8 +155,7 @@ class Trainer:
         """The critic's updater, where the row has a critic."""
         if not self.method.critic:
             return []
-        assert isinstance(self.args, PPOConfig)
-        return [CriticUpdater(self.policy, self.method, self.args)]
+        return [CriticUpdater(self.policy, self.method, cast(PPOConfig, self.args))]
 
     def _check(self, rows: list[Row], eval_rows: list[Row]) -> None:
         """Raise UserError where the method cannot use the data."""
@@ -245,8 +244,7 @@ class Trainer:
         if rows and self.rewards is not None:
             self.eval_prompts = encode_prompts(rows, self.policy, self.args)
         elif rows and self.method.source == "preferences":
-            assert isinstance(self.args, DPOConfig)
-            pairs = HeldOutPairs(rows, self.policy, self.args, self.reference)
+            pairs = HeldOutPairs(rows, self.policy, cast(DPOConfig, self.args), self.reference)
             return lambda state: pairs.metrics()
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])

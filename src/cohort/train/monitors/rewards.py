@@ -27,7 +27,7 @@ class _Seen:
     dominant: int = 0
 
 
-class RewardWatch:
+class RewardMonitor:
     """Watches the scores of each reward function. Changes nothing; starts with empty counts when a run is resumed."""
 
     def __init__(self, names: list[str], weights: list[float], patience: int = PATIENCE):
@@ -37,7 +37,7 @@ class RewardWatch:
         self._seen = {name: _Seen() for name in names}
         self._told: set[tuple[str, str]] = set()
 
-    def see(self, groups: list[Group]) -> list[str]:
+    def observe(self, groups: list[Group]) -> list[str]:
         """The new warnings for this batch, which are logged too."""
         shares = spread_shares(groups, self.weights)
         found = [told for name in self.weights for told in self._of(name, groups, shares)]
@@ -45,7 +45,7 @@ class RewardWatch:
             log.warning("%s", message)
         return found
 
-    def see_clipped(self, share: float, bounds: tuple[float, float] | None) -> None:
+    def observe_clipped(self, share: float, bounds: tuple[float, float] | None) -> None:
         """Warn once, at the first batch in which reward_clip changed a total: clipped rewards are equal and teach
         nothing."""
         if share and ("", "clipped") not in self._told:

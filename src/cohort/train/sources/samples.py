@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from cohort.config import GRPOConfig, OnlineConfig
 from cohort.data.order import derive, picks
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.rewards.compose import Rewards
-from cohort.rollouts.collect import Round, collect, says_nothing, statistics, training_sampling
+from cohort.rollouts.collect import Round, collect, has_equal_rewards, statistics, training_sampling
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
-from cohort.train.monitors.rewards import RewardWatch
+from cohort.train.monitors.rewards import RewardMonitor
 from cohort.train.sources.source import Attachment, Batch, Observer
 from cohort.types import Group, TrainerState
 
@@ -40,7 +41,7 @@ class Samples:
         self.rewards, self.config, self.method, self.observer = rewards, config, method, observer
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
-        self.watch = RewardWatch(rewards.names, rewards.weights)
+        self.monitor = RewardMonitor(rewards.names, rewards.weights)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing to prepare."""
@@ -52,13 +53,13 @@ class Samples:
         groups, activations = rounds[0].groups, rounds[0].activations
         if config.replaces_equal_groups:
             groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
-        self.watch.see(groups)
+        self.monitor.observe(groups)
         metrics = statistics(rounds)
-        self.watch.see_clipped(metrics.get("rewards_clipped_ratio", 0.0), config.reward_clip)
+        self.monitor.observe_clipped(metrics.get("rewards_clipped_ratio", 0.0), config.reward_clip)
         for attach in self.attachments:
             metrics |= attach(groups)
         if self.observer is not None:
-            metrics |= self.observer([group for found in rounds for group in found.groups], state.global_step + 1)
+            metrics |= self.observer([group for each in rounds for group in each.groups], state.global_step + 1)
         for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
             group.advantages = advantages
         return Batch(groups, metrics, activations)
@@ -75,16 +76,15 @@ class Samples:
         The other prompts come from a random order with a seed of the batch's own, so a resumed run needs only the
         step's number.
         """
-        assert isinstance(self.config, GRPOConfig)
-        kept = [group for group in rounds[0].groups if not says_nothing(group)]
-        dropped = [group for group in rounds[0].groups if says_nothing(group)]
+        kept = [group for group in rounds[0].groups if not has_equal_rewards(group)]
+        dropped = [group for group in rounds[0].groups if has_equal_rewards(group)]
         used = set(chosen)
         others = [i for i in picks(self.size, 0, self.size, seed, True) if i not in used] if dropped else []
-        while len(kept) < len(chosen) and others and len(rounds) < self.config.max_sampling_rounds:
+        while len(kept) < len(chosen) and others and len(rounds) < cast(GRPOConfig, self.config).max_sampling_rounds:
             missing = len(chosen) - len(kept)
             drawn, others = others[:missing], others[missing:]
             rounds.append(self._collect(drawn, derive(seed, len(rounds)), state))
-            kept += [group for group in rounds[-1].groups if not says_nothing(group)]
+            kept += [group for group in rounds[-1].groups if not has_equal_rewards(group)]
         rounds[0].logged["sampling/rounds"] = float(len(rounds))
         rounds[0].logged["sampling/frac_kept_groups"] = len(kept) / len(chosen)
         return kept + dropped[: len(chosen) - len(kept)]

@@ -1,9 +1,14 @@
-"""The sources: for each `source` that a row may name, the function that builds it from the parts of a run."""
+"""The sources: for each `source` that a row may name, the function that builds it from the parts of a run.
+
+A row is refused when it is made where its source needs more than its configuration class has (methods/method.py): the
+casts here only tell the type checker.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from cohort.config import DPOConfig, GRPOProcessConfig, OnlineConfig, SampledConfig
 from cohort.rollouts.encoding import encode_prompts
@@ -22,8 +27,8 @@ def _demonstrations(parts: Parts, rows: list[Row]) -> Source:
 
 
 def _samples(parts: Parts, rows: list[Row]) -> Source:
-    config = parts.config
-    assert isinstance(config, OnlineConfig) and parts.rewards is not None
+    config = cast(OnlineConfig, parts.config)
+    assert parts.rewards is not None
     prompts, attachments = encode_prompts(rows, parts.policy, config), parts.attachments
     if parts.reference is not None:
         reference = partial(attach_reference, reference=parts.reference, config=config)
@@ -36,20 +41,18 @@ def _samples(parts: Parts, rows: list[Row]) -> Source:
 
 
 def _starting_samples(parts: Parts, rows: list[Row]) -> StartingSamples:
-    config = parts.config
-    assert isinstance(config, SampledConfig) and parts.rewards is not None
+    config = cast(SampledConfig, parts.config)
+    assert parts.rewards is not None
     prompts = encode_prompts(rows, parts.policy, config)
     return StartingSamples(prompts, parts.policy, parts.engine, parts.rewards, config)
 
 
 def _kept_samples(parts: Parts, rows: list[Row]) -> Source:
-    assert isinstance(parts.config, SampledConfig)
-    return KeptSamples(_starting_samples(parts, rows), parts.config, parts.method)
+    return KeptSamples(_starting_samples(parts, rows), cast(SampledConfig, parts.config), parts.method)
 
 
 def _preferences(parts: Parts, rows: list[Row]) -> Source:
-    config, policy = parts.config, parts.policy
-    assert isinstance(config, DPOConfig)
+    config, policy = cast(DPOConfig, parts.config), parts.policy
     if config.dpo_pairs is None:
         pairs = encoded_pairs(rows, policy, config)
         return Preferences(lambda folder, reuse: pairs, parts.start, config, parts.method)
