@@ -267,8 +267,8 @@ def test_two_judges_are_asked_together(server: Server) -> None:
     [
         ({"api_key": "secret"}, r"it has no option 'api_key': did you mean 'api_key_env'\?"),
         ({"api_key_env": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY, named by api_key_env, is not set"),
-        ({"url": "file:///etc/passwd"}, "url 'file:///etc/passwd' is no address of an endpoint"),
-        ({"url": "localhost:8000"}, "no address of an endpoint"),
+        ({"url": "file:///etc/passwd"}, "url 'file:///etc/passwd' is not the address of an endpoint"),
+        ({"url": "localhost:8000"}, "not the address of an endpoint"),
         ({"rubric": " "}, "rubric is empty"),
         ({"scale": [5, 1]}, r"scale is \[5\.0, 1\.0\]"),
         ({"concurrency": 0}, "concurrency 0, retries 4"),

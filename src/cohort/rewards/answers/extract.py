@@ -1,4 +1,4 @@
-"""Finding the final answer in a text, the reference in a row, and telling whether they are equal."""
+"""Finding the final answer in a text and the reference in a row, and comparing the two."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ REFERENCE_COLUMNS = (
     "ground_truth",
     "target",
 )
-"""Names under which datasets keep the reference answer, in order of preference."""
+"""Columns that may have the reference answer, in order of preference."""
 
 LONGEST = 2000
-"""Characters of the longest answer that is normalised or handed to math-verify."""
+"""Maximum characters of an answer that is normalised or passed to math-verify."""
 
 TO_ASCII = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x2212: "-", 0x3000: " ", 0xA0: " ", 0x2009: " ", 0x202F: " "}
 _BRACES = re.compile(r"\\boxed\s{0,8}\{|\\.|[{}]", re.DOTALL)
@@ -65,7 +65,7 @@ def marked_answer(text: str) -> str | None:
 
 
 def last_tagged(text: str, tag: str) -> str | None:
-    """Content of the last complete `<tag>…</tag>`: the last opening tag that is closed, to its first end."""
+    """Content of the last complete `<tag>…</tag>`: from the last closed opening tag to the next closing tag."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = text.rfind(opening, 0, max(text.rfind(closing), 0))
     if start < 0:
@@ -92,25 +92,25 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number with its sign: `1,000` is one number, `3/4` and `\\frac{3}{4}` are, `1, 2` are two."""
+    """The last number with its sign. `1,000`, `3/4` and `\\frac{3}{4}` are one number each, `1, 2` are two."""
     digit = _DIGIT.search(text[::-1])
     if digit is None:
         return None
-    # Only the tail around the last digit is parsed, so the cost does not grow with the text.
+    # Only 300 characters before the last digit are parsed, so the time does not grow with the text.
     end = len(text) - digit.start()
     tail = _GROUPS.sub("", text[max(0, end - 300) : end + 8])
     *_, match = _LAST_NUMBER.finditer(tail.translate(TO_ASCII))
-    found = match.group()
-    if found.count("/") > 1:
-        found = found.rpartition("/")[2]
-    whole = found.strip("-\\$% ")
+    number = match.group()
+    if number.count("/") > 1:
+        number = number.rpartition("/")[2]
+    whole = number.strip("-\\$% ")
     if "," in whole and "/" not in whole and "frac" not in whole and not _THOUSANDS.fullmatch(whole):
-        found = found.rstrip(",").rpartition(",")[2]
-    return found
+        number = number.rstrip(",").rpartition(",")[2]
+    return number
 
 
 def reference_from(columns: Mapping[str, Sequence[Any]], i: int) -> Any | None:
-    """Row i's reference, from the first of `REFERENCE_COLUMNS` that has one; None where none has."""
+    """The reference of row i, from the first of `REFERENCE_COLUMNS` that has a value; None if none has."""
     for name in REFERENCE_COLUMNS:
         if name in columns and columns[name][i] is not None:
             return columns[name][i]
@@ -125,18 +125,18 @@ def accepted(reference: Any) -> list[str]:
 
 
 def final_answer(reference: str) -> str:
-    """A reference's own answer: behind GSM8K's `####`, tagged, boxed, a solution's last number, or all."""
+    """The answer in a reference: after GSM8K's `####`, tagged, boxed, a solution's last number, or the whole text."""
     text = reference.strip()
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0].strip()
     if "</answer>" in text or "\\boxed" in text or "\n" in text:
-        found = extract_answer(text)
-        return text if found is None else found
+        answer = extract_answer(text)
+        return text if answer is None else answer
     return text
 
 
 def equal(candidate: str, reference: str) -> bool:
-    """Whether two answers are the same text, number or formula. Formulas that take over 2 s are not equal."""
+    """Whether two answers are the same text, number or formula; False if comparing formulas takes over 2 s."""
     a, b = plain(candidate), plain(reference)
     if not a or not b:
         return False
@@ -149,7 +149,7 @@ def equal(candidate: str, reference: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """The answer without box, dollar signs, styling, lead-in and final period."""
+    """The answer without box, dollar signs, styling commands, lead-in ("the answer is") and final period."""
     text = text.strip()
     if len(text) > LONGEST:
         return text
@@ -170,13 +170,13 @@ def plain(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    """Signs that math-verify knows only as LaTeX: `x²` as `x^{2}`, `∞`, `∪`, `∩`."""
+    """Rewrites Unicode signs as the LaTeX that math-verify needs: `x²` -> `x^{2}`, and `∞`, `∪`, `∩`."""
     powers = _POWERS.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match.group())}}}", text)
     return powers.replace("∞", "\\infty ").replace("∪", "\\cup ").replace("∩", "\\cap ").replace("\u2212", "-")
 
 
 def _is_formula(text: str) -> bool:
-    """Whether math-verify may judge the text. It reads words as products, where `cat` equals `act`."""
+    """Whether math-verify may judge the text. It reads words as products of letters, so `cat` would equal `act`."""
     if len(text) > LONGEST or not _balanced(text):
         return False
     bare = _COMMANDS.sub(" ", text)

@@ -1,4 +1,4 @@
-"""Numbers written with Chinese characters or single Unicode signs, as digits: `三十六` is 36, `½` is 1/2."""
+"""Converting Chinese numerals and Unicode fractions to digits: `三十六` -> 36, `½` -> 1/2."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 
 
 def in_digits(text: str, units: frozenset[str]) -> str:
-    """The number that a whole text is, in digits, with its unit where it is one of `units`; else the text itself.
+    """A text that is a number, followed by one of `units` or nothing, in digits; any other text unchanged.
 
-    `百分之五十` is `50%`, `五分之三` is `3/5`, `负三点五元` is `-3.5元`; `三角形` stays, a triangle and no number.
+    `百分之五十` -> `50%`, `五分之三` -> `3/5`, `负三点五元` -> `-3.5元`; `三角形` (triangle) stays.
     """
     text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match.group()).replace("\u2044", "/"), text)
     sign = "-" if text.startswith("负") else ""
@@ -37,7 +37,7 @@ def in_digits(text: str, units: frozenset[str]) -> str:
 
 
 def _read(numeral: str) -> str | None:
-    """One numeral's digits: `三十六` and `三六` are 36, `三点五` is 3.5; None where it breaks the rules."""
+    """The digits of a numeral: `三十六` and `三六` -> 36, `三点五` -> 3.5; None for a malformed numeral."""
     if numeral[:1].isdigit() and numeral.isascii():
         return numeral
     whole, point, decimals = numeral.partition("点")
@@ -58,7 +58,7 @@ def _whole(numeral: str) -> int | None:
             digit = _DIGITS[character]
         elif character in _PLACES:
             place = _PLACES[character]
-            # `十六` leaves out its one.
+            # `十六` omits the digit one.
             section += (1 if digit is None else digit) * place
             digit = None
         else:

@@ -1,4 +1,4 @@
-"""Plain numbers with their units, read exactly: `$1,000.00`, `18 eggs`, `1 1/2`, `50%`, `-\\frac{3}{4}`."""
+"""Reading numbers with units as exact fractions: `$1,000.00`, `18 eggs`, `1 1/2`, `50%`, `-\\frac{3}{4}`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cohort.rewards.answers.numerals import in_digits
 
 LONGEST = 200
-"""Characters of the longest text read as a number; longer ones are compared as strings."""
+"""Maximum characters of a text that is read as a number; longer texts are compared as strings."""
 
 _SYNONYMS = """
     mm millimeter millimeters millimetre millimetres 毫米
@@ -85,11 +85,11 @@ _UNIT_WORD = re.compile(r"([^\W\d_²³]+)(?:/([^\W\d_²³]+))?(?:\^?[23²³])?")
 class Quantity(NamedTuple):
     value: Fraction
     unit: str | None
-    """`%`, a currency or a measure in its short form; None where there is none or it is only a noun."""
+    """`%`, a currency or a unit of measure in its short form; None if there is no unit, or only a noun."""
 
 
 def quantity(text: str) -> Quantity | None:
-    """The number that the whole text is, with its unit; None where the text is anything else."""
+    """The number and unit that the text consists of; None for any other text."""
     if len(text) > LONGEST:
         return None
     text = in_digits(text.strip(), _COUNTED)
@@ -112,9 +112,10 @@ def quantity(text: str) -> Quantity | None:
 
 
 def same(a: Quantity, b: Quantity) -> bool:
-    """Equal values, 5 km as 5000 m; no unit fits any, and a bare number fits `50%` as 50 and as 0.5."""
+    """Whether two quantities are equal: 5 km equals 5000 m. A number without a unit equals the same number with any
+    unit, and `50%` equals both 50 and 0.5."""
     if a.unit and b.unit and a.unit != b.unit:
-        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(unit, (unit, 1)) for unit in (a.unit, b.unit))
+        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(unit, (unit, Fraction(1))) for unit in (a.unit, b.unit))
         return a_base == b_base and _close(a.value * a_scale, b.value * b_scale)
     if _close(a.value, b.value):
         return True
@@ -135,7 +136,7 @@ def _fraction(numeral: str) -> Fraction:
 
 
 def _scale(rest: str) -> tuple[int, str | None] | None:
-    """What follows a number as (factor, unit): `million dollars` is (10**6, "$"). None: not a unit."""
+    """(factor, unit) of the text after a number: (10**6, "$") for `million dollars`; None if it is not a unit."""
     attached = not rest[:1].isspace()
     words = rest.strip().rstrip(".").casefold()
     factor = 1
@@ -150,7 +151,7 @@ def _scale(rest: str) -> tuple[int, str | None] | None:
 
 
 def _names_a_thing(word: str, attached: bool) -> bool:
-    """`eggs`, `km/h`, `cm^2`, 个; not `x`, `2xy`'s letters, `and`, `pi`."""
+    """Whether a word is a noun or unit: `eggs`, `km/h`, `cm^2`, 个; not `x`, the `xy` of `2xy`, `and`, `pi`."""
     match = _UNIT_WORD.fullmatch(word)
     if match is None:
         return False
@@ -166,7 +167,7 @@ def _greek(word: str) -> bool:
 
 
 def _close(a: Fraction, b: Fraction) -> bool:
-    """Equal; or, where one of them never ends as a decimal (1/3), equal to six significant digits."""
+    """Whether two values are equal; to six significant digits if the decimals of one never end (1/3)."""
     if a == b:
         return True
     return (_repeats(a) or _repeats(b)) and abs(a - b) <= max(abs(a), abs(b)) / 10**6

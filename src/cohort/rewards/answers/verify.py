@@ -1,4 +1,4 @@
-"""Judging untrusted answers in worker processes that can be cut off."""
+"""Judging untrusted answers in worker processes with a time limit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 from cohort.types import UserError
 
 SECONDS = 2.0
-"""Time limit of one judgement, which the worker keeps to itself."""
+"""Time limit of one judgement, enforced inside the worker."""
 GRACE_SECONDS = 5.0
-"""This long beyond the limit, a worker that says nothing is killed."""
+"""A worker that has not replied this long after the limit is killed."""
 START_SECONDS = 120.0
 
 
 class Worker:
-    """One process that answers requests one by one; started at the first, restarted where it died."""
+    """One process that answers requests one at a time. It starts at the first request, and again if it died."""
 
     def __init__(self, kind: str, seconds: float = SECONDS) -> None:
         self.kind = kind
@@ -34,7 +34,7 @@ class Worker:
         self._owner = 0
 
     def ask(self, request: list[Any]) -> Any | None:
-        """The worker's reply; None where the request took longer than the limit or killed the worker."""
+        """The worker's reply; None if the request exceeded the time limit or killed the worker."""
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             process = self._running()
@@ -85,7 +85,7 @@ class Worker:
 
 
 def read_reply(process: subprocess.Popen[bytes], seconds: float) -> Any | None:
-    """One JSON line from the process within so many seconds; None where none comes."""
+    """One JSON line from the process; None if none arrives within `seconds`."""
     deadline = time.monotonic() + seconds
     received = b""
     while not received.endswith(b"\n"):
@@ -106,5 +106,5 @@ _math = Worker("math")
 
 @lru_cache(maxsize=4096)
 def equal(candidate: str, reference: str) -> bool:
-    """math-verify's judgement of two LaTeX answers; False where it takes over the limit. Thread-safe."""
+    """math-verify's judgement of two LaTeX answers; False if it exceeds the time limit. Thread-safe."""
     return _math.ask([candidate, reference]) is True

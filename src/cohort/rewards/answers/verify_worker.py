@@ -1,6 +1,6 @@
-"""The process in which untrusted answers are judged: JSON requests in, JSON replies out, nothing else.
+"""The worker process that judges untrusted answers: JSON requests on stdin, JSON replies on stdout.
 
-Run by path, with what to judge ("math" or "gym") and the seconds one judgement may take.
+It is started by its path with two arguments: the kind of judge ("math" or "gym") and the time limit in seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MEMORY = 4 << 30
-"""Bytes of address space: an answer may not eat the trainer's memory."""
+"""Limit of the address space in bytes, so that an answer cannot use up the trainer's memory."""
 
 MALFORMED = (
     ArithmeticError,
@@ -26,10 +26,10 @@ MALFORMED = (
     TypeError,
     ValueError,
 )
-"""What a task's verifier raises when an answer is not in the form it expects."""
+"""Exceptions that a task's verifier raises for an answer in an unexpected format."""
 
 GRIDS_ARE_TUPLES = ("arc_agi", "rearc")
-"""Tasks whose verifiers compare with tuples, which JSON turned into lists."""
+"""Tasks whose verifiers expect tuples, which JSON turns into lists."""
 
 
 def math_judge() -> Callable[..., Any]:
@@ -37,8 +37,8 @@ def math_judge() -> Callable[..., Any]:
     from math_verify import parse, verify
 
     def judge(candidate: str, reference: str) -> bool:
-        # Boxed, an answer is read whole: bare, math-verify picks the number out of `(1, 2)`. Its own time
-        # limits use SIGALRM and sympy's simplification ignores them; the limits here stand outside.
+        # In a box, the whole answer is read; without, math-verify takes only a number out of `(1, 2)`. Its time limits
+        # are off: they use SIGALRM, and sympy's simplification ignores them. _serve_in_a_child has the time limit.
         gold, guess = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, candidate))
         return bool(verify(gold, guess, timeout_seconds=None))
 
@@ -83,10 +83,10 @@ JUDGES = {"math": math_judge, "gym": gym_judge}
 
 
 def main(kind: str, seconds: float) -> None:
-    # Run by path, this file's folder heads the module path, and its names are not top-level modules.
+    # A script's folder is first in the module path; it is removed, because its files are not top-level modules.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
-    # The pipes are moved away from 0 and 1, so that no library can read a request or print into a reply.
+    # The pipes move to other descriptors than 0 and 1, so that no library can read a request or print into a reply.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -107,7 +107,7 @@ def main(kind: str, seconds: float) -> None:
         reply(str(error))
         return
     reply("ready")
-    # Libraries are imported once: a judgement that does not end costs its time limit and a fork.
+    # Libraries are imported once, in the parent: after a judgement that was stopped, a fork is enough to go on.
     while not _serve_in_a_child(requests, judge, reply, seconds):
         reply([])
 
@@ -115,16 +115,16 @@ def main(kind: str, seconds: float) -> None:
 def _serve_in_a_child(
     requests: BinaryIO, judge: Callable[..., Any], reply: Callable[[Any], None], seconds: float
 ) -> bool:
-    """Answer requests in a forked process until they end, True; or until one of them ends the process, False.
+    """Answer requests in a forked process. True: no more requests; False: a request ended the process.
 
-    An answer is a list of one; an empty list stands for a request that ended the process.
+    A reply is a list with one answer; the caller sends an empty list for a request that ended the process.
     """
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
         return status == 0
     for line in requests:
-        # No handler: the signal ends the process inside any library.
+        # Without a handler, the signal ends the process in any library's code.
         signal.setitimer(signal.ITIMER_REAL, seconds)
         answer = judge(*json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)

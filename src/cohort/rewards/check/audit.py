@@ -1,4 +1,4 @@
-"""What a policy will find: adversarial completions that a reward set pays more than an honest wrong answer."""
+"""Finding adversarial completions that a reward set scores higher than an honest wrong answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cohort.types import Row
 
 LEAST_GAIN = 1e-6
 LONGEST_EXAMPLE = 300
-"""Characters of a completion that a finding quotes."""
+"""Maximum number of characters of the example completion in a finding."""
 
 
 @dataclass
@@ -24,23 +24,23 @@ class Finding:
     attack: str
     rows: int
     more: int
-    """Rows on which it gets more than the honest wrong answer: above 0 it is a hole."""
+    """Rows on which the attack scores higher than the honest wrong answer; above 0, the attack is a hole."""
     total: float
     """Mean reward."""
     honest: float
     """Mean reward of the honest wrong answer to the same rows."""
     paid: dict[str, float]
-    """Function -> what it adds to the sum beyond the honest wrong answer, where that is above 0."""
+    """Reward -> its mean weighted gain over the honest wrong answer, for the rewards with a gain above 0."""
     example: str
-    """The start of the completion where it gains most."""
+    """The start of the completion with the highest gain."""
 
 
 @dataclass
 class Audit:
-    """The findings, the greatest gain first, beside what honest answers get."""
+    """The findings, the highest gain first, and the scores of honest answers."""
 
     style: str
-    """The form of the honest answers: the one in which right answers score highest."""
+    """The style of the honest answers: the one in which right answers score highest."""
     right: float | None
     """Mean reward of right answers; None where the rows have no reference."""
     wrong: float
@@ -58,7 +58,7 @@ class Audit:
 
 @dataclass
 class _Probed:
-    """Totals and weighted contributions of the completions of one kind, by row."""
+    """Totals and weighted scores of the completions of one kind, by row."""
 
     texts: list[str]
     totals: list[float]
@@ -71,21 +71,20 @@ def audit(
     encode: Encode | None = None,
     progress: Callable[[Sequence[str]], Iterator[str]] = iter,
 ) -> Audit:
-    """Score honest and adversarial completions of the rows. `progress` wraps the kinds that are gone through."""
-    found = cases(rows, compares_programs(rewards))
-    known = [case for case in found if case.right is not None]
-    found = known or found
-    style = _best_style(rewards, found, encode)
+    """Score honest and adversarial completions for the rows. `progress` wraps the iteration over their kinds."""
+    candidates = cases(rows, compares_programs(rewards))
+    candidates = [case for case in candidates if case.right is not None] or candidates
+    style = _best_style(rewards, candidates, encode)
     make = STYLES[style]
     kinds: dict[str, list[tuple[Case, str]]] = defaultdict(list)
-    for case in found:
+    for case in candidates:
         if case.right is not None:
             kinds["right"].append((case, make(REASONING, case.right)))
         kinds["wrong"].append((case, make(REASONING, case.wrong)))
         for name, text in attacks(case, make).items():
             kinds[name].append((case, text))
     probed = {kind: _probe(rewards, kinds[kind], encode) for kind in progress(list(kinds))}
-    wrong = dict(zip(map(id, (case for case, _ in kinds["wrong"])), range(len(found)), strict=True))
+    wrong = dict(zip(map(id, (case for case, _ in kinds["wrong"])), range(len(candidates)), strict=True))
     findings = [
         _finding(name, probed[name], probed["wrong"], [wrong[id(case)] for case, _ in kinds[name]])
         for name in kinds
@@ -96,15 +95,15 @@ def audit(
     return Audit(style, right, _mean(probed["wrong"].totals), findings, _warnings(rewards, probed))
 
 
-def _best_style(rewards: Rewards, found: Sequence[Case], encode: Encode | None) -> str:
-    """The form in which right answers, or any where none is known, score highest over the rows."""
+def _best_style(rewards: Rewards, candidates: Sequence[Case], encode: Encode | None) -> str:
+    """The style in which right answers score highest over the rows; wrong answers if no right one is known."""
     probes = [
         (case.row, make(REASONING, case.wrong if case.right is None else case.right))
         for make in STYLES.values()
-        for case in found
+        for case in candidates
     ]
     totals = score(rewards, probes, encode).totals
-    sums = [sum(totals[i : i + len(found)]) for i in range(0, len(totals), len(found))]
+    sums = [sum(totals[i : i + len(candidates)]) for i in range(0, len(totals), len(candidates))]
     return list(STYLES)[sums.index(max(sums))]
 
 
@@ -139,15 +138,15 @@ def _finding(attack: str, probed: _Probed, wrong: _Probed, rows: Sequence[int]) 
 
 
 def _warnings(rewards: Rewards, probed: dict[str, _Probed]) -> list[str]:
-    """Where shaping adds up to more than correctness, where the clip cuts in, and where right is no better."""
+    """Warnings: right answers score no higher, shaping exceeds correctness, or the clip cuts off the best scores."""
     if "right" not in probed:
-        return ["the rows have no reference answers: what a right answer gets is not known"]
-    found = []
+        return ["the rows have no reference answers, so the score of a right answer is not known"]
+    warnings = []
     right, wrong = probed["right"], probed["wrong"]
     correctness = _mean(right.totals) - _mean(wrong.totals)
     if correctness <= LEAST_GAIN:
-        found.append("a right answer gets no more than an honest wrong one: there is nothing to learn it from")
-    # A function that pays for right answers is correctness; what the others pay for wrong ones is shaping.
+        warnings.append("a right answer gets no more than an honest wrong one: the policy cannot learn to be right")
+    # Rewards that score right answers higher are correctness; the range of the others on other answers is shaping.
     shaping = {}
     highest = 0.0
     for name in rewards.names:
@@ -159,16 +158,16 @@ def _warnings(rewards: Rewards, probed: dict[str, _Probed]) -> list[str]:
     total = sum(shaping.values())
     if total > correctness > LEAST_GAIN:
         of = ", ".join(f"{name} {value:.3g}" for name, value in shaping.items() if value)
-        found.append(
+        warnings.append(
             f"shaping adds up to {total:.3g} ({of}), correctness to {correctness:.3g}: the form of an answer is worth "
             "more than its being right. Lower the weights of the form, or gate it by correctness"
         )
     if rewards.clip is not None and highest > rewards.clip[1]:
-        found.append(
+        warnings.append(
             f"the rewards add up to {highest:.3g}, and the total is clipped at {rewards.clip[1]:g}: "
             "the best answers look alike. Lower the weights, or raise reward_clip"
         )
-    return found
+    return warnings
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
-"""What a reward matched in a completion, for people who debug a reward set.
+"""Scoring given completions and showing what each reward matched, to debug a reward set.
 
-A function of one's own explains itself by an attribute: `mine.explain = lambda text, row: Matched(found, reference)`,
-where `text` is the completion's text and `row` the columns of its row.
+Your own function shows its match through an attribute: `mine.explain = lambda text, row: Matched(found, reference)`,
+where `text` is the completion's text and `row` maps column names to the values of its row.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Trial:
     completion: str
     total: float
     scores: dict[str, float | None]
-    """As the functions gave them; None where one does not apply."""
+    """Reward -> the score that it returned; None where it does not apply."""
     counted: dict[str, float | None]
-    """As they enter the sum: clipped, and 0 where a gate is closed."""
+    """Reward -> the score as it enters the sum: clipped, and 0 where a gate is closed."""
     matched: dict[str, Matched]
 
     def records(self, number: int) -> list[dict[str, Any]]:
-        """One flat mapping for each function, for tables, JSON and CSV."""
+        """One flat mapping for each reward, for tables, JSON and CSV."""
         nothing = Matched(None)
         return [
             {
@@ -62,22 +62,25 @@ class Trial:
 
 
 def completions_of(rows: Sequence[Row]) -> list[Row]:
-    """Rows with their completions. A run's completions.jsonl keeps the columns of the data under `columns`."""
-    found = []
+    """The rows, with the dataset's columns that a run's completions.jsonl has under `columns` merged in.
+
+    Raises UserError for a row without a completion.
+    """
+    flat = []
     for row in rows:
         if row.completion is None:
             raise UserError(
                 f"{row.source}: no completion to score; a row needs the columns `prompt` and `completion`, and "
                 f"those that the rewards read, such as {REFERENCE_COLUMNS[0]}"
             )
-        kept = row.columns.get("columns")
-        columns = {**row.columns, **kept} if isinstance(kept, dict) else row.columns
-        found.append(Row(row.prompt, row.completion, columns, row.source))
-    return found
+        nested = row.columns.get("columns")
+        columns = {**row.columns, **nested} if isinstance(nested, dict) else row.columns
+        flat.append(Row(row.prompt, row.completion, columns, row.source))
+    return flat
 
 
 def try_rewards(rewards: Rewards, rows: Sequence[Row], encode: Encode | None = None) -> list[Trial]:
-    """Score the rows' own completions, with what each function matched."""
+    """Score the completions of the rows, and show what each reward matched."""
     rows = completions_of(rows)
     texts = [row.completion if isinstance(row.completion, str) else content(row.completion or "") for row in rows]
     scores = score(rewards, list(zip(rows, texts, strict=True)), encode)

@@ -1,4 +1,4 @@
-"""A few made-up answers before training: a reward set that cannot tell right from wrong stops the run here."""
+"""A check before training: the run stops if the reward set does not score right answers above wrong ones."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ KINDS = ("right", "wrong", "empty", "truncated")
 
 @dataclass
 class Preflight:
-    """What the rewards gave. Preflight("boxed", {"right": {"accuracy": [1.0, 1.0]}, …}, totals, milliseconds)"""
+    """Preflight("boxed", {"right": {"accuracy": [1.0, 1.0]}, …}, totals, milliseconds)"""
 
     style: str
     scores: dict[str, dict[str, list[float | None]]]
-    """Kind of answer -> function -> a score for each row; right and wrong are missing where nobody knows."""
+    """Kind of answer -> reward -> the score of each row; without "right" and "wrong" if the rows have no reference."""
     totals: dict[str, list[float]]
     """Kind of answer -> the total of each row."""
     milliseconds: dict[str, float]
-    """Function -> time of one completion."""
+    """Reward -> time for one completion."""
     problem: str | None = None
-    """Why the run must not start."""
+    """The reason why the run must not start; None if it may."""
     warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line for each function: mean score of each kind of answer, lowest and highest, time."""
+        """One line for each reward: mean score of each kind of answer, lowest and highest score, time."""
         return [self._line(name) for name in self.milliseconds]
 
     def _line(self, name: str) -> str:
@@ -51,17 +51,17 @@ def compares_programs(rewards: Rewards) -> bool:
 def preflight(
     rewards: Rewards, rows: Sequence[Row], encode: Encode | None = None, state: TrainerState | None = None
 ) -> Preflight:
-    """Try the rewards on right, wrong, empty and truncated answers to a few rows, evenly spread.
+    """Score right, wrong, empty and truncated answers to ROWS rows, evenly spaced in the data.
 
-    It finds a `problem` only where a built-in reward judges answers and the rows have them: about other functions
-    nothing is known, and a warning is the most they get.
+    `problem` is set only if a built-in reward judges answers and the rows have reference answers. What other functions
+    should score is not known, so they cause at most a warning.
     """
     chosen = [rows[i * len(rows) // min(ROWS, len(rows))] for i in range(min(ROWS, len(rows)))]
-    found = cases(chosen, compares_programs(rewards))
-    known = [case for case in found if case.right is not None]
-    found = known or found
-    style = _style(rewards, known[:1], encode, state)
-    probes = [(kind, case, text) for case in found for kind, text in _texts(case, style).items()]
+    candidates = cases(chosen, compares_programs(rewards))
+    with_reference = [case for case in candidates if case.right is not None]
+    candidates = with_reference or candidates
+    style = _style(rewards, with_reference[:1], encode, state)
+    probes = [(kind, case, text) for case in candidates for kind, text in _texts(case, style).items()]
     scores = score(rewards, [(case.row, text) for _, case, text in probes], encode, state)
     kinds = [kind for kind in KINDS if any(kind == other for other, _, _ in probes)]
     where = {kind: [i for i, (other, _, _) in enumerate(probes) if other == kind] for kind in kinds}
@@ -71,16 +71,18 @@ def preflight(
         {kind: [scores.totals[i] for i in where[kind]] for kind in kinds},
         {name: 1000 * scores.seconds[name] / len(probes) for name in rewards.names},
     )
-    _judge(result, rewards, known)
+    _judge(result, rewards, with_reference)
     return result
 
 
-def _style(rewards: Rewards, known: list[Case], encode: Encode | None, state: TrainerState | None) -> str:
-    """The form in which a right answer scores highest; the first where it makes no difference."""
-    if not known:
+def _style(rewards: Rewards, examples: list[Case], encode: Encode | None, state: TrainerState | None) -> str:
+    """The style in which the first case's right answer scores highest; the first of several equal ones."""
+    if not examples:
         return next(iter(STYLES))
-    right = known[0].right or ""
-    totals = score(rewards, [(known[0].row, make(REASONING, right)) for make in STYLES.values()], encode, state).totals
+    right = examples[0].right or ""
+    totals = score(
+        rewards, [(examples[0].row, make(REASONING, right)) for make in STYLES.values()], encode, state
+    ).totals
     return list(STYLES)[totals.index(max(totals))]
 
 
@@ -98,14 +100,14 @@ def _texts(case: Case, style: str) -> dict[str, str]:
     }
 
 
-def _judge(result: Preflight, rewards: Rewards, known: list[Case]) -> None:
-    """Fill in the problem and the warnings."""
+def _judge(result: Preflight, rewards: Rewards, with_reference: list[Case]) -> None:
+    """Set the problem and the warnings of the result."""
     kind_judged: Judged = "program" if compares_programs(rewards) else "answer"
-    # Beside others, one of weight 0 is only watched.
+    # A reward of weight 0 is only logged, unless all weights are 0.
     weighed = zip(rewards.parts, rewards.weights, strict=True)
     counting = [part for part, weight in weighed if weight or not any(rewards.weights)]
     judges = [part.name for part in counting if _judges(part, kind_judged)]
-    if not known or not judges:
+    if not with_reference or not judges:
         if len({total for totals in result.totals.values() for total in totals}) == 1:
             result.warnings.append("the rewards gave the same total to every completion tried")
         return
@@ -115,7 +117,7 @@ def _judge(result: Preflight, rewards: Rewards, known: list[Case]) -> None:
         other = result.totals[kind]
         better = sum(a > b for a, b in zip(right, other, strict=True))
         if better == 0:
-            example = known[0]
+            example = with_reference[0]
             result.problem = (
                 f"the rewards give {what} as much as the right answer on each of {len(right)} rows tried "
                 f"({right[0]:g} and {other[0]:g} on the first), though {asked} should tell them apart. The first is "

@@ -1,4 +1,4 @@
-"""Rewards for questions that are answered with a letter, or with another label, of several choices."""
+"""Rewards for multiple-choice questions, whose answer is a letter or another label."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from cohort.rewards.functions.text import RewardFunction, of_answer, with_refere
 from cohort.types import Text, UserError
 
 CHOICE_COLUMNS = ("choices", "options")
-"""Names under which datasets keep a question's choices: texts, `{A: text, …}` or `{"text": […], "label": […]}`."""
+"""Columns with a question's choices: a list of texts, `{A: text, …}` or `{"text": […], "label": […]}`."""
 
 Choices = dict[str, str]
-"""Label -> the choice's text, empty where the row has none: `{"A": "Paris", "B": "Rome"}`."""
+"""Label -> the choice's text (empty if the row has no texts): `{"A": "Paris", "B": "Rome"}`."""
 
 
 def make_choice_accuracy(strict: bool = False) -> RewardFunction:
-    """2.0 for the boxed letter; strict: where the box is the whole answer."""
+    """2.0 for the right boxed letter; strict: only if the box is the whole answer."""
     return of_answer("choice_accuracy", _only_boxed if strict else _boxed)
 
 
 def make_choice(labels: Sequence[str] | str | None = None, strict: bool = False) -> RewardFunction:
-    """1 where the completion chooses the row's label, else 0; None for rows without a reference.
+    """1 if the completion chooses the row's label, else 0; None for rows without a reference.
 
-    Labels are those given, else those of the row's `choices` or `options`, else A-D. The reference is a label,
-    the text of a choice, or a choice's number from 0. The completion's answer (the last `<answer>…</answer>`,
-    else the last `\\boxed{…}`, else the last line) chooses a label that it is, whose choice it is, or that is
-    the only one in it; strict: one that a tagged or boxed answer is.
+    The labels are `labels` if given, else those of the row's `choices` or `options`, else A-D. The reference is a
+    label, the text of a choice, or the index of a choice from 0. The completion's answer is the last
+    `<answer>…</answer>`, else the last `\\boxed{…}`, else the last line. It chooses a label if it is the label, is
+    the text of the label's choice, or contains that label and no other. strict: it must be tagged or boxed, and be
+    the label.
     """
-    given = None if labels is None else tuple(labels)
-    if given is not None and (len(given) < 2 or len(set(given)) < len(given) or not all(map(str.strip, given))):
+    allowed = None if labels is None else tuple(labels)
+    if allowed is not None and (
+        len(allowed) < 2 or len(set(allowed)) < len(allowed) or not all(map(str.strip, allowed))
+    ):
         raise UserError(f"choice: labels are {labels!r}; give at least two, each once, such as ABCDE or [yes, no]")
 
     def choice(completions: Sequence[Text], **columns: Any) -> list[float | None]:
         scores: list[float | None] = []
         for i, (text, reference) in enumerate(with_references("choice", completions, columns)):
-            choices = _choices(columns, i, given)
+            choices = _choices(columns, i, allowed)
             targets = [_target(value, choices) for value in _several(reference)]
-            found = _stated(text, choices) if strict else _chosen(text, choices)
-            scores.append(float(found in targets) if targets else None)
+            label = _stated(text, choices) if strict else _chosen(text, choices)
+            scores.append(float(label in targets) if targets else None)
         return scores
 
     return choice
 
 
 def _boxed(text: str, answer: str) -> float:
-    """2.0 where the last `<answer>` holds `\\boxed{A}` to `\\boxed{D}`, the row's letter; else 0."""
+    """2.0 if the last `<answer>` contains `\\boxed{X}` with the row's letter, A to D; else 0."""
     letter = (last_boxed(last_tagged(text, "answer") or "") or "").strip()
     return 2.0 if letter in tuple(LETTERS) and letter == answer.strip(" ().").upper() else 0.0
 
@@ -85,11 +88,11 @@ def _several(reference: Any) -> list[Any]:
 
 
 def _target(reference: Any, choices: Choices) -> str:
-    """The label that a reference means."""
+    """The label of a reference. Raises UserError where it is not one of the choices."""
     text = str(reference).strip()
     if text in choices:
         return text
-    # A column of numbers counts the choices; a column of texts may hold a choice that is itself a number.
+    # An integer is the index of a choice. A text with digits may be a choice, so it is compared with those first.
     target = None if isinstance(reference, int) else _named(text, choices)
     if target is None and text.isascii() and text.isdecimal() and int(text) < len(choices):
         return list(choices)[int(text)]
@@ -103,13 +106,13 @@ def _target(reference: Any, choices: Choices) -> str:
 
 
 def _stated(text: str, choices: Choices) -> str | None:
-    """The label that the tagged or boxed answer is."""
+    """The label that the tagged or boxed answer consists of; None for any other answer."""
     answer = marked_answer(text) or ""
     return _label(letter_alone(answer), choices) if len(answer) <= LONGEST else None
 
 
 def _chosen(text: str, choices: Choices) -> str | None:
-    """The one label that the answer is, names, or holds."""
+    """The one label that the answer is, whose text it is, or that it contains; None where that is not one label."""
     answer = marked_answer(text)
     if answer is None:
         answer = text.rstrip()[-LONGEST:].rpartition("\n")[2]
@@ -121,7 +124,7 @@ def _chosen(text: str, choices: Choices) -> str | None:
 
 
 def _named(answer: str, choices: Choices) -> str | None:
-    """The label that the whole answer is, or whose text it is, alone or behind its label: `B`, `Rome`, `B. Rome`."""
+    """The label of an answer that is the label, the choice's text, or both: `B`, `Rome`, `B. Rome`."""
     label = _label(letter_alone(answer), choices)
     if label is not None:
         return label
@@ -138,13 +141,13 @@ def _label(text: str, choices: Choices) -> str | None:
 
 
 def _only_label(answer: str, choices: Choices) -> str | None:
-    found = set(_pattern(tuple(choices)).findall(answer))
-    return found.pop() if len(found) == 1 else None
+    labels = set(_pattern(tuple(choices)).findall(answer))
+    return labels.pop() if len(labels) == 1 else None
 
 
 @lru_cache(maxsize=64)
 def _pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """The labels that stand by themselves: no A of `Apple`, but that of `选A`."""
+    """Matches labels that are not part of a word: not the A of `Apple`, but the A of `选A`."""
     either = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
     return re.compile(f"(?<!{WORD_LETTER})(?:{either})(?!{WORD_LETTER})")
 

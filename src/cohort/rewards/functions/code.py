@@ -1,4 +1,4 @@
-"""`unit_tests`: the completion's program against the row's tests, in the sandbox."""
+"""`unit_tests`: runs the completion's program against the row's tests in the sandbox."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ COMMAND_COLUMNS = ("test_inputs", "test_outputs")
 
 
 class UnitTests:
-    """+1 where all of the row's tests pass, -1 otherwise; with `share` the share that passes. None without tests.
+    """+1 if all of the row's tests pass, else -1; with `share`, the fraction that passes. None for rows without tests.
 
-    Called with completions [B] and the columns test_list (and test_setup_code), or test and entry_point; with a
-    command test_inputs and test_outputs. `log_extra` gets why programs failed.
+    The tests are in the columns test_list (and test_setup_code), or test and entry_point; with a command, in
+    test_inputs and test_outputs. The reasons of failures go to `log_extra`.
     """
 
     __name__ = "unit_tests"
@@ -44,7 +44,7 @@ class UnitTests:
         self.allow_unsandboxed = allow_unsandboxed
 
     def start(self) -> None:
-        """Called before a run. Raises UserError where this machine has no sandbox and may not do without."""
+        """Called before a run. Raises UserError if this machine has no sandbox, unless allow_unsandboxed is true."""
         if not require(find_layers(), self.allow_unsandboxed):
             log.warning(
                 "WARNING: allow_unsandboxed is true and this machine has no sandbox. Programs that a model writes run "
@@ -69,13 +69,13 @@ class UnitTests:
         return [None if verdict is None else self._score(verdict) for verdict in verdicts]
 
     def verdict(self, row: Row) -> Verdict | None:
-        """How a row's program fares; None for a row without tests."""
+        """The verdict on a row's program; None for a row without tests."""
         code = last_block(row["completion"])
         if self.command:
-            given, expected = (list(row.get(name) or ()) for name in COMMAND_COLUMNS)
-            if len(given) != len(expected):
-                raise UserError(f"unit_tests: a row has {len(given)} test_inputs and {len(expected)} test_outputs")
-            cases = list(zip(map(str, given), map(str, expected), strict=True))
+            inputs, expected = (list(row.get(name) or ()) for name in COMMAND_COLUMNS)
+            if len(inputs) != len(expected):
+                raise UserError(f"unit_tests: a row has {len(inputs)} test_inputs and {len(expected)} test_outputs")
+            cases = list(zip(map(str, inputs), map(str, expected), strict=True))
             run = (self.command, code, cases, self.share, self.limits, find_layers())
             return run_command(*run) if cases else None
         statements, script = row.get("test_list") or [], row.get("test") or ""
@@ -86,9 +86,9 @@ class UnitTests:
         signature, body = _signature(row["prompt"])
         functions = [node for node in body if isinstance(node, ast.FunctionDef)]
         entry = row.get("entry_point") or (functions[-1].name if functions else "")
-        # The prompt's imports and helper functions; the function that is asked for is the program's.
-        kept = [node for node in body if node not in functions or node.name != entry]
-        helpers = ast.unparse(ast.Module(kept, []))
+        # The prompt's imports and helper functions, without the entry point: that is the program's.
+        helper_nodes = [node for node in body if node not in functions or node.name != entry]
+        helpers = ast.unparse(ast.Module(helper_nodes, []))
         setup = row.get("test_setup_code") or ""
         planned = plan(tuple(statements), "" if statements else script, setup, helpers, entry, self.share)
         sources = [code, *_bodies(signature, code)] if signature else [code]
@@ -109,10 +109,10 @@ def unit_tests_reward(
 ) -> UnitTests:
     """`unit_tests` with options.
 
-    share: score the share of tests that pass. seconds: processor time of one program; on the clock it has twice as
-    much and a second. memory_mb: its address space in MiB. workers: programs side by side, by default two for
-    each processor. command: a template such as `perl {file}.pl` for other languages, judged by what they print.
-    allow_unsandboxed: where this machine has no sandbox, run programs with resource limits alone.
+    share: the score is the fraction of tests that pass. seconds: processor time of one program; its limit of elapsed
+    time is twice that plus one second. memory_mb: its address space in MiB. workers: programs that run at the same
+    time, by default two for each processor. command: a template such as `perl {file}.pl` for other languages, whose
+    output is compared. allow_unsandboxed: on a machine without a sandbox, run programs with resource limits alone.
     """
     for name, value in (("seconds", seconds), ("memory_mb", memory_mb), ("workers", 1 if workers is None else workers)):
         if not value > 0:
@@ -124,7 +124,7 @@ unit_tests = unit_tests_reward()
 
 
 def last_block(text: str) -> str:
-    """The code of the last fenced block that is not empty, closed or not; else the whole text."""
+    """The content of the last fenced block that is not empty, closed or not; the whole text if there is none."""
     block: list[str] = []
     last, fence, indent = "", "", 0
     for line in text.replace("\r\n", "\n").split("\n"):
@@ -146,9 +146,9 @@ def _last(prompt: Text) -> str:
 
 
 def _signature(prompt: str) -> tuple[str, list[ast.stmt]]:
-    """(the prompt's Python, its statements); nothing where the prompt is no Python that defines a function."""
+    """(the prompt's Python, its statements); ("", []) if the prompt is not Python that defines a function."""
     code = last_block(prompt)
-    # A signature may stand there without so much as a docstring.
+    # A signature may have no body at all, not even a docstring.
     for source in (code, code.rstrip() + "\n    pass"):
         try:
             body = ast.parse(source).body
@@ -159,7 +159,7 @@ def _signature(prompt: str) -> tuple[str, list[ast.stmt]]:
 
 
 def _bodies(signature: str, code: str) -> list[str]:
-    """The code as the body of the prompt's last function: as it stands, its first line indented, all indented."""
+    """The code as the body of the prompt's last function: unchanged, with its first line indented, fully indented."""
     head = signature.rstrip() + "\n"
     indented = "\n".join("    " + line for line in code.split("\n"))
     return [head + code, head + "    " + code.lstrip(), head + indented]

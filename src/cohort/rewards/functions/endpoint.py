@@ -1,4 +1,4 @@
-"""Requests to an endpoint that speaks OpenAI's chat completions, and a file of the replies it gave."""
+"""Requests to an endpoint with OpenAI's chat completions API, and a cache of its replies in a file."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from typing import Any
 from cohort.types import UserError
 
 TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""Statuses that may pass by themselves."""
+"""HTTP statuses of temporary failures, after which the request is repeated."""
 LARGEST = 4 << 20
-"""Bytes of the longest reply that is read."""
+"""Maximum length of a reply in bytes."""
 LONGEST_WAIT = 60.0
-"""Seconds between two tries at most, whatever the endpoint asks for."""
+"""Maximum seconds between two tries, even if the endpoint asks for more."""
 
 
 class Endpoint:
-    """One base URL. Thread-safe: each request has a connection of its own."""
+    """An endpoint with its key, retries and time limit. Thread-safe: each request opens its own connection."""
 
     def __init__(self, url: str, key: str | None, retries: int, timeout: float) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(
-                f"url {url!r} is no address of an endpoint: give its base, such as http://localhost:8000/v1"
+                f"url {url!r} is not the address of an endpoint: give its base, such as http://localhost:8000/v1"
             )
         base = url.rstrip("/").removesuffix("/chat/completions")
         self.url, self.retries, self.timeout = f"{base}/chat/completions", retries, timeout
@@ -41,9 +41,9 @@ class Endpoint:
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def chat(self, body: dict[str, Any], stop: threading.Event) -> str:
-        """The reply's text. Tries again where that may help, waiting longer each time, until `stop` is set.
+        """The text of the reply. Repeats a request after a temporary failure, with growing delays, until `stop` is set.
 
-        Raises UserError where the endpoint refuses the request or no try helped.
+        Raises UserError where the endpoint refuses the request or all tries fail.
         """
         data = json.dumps(body).encode()
         for attempt in range(self.retries + 1):
@@ -67,7 +67,7 @@ class Endpoint:
         )
 
     def _post(self, data: bytes) -> bytes:
-        """The body of the reply, within the time limit altogether."""
+        """The body of the reply. The time limit holds for the whole reply."""
         deadline = time.monotonic() + self.timeout
         request = urllib.request.Request(self.url, data, self._headers)
         received = bytearray()
@@ -95,7 +95,7 @@ class Endpoint:
 
 
 class Replies:
-    """A file of replies by request, which threads and processes may share."""
+    """A cache of replies in an SQLite file, by request. Threads and processes may share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -108,8 +108,8 @@ class Replies:
             ) from None
 
     def get(self, url: str, request: dict[str, Any]) -> str | None:
-        found = self._run("SELECT reply FROM replies WHERE request = ?", _digest(url, request))
-        return found[0][0] if found else None
+        rows = self._run("SELECT reply FROM replies WHERE request = ?", _digest(url, request))
+        return rows[0][0] if rows else None
 
     def put(self, url: str, request: dict[str, Any], reply: str) -> None:
         self._run("INSERT OR REPLACE INTO replies VALUES (?, ?)", _digest(url, request), reply)
@@ -120,7 +120,7 @@ class Replies:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host and drop the request's body."""
+    """Refuses redirects, which would send the key to another host and drop the request's body."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -131,7 +131,7 @@ def _digest(url: str, request: dict[str, Any]) -> str:
 
 
 def _asked_wait(error: urllib.error.HTTPError) -> float:
-    """Retry-After in seconds; 0 where it is not given as such."""
+    """The Retry-After header in seconds; 0 if it is missing or is not a number."""
     asked = (error.headers.get("Retry-After") or "").strip()
     return float(asked) if asked.isascii() and asked.isdecimal() else 0.0
 

@@ -1,4 +1,4 @@
-"""A reward for short facts: the answer is one of several accepted names, however it is spelt."""
+"""A reward for short facts: the answer is one of several accepted names, in any spelling."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from cohort.rewards.functions.text import RewardFunction, with_references
 from cohort.types import Text
 
 ALIAS_COLUMNS = ("aliases", "possible_answers")
-"""Columns whose names for the answer count beside the reference's own."""
+"""Columns with further accepted names, in addition to the reference."""
 
 NESTED = ("value", "aliases", "normalized_value", "normalized_aliases", "text")
 """Keys of a reference that is a mapping, as in TriviaQA and SQuAD."""
 
 _ACCENTS = re.compile("([a-z])[\u0300-\u036f]+")
 _JOINED = re.compile(r"(?<=\d),(?=\d{3})|['’]|\.(?!\d)|(?<=[^\W\d])\.")
-# Not here: what makes another number or another name of it, as in -5, .5, 5%, C++ and C#.
+# Characters that change a number or a name are not removed: -5, .5, 5%, C++, C#.
 _APART = re.compile(r"[^\w\s.%+#-]|_|(?<=\S)-|-(?![\d.])")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\S)")
 
 
 def make_facts(strict: bool = False) -> RewardFunction:
-    """1 where the answer is one of the accepted names, else 0; None for rows without one.
+    """1 if the answer is one of the accepted names, else 0; None for rows without accepted names.
 
-    The answer is the last `<answer>…</answer>`, else the last `\\boxed{…}`, else the last line; strict: tagged or
-    boxed only. Names are compared without case, accents, articles, punctuation and spaces. They come from the
+    The answer is the last `<answer>…</answer>`, else the last `\\boxed{…}`, else the last line; strict: it must be
+    tagged or boxed. Names are compared without case, accents, articles, punctuation and spaces. They come from the
     reference (a text, a list, TriviaQA's or SQuAD's mapping) and from `aliases` and `possible_answers`.
     """
 
@@ -45,13 +45,13 @@ def make_facts(strict: bool = False) -> RewardFunction:
 
 
 def normalised(text: str) -> str:
-    """What makes two spellings of a name equal: `The U.S.A.` is `usa`, `Beyoncé` is `beyonce`."""
+    """The canonical spelling of a name: `The U.S.A.` -> `usa`, `Beyoncé` -> `beyonce`."""
     if len(text) > LONGEST:
         return text
     folded = _ACCENTS.sub(r"\1", unicodedata.normalize("NFKD", text.casefold()))
     folded = unicodedata.normalize("NFKC", folded).replace("\u2212", "-").replace("&", " and ")
     bare = _ARTICLES.sub(" ", _APART.sub(" ", _JOINED.sub("", folded)))
-    # Names such as `!!!` have nothing else.
+    # A name such as `!!!` consists of punctuation only, so it is kept.
     return "".join(bare.split()) or "".join(folded.split())
 
 
@@ -63,7 +63,7 @@ def _answer(text: str, strict: bool) -> str:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """Every name in a reference, lists and mappings opened, a list in JSON too."""
+    """All names in a reference: items of lists and mappings, also of a list written in JSON."""
     if isinstance(value, Mapping):
         yield from _names([value[key] for key in NESTED if key in value])
     elif isinstance(value, list | tuple):

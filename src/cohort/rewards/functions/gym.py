@@ -11,7 +11,7 @@ from cohort.rewards.answers.verify import Worker
 from cohort.rewards.functions.text import content
 from cohort.types import Text, UserError
 
-# Some verifiers evaluate the answer as an expression, so they run apart and with a time limit.
+# Some verifiers evaluate the answer as an expression, so they run in a separate process with a time limit.
 _verifiers = Worker("gym")
 
 
@@ -21,7 +21,7 @@ def reasoning_gym(
     reasoning_gym_entry: Sequence[str | None] | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """The task's own `score_answer`, 0 to 1; None for rows of other data. Entries are JSON."""
+    """The score of the task's verifier, 0 to 1; None for rows of other data. Entries are JSON."""
     if reasoning_gym_task is None or reasoning_gym_entry is None:
         raise UserError(
             "reasoning_gym needs the columns reasoning_gym_task and reasoning_gym_entry, "

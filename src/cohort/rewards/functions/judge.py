@@ -1,4 +1,4 @@
-"""A language model as the judge of completions, behind any endpoint that speaks OpenAI's chat completions."""
+"""A language model as the judge of completions, behind any endpoint with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Score: N
 where N is a number from {low:g} (worst) to {high:g} (best)."""
 
 _THINKING = re.compile(r"</think(?:ing)?>")
-# The score's own line, by whatever dressing: `Score: 7`, `**Score:** 7/10`, `"score": 7.5`.
+# The line with the score, in any formatting: `Score: 7`, `**Score:** 7/10`, `"score": 7.5`.
 _SCORE = re.compile(
     r"(?<![a-z])score\b[\"'*_`\s]{0,8}[:：=][\"'*_`\s]{0,8}([+-]?\d{1,9}(?:\.\d{1,9})?)(?:\s?/\s?(\d{1,9}))?", re.I
 )
@@ -57,14 +57,14 @@ def make_judge(
     max_tokens: int | None = 1024,
     extra_body: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """A reward from 0 to 1: the judge's score on its `scale`, by a `rubric` in plain words. An async function.
+    """A reward from 0 to 1: the judge's score, given by a `rubric` in plain words on a `scale`. An async function.
 
     `url`: the endpoint's base, such as http://localhost:8000/v1. `api_key_env`: the environment variable that holds
-    the key. The judge sees the prompt, the completion and, where the row has one, the reference answer. A request
-    that fails for the moment (no connection, no reply within `timeout` seconds, status 408, 409, 425, 429, 5xx) and a
-    reply without a score are tried again, `retries` times; then the run stops, or with `unreadable: lowest` a reply
-    without a score counts as 0. Replies are kept in the file `cache` and not asked for twice; False keeps none.
-    `extra_body`: more keys for each request. Raises UserError for a setting or an endpoint that cannot work.
+    the key. The judge sees the prompt, the completion and, if the row has one, the reference answer. A request with a
+    temporary failure (no connection, no reply within `timeout` seconds, status 408, 409, 425, 429, 5xx) or a reply
+    without a score is repeated up to `retries` times; then the run stops, or with `unreadable: lowest` a reply
+    without a score counts as 0. `cache`: the file that keeps replies, so that no request is sent twice; False: none.
+    `extra_body`: more keys for each request. Raises UserError for settings or an endpoint that cannot work.
     """
     low, high = scale
     _check(low, high, rubric, concurrency, retries, timeout)
@@ -116,7 +116,7 @@ def _check(low: float, high: float, rubric: str, concurrency: int, retries: int,
 
 @dataclass(frozen=True)
 class _Grader:
-    """What every request to one judge shares."""
+    """The endpoint, rubric and scale of one judge."""
 
     endpoint: Endpoint
     body: dict[str, Any]
@@ -128,7 +128,7 @@ class _Grader:
     must_be_readable: bool
 
     def grade(self, prompt: Text, completion: Text, reference: str | None, stop: threading.Event) -> float | None:
-        """The score from 0 to 1; None where the judge's replies hold none."""
+        """The score from 0 to 1; None if no reply of the judge has a score."""
         messages = self._messages(prompt, content(completion), reference)
         request = {**self.body, "messages": messages}
         reply = self.replies.get(self.endpoint.url, request) if self.replies else None
@@ -150,17 +150,17 @@ class _Grader:
         return None if score is None else (score - self.low) / (self.high - self.low)
 
     def _messages(self, prompt: Text, completion: str, reference: str | None) -> list[dict[str, str]]:
-        given = "" if reference is None else ", and the reference answer"
-        rules = INSTRUCTIONS.format(rubric=self.rubric, low=self.low, high=self.high, reference=given)
+        with_reference = "" if reference is None else ", and the reference answer"
+        rules = INSTRUCTIONS.format(rubric=self.rubric, low=self.low, high=self.high, reference=with_reference)
         parts = {"question": _plain(prompt), "reference": reference, "answer": completion}
         fenced = [_fenced(tag, text) for tag, text in parts.items() if text is not None]
         return [{"role": "system", "content": rules}, {"role": "user", "content": "\n\n".join(fenced)}]
 
 
 def parsed_score(reply: str, low: float, high: float) -> float | None:
-    """The last score that a reply states, behind its thinking; None where it states none within the scale.
+    """The last score in a reply, after its thinking; None if there is none within the scale.
 
-    `Score: 7`, `**Score:** 7/10` with the scale's own best, `{"score": 7}`, or nothing but a number.
+    Accepted forms: `Score: 7`, `**Score:** 7/10` if 10 is the scale's maximum, `{"score": 7}`, or only a number.
     """
     said = _THINKING.split(reply)[-1][-20_000:]
     stated = _SCORE.findall(said)
@@ -177,13 +177,13 @@ def parsed_score(reply: str, low: float, high: float) -> float | None:
 
 
 def _reminder(reply: str) -> list[dict[str, str]]:
-    """Turns that ask for the score which a reply has left out."""
+    """Chat messages that ask again for the score that the reply does not have."""
     ask = "Your reply has no line with the score. Reply with that one line now: Score: N"
     return [{"role": "assistant", "content": reply[-4000:]}, {"role": "user", "content": ask}]
 
 
 def _fenced(tag: str, text: str) -> str:
-    # A text cannot hold its own digest, so it cannot close its tag.
+    # A text cannot contain its own digest, so it cannot contain its closing tag.
     code = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f"<{tag}-{code}>\n{text}\n</{tag}-{code}>"
 
@@ -197,7 +197,7 @@ def _plain(prompt: Text) -> str:
 
 
 def _references(columns: dict[str, Any], rows: int) -> list[str | None]:
-    """What the judge is told the right answer is."""
+    """The reference answer of each row as the judge sees it; None for rows without one."""
     if not any(column in columns for column in REFERENCE_COLUMNS):
         return [None] * rows
     answers = [accepted(reference_from(columns, i)) for i in range(rows)]

@@ -1,4 +1,4 @@
-"""Rewards for the form of a completion: which tags it has, and where. Found by scanning, never by backtracking."""
+"""Rewards for the format of a completion: which tags it has, and where. The searches take linear time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cohort.rewards.functions.text import RewardFunction, of_text
 
 LETTERS = "ABCD"
 WORD_LETTER = "[a-zA-Z0-9\u00c0-\u024f]"
-"""What makes a letter beside it part of a word; Chinese characters do not."""
+"""Characters next to which a letter is part of a word. Chinese characters are not among them."""
 
 _ONE_LETTER = re.compile(f"(?<!{WORD_LETTER})[{LETTERS}](?!{WORD_LETTER})")
 _BOXED = re.compile(r"\\boxed\s?\{(.*)\}\.?", re.DOTALL)
@@ -20,32 +20,32 @@ _LINES = ("<reasoning>\n", "\n</reasoning>\n", "\n</answer>")
 
 
 def make_format(strict: bool = False) -> RewardFunction:
-    """1 where `<think>…</think>` and `<answer>…</answer>` are complete; strict: where they are the whole text."""
+    """1 if `<think>…</think>` and `<answer>…</answer>` are both complete; strict: if they are the whole text."""
     return of_text("format_reward", _whole_format if strict else _format)
 
 
 def make_tag_presence(strict: bool = False) -> RewardFunction:
-    """0.2 for each of the four tags that is present; strict: that stands once, and in its order."""
+    """0.2 for each of the four tags that is present; strict: that occurs once, and in order."""
     return of_text("tag_presence", _tags_in_place if strict else _tags_present)
 
 
 def make_strict_format(strict: bool = False) -> RewardFunction:
-    """1.0 for one exact form; strict: with a reasoning that is not blank and holds none of the tags."""
+    """1.0 for one exact format; strict: the reasoning must not be blank or contain a tag."""
     return of_text("strict_format", _strictest_format if strict else _strict_format)
 
 
 def make_soft_format(strict: bool = False) -> RewardFunction:
-    """0.5 for reasoning, then a letter in the answer; strict: where that is the whole text and the whole answer."""
+    """0.5 for reasoning followed by an answer with a letter; strict: they are the whole text, the letter the answer."""
     return of_text("soft_format", _whole_choice if strict else _soft_format)
 
 
 def make_xml_count(strict: bool = False) -> RewardFunction:
-    """0.125 for each of three tags on a line of its own; strict: in their order, whitespace behind them free."""
+    """0.125 for each of three tags on its own line; strict: in order; white space after them costs nothing."""
     return of_text("xml_count", _xml_count_in_place if strict else _xml_count)
 
 
 def sections(text: str, tags: Sequence[str]) -> list[str] | None:
-    """The contents, where the whole text is `<a>…</a> <b>…</b>` with each tag once; else None."""
+    """The contents of the tags if the whole text is `<a>…</a> <b>…</b>` with each tag once; else None."""
     rest, contents = text.strip(), []
     for tag in tags:
         opening, closing = f"<{tag}>", f"</{tag}>"
@@ -60,14 +60,14 @@ def sections(text: str, tags: Sequence[str]) -> list[str] | None:
 
 
 def letter_alone(text: str) -> str:
-    """The text without a box around it, brackets and a period: `B` for `\\boxed{B}`, `(B)`, `B.`."""
+    """The text without `\\boxed{}`, brackets and period: `B` for `\\boxed{B}`, `(B)`, `B.`."""
     boxed = _BOXED.fullmatch(text.strip())
     inside = boxed[1] if boxed else text
     return "" if "\\boxed" in inside else plain(inside).strip("()[]. ")
 
 
 def _format(text: str) -> float:
-    """1 where both `<think>…</think>` and `<answer>…</answer>` are complete, else 0."""
+    """1 if both `<think>…</think>` and `<answer>…</answer>` are complete, else 0."""
     return float(all(_complete(text, tag) for tag in ("think", "answer")))
 
 
@@ -77,7 +77,7 @@ def _complete(text: str, tag: str) -> bool:
 
 
 def _whole_format(text: str) -> float:
-    """1 where the text is `<think>…</think><answer>…</answer>`, each tag once, neither blank, else 0."""
+    """1 if the text is `<think>…</think><answer>…</answer>`, each tag once, neither blank, else 0."""
     contents = sections(text, ("think", "answer"))
     return float(contents is not None and all(map(str.strip, contents)))
 
@@ -92,7 +92,7 @@ def _tags_in_place(text: str) -> float:
 
 
 def _in_place(text: str, tags: Sequence[str]) -> int:
-    """How many of the tags stand exactly once and behind those before them."""
+    """The number of tags that occur exactly once and after the tags before them."""
     last, count = -1, 0
     for tag in tags:
         at = text.find(tag)
@@ -115,7 +115,7 @@ def _strictest_format(text: str) -> float:
 
 
 def _soft_format(text: str) -> float:
-    """0.5 where `<reasoning>…</reasoning>` is followed by an `<answer>` that holds a letter A-D by itself."""
+    """0.5 if `<reasoning>…</reasoning>` is followed by an `<answer>` with a letter A-D that is not part of a word."""
     answer = last_tagged(text, "answer")
     if answer is None or not _ONE_LETTER.search(answer):
         return 0.0
@@ -131,7 +131,7 @@ def _whole_choice(text: str) -> float:
 
 
 def _xml_count(text: str) -> float:
-    """0.125 for each tag that stands once on its own line, less 0.001 per character after the answer."""
+    """0.125 for each tag that occurs once on its own line, minus 0.001 for each character after the answer."""
     return _less_tail(0.125 * sum(text.count(tag) == 1 for tag in _LINES), text)
 
 

@@ -1,6 +1,6 @@
-"""Rewards for right answers and for what a text says: scores are exact, found by scanning, not backtracking.
+"""Rewards for right answers, reasoning, length and repetition. The searches take linear time.
 
-Each has TRL's signature and takes completions as strings or as chat messages.
+Each function has TRL's signature and takes completions as strings or as chat messages.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from cohort.types import Text, UserError
 RewardFunction = Callable[..., "Sequence[float | None]"]
 
 CALL_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What reward functions are given beside the dataset's columns."""
+"""The arguments of reward functions other than the dataset's columns."""
 
 KEYWORDS = ("row", "column", "sum", "unique", "digit", "no repeat", "clue")
 
-# Chinese and Japanese are written without spaces: every character counts as a word there.
+# Chinese and Japanese have no spaces between words: every character counts as a word.
 _WORD = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
     "|[^\\s\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]+"
@@ -40,7 +40,7 @@ _NUMERAL = re.compile(r"(?:(?<![\w)\]}])-)?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?")
 
 
 def content(completion: Text) -> str:
-    """A completion's text: itself, or its first message's content, where parts of type text are joined."""
+    """The text of a completion: the string, or the first message's content, whose parts of type text are joined."""
     if isinstance(completion, str):
         return completion
     body = completion[0].get("content") if completion else None
@@ -50,7 +50,7 @@ def content(completion: Text) -> str:
 
 
 def of_text(name: str, score: Callable[[str], float]) -> RewardFunction:
-    """A reward function that scores each completion's text by itself, the same text once."""
+    """A reward function from a score of a text. Equal texts of a batch are scored once."""
 
     def reward(completions: Sequence[Text], **_: Any) -> list[float]:
         of = cache(score)
@@ -60,8 +60,10 @@ def of_text(name: str, score: Callable[[str], float]) -> RewardFunction:
 
 
 def of_answer(name: str, score: Callable[[str, str], float]) -> RewardFunction:
-    """A reward function that scores (text, reference answer), the same ones once; the best of several answers, None
-    without one."""
+    """A reward function from a score of (text, reference answer). Equal pairs of a batch are scored once.
+
+    With several accepted answers the highest score counts; None for rows without a reference.
+    """
 
     def reward(completions: Sequence[Text], **columns: Any) -> list[float | None]:
         of, rows = cache(score), with_references(name, completions, columns)
@@ -77,34 +79,34 @@ def _named(name: str, doc: str | None, function: RewardFunction) -> RewardFuncti
 
 
 def make_accuracy(strict: bool = False) -> RewardFunction:
-    """1 for the right final answer; strict: only where it is tagged or boxed."""
+    """1 for the right final answer; strict: only if it is tagged or boxed."""
     return of_answer("accuracy", _accurate_and_marked if strict else _accurate)
 
 
 def make_correctness(strict: bool = False) -> RewardFunction:
-    """2.0 for the reference's text, 1.5 for its number; strict: 1.5 only for an equal answer, units included."""
+    """2.0 for the reference's exact text, 1.5 for its number; strict: 1.5 only if the whole answer is equal."""
     return of_answer("correctness", _equal_in_tags if strict else _correctness)
 
 
 def make_reasoning_length(strict: bool = False) -> RewardFunction:
-    """0 to 0.75 by the words inside `<reasoning>`; strict: by its different words."""
+    """0 to 0.75 by the number of words inside `<reasoning>`; strict: of distinct words."""
     return of_text("reasoning_length", _different_words if strict else _reasoning_words)
 
 
 def keyword_reward(keywords: Sequence[str] = KEYWORDS, strict: bool = False) -> RewardFunction:
-    """0.1 for each keyword that is a word, or plural, of the reasoning, at most 0.5; strict: one for each 10 words."""
+    """0.1 for each keyword in the reasoning (or its plural), at most 0.5; strict: at most one for each 10 words."""
     patterns = [_keyword(keyword) for keyword in keywords]
 
     def score(text: str) -> float:
         reasoning = last_tagged(text, "reasoning") or ""
-        found = sum(bool(pattern.search(reasoning)) for pattern in patterns)
-        return min(found, 5, len(words(reasoning)) // 10 if strict else 5) / 10
+        count = sum(bool(pattern.search(reasoning)) for pattern in patterns)
+        return min(count, 5, len(words(reasoning)) // 10 if strict else 5) / 10
 
     return of_text("reasoning_keywords", score)
 
 
 def too_short_penalty(least: int = 10, penalty: float = -0.3) -> RewardFunction:
-    """A function that gives the penalty to completions of fewer than `least` words."""
+    """A reward: `penalty` for completions of fewer than `least` words, else 0."""
 
     def too_short(completions: Sequence[Text], **_: Any) -> list[float]:
         return [penalty if len(words(content(c))) < least else 0.0 for c in completions]
@@ -113,7 +115,7 @@ def too_short_penalty(least: int = 10, penalty: float = -0.3) -> RewardFunction:
 
 
 def repetition_penalty(size: int = 4, share: float = 0.2, penalty: float = -0.5) -> RewardFunction:
-    """A function that gives the penalty where over `share` of the n-grams of `size` words are repeats."""
+    """A reward: `penalty` if more than `share` of the n-grams of `size` words are repeats, else 0."""
 
     def repetition(completions: Sequence[Text], **_: Any) -> list[float]:
         return [penalty if _repeated(words(content(c)), size) > share else 0.0 for c in completions]
@@ -122,10 +124,10 @@ def repetition_penalty(size: int = 4, share: float = 0.2, penalty: float = -0.5)
 
 
 def overlong_penalty(max_length: int = 1024, cache: int | None = None) -> RewardFunction:
-    """A function that gives DAPO's soft overlong penalty (arXiv 2503.14476, Eq. 13), by tokens.
+    """DAPO's soft overlong penalty (arXiv 2503.14476, Eq. 13) for completions of n tokens.
 
-    0 up to max_length - cache, then (max_length - cache - n) / cache, and -1 beyond max_length. The cache is
-    a fifth of max_length by default, as in the paper's 4096 of 20480.
+    0 up to max_length - cache, then (max_length - cache - n) / cache, and -1 beyond max_length. The default cache is
+    a fifth of max_length, as in the paper (4096 of 20480).
     """
     slope = max(1, max_length // 5) if cache is None else cache
     if not 0 < slope <= max_length:
@@ -139,12 +141,12 @@ def overlong_penalty(max_length: int = 1024, cache: int | None = None) -> Reward
 
 
 def words(text: str) -> list[str]:
-    """Words between spaces; each character where a script has no spaces."""
+    """The words of a text, separated by white space; in Chinese and Japanese, each character."""
     return _WORD.findall(text)
 
 
 def with_references(name: str, completions: Sequence[Text], columns: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Each completion's text with its row's reference, None where it has none. UserError without any column."""
+    """(text, reference or None) of each completion. Raises UserError if the rows have no reference column."""
     if not any(column in columns for column in REFERENCE_COLUMNS):
         present = [column for column in columns if column not in CALL_ARGUMENTS]
         raise UserError(
@@ -155,7 +157,7 @@ def with_references(name: str, completions: Sequence[Text], columns: dict[str, A
 
 
 def _accurate(text: str, answer: str) -> float:
-    """1 where the final answer equals the row's reference mathematically, else 0; None without one."""
+    """1 if the final answer equals the row's reference mathematically, else 0; None for rows without one."""
     return float(equal(extract_answer(text) or "", answer))
 
 
@@ -164,15 +166,15 @@ def _accurate_and_marked(text: str, answer: str) -> float:
 
 
 def _correctness(text: str, reference: str) -> float:
-    """2.0 where the last `<answer>` is the reference's string; 1.5 where each holds one number, the same."""
-    found, reference = (last_tagged(text, "answer") or "").strip(), reference.strip()
-    if not found or found == "...":
+    """2.0 if the last `<answer>` is the reference's text; 1.5 if both contain one number and the numbers are equal."""
+    answer, reference = (last_tagged(text, "answer") or "").strip(), reference.strip()
+    if not answer or answer == "...":
         return 0.0
-    if found == reference:
+    if answer == reference:
         return 2.0
-    if max(len(found), len(reference)) > LONGEST:
+    if max(len(answer), len(reference)) > LONGEST:
         return 0.0
-    numbers = [_NUMERAL.findall(text.translate(TO_ASCII)) for text in (found, reference)]
+    numbers = [_NUMERAL.findall(text.translate(TO_ASCII)) for text in (answer, reference)]
     if any(len(each) != 1 for each in numbers):
         return 0.0
     a, b = (number_word(each[0].rstrip(",")) for each in numbers)
@@ -185,7 +187,7 @@ def _equal_in_tags(text: str, reference: str) -> float:
 
 
 def _reasoning_words(text: str) -> float:
-    """By the words inside `<reasoning>`: under 20: 0; under 50: 0.25; under 100: 0.5; else 0.75."""
+    """By the number of words inside `<reasoning>`: under 20: 0; under 50: 0.25; under 100: 0.5; else 0.75."""
     return _stepped(len(words(last_tagged(text, "reasoning") or "")))
 
 
@@ -198,14 +200,14 @@ def _stepped(count: int) -> float:
 
 
 def _keyword(keyword: str) -> re.Pattern[str]:
-    # Only letters of the keyword's own alphabet bound it: `row` is no part of `grow`, 行 is a word anywhere.
+    # A keyword in Latin letters must be a whole word (`row` does not match in `grow`); 行 matches anywhere.
     before = "(?<![a-z])" if keyword[:1].isascii() else ""
     after = "(?:s|es)?(?![a-z])" if keyword[-1:].isascii() else ""
     return re.compile(before + re.escape(keyword) + after, re.IGNORECASE)
 
 
 def _repeated(tokens: list[str], size: int) -> float:
-    """Share of the n-grams that occurred before."""
+    """The fraction of n-grams that are repeats of earlier ones."""
     total = len(tokens) - size + 1
     if total < 2:
         return 0.0

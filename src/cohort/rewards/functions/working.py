@@ -1,8 +1,8 @@
 """Step rewards that judge each line of working: chains of one-digit operations, and column addition.
 
-A step is right, 1.0, where it follows from the line before it, else 0.0: an error is counted where it is made and not
-again in the lines that carry it on. All steps are right exactly where the working is complete and right, and the
-answer stands at its end.
+A step scores 1.0 if it follows from the line before it, else 0.0. An error is counted in the line that makes it, not
+in later lines that use its result. All steps score 1.0 if and only if the working is complete and right and ends with
+the answer.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from cohort.rewards.functions.text import content
 from cohort.types import Text
 
 STEP = re.compile(r"(?:<think>)?(?P<line>[0-9+\-=]{1,100})?(?:</think>)?(?:<answer>(?P<answer>[0-9]{1,100})</answer>)?")
-"""A line of working, the answer, or both, with the tags around them and nothing else."""
+"""A line of working, the answer, or both, with their tags and nothing else."""
 CHAIN = re.compile(r"[0-9](?:[+-][0-9])+=")
 CHAIN_LINE = re.compile(r"([0-9])([+-])([0-9])=([0-9])")
 SUM = re.compile(r"([0-9]{1,100})\+([0-9]{1,100})=")
 SUM_LINE = re.compile(r"([0-9])\+([0-9])\+([01])=(1?[0-9])")
 
 Judge = Callable[[str | None, str | None], bool]
-"""(a line of working, an answer) of one step, None where it has none -> whether it follows from the steps before."""
+"""(line of working or None, answer or None) of one step -> whether the step follows from the steps before it."""
 
 
 def chain_steps(prompts: Sequence[Text], steps: Sequence[Sequence[str]], **_: Any) -> list[list[float]]:
-    """Working of `7+5-8=`: the lines `7+5=2` and `2-8=4`, last digit kept, then `<answer>4</answer>`.
+    """Working of `7+5-8=`: the lines `7+5=2` and `2-8=4` (results modulo 10), then `<answer>4</answer>`.
 
-    A line applies the next operation of the question to the result that the line before it states; the answer repeats
-    the last line's result. Raises ValueError for a question that is no chain.
+    A line applies the next operation of the question to the result in the line before it; the answer repeats the last
+    line's result. Raises ValueError for a question that is not a chain of operations.
     """
     return [_scores(texts, _chain_judge(_question(prompt))) for prompt, texts in zip(prompts, steps, strict=True)]
 
 
 def column_steps(prompts: Sequence[Text], steps: Sequence[Sequence[str]], **_: Any) -> list[list[float]]:
-    """Working of `47+85=`: `7+5+0=12`, then `4+8+1=13` (the third is what is carried), then `<answer>132</answer>`.
+    """Working of `47+85=`: `7+5+0=12`, then `4+8+1=13` (the third summand is the carry), then `<answer>132</answer>`.
 
-    A line adds the next digits from the right to the carry that the line before it states; the answer is put together
-    from the lines' results. Raises ValueError for a question that is no sum of two numbers.
+    A line adds the next digits from the right and the carry of the line before it; the answer consists of the lines'
+    results. Raises ValueError for a question that is not a sum of two numbers.
     """
     return [_scores(texts, _column_judge(_question(prompt))) for prompt, texts in zip(prompts, steps, strict=True)]
 
@@ -48,7 +48,7 @@ def _question(prompt: Text) -> str:
 
 
 def _scores(texts: Sequence[str], judge: Judge) -> list[float]:
-    """The answer stands in the last step and nowhere else; after a step that cannot be read, nothing follows."""
+    """The score of each step. Only the last step may have the answer; no step after an unreadable one is right."""
     scores, readable = [], True
     for i, text in enumerate(texts):
         found = STEP.fullmatch(text.strip())

@@ -1,4 +1,4 @@
-"""A reward model as a reward function: by name, by path, or a model of transformers, with its own tokenizer."""
+"""A reward model as a reward function, and loading of reward models and their tokenizers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,14 +28,15 @@ def make_classifier(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Callable[..., Any]:
-    """The score of a reward model as a reward: of a completion, or of each step where the model is a process one.
+    """A reward function that returns a reward model's score of each completion, or of each step for a process model.
 
-    `model`: a directory, a hub name or a transformers model with one label; `processing_class`: its tokenizer, else
-    the one saved with it. A conversation is written by its chat template; without one, prompt and completion are a
-    pair where the tokenizer has a classifier token (BERT), else one text. Texts beyond `max_length` tokens (default:
-    the model's positions) lose their beginning, of a pair the longer text its end; `NAME/truncated` is their share.
-    `probability`: the logit's sigmoid; None: for process models only. `dtype`: float32 on a CPU, else the weights'
-    own. Raises UserError for what is not such a model.
+    `model`: a directory, a hub name or a transformers model with one label. `processing_class`: its tokenizer; None:
+    the one saved with it. A conversation is formatted by the chat template; without a template, prompt and completion
+    are a pair if the tokenizer has a classifier token (BERT), else one text. Texts longer than `max_length` tokens
+    (default: the model's maximum) lose their beginning; of a pair, the longer text loses its end. The metric
+    `NAME/truncated` is the fraction of such texts. `probability`: return the sigmoid of the logit; None: for process
+    models only. `dtype`: default float32 on a CPU, else the dtype of the weights. Raises UserError for a model that
+    cannot be loaded or does not have one label.
     """
     import torch
 
@@ -77,7 +79,7 @@ def make_classifier(
 
 
 def _marked(function: Callable[..., Any], name: str, scorer: Scorer, probability: bool) -> Callable[..., Any]:
-    """With what is needed to train the model while it rewards, and to compare its scores with those of its training."""
+    """Set the function's `scorer` and `probability`, which training the reward model during a run reads."""
     function.__name__ = name
     function.scorer, function.probability = scorer, probability  # type: ignore[attr-defined]
     return function
@@ -96,9 +98,9 @@ def require_one_label(name: str, config: Any) -> None:
 
 
 def is_classifier(config: Any) -> bool:
-    """Whether the weights that a configuration belongs to have a classifier's head."""
-    architecture = (config.architectures or [""])[0]
-    return str(architecture).endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
+    """Whether the saved model of a configuration has a classification head."""
+    architecture: str = (config.architectures or [""])[0]
+    return architecture.endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -114,8 +116,10 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_classifier(name: str, dtype: Any, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Any:
-    """A trained reward model by name or path; an adapter that lies there is merged into the model it is for. Raises
-    UserError for what cannot be loaded or has no trained head."""
+    """A trained reward model by name or path. A peft adapter at the path is merged into its base model.
+
+    Raises UserError for a model that cannot be loaded or has no trained head.
+    """
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     config = load_config(name, trust_remote_code=trust_remote_code)
@@ -146,18 +150,20 @@ def load_classifier(name: str, dtype: Any, *, trust_remote_code: bool = False, a
 
 
 def _with_adapter(name: str, kind: Any, config: Any, dtype: Any, trust_remote_code: bool) -> Any:
-    """The model that a peft adapter was trained on, of the class `config` names, with the adapter merged into it."""
+    """The base model of a peft adapter with a head for `config`, and the adapter merged into it."""
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(name).base_model_name_or_path or ""
     model = new_head(base, kind, config, dtype=dtype, trust_remote_code=trust_remote_code)
-    # Loading an adapter freezes the weights; the merged model may be trained on.
+    # Loading an adapter freezes the weights, but the merged model may be trained further.
     return PeftModel.from_pretrained(model, name).merge_and_unload().requires_grad_(True)
 
 
 def new_head(name: str, kind: Any, config: Any, **options: Any) -> Any:
-    """A model by name or path with the head of `config`, new where the weights have none. Raises UserError where
-    they lack more than that."""
+    """A model by name or path with the head that `config` describes, newly initialised if the weights have none.
+
+    Raises UserError if weights other than the head's are missing.
+    """
     from transformers import AutoModel
 
     from cohort.rewards.models.mlp_head import MLPHeadConfig, MLPHeadModel
@@ -177,11 +183,11 @@ def new_head(name: str, kind: Any, config: Any, **options: Any) -> Any:
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """Without transformers' report of missing weights: that a head is new is what is asked for."""
+    """Silences transformers' report of missing weights, because a new head is expected here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:
@@ -197,7 +203,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> Any:
         raise UserError(
             f"the tokenizer of the reward model {name!r} could not be loaded: {_first_words(error)}"
         ) from error
-    # Where the files are missing, some classes of transformers come without a vocabulary.
+    # If files are missing, some tokenizer classes load with an empty vocabulary instead of an error.
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise UserError(f"the tokenizer of the reward model {name!r} has no vocabulary: do its files exist?")
     return tokenizer

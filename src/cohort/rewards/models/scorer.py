@@ -1,4 +1,4 @@
-"""A reward model with its tokenizer: texts to token ids, and token ids to the scores of texts or of step ends."""
+"""A reward model with its tokenizer: texts -> token ids -> scores of texts or of step ends."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class Encoded(NamedTuple):
 
     inputs: dict[str, list[int]]
     ends: list[int]
-    """Index of each step's last token, or of each token that is to have a score of its own; empty where the text is
-    scored as a whole."""
+    """Indices of the tokens that get a score, such as the last token of each step; empty if the text gets one score."""
     truncated: bool = False
 
     @property
@@ -28,8 +27,8 @@ class Encoded(NamedTuple):
 
 
 class Scorer:
-    """`model`: a sequence classifier of transformers with one label, which scores texts, or a token classifier with
-    one (an MLPHeadModel that reads every token), which scores step ends."""
+    """`model`: a transformers sequence classifier with one label, which scores texts, or a token classifier with one
+    label (or an MLPHeadModel that reads every token), which scores step ends."""
 
     def __init__(
         self, model: Any, tokenizer: Any, max_length: int | None = None, template: dict[str, Any] | None = None
@@ -121,7 +120,7 @@ class Scorer:
         return {key: [*value, end.get(key, 0)] for key, value in found.items()}, starts, False
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
-        """One padded forward pass: float32 scores (logits) of B texts [B], or of the `ends` of all, in order."""
+        """One padded forward pass: float32 logits [B] of B texts, or of the `ends` of all texts in order."""
         import torch
 
         pad = self._pad(batch)
@@ -137,13 +136,15 @@ class Scorer:
         finally:
             config.pad_token_id = kept
         if not batch[0].ends:
-            return logits[:, 0].float()
+            whole: Tensor = logits[:, 0].float()
+            return whole
         rows = torch.tensor([i for i, each in enumerate(batch) for _ in each.ends], device=logits.device)
         places = torch.tensor([end for each in batch for end in each.ends], device=logits.device)
-        return logits[rows, places, 0].float()
+        at_ends: Tensor = logits[rows, places, 0].float()
+        return at_ends
 
     def read(self, batch: Sequence[Encoded]) -> Tensor:
-        """What the head of an MLPHeadModel sees of B texts, [B, h]."""
+        """The hidden states [B, h] that the head of an MLPHeadModel reads of B texts."""
         hidden: Tensor = self.model.read(**self._padded(batch, self._pad(batch)))
         return hidden
 
@@ -158,12 +159,12 @@ class Scorer:
         return {key: torch.tensor(value, device=self.model.device) for key, value in rows.items()}
 
     def score(self, encoded: Sequence[Encoded], batch_size: int) -> list[list[float]]:
-        """The scores of each text without gradient: one, or one for each step."""
+        """The scores of each text, without gradient: one score, or one for each of its `ends`."""
         import torch
 
-        # Of like lengths together, so that little is padding.
+        # Texts of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(encoded)), key=lambda i: encoded[i].length)
-        found: list[list[float]] = [[] for _ in encoded]
+        results: list[list[float]] = [[] for _ in encoded]
         training = self.model.training
         self.model.eval()
         for start in range(0, len(order), batch_size):
@@ -171,16 +172,17 @@ class Scorer:
             with torch.no_grad():
                 scores = iter(self.forward([encoded[i] for i in batch]).tolist())
             for i in batch:
-                found[i] = [next(scores) for _ in range(len(encoded[i].ends) or 1)]
+                results[i] = [next(scores) for _ in range(len(encoded[i].ends) or 1)]
         self.model.train(training)
-        return found
+        return results
 
     def _pad(self, batch: Sequence[Encoded]) -> int:
-        """The padding token.
+        """The padding token id.
 
-        transformers takes the score of a causal model at the last token that is not padding. Where the model names
-        a padding token, that is how its scores were learnt, even where the text's own end is the same token. Where
-        it names none, the text's last token is meant: the padding is a token with which no text of the batch ends.
+        transformers takes the score of a causal model at the last token that is not the padding token. If the model
+        has a padding token, its scores were trained that way, even for texts that end with this token. If it has
+        none, the score is at the text's last token, so the padding must be a token that no text of the batch ends
+        with.
         """
         named: int | None = self.model.config.get_text_config().pad_token_id
         if named is not None:
@@ -190,18 +192,18 @@ class Scorer:
 
 
 def scores_steps(model: Any) -> bool:
-    """Whether it gives a score to every token, for step ends, and not one to the text."""
+    """Whether the model scores every token (so steps can be scored), not the whole text."""
     return type(model).__name__.endswith("ForTokenClassification") or getattr(model.config, "reads", None) == "every"
 
 
 def scores_last(model: Any) -> bool:
-    """Whether a text's score is that of its last token, by a head that could read any."""
+    """Whether a text's score is read at its last token by a head that can be applied to any token."""
     reads = getattr(model.config, "reads", None)
     return reads == "last" if reads else hasattr(model, "score") and not scores_steps(model)
 
 
 def step_ends(text: str, steps: Sequence[str]) -> list[int]:
-    """Where each step ends in the text, in characters, exclusive: where the next one begins, of the last at its end.
+    """The end of each step in characters, exclusive: the start of the next step, or the end of the text.
 
     step_ends("a=1\\nb=2", ["a=1", "b=2"]) == [4, 7]. Raises UserError where the text does not hold them in order.
     """
@@ -220,7 +222,7 @@ def _plain(prompt: Text) -> str:
 
 
 def positions(model: Any) -> int | None:
-    """Tokens that the model has positions for; RoBERTa's first ones stand behind its padding token's."""
+    """The maximum number of tokens; RoBERTa's position embeddings start after the padding token's index."""
     found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if found is None or found < 1:
         return None

@@ -1,6 +1,7 @@
-"""What a process takes from itself before it runs untrusted code: limits, Landlock, capabilities, seccomp.
+"""Confining the current process before it runs untrusted code: resource limits, Landlock, capabilities, seccomp.
 
-Called by a process that was just started, before it has threads; none of it can be undone. Needs no privilege.
+A newly started process calls `confine` before it has threads. Nothing of this can be undone, and none of it needs
+privileges.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ_FILE, _READ_DIR, _EXECUTE, _WRITE_FILE, _TRUNCATE = 1 << 2, 1 << 3, 1 << 0, 1 << 1, 1 << 14
 _FILE_ACCESS = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""Landlock's version -> bits of file access that it knows (linux/landlock.h); later versions as the last."""
+"""Landlock version -> number of file access rights it knows (linux/landlock.h); newer versions use the last entry."""
 _NET_RIGHTS, _SCOPES = 0b11, 0b11
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,7 +40,7 @@ def confine(
     writable: tuple[str, ...],
     execute: bool = False,
 ) -> None:
-    """Give up what untrusted code must not have.
+    """Remove the rights that untrusted code must not have.
 
     memory and file_size: bytes. tasks: how many run on this machine, ours included. layers: of "landlock" and
     "seccomp", those to use. readable and writable: paths. execute: other programs may be started in place of this one.
@@ -59,7 +60,7 @@ def confine(
     if "landlock" in layers:
         _landlock(readable, writable, execute)
     _drop_capabilities()
-    # Who would stop us is gone where the parent is.
+    # The parent enforces the time limit, so this process must end with it.
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     if "seccomp" in layers:
         _seccomp(execute)
@@ -73,13 +74,12 @@ def _limit(name: str, value: int) -> None:
 
 
 def landlock_version() -> int:
-    """The kernel's Landlock version; 0 without one."""
-    version: int = _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
-    return max(0, version)
+    """The kernel's Landlock version; 0 if it has no Landlock."""
+    return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
 
 
 def _own_user() -> bool:
-    """Root takes a real user of its own: the limit on processes binds real users other than root only."""
+    """As root, change the real user: the kernel does not apply the limit on processes to root."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
     try:
@@ -104,7 +104,7 @@ def _landlock(readable: tuple[str, ...], writable: tuple[str, ...], execute: boo
     rules = _libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0)
     _checked("landlock_create_ruleset", rules)
     reading = _READ_FILE | _READ_DIR | (_EXECUTE if execute else 0)
-    # Devices in a folder of ours would be no files: everything but making devices and sockets.
+    # In a writable folder everything is allowed except creating devices and sockets, and executing files.
     writing = known & ~(1 << 6 | 1 << 9 | 1 << 11 | _EXECUTE)
     for path, access in [(path, reading) for path in readable] + [(path, writing | reading) for path in writable]:
         _allow(rules, path, access & known)
@@ -139,7 +139,7 @@ def _seccomp(execute: bool) -> None:
 
 
 def _prctl(option: int, value: int, pointer: int | None = 0) -> None:
-    # The kernel reads whole registers: plain integers would set half of them.
+    # The kernel reads 64-bit registers; ctypes passes plain integers as 32 bits.
     arguments = [ctypes.c_ulong(argument or 0) for argument in (value, pointer, 0, 0)]
     _checked(f"prctl {option}", _libc.prctl(option, *arguments))
 

@@ -1,4 +1,4 @@
-"""What this machine has to run untrusted code in, and the command lines that use it."""
+"""Which layers of isolation this machine has, and the command lines that use them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from cohort.types import UserError
 
 INSTALL = (
     "Untrusted programs need bubblewrap (apt install bubblewrap, dnf install bubblewrap) where user namespaces are "
-    "allowed, or a Linux kernel from 5.13 with Landlock and seccomp; `cohort doctor` says what this machine has"
+    "allowed, or a Linux kernel from 5.13 with Landlock and seccomp; `cohort doctor` shows what this machine has"
 )
 FOLDER = Path(__file__).parent
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 TMP_SIZE = 64 << 20
-"""Bytes of the private /tmp under bubblewrap."""
+"""Size of the private /tmp under bubblewrap in bytes."""
 PROBE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one process may use. Limits(cpu_seconds=4, memory=512 << 20)"""
+    """Resource limits of one process. Limits(cpu_seconds=4, memory=512 << 20)"""
 
     cpu_seconds: float = 4.0
-    """Of processor time; twice as much, and a second, on the clock."""
+    """Processor time in seconds; the limit of elapsed time is twice that plus one second."""
     memory: int = 512 << 20
-    """Bytes of address space."""
+    """Address space in bytes."""
     file_size: int = 16 << 20
-    """Bytes of one file, standard output included where it is read."""
+    """Size of one file in bytes; standard output counts as a file where it is read."""
 
     @property
     def wall_seconds(self) -> float:
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Layers:
-    """Which layers hold: None for one that does, else why it does not."""
+    """Which layers work on this machine: None for one that works, else the reason why it does not."""
 
     bubblewrap: str | None
     landlock: str | None
@@ -55,14 +55,14 @@ class Layers:
 
     @property
     def safe(self) -> bool:
-        """Whether what is there keeps a program from the network, the host's files and other processes."""
+        """Whether the working layers keep a program from the network, the host's files and other processes."""
         if self.seccomp is None:
             return self.bubblewrap is None or self.landlock is None
-        # Without seccomp only the limit on processes stops a fork bomb, and it does not bind root.
+        # Without seccomp only the limit on processes stops a fork bomb, and that limit does not apply to root.
         return self.bubblewrap is None and os.geteuid() != 0
 
     def described(self) -> list[tuple[str, str]]:
-        """(layer, "yes" or why not) of each."""
+        """(layer, "yes" or the reason why not) of each layer."""
         return [(name, "yes" if missing is None else f"no: {missing}") for name, missing in vars(self).items()]
 
 
@@ -71,7 +71,7 @@ NONE = Layers("left out", "left out", "left out")
 
 @lru_cache(maxsize=1)
 def find_layers() -> Layers:
-    """Try each layer once in a process of its own."""
+    """Try each layer once, in a separate process."""
     if sys.platform != "linux":
         missing = f"{sys.platform} has none"
         return Layers(missing, missing, missing)
@@ -87,7 +87,7 @@ def find_layers() -> Layers:
 
 
 def _probe(layers: Layers, check: str) -> str | None:
-    """None where the check passes under these layers alone, else the last line that the process wrote."""
+    """None if the check passes under only these layers, else the last line that the process wrote."""
     code = (
         "import os\n"
         "def refused(action):\n"
@@ -105,7 +105,7 @@ def _probe(layers: Layers, check: str) -> str | None:
 
 
 def require(layers: Layers, allow_unsandboxed: bool) -> bool:
-    """Whether the layers are safe. Raises UserError where they are not and that is not allowed."""
+    """Whether the layers are safe. Raises UserError if they are not, unless unsandboxed programs are allowed."""
     if layers.safe or allow_unsandboxed:
         return layers.safe
     missing = "; ".join(f"{name}: {why}" for name, why in layers.described())
@@ -123,7 +123,7 @@ def confinement(
     return {
         "cpu_seconds": max(1, round(limits.cpu_seconds + 0.5)),
         "memory": limits.memory,
-        # Without a file system of its own a program writes no files, unless it was given a folder.
+        # Without a private file system, a program may write files only in the folder that it was given.
         "file_size": limits.file_size if writable else 0,
         "tasks": _tasks(),
         "layers": tuple(name for name in layers.names if name != "bubblewrap"),
@@ -134,7 +134,7 @@ def confinement(
 
 
 def python(layers: Layers, code: str, folder: str = "", paths: tuple[str, ...] = ()) -> list[str]:
-    """The command of a bare Python that finds `sandbox` beside the standard library, in bubblewrap where it holds."""
+    """The command of a bare Python that can import `sandbox` and the standard library, under bubblewrap if it works."""
     start = f"import sys; sys.path.insert(0, {str(FOLDER.parent)!r})\n"
     command = [os.path.realpath(sys.executable), "-I", "-S", "-c", start + code]
     return [*_bubblewrap(folder, paths), *command] if layers.bubblewrap is None else command
@@ -143,7 +143,7 @@ def python(layers: Layers, code: str, folder: str = "", paths: tuple[str, ...] =
 def _bubblewrap(folder: str, paths: tuple[str, ...]) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
     command += ["--cap-drop", "ALL", "--dev", "/dev", "--remount-ro", "/dev"]
-    # Before the others: Python or this package may lie under /tmp.
+    # This mount comes first, because Python or this package may be under /tmp.
     command += ["--size", str(TMP_SIZE), "--tmpfs", "/tmp"]
     for path in (*SYSTEM, sys.base_prefix, str(FOLDER), *paths):
         if os.path.islink(path) and not path.startswith("/etc"):

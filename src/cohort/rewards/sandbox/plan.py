@@ -1,4 +1,4 @@
-"""What a row's tests need of the program and what they bring themselves, read from their source."""
+"""Reading the source of a row's tests: which names they need from the program and which they define."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from functools import lru_cache
 from cohort.types import UserError
 
 CHECK = "__passes__"
-"""What an assertion becomes a call of where each one counts."""
+"""The function that replaces `assert` when each assertion counts as a test."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One row's tests, ready to run; plain data, sent to the tester as it stands."""
+    """One row's tests, ready to run. Plain data, which is sent to the tester."""
 
     statements: tuple[str, ...]
-    """Each a test of its own."""
+    """Each statement is one test."""
     script: str
-    """Instead of statements; may define `check(candidate)`."""
+    """The tests as one script, if there are no statements; it may define `check(candidate)`."""
     assertions: int
-    """How many the script has in its source; 0 where they are not counted."""
+    """The number of assertions in the script; 0 if they are not counted one by one."""
     given: str
-    """Runs in the program's process, ahead of its code: imports, classes and the prompt's own helpers."""
+    """Code that runs in the program's process before the program: imports, classes and the prompt's helpers."""
     setup: str
-    """Runs in the tester, ahead of the tests: everything but classes."""
+    """Code that runs in the tester before the tests: the setup code without its classes."""
     helpers: str
-    """Runs in the tester before that: the prompt's helpers, which a program may not replace for its tests."""
+    """Code that runs in the tester before `setup`: the prompt's helpers, which the program cannot replace there."""
     names: tuple[str, ...]
-    """The program's: free in the tests, no built-in's, no standard module's."""
+    """Names of the program: free in the tests, and neither built-ins nor standard modules."""
     shadows: tuple[str, ...]
-    """Built-ins' names that the tests use: the program's where there are no other names (MBPP asks for a `sum`)."""
+    """Names of built-ins that the tests use. They are the program's if `names` is empty (MBPP asks for a `sum`)."""
     modules: tuple[str, ...]
-    """Standard modules that tests name without importing them."""
+    """Standard modules that the tests use without importing them."""
     entry_point: str
 
 
 @lru_cache(maxsize=4096)
 def plan(statements: tuple[str, ...], script: str, setup: str, helpers: str, entry_point: str, share: bool) -> Plan:
-    """Raises UserError for tests that are not Python."""
+    """The plan of a row's tests. Raises UserError for tests that are not Python."""
     prepared = _parsed(setup, "test_setup_code")
     tests = _parsed(script, "test")
     nodes = [node for tree in (prepared, tests, *_statements(statements)) for node in ast.walk(tree)]
@@ -81,7 +81,7 @@ def _source(*parts: list[ast.stmt]) -> str:
 
 
 def _bound(nodes: Sequence[ast.AST]) -> Iterator[str]:
-    """Names that the tests themselves define anywhere."""
+    """The names that the tests define."""
     for node in nodes:
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             yield node.id
@@ -96,7 +96,7 @@ def _bound(nodes: Sequence[ast.AST]) -> Iterator[str]:
 
 
 class _Counted(ast.NodeTransformer):
-    """Each assertion counts, and a failed one does not end the tests."""
+    """Replaces each assertion by a call of CHECK, so that a failed one does not end the tests."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])

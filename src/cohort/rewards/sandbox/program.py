@@ -1,7 +1,7 @@
-"""The process of the untrusted program: runs its code and answers questions about its values.
+"""The process of the untrusted program: it runs the code and answers the tester's requests for values.
 
-It never sees a test or an expected value, so nothing that the code does to this process, this module included, can
-do more than give wrong values.
+It never sees a test or an expected value. Whatever the code does to this process, including this module, it can only
+change the values that are returned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "program"
-"""Of the code's module: what stands under `if __name__ == "__main__":` does not run."""
+"""The `__name__` of the code's module, so that code under `if __name__ == "__main__":` does not run."""
 
 BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "matmul")
 
@@ -44,7 +44,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "abs": abs,
     **{name: getattr(operator, name) for name in BINARY},
 }
-"""What the tester may ask of an object here. No comparison: those are the tester's own business."""
+"""Operations that the tester may request on an object. No comparisons: the tester makes them itself."""
 
 MUTABLE = (list, dict, set, bytearray)
 PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
@@ -60,7 +60,7 @@ class Program:
         self.numbers: dict[int, int] = {}
 
     def serve(self) -> None:
-        """Answer until the tester is gone."""
+        """Answer requests until the tester ends."""
         while True:
             self.channel.send(self.answer(self.channel.receive()))
 
@@ -78,7 +78,7 @@ class Program:
             return encode(("raised", type(error).__name__, _message(error)))
 
     def perform(self, operation: str, arguments: list[Any]) -> bytes:
-        """The result, with what became of the arguments that were changed in place."""
+        """The result, with the new contents of arguments that were changed in place."""
         handed = arguments[1] if operation == "call" else ()
         before = [(i, value, encode(value, self.refer)) for i, value in enumerate(handed) if type(value) in MUTABLE]
         result = OPERATIONS[operation](*arguments)
@@ -98,7 +98,7 @@ class Program:
         return [name for name in namespace if isinstance(name, str)]
 
     def refer(self, value: Any) -> tuple[bytes, bytes]:
-        """A number for an object that is no plain data; the same object has the same number."""
+        """The number of an object that is not plain data; the same object always has the same number."""
         if type(value) is Callback:
             return b"C", b"%d" % value.number
         number = self.numbers.get(id(value))
@@ -118,7 +118,7 @@ class Program:
 
 
 class Callback:
-    """A function of the tester's, such as a lambda that a test hands over."""
+    """Stands for a function in the tester's process, such as a lambda that a test passes as an argument."""
 
     def __init__(self, program: Program, number: int) -> None:
         self.program, self.number = program, number
@@ -170,9 +170,9 @@ def _message(error: BaseException) -> str:
 
 
 def main(fd: int, confinement: dict[str, Any]) -> None:
-    """Serve over the socket `fd` under `confine`'s arguments."""
+    """Confine this process with `confine`'s arguments, then serve requests over the socket `fd`."""
     confine(**confinement)
-    # What went wrong until here the parent can read; it reads nothing of the untrusted code's.
+    # The parent can read errors up to this point on stderr, but nothing that the untrusted code writes.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     channel = Channel(fd)

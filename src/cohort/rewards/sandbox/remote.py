@@ -1,7 +1,7 @@
-"""The tester's view of the program: names and objects that look local, values that are plain copies.
+"""The tester's view of the program: proxies for its names and objects, and copies of its plain data.
 
-Only questions whose answers are values go over the wire. Comparing, `in` and sorting happen here, on plain data: an
-object of the program's own is equal to nothing but itself and the plain data that it wraps, whatever its `__eq__` says.
+Only requests that return values go over the socket. Comparing, `in` and sorting happen here, on plain data. An object
+of a class that the program defines equals only itself and the plain data that it wraps, whatever its `__eq__` returns.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class _Sample:
 
 
 FUNCTIONS = (type(lambda: None), type(len), type(_Sample().method))
-# These steer the tester's own loops and interpreter when they pass through it.
+# Exceptions that would control the tester's own loops and generators if they were raised there.
 _STEERING = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
 class ProgramError(Exception):
-    """The program raised an exception of its own class, or one that only ends loops or processes."""
+    """The program raised an exception of a class that it defines, or one that controls loops or ends processes."""
 
 
 class Client:
-    """Asks one program."""
+    """Sends requests to one program."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -39,7 +39,7 @@ class Client:
         self._callbacks: list[Callable[..., Any]] = []
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """The program's answer; what it raised is raised here. Changes made to a call's arguments are made here."""
+        """The program's answer. Its exceptions are raised here, and its changes to a call's arguments applied here."""
         self._channel.send(encode((operation, *arguments), self._refer))
         while True:
             answer = decode(self._channel.receive(), self._resolve)
@@ -83,7 +83,7 @@ class Client:
 
 
 class Remote:
-    """An object in the program's process."""
+    """A proxy for an object in the program's process."""
 
     def __init__(self, client: Client, number: int) -> None:
         object.__setattr__(self, "_client", client)
@@ -151,7 +151,7 @@ def _exception(name: str, message: str) -> Exception:
 
 
 def _change(arguments: list[Any], changes: Any) -> None:
-    """Give arguments that the program changed in place their new contents."""
+    """Apply the program's in-place changes to the arguments here."""
     for place, value in changes:
         argument = arguments[place]
         if type(argument) not in MUTABLE or type(value) is not type(argument):

@@ -1,4 +1,4 @@
-"""Running untrusted programs side by side: two processes for each, both gone before the verdict is returned."""
+"""Running untrusted programs in parallel, in two processes each, which end before the verdict is returned."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Verdict:
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], processes: int | None) -> list[Result]:
-    """Results in order; at most so many at a time, two for each usable processor by default: a program's two
-    processes wait for each other half of the time."""
+    """The results in order. `processes` items run at a time; None: two for each usable processor, because a program's
+    two processes wait for each other half of the time."""
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     with ThreadPoolExecutor(processes or 2 * (available or 1)) as pool:
         return list(pool.map(function, items))
@@ -61,7 +61,7 @@ def run_tests(sources: Sequence[str], plan: Plan, share: bool, limits: Limits, l
         program = _start("program", layers, theirs.fileno(), confinement(layers, limits))
         try:
             theirs.close()
-            # Tests are the data's, not the model's: limits, Landlock and seccomp are enough for them.
+            # Tests come from the dataset, not from the model: limits, Landlock and seccomp are enough for them.
             outer = Layers("not for tests", layers.landlock, layers.seccomp)
             tester = _start("tester", outer, ours.fileno(), confinement(outer, limits))
             try:
@@ -82,12 +82,12 @@ def run_tests(sources: Sequence[str], plan: Plan, share: bool, limits: Limits, l
 
 
 def _how(program: subprocess.Popen[bytes], limits: Limits) -> str:
-    """How a program ended that has ended."""
+    """The signal or exit status of a program that has ended, for a message."""
     try:
         status = program.wait(1)
     except subprocess.TimeoutExpired:
         return ""
-    # A command's exit by a signal is 128 and the signal's number behind bubblewrap.
+    # bubblewrap exits with 128 plus the signal's number if a signal ended the command.
     number = -status if status < 0 else status - 128
     if number in (signal.SIGKILL, signal.SIGXCPU):
         return f": over {limits.cpu_seconds:g} seconds of processor time"
@@ -150,7 +150,7 @@ def run_command(
     passed, reason = 0, ""
     for given, expected in cases:
         with tempfile.TemporaryDirectory(prefix="cohort-") as folder:
-            # Not our own user where we are root: see kernel._own_user.
+            # If we are root, the program runs as another user: see kernel._own_user.
             os.chmod(folder, 0o777)
             file = os.path.join(folder, named[0].replace("{file}", "program"))
             with open(file, "w", encoding="utf-8", errors="surrogateescape") as opened:
@@ -167,12 +167,12 @@ def run_command(
 
 
 def _output(argv: list[str], given: str, folder: str, limits: Limits, layers: Layers) -> tuple[str, str]:
-    """(standard output, why there is none)."""
-    # An interpreter outside the system's folders: it, and the libraries beside its `bin`.
+    """(standard output, the reason of a failure or "")."""
+    # An interpreter may be outside the system's folders: it and the `lib` next to its `bin` must be readable.
     needed = (argv[0], os.path.join(os.path.dirname(os.path.dirname(argv[0])), "lib"))
     confined = confinement(layers, limits, folder, needed, execute=True)
     code = f"from sandbox.kernel import confine; import os; confine(**{confined!r}); os.execv({argv[0]!r}, {argv!r})"
-    # Files, not pipes: the limit on a file's size binds what is written to them.
+    # Files, not pipes, because the limit on a file's size then applies to the output.
     with tempfile.TemporaryFile() as read, tempfile.TemporaryFile() as written:
         read.write(given.encode("utf-8", "surrogateescape"))
         read.seek(0)

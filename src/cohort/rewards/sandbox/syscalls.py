@@ -1,8 +1,8 @@
-"""Which system calls a confined program may not make, as a seccomp filter.
+"""The system calls that a confined program may not make, as a seccomp filter.
 
-Numbers are the kernel's, arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (aarch64).
-What is not listed is allowed: reading and writing open files, memory, time, threads, and opening files, which is
-Landlock's and the namespaces' business.
+Numbers are from the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (aarch64).
+Calls that are not listed are allowed: reading and writing open files, memory, time, threads, and opening files, which
+Landlock and namespaces restrict.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 import sys
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Machine -> (column below, AUDIT_ARCH of linux/audit.h)."""
+"""Machine -> (column of DENIED, AUDIT_ARCH of linux/audit.h)."""
 
 DENIED: dict[str, tuple[int | None, int | None]] = {
     # processes
@@ -183,7 +183,7 @@ _X32 = 0x40000000
 
 
 def architecture() -> tuple[int, int] | None:
-    """This process's entry of ARCHITECTURES; None where the numbers are not known."""
+    """This process's entry of ARCHITECTURES; None on other architectures."""
     return ARCHITECTURES.get(os.uname().machine) if sys.maxsize > 1 << 32 else None
 
 
@@ -199,9 +199,8 @@ def seccomp_filter(execute: bool, machine: tuple[int, int]) -> bytes:
     if column == 0:
         program += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ERRNO | _EPERM)]
     for name, numbers in DENIED.items():
-        number = numbers[column]
-        if number is not None:
-            # glibc makes threads by clone where clone3 does not exist; its flags lie where a filter cannot read.
+        if numbers[column] is not None:
+            # A filter cannot read clone3's flags (they are in memory). Told that it does not exist, glibc uses clone.
             program += [
                 (_EQUAL, 0, 1, number),
                 (_RETURN, 0, 0, _ERRNO | (_ENOSYS if name == "clone3" else _EPERM)),
@@ -212,7 +211,7 @@ def seccomp_filter(execute: bool, machine: tuple[int, int]) -> bytes:
     program += _argument_rule(FCNTL[column], 1, [(_EQUAL, 0, 1, value) for value in SIGNAL_OWNERS])
     program += _argument_rule(IOCTL[column], 1, [(_EQUAL, 0, 1, value) for value in DENIED_IOCTLS])
     program += _argument_rule(PRCTL[column], 0, [(_EQUAL, 0, 1, PR_SET_PDEATHSIG)])
-    # A new limit is a pointer that is not null, in either half.
+    # A call that sets a limit passes a pointer that is not null; either half of it may be nonzero.
     program += _argument_rule(PRLIMIT64[column], 2, [(_EQUAL, 1, 0, 0)])
     program += _argument_rule(PRLIMIT64[column], 2, [(_EQUAL, 1, 0, 0)], high=True)
     program.append((_RETURN, 0, 0, _ALLOW))

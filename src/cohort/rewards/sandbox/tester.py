@@ -1,7 +1,7 @@
-"""The process of the tests: runs them against the program next door and reports how many passed.
+"""The process of the tests: it runs them against the program in the other process and reports how many passed.
 
-The program's names are proxies (`remote`); everything else that a test names is its own, a built-in, or a module of
-the standard library, so the program can replace none of it.
+The program's names are proxies (`remote`). All other names in a test are defined by the test, or are built-ins or
+modules of the standard library, so the program cannot replace them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 CHECK = "__passes__"
 STARTED = b"."
-"""Precedes the verdict: the tester stands."""
+"""Written before the verdict: the tester has started."""
 
 
 class Tests:
-    """`plan.Plan` as it came over the pipe; its fields are documented there."""
+    """The tests of one row. `plan` has the fields of `plan.Plan`, which are documented there."""
 
     def __init__(self, plan: dict[str, Any], sources: list[str], share: bool) -> None:
         self.plan, self.sources, self.share = plan, sources, share
         self.namespace: dict[str, Any] = {"__name__": "tests"}
 
     def run(self, client: Client) -> tuple[int, int, str]:
-        """(passed, of how many, why not all). Without share it stops at the first failure."""
+        """(passed, total, reason of the first failure). Without share it stops at the first failure."""
         statements = self.plan["statements"]
         try:
             self._prepare(client)
@@ -52,7 +52,7 @@ class Tests:
         defined = client.ask("load", plan["given"], self.sources, plan["entry_point"])
         exec(compile(plan["helpers"], "<prompt>", "exec"), self.namespace)
         for name in plan["names"] or plan["shadows"]:
-            # A helper of the prompt's is the prompt's own here, whatever the program has under that name.
+            # A helper function of the prompt is defined here, even if the program defines the same name.
             if name in defined and (name == plan["entry_point"] or name not in self.namespace):
                 self.namespace[name] = client.ask("get", name)
         for name in plan["modules"]:
@@ -81,7 +81,7 @@ class Tests:
         return results.count(""), total, reason or next(filter(None, results), "")
 
     def _failure(self, source: str) -> str:
-        """Why the statements fail; nothing where they pass."""
+        """The reason why the statements fail; empty if they pass."""
         try:
             exec(compile(source, "<test>", "exec"), self.namespace)
         except Exception as error:  # noqa: BLE001 - a test fails by any exception
@@ -100,7 +100,7 @@ def main(fd: int, confinement: dict[str, Any]) -> None:
     with os.fdopen(os.dup(0), "rb") as pipe:
         tests = Tests(*decode(pipe.read()))
     verdict_fd = os.dup(1)
-    # Tests may print: not into the verdict.
+    # What tests print must not get into the verdict.
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     confine(**confinement)
     channel = Channel(fd)

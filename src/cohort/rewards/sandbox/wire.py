@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     Resolve = Callable[[bytes, str], Any]
 
 LARGEST = 16 << 20
-"""Bytes of one message."""
+"""Maximum bytes of one message."""
 DEEPEST = 150
-"""Containers inside containers."""
+"""Maximum depth of nested containers."""
 READY = b"s5:ready"
 """A program's first message, sent before it has untrusted code."""
 
 
 class WireError(Exception):
-    """What came over the wire, or was to go over it, is no value: too large, too deep, malformed."""
+    """A message or value that cannot be sent or decoded: too large, too deep, or malformed."""
 
 
 class Gone(WireError):
@@ -74,7 +74,7 @@ def no_resolving(tag: bytes, text: str) -> Any:
 
 
 def encode(value: Any, refer: Refer = no_reference) -> bytes:
-    """Bytes of a value; refer gives (tag, name) for what is no plain data. Raises WireError."""
+    """The bytes of a value. `refer` returns (tag, name) for an object that is not plain data. Raises WireError."""
     pieces: list[bytes] = []
     _encode(value, refer, pieces, 0)
     return b"".join(pieces)
@@ -120,13 +120,13 @@ def _scalar(value: Any, kind: type) -> tuple[bytes, bytes] | None:
 
 
 def decode(data: bytes, resolve: Resolve = no_resolving) -> Any:
-    """The value that encode was given; resolve(tag, name) finds references. Raises WireError."""
+    """The value from its bytes. `resolve` returns the object of a reference (tag, name). Raises WireError."""
     reader = _Reader(data, resolve)
     try:
         value = reader.value(0)
     except WireError:
         raise
-    # What a hostile writer can cause: unhashable keys, bad numbers, a date that does not exist.
+    # A hostile sender can cause these: unhashable keys, malformed numbers, a date that does not exist.
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise WireError(f"{type(error).__name__}: {error}"[:200]) from None
     if reader.place != len(data):
@@ -189,7 +189,7 @@ class Channel:
         self._fd = fd
 
     def send(self, message: bytes) -> None:
-        """Raises WireError where the message is too large, Gone where nobody reads it."""
+        """Send a message. Raises WireError if it is too large, Gone if the other process has closed the socket."""
         if len(message) > LARGEST:
             raise WireError(f"{len(message)} bytes; a message may have {LARGEST}")
         left = memoryview(len(message).to_bytes(4, "big") + message)
@@ -200,7 +200,7 @@ class Channel:
                 raise Gone(str(error)) from None
 
     def receive(self) -> bytes:
-        """Raises Gone where nobody writes any more, WireError for a size beyond LARGEST."""
+        """Receive a message. Raises Gone if the socket is closed at the other end, WireError for one beyond LARGEST."""
         size = int.from_bytes(self._exactly(4), "big")
         if size > LARGEST:
             raise WireError(f"{size} bytes; a message may have {LARGEST}")
