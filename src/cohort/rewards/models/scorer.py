@@ -127,6 +127,7 @@ class Scorer:
         placed = self._padded(batch, pad)
         config = self.model.config.get_text_config()
         kept, config.pad_token_id = config.pad_token_id, pad
+        logits: Tensor
         try:
             if batch[0].ends and not self.of_steps:
                 logits = self.model.score(self.model.base_model(**placed).last_hidden_state)
@@ -226,5 +227,5 @@ def positions(model: Any) -> int | None:
     if found is None or found < 1:
         return None
     embeddings = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    offset = getattr(embeddings[0], "padding_idx", None) if embeddings else None
+    offset: int | None = getattr(embeddings[0], "padding_idx", None) if embeddings else None
     return found if offset is None else found - offset - 1

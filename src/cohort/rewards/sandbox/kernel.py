@@ -75,7 +75,8 @@ def _limit(name: str, value: int) -> None:
 
 def landlock_version() -> int:
     """The kernel's Landlock version; 0 if it has no Landlock."""
-    return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
+    version: int = _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+    return max(0, version)
 
 
 def _own_user() -> bool:
@@ -133,7 +134,9 @@ def _seccomp(execute: bool) -> None:
     code = seccomp_filter(execute, machine)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.cast(program, ctypes.c_void_p).value)
+    # ctypes takes bytes for a pointer; its stubs do not know that.
+    address = ctypes.cast(program, ctypes.c_void_p).value  # type: ignore[arg-type]
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address)
 
 
 def _prctl(option: int, value: int, pointer: int | None = 0) -> None:
