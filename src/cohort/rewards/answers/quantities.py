@@ -115,7 +115,7 @@ def same(a: Quantity, b: Quantity) -> bool:
     """Whether two quantities are equal: 5 km equals 5000 m. A number without a unit equals the same number with any
     unit, and `50%` equals both 50 and 0.5."""
     if a.unit and b.unit and a.unit != b.unit:
-        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(unit, (unit, Fraction(1))) for unit in (a.unit, b.unit))
+        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(unit, (unit, 1)) for unit in (a.unit, b.unit))
         return a_base == b_base and _close(a.value * a_scale, b.value * b_scale)
     if _close(a.value, b.value):
         return True

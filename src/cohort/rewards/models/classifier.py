@@ -99,8 +99,8 @@ def require_one_label(name: str, config: Any) -> None:
 
 def is_classifier(config: Any) -> bool:
     """Whether the saved model of a configuration has a classification head."""
-    architecture: str = (config.architectures or [""])[0]
-    return architecture.endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
+    architecture = (config.architectures or [""])[0]
+    return str(architecture).endswith(("ForSequenceClassification", "ForTokenClassification", "MLPHeadModel"))
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class MLPHeadConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transformers has few types
+class MLPHeadConfig(PreTrainedConfig):
     """`text_config`: the backbone's configuration. `reads`: the hidden states that the head reads: of the `first` token
     (encoders), the `last` one (decoders), the `mean` of all, or `every` one (process models)."""
 
@@ -30,7 +30,7 @@ class MLPHeadConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # trans
         super().__init__(**others)
 
 
-class MLPHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # transformers has few types
+class MLPHeadModel(PreTrainedModel):
     """Linear(h, h/2), ReLU, Dropout 0.1, Linear(h/2, 1) on the backbone's last hidden states."""
 
     config_class = MLPHeadConfig
@@ -39,11 +39,10 @@ class MLPHeadModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # transfo
 
     def __init__(self, config: MLPHeadConfig, backbone: Any = None):
         super().__init__(config)
-        auto: Any = AutoModel
-        self.model = auto.from_config(config.text_config) if backbone is None else backbone
+        self.model = AutoModel.from_config(config.text_config) if backbone is None else backbone
         h = config.text_config.get_text_config().hidden_size
         self.score = nn.Sequential(nn.Linear(h, h // 2), nn.ReLU(), nn.Dropout(0.1), nn.Linear(h // 2, 1))
-        self.post_init()  # type: ignore[no-untyped-call]  # transformers has few types
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers'
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> SequenceClassifierOutput:
         """Token ids and mask [B, T], padded on the right -> logits [B, 1], or [B, T, 1] if `reads` is `every`."""

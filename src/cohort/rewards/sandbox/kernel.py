@@ -75,7 +75,8 @@ def _limit(name: str, value: int) -> None:
 
 def landlock_version() -> int:
     """The kernel's Landlock version; 0 if it has no Landlock."""
-    return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
+    version: int = _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+    return max(0, version)
 
 
 def _own_user() -> bool:

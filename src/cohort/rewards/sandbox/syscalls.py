@@ -199,7 +199,8 @@ def seccomp_filter(execute: bool, machine: tuple[int, int]) -> bytes:
     if column == 0:
         program += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ERRNO | _EPERM)]
     for name, numbers in DENIED.items():
-        if numbers[column] is not None:
+        number = numbers[column]
+        if number is not None:
             # A filter cannot read clone3's flags (they are in memory). Told that it does not exist, glibc uses clone.
             program += [
                 (_EQUAL, 0, 1, number),
