@@ -64,9 +64,9 @@ class Client:
         self._channel.send(encode(result, self._refer))
 
     def _refer(self, value: Any) -> tuple[bytes, bytes]:
-        name: str = getattr(value, "__name__", "")
         if type(value) is Remote:
             return b"O", b"%d" % value._number
+        name: str = getattr(value, "__name__", "")
         if getattr(builtins, name, None) is value:
             return b"U", name.encode()
         if type(value) in FUNCTIONS:
