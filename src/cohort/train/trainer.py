@@ -272,10 +272,13 @@ class Trainer:
         return -sum(float(logprobs.mean()) for logprobs in found.values()) / len(found)
 
 
-def _engine(engine: Engine | Callable[[Policy], Engine] | None, policy: Policy, max_rows: int) -> Engine:
+def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:
+    """The engine, or what a class or function makes of the policy; None: the engine of this process."""
     if engine is None:
         return local_engine(policy, max_rows)
-    return engine if hasattr(engine, "generate") else engine(policy)
+    makes_engine = isinstance(engine, type) or not hasattr(engine, "generate")
+    result: Engine = engine(policy) if makes_engine else engine
+    return result
 
 
 def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfig:
