@@ -1,4 +1,4 @@
-"""Adapters on disk: a peft directory with the model it was trained on, and the two made one."""
+"""peft adapters in directories: the base model they belong to, and merging."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_adapter(name: str, revision: str | None = None) -> bool:
 
 
 def base_of(name: str, revision: str | None = None) -> str:
-    """The model that the adapter was trained on. Raises UserError where the adapter does not say."""
+    """The base model of the adapter. Raises UserError where the adapter does not name one."""
     from peft import PeftConfig
 
     try:
@@ -32,8 +32,8 @@ def base_of(name: str, revision: str | None = None) -> str:
 
 
 def put_on(base: Any, name: str, *, allow_pickle: bool = False, revision: str | None = None) -> Any:
-    """The PeftModel of a loaded base model with the adapter, for use, not for training. Raises UserError for weights
-    that are a pickle, or do not fit."""
+    """Put the adapter on a loaded base model, for inference. Raises UserError for weights that are a pickle or do not
+    fit."""
     from peft import PeftModel
 
     if not allow_pickle and _file(name, WEIGHTS, revision) is None:
@@ -48,7 +48,7 @@ def put_on(base: Any, name: str, *, allow_pickle: bool = False, revision: str | 
 
 
 def merged(model: Any) -> Any:
-    """The base model with the PeftModel's adapter in its weights. Raises UserError where that cannot be."""
+    """Merge the adapter into the weights of its base model. Raises UserError where that is not possible."""
     if getattr(model.get_base_model(), "is_quantized", False):
         raise UserError(
             "the adapter's base model is stored quantised: merging would round its weights again. Name the model it "

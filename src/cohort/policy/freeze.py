@@ -1,4 +1,4 @@
-"""Training some layers of a model and leaving the others as they are."""
+"""Training only some layers of a model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cohort.types import UserError
 
 
 def freeze(model: Any, config: TrainingConfig) -> None:
-    """Only the parameters that `freeze_trainable_layers`, `freeze_trainable_modules` and `freeze_extra_modules` name
-    keep their gradient. Raises UserError where a name matches nothing."""
+    """Freeze all parameters but those that `freeze_trainable_layers`, `freeze_trainable_modules` and
+    `freeze_extra_modules` name. Raises UserError where a name matches nothing."""
     stack = _layers(model)
     count = config.freeze_trainable_layers
     if not 0 < abs(count) <= len(stack):
@@ -33,7 +33,7 @@ def freeze(model: Any, config: TrainingConfig) -> None:
 
 
 def _layers(model: Any) -> list[nn.Module]:
-    """The decoder's stack: the longest module list of the model's backbone."""
+    """The layers of the decoder: the longest module list of the model's backbone."""
     lists: list[Any] = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise UserError(f"finetuning_type: freeze finds no stack of layers in {type(model).__name__}; use lora or full")
@@ -42,7 +42,7 @@ def _layers(model: Any) -> list[nn.Module]:
 
 
 def _named(root: nn.Module, names: list[str], key: str, but: set[int] | None = None) -> list[nn.Module]:
-    """Modules under `root` whose own name is one of `names`."""
+    """The modules under `root` with one of these names."""
     own = [
         (path.rpartition(".")[2], module)
         for path, module in root.named_modules()

@@ -1,8 +1,8 @@
-"""The vocabulary head: log-probabilities block by block, and the policy gradient's logits in closed form.
+"""The vocabulary head: log-probabilities block by block, and the policy gradient for the logits in closed form.
 
-No tensor of size [tokens, vocabulary] ever exists: some tokens' logits for some of the vocabulary are made, used and
-dropped. On a CPU such a block fits the cache. Where it does not hold a whole vocabulary, the logits are made twice,
-once for their log-sum-exp and once for the gradient: a quarter more arithmetic, and a fraction of the memory traffic.
+No [tokens, vocabulary] tensor exists: the logits of some tokens for a part of the vocabulary are computed, used and
+dropped. On a CPU such a block fits the cache. Where it does not hold the whole vocabulary, the logits are computed
+twice, for their log-sum-exp and for the gradient: a quarter more arithmetic and a fraction of the memory traffic.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from cohort.policy.fast.products import prepared
 from cohort.types import UserError
 
 BLOCK_BYTES = {"cpu": 8 * 2**20}
-"""Size of one block of float32 logits by kind of device."""
+"""Bytes of one block of float32 logits, by kind of device."""
 BLOCK_BYTES_OF_A_CARD = 256 * 2**20
 FEW_TOKENS = 64
-"""Where a block has room for fewer tokens' whole logits, it holds a part of them for MANY_TOKENS."""
+"""Where a block has room for the whole logits of fewer tokens than this, it holds a part of the vocabulary for
+MANY_TOKENS tokens."""
 MANY_TOKENS = 512
 ADDED = 2**18
-"""Entries of a product that are added at a time to a sum of another type on a CPU: converted, they fit the cache."""
+"""Entries of a product that are added at a time to a sum of another dtype on a CPU, so that the converted ones fit the
+cache."""
 
 Coefficient = Callable[[slice, Tensor], Tensor]
-"""(which tokens, their logprobs_n) -> d objective / d logprob, weight included, [n]."""
+"""Function of (which tokens, their logprobs_n) -> d objective / d logprob times the token's weight, [n]."""
 
 
 class Head:
-    """Final hidden states [N, D] to log-probabilities of target tokens, and back."""
+    """Computes log-probabilities of target tokens from final hidden states [N, D], and the gradient back."""
 
     def __init__(self, model: Any):
         output = model.get_output_embeddings()
@@ -49,14 +51,14 @@ class Head:
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
 
     def reader(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """A function from hidden states [N, D] to float32 logits [N, V], for as long as the weights stay: the output
-        layer is converted once."""
+        """A function from hidden states [N, D] to float32 logits [N, V] with the current weights: the output layer is
+        converted once."""
         bias = None if self.output.bias is None else self.output.bias.to(dtype)
         product = prepared(self.output.weight.to(dtype), bias)
         return lambda hidden_N: self.finished(product(hidden_N.to(dtype)).float())
 
     def finished(self, products: Tensor) -> Tensor:
-        """The output layer's result, float32, as the model's logits: scaled and capped. Changes it in place."""
+        """Scale and cap the output layer's float32 result to the model's logits, in place."""
         if self.scale != 1.0:
             products.mul_(self.scale)
         return products if self.softcap is None else products.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -119,7 +121,7 @@ class Head:
 
 
 class _Reading:
-    """One pass over hidden states: what stands where, and the output layer in the products' type."""
+    """One pass over hidden states: the blocks it is cut into, and the output layer in the dtype of products."""
 
     def __init__(self, head: Head, hidden_N: Tensor, targets_N: Tensor, temperature: float):
         self.head, self.targets_N, self.temperature = head, targets_N, temperature
@@ -138,19 +140,20 @@ class _Reading:
         self.blocks = [slice(start, min(V, start + width)) for start in range(0, V, width)]
 
     def scores(self, span: slice, block: slice) -> Tensor:
-        """logits / temperature, float32."""
+        """logits / temperature of a block, float32."""
         bias = None if self.bias is None else self.bias[block]
         found = self.head.finished(linear(self.hidden_N[span], self.weight[block], bias).float())
         return found if self.temperature == 1.0 else found.div_(self.temperature)
 
     def targets(self, span: slice, block: slice) -> tuple[Tensor, Tensor]:
-        """[n, 1], the target's place in the block, and whether it is there; elsewhere any place."""
+        """[n, 1], the index of the target in the block, and whether the target is in this block; if not, the index is
+        any."""
         index = self.targets_N[span, None] - block.start
         width = block.stop - block.start
         return index.clamp(0, width - 1), (index >= 0) & (index < width)
 
     def survey(self, span: slice, with_entropies: bool) -> _Survey:
-        """All blocks once."""
+        """Compute log-sum-exp, target log-probabilities and entropies of some tokens from all blocks."""
         lse: Any = None
         target: Any = None
         entropies: Any = None
@@ -173,7 +176,7 @@ class _Reading:
         return _Survey(self, span, lse, target - lse, entropies, last_scores if len(self.blocks) == 1 else None)
 
     def pass_on(self, grad: Tensor, span: slice, block: slice, grad_hidden: Tensor) -> None:
-        """From the logits' gradient to the hidden states' and the layer's own."""
+        """Add the gradient of a block of logits to the hidden states' and the output layer's gradients."""
         _add_product(grad_hidden[span], grad, self.weight[block])
         weight, bias = self.head.output.weight, self.head.output.bias
         if weight.requires_grad:
@@ -183,7 +186,8 @@ class _Reading:
 
 
 class _Survey:
-    """Log-sum-exp, log-probabilities and, if asked for, entropies, each [n]; the scores too if they are one block."""
+    """Log-sum-exp, log-probabilities and, if asked for, entropies, each [n]; the logits too where they are one
+    block."""
 
     def __init__(
         self, read: _Reading, span: slice, lse: Tensor, logprobs: Tensor, entropies: Tensor | None, kept: Tensor | None
@@ -192,14 +196,15 @@ class _Survey:
         self.entropies: Any = entropies
 
     def block(self, block: slice) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of a block of the vocabulary, and the logits where they are capped. To be called once."""
+        """The log-probabilities of a block, and the logits where the model caps them. May be called once for a
+        block."""
         scores = self.read.scores(self.span, block) if self.kept is None else self.kept
         capped = None if self.read.head.softcap is None else scores * self.read.temperature
         return scores.sub_(self.lse.unsqueeze(1)), capped
 
 
 def _exp(values: Tensor) -> Tensor:
-    """exp; PyTorch's own, through MKL on the CPU, takes three times as long on AMD's processors."""
+    """exp(values). PyTorch's own exp on the CPU, from MKL, takes three times as long on AMD's processors."""
     return (values * (1 / math.log(2))).exp2_()
 
 

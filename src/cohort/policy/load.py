@@ -36,15 +36,15 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def quiet() -> None:
-    """No progress bars of transformers' own across the live display."""
+    """Switch transformers' progress bars off, which would break the live display."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
 
 
 def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, **kwargs: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`, float32 and from safetensors unless told otherwise; of an adapter the
-    PeftModel with its base model, for use. Raises UserError for what cannot be loaded."""
+    """Load a causal language model, in float32 and from safetensors by default; for an adapter, its base model with the
+    adapter, for inference. Raises UserError for what cannot be loaded."""
     from transformers import AutoModelForCausalLM
 
     _must_be_model(name)
@@ -75,7 +75,7 @@ def _load_adapter(name: str, *, allow_pickle: bool, revision: str | None = None,
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer beside the model; an adapter without one has its base model's."""
+    """The tokenizer in the model's directory; for an adapter without one, its base model's."""
     from transformers import AutoTokenizer
 
     _must_be_model(name)
@@ -89,7 +89,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_model_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """transformers' configuration of the named model. Raises UserError for a bad name."""
+    """The transformers configuration of the named model. Raises UserError for an unknown name."""
     from transformers import AutoConfig
 
     name = base_of(name) if Path(name).is_dir() and is_adapter(name) else name
@@ -101,7 +101,7 @@ def load_model_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def context_length(name: str, *, trust_remote_code: bool = False) -> int:
-    """Positions the named model was made for, from its configuration alone; a large number where it does not say."""
+    """The number of positions in the named model's configuration; a large number where it does not say."""
     config = load_model_config(name, trust_remote_code=trust_remote_code)
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
 
@@ -124,8 +124,8 @@ def _remote_code_hint(error: Exception) -> str:
 
 
 def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_type: str = "CAUSAL_LM") -> Any:
-    """Inject LoRA through peft, which trains a classifier's head (`task_type` SEQ_CLS) whole.
-    Returns the PeftModel. Raises UserError where no module matches, or the adapter would be saved over its base."""
+    """Add LoRA layers by peft; returns the PeftModel. With `task_type` SEQ_CLS, a classifier's head is trained in full.
+    Raises UserError where no module matches, or where the adapter would be saved over its base model."""
     from peft import LoraConfig, PeftConfig, get_peft_model
 
     base = model.config.name_or_path
@@ -158,7 +158,8 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_t
 
 
 def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None) -> Policy:
-    """Model (name, path or object) and tokenizer to a policy on its device, checked against the plain forward."""
+    """Make a policy of a model (name, path or object) and a tokenizer, on its device, with the fast paths that equal
+    the model's own forward pass."""
     quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)
@@ -186,8 +187,8 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
 
 
 def adapt(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
-    """Leave what `finetuning_type` names to be trained. Returns the PeftModel, or None without an adapter. Raises
-    UserError for a second adapter."""
+    """Freeze the parameters that `finetuning_type` does not train. Returns the PeftModel, or None without an adapter.
+    Raises UserError for a second adapter."""
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if peft_config is not None:
             raise UserError("the model has an adapter already: leave peft_config out, or merge the adapter first")
@@ -200,7 +201,7 @@ def adapt(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
 
 
 def set_up(model: Any, peft: Any, config: TrainingConfig) -> None:
-    """Dropout and gradient checkpointing as configured."""
+    """Set dropout and gradient checkpointing as configured."""
     if config.disable_dropout:
         zero_dropout(model)
     if config.gradient_checkpointing:
@@ -210,8 +211,8 @@ def set_up(model: Any, peft: Any, config: TrainingConfig) -> None:
 
 
 def quantized_options(config: TrainingConfig, device: torch.device, has_adapter: bool) -> dict[str, Any]:
-    """model_init_kwargs, for quantised weights with the device they are made on. Raises UserError where they would be
-    trained themselves, or bitsandbytes is missing."""
+    """model_init_kwargs; for quantised weights with the device they are created on. Raises UserError where quantised
+    weights would be trained, or bitsandbytes is missing."""
     options = dict(config.model_init_kwargs)
     if options.get("quantization_config") is None:
         return options
@@ -225,7 +226,7 @@ def quantized_options(config: TrainingConfig, device: torch.device, has_adapter:
 
 
 def zero_dropout(model: Any) -> None:
-    """No dropout in any of the model's modules."""
+    """Set dropout to 0 in all of the model's modules."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

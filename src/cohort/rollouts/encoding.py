@@ -1,4 +1,4 @@
-"""Prompts and steps as tokens."""
+"""Token ids of prompts, and the tokens at which steps end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cohort.types import Row, UserError
 
 
 def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> list[Prompt]:
-    """Prompts as token ids; those over the limit are dropped or cut, by `truncation`, and counted. Raises UserError
-    where none is left."""
+    """The rows' prompts as token ids. Prompts over the limit are dropped or cut, by `truncation`, and counted. Raises
+    UserError where none is left."""
     limit = prompt_limit(policy.context_length, config)
     prompts = [
         Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row.prompt, config.chat_template_kwargs)))
@@ -54,7 +54,7 @@ def token_ends(ids: list[int], text: str, text_ends: list[int], tokenizer: Any) 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row and its prompt's token ids, int64 [p]."""
+    """A row and the token ids of its prompt, int64 [p]."""
 
     row: Row
     ids: Tensor

@@ -1,4 +1,4 @@
-"""Which completions of a batch are worth a look: the first, the most rewarded, the strangest."""
+"""Chooses the completions of a batch that are written to completions.jsonl: first, most rewarded, strangest."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SYMBOLS = re.compile(r"[^\w\s]|_")
 
 
 def notable(groups: list[Group], count: int) -> list[tuple[Place, str]]:
-    """`count` completions with why they are kept, in the batch's order: a quarter "most rewarded", a quarter
-    "strangest" (one of each from three on), the others "sample", which are the first of the batch."""
+    """`count` completions with the reason for each, in the batch's order: a quarter "most rewarded", a quarter
+    "strangest" (one of each from three on), and the first others as "sample"."""
     places = [(g, i) for g, group in enumerate(groups) for i in range(len(group.completions))]
     if not places or not count:
         return []
@@ -39,10 +39,11 @@ def _rewards(groups: list[Group], places: list[Place]) -> list[float]:
 
 
 def strangeness(groups: list[Group], places: list[Place]) -> list[float]:
-    """How far each completion is from the batch's middle in what differs most: length, repetition, symbols.
+    """The distance of each completion from the batch's median in the feature in which it differs most: length,
+    repetition, symbols.
 
-    The distance is |x - median| / (median absolute deviation + floor) of log length, of the compressed share of
-    its bytes, and of the share of characters that are neither letters, digits nor spaces.
+    The distance is |x - median| / (median absolute deviation + floor) of log length, of the compressed size relative to
+    the text's, and of the share of characters that are neither letters, digits nor spaces.
     """
     of = cache(_features)
     features = [of(groups[g].completions[i].text) for g, i in places]

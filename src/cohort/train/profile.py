@@ -13,7 +13,7 @@ from cohort.config import TrainingConfig
 TRACE = "trace.json"
 TABLE = "profile.txt"
 STEPS = 2
-"""Steps in the trace, after one that warms up where the run has more than one."""
+"""Steps in the trace. One step before them warms up, where the run has more than one."""
 TOP = 12
 """Operations in the table."""
 PHASES = {
@@ -75,7 +75,7 @@ class Profiler:
 
 
 def phase_lines(rows: list[dict[str, float]]) -> list[str]:
-    """Seconds of each phase over the steps, and its share."""
+    """A line with the seconds and the share of each phase."""
     whole = sum(row["seconds/step"] for row in rows)
     spent = {name: sum(row.get(key, 0.0) for row in rows) for name, key in PHASES.items()}
     spent = {name: seconds for name, seconds in spent.items() if seconds}
@@ -85,7 +85,7 @@ def phase_lines(rows: list[dict[str, float]]) -> list[str]:
 
 
 def operation_lines(found: profile) -> list[str]:
-    """The operations that took longest by themselves, on the GPU where there is one."""
+    """Lines with the operations that took the most time themselves, on the GPU where there is one."""
     events = found.key_averages()
     on_gpu = any(event.self_device_time_total for event in events)
     # Annotations of phases are in the trace; here they would count what runs inside them.

@@ -1,4 +1,4 @@
-"""Stopping where the held-out loss no longer falls, with the model of the lowest kept."""
+"""Stops a run whose held-out loss no longer falls, and keeps the model with the lowest loss."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ log = logging.getLogger("cohort")
 
 
 class EarlyStopping:
-    """A callback. What it knows it reads from metrics.jsonl, so that a resumed run stops where the undisturbed one
-    does; the best weights lie in `best/` until the run ends."""
+    """A callback. It reads earlier losses from metrics.jsonl, so that a resumed run stops at the same step. The best
+    weights are in `best/` until the run ends."""
 
     def __init__(self, model: Any, folder: Path, patience: int):
         self.model, self.folder, self.patience = model, folder, patience

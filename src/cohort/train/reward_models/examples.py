@@ -1,4 +1,4 @@
-"""Rows to what a reward model learns from: token ids and targets."""
+"""Training examples of reward models: token ids and targets of rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Example:
     texts: tuple[Encoded, ...]
     targets: tuple[float, ...]
     completions: ClassVar[tuple[Any, ...]] = ()
-    """None is sampled."""
+    """Empty: nothing is sampled."""
 
     @property
     def tokens(self) -> int:
@@ -38,7 +38,7 @@ class Example:
 
 
 def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
-    """`process`, `preference`, `bce` or `mse`: what the configuration says, or the first row."""
+    """`process`, `preference`, `bce` or `mse`: from the configuration, or else from the kind of the first row."""
     if not isinstance(config, RewardConfig):
         return "process"
     kind = config.loss_type or ("preference" if has_pair(rows[0]) else "bce")
@@ -48,15 +48,15 @@ def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
 
 
 def examples_of(rows: Sequence[Row], scorer: Scorer, config: RewardModelConfig, kind: str) -> list[Example]:
-    """Each row as an example for the loss `kind`. Raises UserError, naming the row, for what cannot be learnt from."""
+    """An example of each row for the loss `kind`. Raises UserError, naming the row, for rows that it cannot use."""
     if isinstance(config, ProcessRewardConfig):
         return _process(rows, scorer, config)
     return [EXAMPLES[kind](row, scorer) for row in rows]
 
 
 def at_every_token(rows: Sequence[Row], scorer: Scorer, kind: str) -> list[Example]:
-    """Each labelled row with its label at every token of the completion (`every_token`). Raises UserError for pairs
-    and for a model that is no decoder."""
+    """Examples in which every token of the completion has the row's label (`every_token`). Raises UserError for pairs
+    and for models that are not decoders."""
     if kind == "preference":
         raise UserError("every_token is for rows with labels (loss_type: bce or mse); these are pairs")
     found = []

@@ -1,4 +1,4 @@
-"""Reward models: what is loaded to be trained, and the head it gets."""
+"""Loading reward models for training, and giving them a head."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ log = logging.getLogger("cohort")
 
 
 class RewardModel:
-    """A reward model where the loop and checkpoints have a policy: `model`, a classifier of transformers, `peft` its
-    PeftModel or None."""
+    """A reward model in training. `model`: a transformers classifier; `peft`: its PeftModel or None."""
 
     def __init__(self, model: Any, tokenizer: Any, config: RewardModelConfig, *, peft: Any = None, bf16: bool = False):
         self.model, self.tokenizer, self.peft, self.bf16 = model, tokenizer, peft, bf16
         self.device: torch.device = next(model.parameters()).device
         self.scorer = Scorer(model, tokenizer, config.max_length, config.chat_template_kwargs)
         self.version = 0
-        """Counts updates."""
+        """The number of updates so far."""
         self.keeps_config = True
         """An adapter is saved with the model's configuration, which says what its head scores."""
 
@@ -48,8 +47,8 @@ class RewardModel:
 
 
 def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, peft_config: Any = None) -> RewardModel:
-    """A name, a path or a model of transformers to a reward model on its device. A classifier with one label goes on
-    from its head, any other model gets a new one (`config.head`). Raises UserError for what is neither."""
+    """Make a reward model of a name, a path or a transformers model, on its device. A classifier with one label keeps
+    its head, any other model gets a new one (`config.head`). Raises UserError for what is neither."""
     from cohort.rewards.models.mlp_head import MLPHeadConfig
 
     quiet()
@@ -96,7 +95,7 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
 
 
 def _loaded(name: str, config: RewardModelConfig, of_steps: bool) -> Any:
-    """The model of that name: a classifier as it is, another one with a new head."""
+    """The named model: a classifier as it is, another model with a new head."""
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     from cohort.rewards.models.mlp_head import MLPHeadConfig, MLPHeadModel
@@ -118,7 +117,8 @@ def _loaded(name: str, config: RewardModelConfig, of_steps: bool) -> Any:
 
 
 def _reads(own: Any, of_steps: bool) -> str:
-    """`every` token for steps; else the first of an encoder, the last of a decoder."""
+    """Which tokens the head reads: `every` one for steps; for texts the `first` of an encoder or the `last` of a
+    decoder."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
@@ -129,7 +129,7 @@ def _reads(own: Any, of_steps: bool) -> str:
 
 
 def only_head_learns(model: Any) -> bool:
-    """Whether the trunk of an MLPHeadModel for texts gives a text the same hidden states at every pass."""
+    """Whether only the head is trained, so that a text has the same hidden states in every pass."""
     from cohort.rewards.models.mlp_head import MLPHeadModel
 
     return (
