@@ -145,7 +145,7 @@ class Policy:
             return
         self.model.set_attn_implementation(NAME)
         try:
-            with fast_float32(self.device):
+            with fast_float32(self.device) if self.paths.onednn.taken else nullcontext():
                 yield
         finally:
             self.model.set_attn_implementation(self.native_attention)
