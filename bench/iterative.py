@@ -147,7 +147,7 @@ class Seed:
         """The start's samples, labelled by the rule; with `kind` hard their steps, labelled by ROLLOUTS from each."""
         path = self.folder / f"{name}.jsonl"
         if not path.is_file():
-            found = label_model(
+            labels = label_model(
                 str(self.start),
                 load_rows(problems),
                 rewards=["accuracy"],
@@ -159,7 +159,7 @@ class Seed:
                 max_completion_length=LENGTH,
                 seed=self.number,
             )
-            lines = [json.dumps(record) + "\n" for records in found for record in records]
+            lines = [json.dumps(record) + "\n" for records in labels for record in records]
             path.write_text("".join(lines), encoding="utf-8")
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -211,8 +211,8 @@ def outcome(folder: Path) -> dict[str, Any]:
 def frozen_part(seed: Seed, name: str, **values: Any) -> dict[str, Any]:
     """The outcome model `outcome` or `few`: its ranking accuracy, and GRPO with it as the only reward."""
     model = outcome_model(seed, name)
-    found = seed.judge(model, seed.labelled("judging", seed.judging))
-    return {"ranking_accuracy": found["ranking_accuracy"], **judged(seed, name, model, **values)}
+    judgement = seed.judge(model, seed.labelled("judging", seed.judging))
+    return {"ranking_accuracy": judgement["ranking_accuracy"], **judged(seed, name, model, **values)}
 
 
 def few_refit_part(seed: Seed) -> dict[str, Any]:
@@ -220,9 +220,9 @@ def few_refit_part(seed: Seed) -> dict[str, Any]:
     model = outcome_model(seed, "few")
     refit = {**REFIT, "every": 1, "replay_share": 0.75, "history": str(seed.folder / "few.jsonl")}
     once = {"iterations": 1, "steps_per_iteration": seed.size.on_model, "reward_model_refit": refit}
-    found = judged(seed, "few-refit", model, **FEW, **once)
+    once_trained = judged(seed, "few-refit", model, **FEW, **once)
     after = seed.judge(str(seed.folder / "few-refit" / "reward_model"), seed.labelled("judging", seed.judging))
-    return {"ranking_accuracy": after["ranking_accuracy"], **found}
+    return {"ranking_accuracy": after["ranking_accuracy"], **once_trained}
 
 
 def outcome_model(seed: Seed, name: str) -> str:
@@ -252,9 +252,9 @@ def refit_part(seed: Seed) -> dict[str, Any]:
     model, length = outcome_model(seed, "outcome"), seed.size.on_model // ITERATIONS
     refit = {**REFIT, "history": str(seed.folder / "many.jsonl")}
     refits = {"iterations": ITERATIONS, "steps_per_iteration": length, "reward_model_refit": refit}
-    found = judged(seed, "refit", model, **refits)
+    refitted = judged(seed, "refit", model, **refits)
     after = seed.judge(str(seed.folder / "refit" / "reward_model"), seed.labelled("judging", seed.judging))
-    return {"ranking_accuracy": after["ranking_accuracy"], **found}
+    return {"ranking_accuracy": after["ranking_accuracy"], **refitted}
 
 
 def process_part(seed: Seed) -> dict[str, Any]:
@@ -307,12 +307,12 @@ WORK: dict[str, Callable[[Seed], dict[str, Any]]] = {
 def run(seed: Seed, parts: list[str], say: Callable[[str], None]) -> dict[str, Any]:
     seed.folder.mkdir(parents=True, exist_ok=True)
     seed.make_start()
-    found = {}
+    figures = {}
     for part in parts:
         started = time.perf_counter()
-        found[part] = WORK[part](seed)
-        say(f"seed {seed.number}, {part} ({time.perf_counter() - started:.0f} s now): {line(found[part])}")
-    return found
+        figures[part] = WORK[part](seed)
+        say(f"seed {seed.number}, {part} ({time.perf_counter() - started:.0f} s now): {line(figures[part])}")
+    return figures
 
 
 def line(result: dict[str, Any]) -> str:
@@ -359,8 +359,8 @@ def main() -> None:
     size = QUICK if options.quick else Size()
     seeds = [Seed(int(number), options.output, size) for number in options.seeds.split(",")]
     parts = options.parts.split(",")
-    found = {seed.number: run(seed, parts, lambda text: print(text, flush=True)) for seed in seeds}
-    (options.output / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    figures = {seed.number: run(seed, parts, lambda text: print(text, flush=True)) for seed in seeds}
+    (options.output / "results.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     if "refit" in parts:
         print(plot_iterations(seeds, options.output))
 

@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def settings(size: Workload, folder: str, variant: str) -> dict[str, Any]:
-    found = {
+    keys = {
         "output_dir": folder + "/out",
         "per_device_train_batch_size": size.prompts * G,
         "num_generations": G,
@@ -54,9 +54,9 @@ def settings(size: Workload, folder: str, variant: str) -> dict[str, Any]:
         "log_completions": 0,
         **VARIANTS[variant],
     }
-    if found.get("token_budget") == 0:
-        found["token_budget"] = size.prompt + G * size.completion
-    return found
+    if keys.get("token_budget") == 0:
+        keys["token_budget"] = size.prompt + G * size.completion
+    return keys
 
 
 def measure(size: Workload, folder: str, tiny: str, variant: str) -> int:

@@ -123,14 +123,14 @@ def by_author(rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> flo
     in the training questions."""
     right = {author: [row["label"] for row in rows if row["author"] == author] for author in AUTHORS}
     score = {author: sum(labels) / len(labels) for author, labels in right.items()}
-    found = []
+    accuracies = []
     for i in range(0, len(held_out), 4):
         sides: dict[bool, list[float]] = {True: [], False: []}
         for row in held_out[i : i + 4]:
             sides[row["label"]].append(score[row["author"]])
         if sides[True] and sides[False]:
-            found.append(ranking_accuracy(sides[True], sides[False]))
-    return sum(found) / len(found)
+            accuracies.append(ranking_accuracy(sides[True], sides[False]))
+    return sum(accuracies) / len(accuracies)
 
 
 def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[ScoredText]:
@@ -182,12 +182,12 @@ def main() -> None:
                           for held in (False, True))  # fmt: skip
         texts += [replace(text, prompt=text.prompt + len(texts)) for text in train(given, rows, held_out)]
         by_authors += by_author(rows, held_out) / PARTS
-    found = judgement(ModelScores(texts, "rows", log_odds=True))
-    low, high = found["ranking_accuracy"]["interval"]
-    print(f"ranking accuracy {found['ranking_accuracy']['value']:.1%} [{low:.1%}, {high:.1%}] on "
-          f"{found['ranking_accuracy']['of']} held-out questions with right and wrong solutions")  # fmt: skip
-    print(f"AUC {found['auc']:.3f}, ECE {found['calibration']['ece']:.3f}")
-    for each in found["best_of_n"]:
+    judged = judgement(ModelScores(texts, "rows", log_odds=True))
+    low, high = judged["ranking_accuracy"]["interval"]
+    print(f"ranking accuracy {judged['ranking_accuracy']['value']:.1%} [{low:.1%}, {high:.1%}] on "
+          f"{judged['ranking_accuracy']['of']} held-out questions with right and wrong solutions")  # fmt: skip
+    print(f"AUC {judged['auc']:.3f}, ECE {judged['calibration']['ece']:.3f}")
+    for each in judged["best_of_n"]:
         print(f"best of {each['n']}: {each['value']:.1%}, by the labels {each['best']:.1%}")
     print(f"ranking accuracy of the author's share of right solutions alone: {by_authors:.1%}")
 

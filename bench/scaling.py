@@ -97,24 +97,24 @@ def main() -> int:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    figures: dict[str, list[tuple[int, dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as model:
         build(BASE, model)
         for sweep, values in SWEEPS.items():
             print(f"{sweep:>26} {'generate':>9} {'score':>8} {'update':>8} {'step':>8} {'tokens':>8} {'growth':>7}")
-            found[sweep] = []
+            figures[sweep] = []
             last: tuple[float, int] | None = None
             for value in values:
                 workload, G = point(sweep, value)
                 s = seconds(workload, G, model)
-                found[sweep].append((value, s))
+                figures[sweep].append((value, s))
                 tokens = work(workload, G)
                 growth = (s["step"] / last[0]) / (tokens / last[1]) if last else float("nan")
                 last = (s["step"], tokens)
                 print(f"{value:26} {s['generate']:9.3f} {s['reference']:8.3f} {s['update']:8.3f} {s['step']:8.3f} "
                       f"{tokens:8} {growth:7.2f}", flush=True)  # fmt: skip
     if len(sys.argv) > 1:
-        draw(found, sys.argv[1])
+        draw(figures, sys.argv[1])
     return 0
 
 

@@ -146,19 +146,19 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="what another checkout's runs left")
     parser.add_argument("--only", nargs="*", default=[run.__name__ for run in RUNS])
     options = parser.parse_args()
-    found = {}
+    digests_of = {}
     for run in RUNS:
         if run.__name__ in options.only:
             run(options.output / run.__name__)
-            found[run.__name__] = checksum(options.output / run.__name__)
-    (options.output / RESULT).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            digests_of[run.__name__] = checksum(options.output / run.__name__)
+    (options.output / RESULT).write_text(json.dumps(digests_of, indent=1), encoding="utf-8")
     if options.against is None:
         return 0
     expected = json.loads((options.against / RESULT).read_text(encoding="utf-8"))
-    for name, digests in found.items():
+    for name, digests in digests_of.items():
         same = digests == expected[name]
         print(f"{name:<16}{'equal to the bit' if same else 'DIFFERENT'}  ({len(digests)} files)")
-    return int(any(digests != expected[name] for name, digests in found.items()))
+    return int(any(digests != expected[name] for name, digests in digests_of.items()))
 
 
 if __name__ == "__main__":

@@ -221,12 +221,12 @@ def rates(bf16: bool, device: str = "cpu") -> tuple[float, float]:
     big = torch.ones(entries, device=device)  # ones: unwritten memory would be one shared page of zeros
 
     def best(work: Any) -> float:
-        found = []
+        seconds = []
         for _ in range(8):
             started = time.perf_counter()
             float(work().flatten()[0])  # waits for the GPU
-            found.append(time.perf_counter() - started)
-        return min(found)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
 
     products = []
     for precision in ("highest", "medium"):
@@ -262,11 +262,11 @@ def child(peer: str, name: str, steps: int) -> None:
         build(workload, folder)
         measure = measure_ours if peer.startswith("ours") else measure_trl
         options = peers_of(workload)[peer]
-        found = measure(workload, steps + workload.warm_up, folder, **options)
+        figures = measure(workload, steps + workload.warm_up, folder, **options)
     bf16 = options.get("bf16", False)
     flops, bandwidth = rates(bf16, workload.device)
-    found["floor"] = floor(workload, found["tokens"], flops, bandwidth, bf16)
-    print("RESULT " + json.dumps(found), flush=True)
+    figures["floor"] = floor(workload, figures["tokens"], flops, bandwidth, bf16)
+    print("RESULT " + json.dumps(figures), flush=True)
 
 
 def run(peer: str, name: str, steps: int) -> dict[str, Any] | None:
@@ -276,8 +276,8 @@ def run(peer: str, name: str, steps: int) -> dict[str, Any] | None:
     if line is None:
         print(f"{name}  {peer:26} failed: {(done.stderr.strip().splitlines() or ['no output'])[-1][:120]}", flush=True)
         return None
-    found: dict[str, Any] = json.loads(line[7:])
-    return found
+    figures: dict[str, Any] = json.loads(line[7:])
+    return figures
 
 
 def kind(peer: str, options: Options) -> tuple[bool, ...]:
@@ -294,21 +294,21 @@ def table(lines: dict[str, dict[str, Options]], steps: int) -> None:
         best: dict[tuple[bool, ...], float] = {}
         for peer, options in peers.items():
             fastest = best.get(kind(peer, options))
-            found = run(peer, name, steps if fastest is None else min(A_FEW, steps))
-            if found and fastest and steps > A_FEW and statistics.median(found["step"]) < fastest:
-                found = run(peer, name, steps)
-            if found is None:
+            figures = run(peer, name, steps if fastest is None else min(A_FEW, steps))
+            if figures and fastest and steps > A_FEW and statistics.median(figures["step"]) < fastest:
+                figures = run(peer, name, steps)
+            if figures is None:
                 continue
             if ours is None and peer.startswith("ours"):
-                ours = found
-            phase = {key: statistics.median(found[key]) for key in ("generate", "score", "update", "step")}
+                ours = figures
+            phase = {key: statistics.median(figures[key]) for key in ("generate", "score", "update", "step")}
             best[kind(peer, options)] = min(fastest or phase["step"], phase["step"])
             ratio = phase["step"] / statistics.median(ours["step"]) if ours else float("nan")
-            memory = found["memory"] / ours["memory"] if ours else float("nan")
-            made = found["tokens"] * WORKLOADS[name].prompts * G
-            print(f"{name:2} {peer:26} {len(found['step']):5} {phase['generate']:9.3f} {phase['score']:8.3f} "
-                  f"{phase['update']:8.3f} {phase['step']:8.3f} {found['tokens']:7.1f} {made / phase['step']:7.0f} "
-                  f"{found['memory']:7.0f} {ratio:7.2f} {memory:7.2f} {phase['step'] / found['floor']:7.2f}",
+            memory = figures["memory"] / ours["memory"] if ours else float("nan")
+            made = figures["tokens"] * WORKLOADS[name].prompts * G
+            print(f"{name:2} {peer:26} {len(figures['step']):5} {phase['generate']:9.3f} {phase['score']:8.3f} "
+                  f"{phase['update']:8.3f} {phase['step']:8.3f} {figures['tokens']:7.1f} {made / phase['step']:7.0f} "
+                  f"{figures['memory']:7.0f} {ratio:7.2f} {memory:7.2f} {phase['step'] / figures['floor']:7.2f}",
                   flush=True)  # fmt: skip
 
 

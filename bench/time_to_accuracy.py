@@ -64,8 +64,8 @@ def accuracy_of(model: Any, seed: int) -> float:
     prompts = encode_prompts(load_rows(problems(seed)[2][:HELD_OUT]), policy, SFTConfig())
     sampling = Sampling(temperature=0.0, max_tokens=demo.LENGTH, eos_ids=policy.eos_ids)
     engine, rewards = local_engine(policy, 256), Rewards(["accuracy"])
-    found = evaluate(prompts, engine, rewards, sampling, 1, seed, TrainerState())
-    return found.metrics()["eval/accuracy"]
+    evaluation = evaluate(prompts, engine, rewards, sampling, 1, seed, TrainerState())
+    return evaluation.metrics()["eval/accuracy"]
 
 
 def measure(peer: str, seed: int, folder: Path, goal: float) -> list[tuple[float, int, float]]:
@@ -87,10 +87,10 @@ def measure(peer: str, seed: int, folder: Path, goal: float) -> list[tuple[float
             self.since = time.perf_counter()
 
         def note(self, step: int, model: Any) -> float:
-            found = accuracy_of(model, seed)
-            curve.append((self.spent, step * 128, found))
+            accuracy = accuracy_of(model, seed)
+            curve.append((self.spent, step * 128, accuracy))
             self.since = time.perf_counter()
-            return found
+            return accuracy
 
     trainer = (ours if peer == "ours" else trls)(seed, folder, Measure())
     trainer.train()
@@ -187,11 +187,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             run("start", seed, folder, goal)
             curves = [run(peer, seed, folder, goal) for peer in ("ours", "TRL")]
-        found = [reached(curve, goal) for curve in curves]
-        if None in found:
+        times = [reached(curve, goal) for curve in curves]
+        if None in times:
             print(f"{seed:4} {curves[0][0][2]:6.1%} not reached: best {[max(a for *_, a in c) for c in curves]}")
             continue
-        (s0, n0), (s1, n1) = (pair for pair in found if pair is not None)
+        (s0, n0), (s1, n1) = (pair for pair in times if pair is not None)
         ratios.append(s1 / s0)
         print(f"{seed:4} {curves[0][0][2]:6.1%} {s0:7.1f} {s1:7.1f} {s1 / s0:10.2f} {n0:7.0f} {n1:7.0f}", flush=True)
     if ratios:

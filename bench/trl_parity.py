@@ -116,24 +116,24 @@ def grid() -> list[Settings]:
     """Loss types by KL term and policy; then reward scales, masked completions, and batches of several steps."""
     loss_types = ["grpo", "bnpo", "dr_grpo", "dapo"]
     kl = [(0.0, False), (0.04, False), (0.04, True)]
-    found = [
+    settings = [
         Settings(loss_type, beta, weighted, off_policy=off)
         for loss_type in loss_types
         for beta, weighted in kl
         for off in (False, True)
     ]
-    found += [Settings("grpo", 0.04, scale_rewards=scale, off_policy=True) for scale in ("batch", "none")]
-    found += [Settings(name, 0.04, mask_truncated_completions=True, off_policy=True) for name in loss_types]
-    found += [Settings(name, 0.04, steps_per_generation=3, off_policy=True) for name in loss_types]
+    settings += [Settings("grpo", 0.04, scale_rewards=scale, off_policy=True) for scale in ("batch", "none")]
+    settings += [Settings(name, 0.04, mask_truncated_completions=True, off_policy=True) for name in loss_types]
+    settings += [Settings(name, 0.04, steps_per_generation=3, off_policy=True) for name in loss_types]
     sequence = {"off_policy": True, "importance_sampling_level": "sequence"}
-    found += [Settings("grpo", beta, weighted, **sequence) for beta, weighted in kl]
-    found += [Settings("grpo", delta=1.1, **sequence), Settings("dapo", 0.04, delta=1.6, off_policy=True)]
-    found += [Settings("cispo", beta, off_policy=off) for beta in (0.0, 0.04) for off in (False, True)]
-    found += [Settings(name, 0.04, off_policy=True, top_entropy_quantile=0.3) for name in ("grpo", "bnpo", "cispo")]
-    found += [Settings(name, off_policy=True, entropy_coef=0.1) for name in ("grpo", "dr_grpo")]
-    found.append(Settings("grpo", off_policy=True, entropy_coef=0.1, top_entropy_quantile=0.3))
-    found.append(Settings("grpo", off_policy=True, multi_objective_aggregation="normalize_then_sum"))
-    return found
+    settings += [Settings("grpo", beta, weighted, **sequence) for beta, weighted in kl]
+    settings += [Settings("grpo", delta=1.1, **sequence), Settings("dapo", 0.04, delta=1.6, off_policy=True)]
+    settings += [Settings("cispo", beta, off_policy=off) for beta in (0.0, 0.04) for off in (False, True)]
+    settings += [Settings(name, 0.04, off_policy=True, top_entropy_quantile=0.3) for name in ("grpo", "bnpo", "cispo")]
+    settings += [Settings(name, off_policy=True, entropy_coef=0.1) for name in ("grpo", "dr_grpo")]
+    settings.append(Settings("grpo", off_policy=True, entropy_coef=0.1, top_entropy_quantile=0.3))
+    settings.append(Settings("grpo", off_policy=True, multi_objective_aggregation="normalize_then_sum"))
+    return settings
 
 
 def make_batch(folder: str) -> Batch:
@@ -173,12 +173,12 @@ def logprobs(model: Any, prompt: Tensor, completions: list[Tensor]) -> list[Tens
     """Log-probabilities of each completion by the model's forward pass, one row at a time."""
     import torch
 
-    found = []
+    rows = []
     for ids in completions:
         with torch.no_grad():
             logits = model(input_ids=torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
-        found.append((logits / SAME["temperature"]).log_softmax(-1).gather(1, ids[:, None])[:, 0])
-    return found
+        rows.append((logits / SAME["temperature"]).log_softmax(-1).gather(1, ids[:, None])[:, 0])
+    return rows
 
 
 def trls(batch: Batch, settings: Settings) -> Result:
@@ -305,9 +305,9 @@ def compare() -> int:
         batch = make_batch(folder)
         for settings in grid():
             theirs = trls(batch, settings)
-            found = differences(ours(batch, settings), theirs)
-            worst = max(worst, *found)
-            print(f"{settings!s:48} {theirs.loss:10.6f} {found[0]:12.1e} {found[1]:9.1e} {found[2]:16.1e}", flush=True)
+            gaps = differences(ours(batch, settings), theirs)
+            worst = max(worst, *gaps)
+            print(f"{settings!s:48} {theirs.loss:10.6f} {gaps[0]:12.1e} {gaps[1]:9.1e} {gaps[2]:16.1e}", flush=True)
     print(f"largest difference {worst:.1e}, bound {TOLERANCE:.0e}: {'equal' if worst <= TOLERANCE else 'DIFFERENT'}")
     return int(not worst <= TOLERANCE)
 

@@ -1,4 +1,4 @@
-"""The records that pass between the packages of Cohort, and the legend of shape suffixes.
+"""The records that pass between the packages of Cohort, users' mistakes, and the legend of shape suffixes.
 
 Shape suffixes, in `formulas` and `train`:
 
@@ -13,6 +13,8 @@ temperature.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,13 @@ Text = str | list[Message]
 
 class UserError(ValueError):
     """A user's mistake. The message says what was seen, where, and what to do; the command line exits with 2."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: ": did you mean 'accuracy'?" where a candidate resembles it, else
+    `otherwise`."""
+    near = difflib.get_close_matches(name, list(candidates), n=1)
+    return f": did you mean {near[0]!r}?" if near else otherwise
 
 
 @dataclass(frozen=True)

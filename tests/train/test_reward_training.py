@@ -210,11 +210,12 @@ def test_fit_is_the_core_that_other_runs_call(trunks: dict[str, str]) -> None:
     start = updater.measure(held_out)["loss"]
     arguments = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "seed": 5}
     updater.fit(examples, **arguments)
-    weights = {name: value.clone() for name, value in updater.tensors().items()}
+    weights = [parameter.detach().clone() for parameter in updater.model.parameters]
     state = {"state": dict(updater.optimizer.state_dict()["state"])}
     moments = {i: {name: x.clone() for name, x in values.items()} for i, values in state["state"].items()}
     first = updater.fit(examples, **arguments), updater.measure(held_out)
-    updater.restore(weights)
+    for parameter, weight in zip(updater.model.parameters, weights, strict=True):
+        parameter.data.copy_(weight)
     groups = updater.optimizer.state_dict()["param_groups"]
     updater.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     assert (updater.fit(examples, **arguments), updater.measure(held_out)) == first

@@ -108,7 +108,7 @@ def _check_source(data: str | None, benchmark: str | None, columns: str) -> None
     from cohort.data.benchmarks import BENCHMARKS
 
     if benchmark is not None and benchmark not in BENCHMARKS:
-        raise UserError(f"--benchmark {benchmark!r} is unknown: {unknown_name(benchmark, BENCHMARKS)}")
+        raise UserError(f"--benchmark {benchmark!r} is unknown{unknown_name(benchmark, BENCHMARKS)}")
     if benchmark is not None and columns:
         raise UserError("--benchmark reads its own columns: leave --columns out, or --benchmark")
     if data is None and benchmark is None:

@@ -239,7 +239,7 @@ def _of_methods(
     for name in compare.methods:
         if name not in {**METHOD_CONFIGS, **kinds} or name == "sft":
             able = [method for method in (*METHOD_CONFIGS, *kinds) if method != "sft"]
-            raise UserError(f"{where}: methods: {name}: no such method: {unknown_name(name, able)}")
+            raise UserError(f"{where}: methods: {name}: no such method{unknown_name(name, able)}")
     configs: dict[str, SampledConfig] = {}
     rewards: dict[str, list[str | dict[str, Any]]] = {}
     for name, kind in kinds.items():

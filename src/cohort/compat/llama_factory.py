@@ -6,13 +6,12 @@ Keys of transformers' TrainingArguments are passed on unchanged: `trl.py` reads 
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from cohort.compat.keys import Key, warn_or_refuse
-from cohort.types import UserError
+from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
@@ -183,9 +182,8 @@ def _stage(stage: Any, where: str) -> str:
     if stage in NO_STAGES:
         raise UserError(f"{where}: stage {stage}: {NO_STAGES[stage]}")
     if stage not in STAGES:
-        near = difflib.get_close_matches(str(stage), STAGES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "it is one of " + ", ".join(STAGES)
-        raise UserError(f"{where}: unknown stage {stage!r}: {hint}")
+        hint = did_you_mean(str(stage), STAGES, f": it is one of {', '.join(STAGES)}")
+        raise UserError(f"{where}: unknown stage {stage!r}{hint}")
     return STAGES[stage]
 
 

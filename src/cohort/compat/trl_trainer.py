@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-from cohort.types import UserError
+from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
@@ -64,9 +63,7 @@ def read_trl_arguments(
     for name, value in arguments.items():
         if name in UNSUPPORTED:
             raise UserError(f"{name} is a {type(value).__name__}, and is not supported: {UNSUPPORTED[name]}")
-        close = difflib.get_close_matches(name, ARGUMENTS, n=1)
-        hint = f": did you mean {close[0]!r}?" if close else ""
-        raise TypeError(f"unknown argument {name!r}{hint}")
+        raise TypeError(f"unknown argument {name!r}{did_you_mean(name, ARGUMENTS)}")
     return config, processing_class if tokenizer is None else tokenizer
 
 

@@ -100,5 +100,5 @@ def built_in_config(method: str) -> type[TrainingConfig]:
 def unknown_method(method: str, names: Iterable[str]) -> UserError:
     """The error for a name that is not one of `names`."""
     return UserError(
-        f"unknown method {method!r} (a row of your own is named as path/to/file.py:row): {unknown_name(method, names)}"
+        f"unknown method {method!r} (a row of your own is named as path/to/file.py:row){unknown_name(method, names)}"
     )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from cohort.compat import trl_keys
-from cohort.types import UserError
+from cohort.types import UserError, did_you_mean
 
 
 class InvalidConfig(UserError):
@@ -61,9 +61,8 @@ def explain(problem: Any, keys: list[str]) -> str:
 
 
 def unknown_name(name: str, names: Iterable[str]) -> str:
-    """The remedy for a name that is not one of `names`: the nearest of them, else all."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+    """The end of a message about a name that is not one of `names`: the nearest of them, else all."""
+    return did_you_mean(name, names, f": use one of {', '.join(names)}")
 
 
 def unknown_key(key: str, keys: list[str]) -> str:

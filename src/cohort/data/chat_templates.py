@@ -5,12 +5,11 @@ Each follows what its model family publishes: the text around a turn, and the pl
 
 from __future__ import annotations
 
-import difflib
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-from cohort.types import UserError
+from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
@@ -135,8 +134,7 @@ TEMPLATES: dict[str, Template] = {
 def named_template(name: str) -> Template:
     """The template of that name. Raises UserError for an unknown name."""
     if name not in TEMPLATES:
-        near = difflib.get_close_matches(name, TEMPLATES, n=1)
-        hint = f": did you mean {near[0]!r}?" if near else f"; there are {', '.join(TEMPLATES)}."
+        hint = did_you_mean(name, TEMPLATES, f"; there are {', '.join(TEMPLATES)}.")
         raise UserError(f"unknown template {name!r}{hint} Or set tokenizer.chat_template, and leave `template` out")
     return TEMPLATES[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import random
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.data.rows import FILE_KINDS, read_records
-from cohort.types import Message, Row, UserError
+from cohort.types import Message, Row, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
@@ -99,11 +98,11 @@ def _find(name: str, info: dict[str, Any], path: Path) -> Entry:
     for candidate in (Path(name), path.parent / name):
         if candidate.exists():
             return Entry(name, str(candidate), None)
-    close = difflib.get_close_matches(name, info, n=1)
-    if close or "/" not in name or name.startswith((".", "/", "~")) or Path(name).suffix in FILE_KINDS:
+    hint = did_you_mean(name, info)
+    if hint or "/" not in name or name.startswith((".", "/", "~")) or Path(name).suffix in FILE_KINDS:
         problem = f"is no key of {path} and no file" if info else f"is no file, and there is no {path}: set dataset_dir"
         keys = f"; it has {', '.join(info)}" if info else ""
-        raise UserError(f"dataset {name!r} {problem}" + (f": did you mean {close[0]!r}?" if close else keys))
+        raise UserError(f"dataset {name!r} {problem}{hint or keys}")
     return Entry(name, name, None)
 
 
@@ -122,8 +121,7 @@ def _entry(name: str, values: Any, path: Path) -> Entry:
     ):
         unknown = next((key for key in keys if key not in allowed), None)
         if unknown is not None:
-            close = difflib.get_close_matches(unknown, allowed, n=1)
-            raise UserError(f"{where}: unknown {kind} {unknown!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+            raise UserError(f"{where}: unknown {kind} {unknown!r}{did_you_mean(unknown, allowed)}")
     unsupported = next((key for key in UNSUPPORTED_COLUMNS if key in columns), None)
     if unsupported is not None:
         raise UserError(f"{where}: column {unsupported!r} is not supported; prompts are text: leave it out")

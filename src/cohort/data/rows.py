@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.data.preferences import with_prompt
-from cohort.types import Message, Row, Text, UserError
+from cohort.types import Message, Row, Text, UserError, did_you_mean
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages", "conversations")
 """Columns that can hold the prompt; the first that a record has is used."""
@@ -181,8 +181,7 @@ def _from_reasoning_gym(task: str, kwargs: dict[str, Any]) -> Records:
     except ImportError:
         raise UserError("reasoning_gym tasks need the package: pip install 'cohort-rl[reasoning-gym]'") from None
     if task not in DATASETS:
-        close = difflib.get_close_matches(task, DATASETS, n=1)
-        raise UserError(f"reasoning_gym has no task {task!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+        raise UserError(f"reasoning_gym has no task {task!r}{did_you_mean(task, DATASETS)}")
     try:
         dataset = reasoning_gym.create_dataset(task, **kwargs)
     except (TypeError, AssertionError, ValueError) as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from cohort.policy.adapter import base_of, is_adapter
 from cohort.policy.load import find_device
-from cohort.types import UserError
+from cohort.types import UserError, did_you_mean
 
 BATCH_SIZE = 8
 """Requests of one batch."""
@@ -35,9 +34,8 @@ def run_tasks(
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     for task in tasks:
         if not manager.match_tasks([task]):
-            near = get_close_matches(task, manager.all_tasks, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`lm-eval ls tasks` lists them"
-            raise UserError(f"--lm-eval: there is no task {task!r}: {hint}")
+            hint = did_you_mean(task, manager.all_tasks, ": `lm-eval ls tasks` lists them")
+            raise UserError(f"--lm-eval: there is no task {task!r}{hint}")
     try:
         results = lm_eval.simple_evaluate(
             model="hf",

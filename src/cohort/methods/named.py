@@ -26,6 +26,6 @@ def find_method(name: str) -> Method:
     if not isinstance(row, Method):
         rows = [key for key, value in vars(module).items() if isinstance(value, Method)]
         problem = f"is a {type(row).__name__}, not a Method" if hasattr(module, attribute) else "is not there"
-        remedy = unknown_name(attribute, rows) if rows else "it has no rows: see docs/new-method.md"
-        raise UserError(f"{reader}: {attribute!r} {problem} in {place}: {remedy}")
+        remedy = unknown_name(attribute, rows) if rows else ": it has no rows: see docs/new-method.md"
+        raise UserError(f"{reader}: {attribute!r} {problem} in {place}{remedy}")
     return row

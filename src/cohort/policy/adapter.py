@@ -63,7 +63,7 @@ def merged(model: Any) -> Any:
 def _file(name: str, file: str, revision: str | None) -> str | None:
     from transformers.utils.hub import cached_file
 
-    found: str | None = cached_file(
+    path: str | None = cached_file(
         name,
         file,
         revision=revision,
@@ -71,7 +71,7 @@ def _file(name: str, file: str, revision: str | None) -> str | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return found
+    return path
 
 
 def _line(error: Exception) -> str:

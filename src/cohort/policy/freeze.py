@@ -48,11 +48,11 @@ def _named(root: nn.Module, names: list[str], key: str, but: set[int] | None = N
         for path, module in root.named_modules()
         if path and id(module) not in (but or ())
     ]
-    found = []
+    modules = []
     for name in names:
         matches = [module for last, module in own if last == name]
         if not matches:
             there = sorted({last for last, module in own if not last.isdigit()})
             raise UserError(f"{key}: no module is named {name!r}; there are {', '.join(there)}")
-        found += matches
-    return found
+        modules += matches
+    return modules

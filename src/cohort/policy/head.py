@@ -142,8 +142,8 @@ class _Reading:
     def scores(self, span: slice, block: slice) -> Tensor:
         """logits / temperature of a block, float32."""
         bias = None if self.bias is None else self.bias[block]
-        found = self.head.finished(linear(self.hidden_N[span], self.weight[block], bias).float())
-        return found if self.temperature == 1.0 else found.div_(self.temperature)
+        scores = self.head.finished(linear(self.hidden_N[span], self.weight[block], bias).float())
+        return scores if self.temperature == 1.0 else scores.div_(self.temperature)
 
     def targets(self, span: slice, block: slice) -> tuple[Tensor, Tensor]:
         """[n, 1], the index of the target in the block, and whether the target is in this block; if not, the index is

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cohort.report.comparison_plots import plot_comparison
+from cohort.report.comparison_plots import by_completions, plot_comparison
 from cohort.report.intervals import of_mean, wilson
 from cohort.types import UserError
 
@@ -159,11 +159,7 @@ def _curves(results: dict[str, list[Result]]) -> list[str]:
 
 def curve_of(results: Sequence[Result]) -> dict[int, Value]:
     """Completions sampled -> accuracy over seeds."""
-    by_count: dict[int, list[float]] = {}
-    for result in results:
-        for point in result["curve"]:
-            by_count.setdefault(point["completions"], []).append(point["accuracy"])
-    return {count: _value(values) for count, values in sorted(by_count.items())}
+    return {count: _value(values) for count, values in by_completions(results).items()}
 
 
 def _percent(value: Value) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,7 +33,7 @@ def accuracy(results: Results) -> Any:
     level = fmean(result["accuracy"] for result in results[start])
     axis.axhline(level, color=START_COLOUR, linestyle="--", linewidth=1.2, label=start)
     for name, colour in zip(methods, _colours(len(methods)), strict=True):
-        accuracies = _by_completions(results[name])
+        accuracies = by_completions(results[name])
         counts = list(accuracies)
         axis.plot(
             counts,
@@ -83,7 +84,8 @@ def maj_pass(results: Results) -> Any:
     return figure
 
 
-def _by_completions(runs: list[dict[str, Any]]) -> dict[int, list[float]]:
+def by_completions(runs: Sequence[dict[str, Any]]) -> dict[int, list[float]]:
+    """Completions sampled -> the accuracy of each run, in order of the completions."""
     by_count: dict[int, list[float]] = {}
     for run in runs:
         for point in run["curve"]:

@@ -11,8 +11,7 @@ from typing import Any
 
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS, reference_from
 from cohort.rewards.functions.text import content
-from cohort.rewards.resolve import did_you_mean
-from cohort.types import Text, UserError
+from cohort.types import Text, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cohort.config import build
-from cohort.rewards.resolve import did_you_mean, resolve
-from cohort.types import UserError
+from cohort.rewards.resolve import resolve
+from cohort.types import UserError, did_you_mean
 
 Bounds = tuple[float, float]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pydantic
 
 from cohort.config.user_code import load_module
 from cohort.rewards.functions.table import BUILTIN, TABLE
-from cohort.types import UserError
+from cohort.types import UserError, did_you_mean
 
 
 def reward(name: str, /, **options: Any) -> Callable[..., Any]:
@@ -168,12 +167,6 @@ def _problem(problem: Any, allowed: Iterable[str]) -> str:
     if problem["type"] == "missing_argument":
         return f"the option {option!r} is missing"
     return f"{option} is {problem['input']!r}: {problem['msg']}"
-
-
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """`: did you mean 'accuracy'?` where a candidate resembles the name, else the empty string."""
-    close = get_close_matches(name, list(candidates), n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cohort.config import PPOConfig
 from cohort.formulas.gae import ValueLoss, value_loss
@@ -33,11 +33,16 @@ class CriticUpdater:
     def __init__(self, policy: Policy, method: Method, config: PPOConfig):
         self.method, self.config = method, config
         self.critic = Critic(policy, own_backbone=config.critic == "own")
-        self.optimizer = make_optimizer(self.critic.parameters, config)
+        self.optimizer = make_optimizer(self.parameters, config)
         self.token_budget = config.token_budget
         rate = config.critic_learning_rate
         self.learning_rate = config.learning_rate if rate is None else rate
         self.sums: dict[str, float] = defaultdict(float)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return self.critic.parameters
 
     @torch.no_grad()
     def attach(self, groups: list[Group]) -> dict[str, float]:
@@ -46,15 +51,15 @@ class CriticUpdater:
         model = self.critic.model
         training = model.model.training
         model.model.eval()
-        found: dict[tuple[int, int], Tensor] = {}
+        values: dict[tuple[int, int], Tensor] = {}
         with model.attending():
             for micro in micro_batches(_parts(groups, None), self.token_budget):
                 pack = model.pack(micro)
                 values_N = self.critic.values(model.hidden(pack.inputs)[pack.sources_N]).cpu()
-                found.update(zip(_rows(micro), values_N.split(_lengths(micro)), strict=True))
+                values.update(zip(_rows(micro), values_N.split(_lengths(micro)), strict=True))
         model.model.train(training)
         for g, group in enumerate(groups):
-            group.values = [found[g, r] for r in range(len(group.completions))]
+            group.values = [values[g, r] for r in range(len(group.completions))]
         metrics = {"seconds/values": time.perf_counter() - started}
         gaps = [
             float((c.logprobs - reference).sum())
@@ -119,16 +124,6 @@ class CriticUpdater:
         hidden = model.hidden(pack.inputs)
         grad_N = self.backward(hidden.detach()[pack.sources_N], groups, rows, weights_N)
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The trained weights for a checkpoint, named by their index among the parameters."""
-        return {str(i): p.detach() for i, p in enumerate(self.critic.parameters)}
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Load what `tensors` returned."""
-        for i, parameter in enumerate(self.critic.parameters):
-            parameter.copy_(tensors[str(i)])
 
 
 def explained_variance(groups: list[Group], config: PPOConfig) -> float:

@@ -48,10 +48,10 @@ def check_rewards(rewards: Rewards, rows: list[Row], tokenizer: Any, state: Trai
     """Try the rewards on a few made-up answers and log the scores. Raises UserError where they do not tell right from
     wrong."""
     log.info("trying the rewards on made-up answers (reward_preflight: false leaves this out)")
-    found = preflight(rewards, rows, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], state)
-    for line in found.lines():
+    trial = preflight(rewards, rows, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], state)
+    for line in trial.lines():
         log.info("  %s", line)
-    for warning in found.warnings:
+    for warning in trial.warnings:
         log.warning("rewards: %s", warning)
-    if found.problem is not None:
-        raise UserError(found.problem)
+    if trial.problem is not None:
+        raise UserError(trial.problem)

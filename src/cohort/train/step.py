@@ -172,11 +172,11 @@ class _Pass:
     def _most_uncertain(self, share: float) -> dict[tuple[int, int], Tensor]:
         """The tokens at or above the (1 - share) quantile of the entropies of all tokens with loss."""
         parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
-        found = self.policy.entropies(micro_batches(parts, self.token_budget), self.temperature)
-        ordered = torch.cat([torch.zeros(0), *found.values()]).sort().values
+        entropies_of = self.policy.entropies(micro_batches(parts, self.token_budget), self.temperature)
+        ordered = torch.cat([torch.zeros(0), *entropies_of.values()]).sort().values
         # the smallest value at or above torch.quantile's, which takes no more than 16 million
         first = math.ceil((len(ordered) - 1) * (1 - share) - 1e-9)
-        return {key: (entropies >= ordered[first]).float() for key, entropies in found.items()}
+        return {key: (entropies >= ordered[first]).float() for key, entropies in entropies_of.items()}
 
     def _part(self, g: int, every: bool = False) -> Part:
         """The group's completions with a gradient, or with `every` all that carry loss. Without a KL term or an entropy
@@ -238,7 +238,7 @@ class _Pass:
         """The micro-batch's tokens before its forward pass; their log-probabilities are filled in later."""
         fresh = all(self.on_policy[g] for g, _ in rows)
         reference = [self.groups[g].reference_logprobs for g, _ in rows]
-        known = [found[r] for found, (_, r) in zip(reference, rows, strict=True) if found is not None]
+        known = [row[r] for row, (_, r) in zip(reference, rows, strict=True) if row is not None]
         return TokenBatch(
             logprobs=torch.empty(sum(lengths), device=self.policy.device),
             advantages=self._gather([self._advantages(g, r) for g, r in rows]),

@@ -89,10 +89,9 @@ class Trainer:
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
         # Data first: its mistakes are told before a model is loaded.
-        rows = _rows(train_dataset)
+        rows = self.rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
-        self.rows = rows
         if config.push_to_hub:
             hub.require_token()
         torch.manual_seed(config.seed)
@@ -267,9 +266,9 @@ class Trainer:
         """Mean over demonstrations of the mean negative log-probability of their tokens."""
         parts = [Part(i, p, range(1), [c]) for i, (_, p, c) in enumerate(demonstrations.examples)]
         self.policy.model.eval()
-        found = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
+        logprobs_of = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
-        return -sum(float(logprobs.mean()) for logprobs in found.values()) / len(found)
+        return -sum(float(logprobs.mean()) for logprobs in logprobs_of.values()) / len(logprobs_of)
 
 
 def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:

@@ -72,21 +72,21 @@ def problems(prompt: np.ndarray, completions: list[TokenRun], only_read: bool = 
     """The attention of one group. `only_read`: of a prompt, the last token's queries only."""
     whole = TokenRun(prompt)
     if only_read:
-        found = [Problem(prompt[:-1], [TokenRun(prompt[-1:])])]
+        pieces = [Problem(prompt[:-1], [TokenRun(prompt[-1:])])]
     else:
-        found = [Problem(prompt[:i], [whole.block(i)]) for i in range(0, max(1, len(prompt)), BLOCK)]
+        pieces = [Problem(prompt[:i], [whole.block(i)]) for i in range(0, max(1, len(prompt)), BLOCK)]
     rows: list[TokenRun] = []
     for row in sorted(completions, key=lambda row: -len(row.places)):
         for start in range(BLOCK, len(row.places), BLOCK):
             if (block := row.block(start)).has_queries:
-                found.append(Problem(np.concatenate([prompt, row.places[:start]]), [block]))
+                pieces.append(Problem(np.concatenate([prompt, row.places[:start]]), [block]))
         if not (first := row.block(0)).has_queries:
             continue
         if rows and len(first.places) < len(rows[0].places) / 2:
-            found.append(Problem(prompt, rows))
+            pieces.append(Problem(prompt, rows))
             rows = []
         rows.append(first)
-    return [*found, Problem(prompt, rows)] if rows else found
+    return [*pieces, Problem(prompt, rows)] if rows else pieces
 
 
 def tiles_of_groups(
@@ -119,7 +119,7 @@ class Tile:
     """[U, 1, L], the same for shared keys; None where none is padding."""
 
 
-def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
+def tiles(pieces: list[Problem], tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
     """Batch problems of similar shapes, and split the rows of large ones, so that a tile has at most SCORES scores; one
     row for one head may have more."""
     made: list[Tile] = []
@@ -129,7 +129,7 @@ def tiles(found: list[Problem], tokens: int, K: int, rep: int, device: torch.dev
         return R * C * rep * (L + C)
 
     by_shape: dict[Shape, list[Problem]] = {}
-    for problem in found:
+    for problem in pieces:
         L, _, C = problem.shape
         most = max(1, SCORES // size((L, 1, C)))
         for i in range(0, len(problem.rows), most):
@@ -291,12 +291,12 @@ class _Work:
         if queries.shape[1] >= COPIED * D:
             keys = torch.cat([shared.repeat_interleave(len(own) // len(rows), 0), own], 1)
             return torch.bmm(queries, keys.transpose(1, 2)).view(*rows.shape[:2], self.L + C)
-        found = rows.new_empty(*rows.shape[:2], self.L + C)
+        scores = rows.new_empty(*rows.shape[:2], self.L + C)
         if self.L:
-            torch.bmm(rows, shared.transpose(1, 2), out=found[..., : self.L])
-        by_row = found.view(*self.rows, self.L + C)
+            torch.bmm(rows, shared.transpose(1, 2), out=scores[..., : self.L])
+        by_row = scores.view(*self.rows, self.L + C)
         torch.bmm(queries, own.transpose(1, 2), out=by_row[..., self.L :])
-        return found
+        return scores
 
     def weights(self) -> Tensor:
         """The softmax of the scores."""
@@ -311,9 +311,9 @@ class _Work:
         by_row = of_scores.view(*self.rows, of_scores.shape[-1])[..., self.L :]
         if not self.L:
             return torch.bmm(by_row, own).view(self.q.shape)
-        found = torch.bmm(of_scores[..., : self.L], shared)
-        found.view(*self.rows, found.shape[-1]).baddbmm_(by_row, own)
-        return found
+        totals = torch.bmm(of_scores[..., : self.L], shared)
+        totals.view(*self.rows, totals.shape[-1]).baddbmm_(by_row, own)
+        return totals
 
     def transposed(self, of_scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """For the rows' keys [U * R, C, D] and the shared ones [U, L, D], the sum over queries of the number at each

@@ -51,11 +51,11 @@ def _scores(texts: Sequence[str], judge: Judge) -> list[float]:
     """The score of each step. Only the last step may have the answer; no step after an unreadable one is right."""
     scores, readable = [], True
     for i, text in enumerate(texts):
-        found = STEP.fullmatch(text.strip())
-        readable = readable and found is not None
+        parts = STEP.fullmatch(text.strip())
+        readable = readable and parts is not None
         right = False
-        if readable and found is not None:
-            line, answer = found["line"], found["answer"]
+        if readable and parts is not None:
+            line, answer = parts["line"], parts["answer"]
             readable = (answer is not None) == (i == len(texts) - 1)
             right = (line is not None or answer is not None) and judge(line, answer) and readable
         scores.append(float(right))
@@ -73,12 +73,12 @@ def _chain_judge(question: str) -> Judge:
         nonlocal state, done, lost
         right = True
         if line is not None:
-            found = CHAIN_LINE.fullmatch(line)
+            parts = CHAIN_LINE.fullmatch(line)
             expected = (state, *operations[done]) if done < len(operations) else None
-            if lost or found is None or found.groups()[:3] != expected:
+            if lost or parts is None or parts.groups()[:3] != expected:
                 lost = True
                 return False
-            a, operator, b, state = found.groups()
+            a, operator, b, state = parts.groups()
             right = int(state) == (int(a) + int(b) if operator == "+" else int(a) - int(b)) % 10
             done += 1
         return right and not lost and (answer is None or (done == len(operations) and answer == state))
@@ -99,14 +99,14 @@ def _column_judge(question: str) -> Judge:
         nonlocal lost
         right = True
         if line is not None:
-            found = SUM_LINE.fullmatch(line)
+            parts = SUM_LINE.fullmatch(line)
             carry = "1" if results and len(results[-1]) == 2 else "0"
             expected = (*columns[len(results)], carry) if len(results) < width else None
-            if lost or found is None or found.groups()[:3] != expected:
+            if lost or parts is None or parts.groups()[:3] != expected:
                 lost = True
                 return False
-            results.append(found[4])
-            right = int(found[4]) == int(found[1]) + int(found[2]) + int(found[3])
+            results.append(parts[4])
+            right = int(parts[4]) == int(parts[1]) + int(parts[2]) + int(parts[3])
         if lost or answer is None:
             return right and not lost
         written = "".join(result[-1] for result in reversed(results[:-1]))

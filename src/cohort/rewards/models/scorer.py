@@ -104,20 +104,20 @@ class Scorer:
         if self.pairs and not templated:
             limit = self.max_length
             cut = {"truncation": limit is not None, "max_length": limit}
-            found = tokenizer(_plain(prompt), text, return_offsets_mapping=True, **cut)
-            spans, parts = found.pop("offset_mapping"), found.sequence_ids()
+            encoding = tokenizer(_plain(prompt), text, return_offsets_mapping=True, **cut)
+            spans, parts = encoding.pop("offset_mapping"), encoding.sequence_ids()
             starts = [(i, span[0]) for i, span in enumerate(spans) if parts[i] == 1]
-            return dict(found), starts, limit is not None and len(spans) == limit
+            return dict(encoding), starts, limit is not None and len(spans) == limit
         if templated:
             options = {"add_generation_prompt": True, "tokenize": False, **self.template}
             before, special = tokenizer.apply_chat_template(prompt, **options), False
         else:
             before, special = _plain(prompt), True
-        found = tokenizer(before + text, return_offsets_mapping=True, add_special_tokens=special)
-        spans = found.pop("offset_mapping")
+        encoding = tokenizer(before + text, return_offsets_mapping=True, add_special_tokens=special)
+        spans = encoding.pop("offset_mapping")
         starts = [(i, span[0] - len(before)) for i, span in enumerate(spans) if span[1] > len(before)]
         end = {"input_ids": tokenizer.eos_token_id or 0, "attention_mask": 1}
-        return {key: [*value, end.get(key, 0)] for key, value in found.items()}, starts, False
+        return {key: [*value, end.get(key, 0)] for key, value in encoding.items()}, starts, False
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
         """One padded forward pass: float32 logits [B] of B texts, or of the `ends` of all texts in order."""
@@ -209,11 +209,11 @@ def step_ends(text: str, steps: Sequence[str]) -> list[int]:
     """
     starts, at = [], 0
     for step in steps:
-        found = text.find(step, at)
-        if found < 0:
+        start = text.find(step, at)
+        if start < 0:
             raise UserError(f"step {step[:60]!r} is not in the completion {text[:100]!r} behind the steps before it")
-        starts.append(found)
-        at = found + len(step)
+        starts.append(start)
+        at = start + len(step)
     return [*starts[1:], len(text)]
 
 
@@ -223,9 +223,9 @@ def _plain(prompt: Text) -> str:
 
 def positions(model: Any) -> int | None:
     """The maximum number of tokens; RoBERTa's position embeddings start after the padding token's index."""
-    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if found is None or found < 1:
+    count: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if count is None or count < 1:
         return None
     embeddings = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
     offset: int | None = getattr(embeddings[0], "padding_idx", None) if embeddings else None
-    return found if offset is None else found - offset - 1
+    return count if offset is None else count - offset - 1

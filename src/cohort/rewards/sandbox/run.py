@@ -143,8 +143,8 @@ def run_command(
     """
     words = shlex.split(command)
     named = [word for word in words if "{file}" in word]
-    found = shutil.which(words[0]) if words else None
-    if found is None or len(named) != 1:
+    interpreter = shutil.which(words[0]) if words else None
+    if interpreter is None or len(named) != 1:
         problem = "no such program" if named and words else "it must name the program's file once, as {file}"
         raise UserError(f"unit_tests' command {command!r}: {problem}")
     passed, reason = 0, ""
@@ -155,7 +155,7 @@ def run_command(
             file = os.path.join(folder, named[0].replace("{file}", "program"))
             with open(file, "w", encoding="utf-8", errors="surrogateescape") as opened:
                 opened.write(source)
-            argv = [os.path.realpath(found), *(file if word is named[0] else word for word in words[1:])]
+            argv = [os.path.realpath(interpreter), *(file if word is named[0] else word for word in words[1:])]
             output, problem = _output(argv, given, folder, limits, layers)
         same = not problem and _lines(output) == _lines(expected)
         passed += same

@@ -107,5 +107,5 @@ def _record(folder: Path) -> dict[str, Any]:
             f"{folder} has no {RECORD}: it is of a run without iterations, reward models or gold_reward; resume with "
             "the settings it was made with"
         )
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record

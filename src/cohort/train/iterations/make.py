@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from cohort.config import OnlineConfig, TrainingConfig
@@ -16,7 +15,7 @@ from cohort.train.iterations.refit import Refit
 from cohort.train.monitors.overoptimization import GoldGuard
 from cohort.train.monitors.reward_models import RewardModelGuard, Validation
 from cohort.train.sources.attachments import logprobs_under
-from cohort.types import Group, UserError
+from cohort.types import Group, UserError, did_you_mean
 
 
 def iterations_of(
@@ -92,10 +91,9 @@ def _chosen(name: str | None, scorers: dict[str, Scorer]) -> str:
             f"reward_model_refit: {what}. It takes a reward model that scores completions, named in reward_funcs as "
             "{model: PATH} and called in this process (no `timeout`, no `processes`)"
         )
-    near = get_close_matches(name, able, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ""
     raise UserError(
-        f"reward_model_refit: `reward` is {name!r}, and the reward models that score completions are: {there}{hint}"
+        f"reward_model_refit: `reward` is {name!r}, and the reward models that score completions are: {there}"
+        f"{did_you_mean(name, able)}"
     )
 
 
@@ -111,13 +109,13 @@ class StartingKL:
 
     def __call__(self, groups: list[Group]) -> float:
         missing = [group for group in groups if not self.is_reference or group.reference_logprobs is None]
-        found = iter(logprobs_under(self.start, missing, self.config)) if missing else iter(())
+        fresh = iter(logprobs_under(self.start, missing, self.config)) if missing else iter(())
         gaps = [
             float((completion.logprobs - start).sum())
             for group in groups
             for completion, start in zip(
                 group.completions,
-                group.reference_logprobs if self.is_reference and group.reference_logprobs is not None else next(found),
+                group.reference_logprobs if self.is_reference and group.reference_logprobs is not None else next(fresh),
                 strict=True,
             )
         ]

@@ -81,7 +81,7 @@ class Refit:
         if not new:
             return metrics
         self.replay.add(new)
-        found = self.updater.fit(
+        fitted = self.updater.fit(
             self.updater.lessons([_row(item) for item in [*new, *history]]),
             epochs=config.num_train_epochs,
             batch_size=config.per_device_train_batch_size,
@@ -89,7 +89,7 @@ class Refit:
             seed=seed,
         )
         self.guard.start_anew(self.name, validation_of(self._scores(new[:SCORED])))
-        metrics |= {f"reward_model/{name}": value for name, value in found.items()}
+        metrics |= {f"reward_model/{name}": value for name, value in fitted.items()}
         metrics["seconds/refit"] = time.perf_counter() - started
         log.info(
             "reward model %s: learned from %d new samples and %d of history, loss %.3g",
@@ -109,7 +109,7 @@ class Refit:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimiser state and samples into a checkpoint's folder."""
-        save_learner(folder / WEIGHTS, self.updater.tensors(), self.updater.optimizer)
+        save_learner(folder / WEIGHTS, self.updater.model.parameters, self.updater.optimizer)
         record = {"replay": self.replay.state(), "fresh": self.fresh}
         (folder / SAMPLES).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
 
@@ -117,7 +117,7 @@ class Refit:
         """Load what `save` wrote. Raises UserError for the checkpoint of a run without a refit."""
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"{folder} has no {WEIGHTS}: it is of a run without reward_model_refit; resume without it")
-        self.updater.restore(load_learner(folder / WEIGHTS, self.updater.optimizer))
+        load_learner(folder / WEIGHTS, self.updater.model.parameters, self.updater.optimizer)
         record = json.loads((folder / SAMPLES).read_text(encoding="utf-8"))
         self.replay.restore(record["replay"])
         self.fresh = record["fresh"]

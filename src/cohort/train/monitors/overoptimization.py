@@ -86,8 +86,8 @@ class GoldGuard:
             if self.peak is not None:
                 self._warn(self.peak, self.points[-1])
         point = self.points[-1]
-        found = {"guard/proxy": point.proxy, "guard/gold": point.gold, "guard/kl": point.kl}
-        return found if self.peak is None else {**found, "guard/overoptimized_from": float(self.peak.step)}
+        row = {"guard/proxy": point.proxy, "guard/gold": point.gold, "guard/kl": point.kl}
+        return row if self.peak is None else {**row, "guard/overoptimized_from": float(self.peak.step)}
 
     def _warn(self, peak: Point, now: Point) -> None:
         log.warning(

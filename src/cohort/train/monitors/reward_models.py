@@ -117,8 +117,8 @@ class RewardModelGuard:
         return {"validation": validation, "counts": self.counts, "told": self.told}
 
     def restore(self, state: dict[str, Any]) -> None:
-        found = state["validation"]
-        self.validation = {name: None if known is None else Validation(**known) for name, known in found.items()}
+        saved = state["validation"]
+        self.validation = {name: None if known is None else Validation(**known) for name, known in saved.items()}
         self.counts, self.told = state["counts"], state["told"]
 
 

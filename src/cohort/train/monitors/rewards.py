@@ -40,10 +40,10 @@ class RewardMonitor:
     def observe(self, groups: list[Group]) -> list[str]:
         """The new warnings for this batch, which are logged too."""
         shares = spread_shares(groups, self.weights)
-        found = [told for name in self.weights for told in self._of(name, groups, shares)]
-        for message in found:
+        messages = [told for name in self.weights for told in self._of(name, groups, shares)]
+        for message in messages:
             log.warning("%s", message)
-        return found
+        return messages
 
     def observe_clipped(self, share: float, bounds: tuple[float, float] | None) -> None:
         """Warn once, at the first batch in which reward_clip changed a total: clipped rewards are equal and teach

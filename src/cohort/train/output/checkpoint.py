@@ -67,13 +67,14 @@ class Companion(Protocol):
     """Name of its file in a checkpoint: critic -> critic.safetensors."""
     optimizer: torch.optim.Optimizer
 
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The trained weights."""
+        ...
+
     def step(self, groups: list[Group], generation_tokens: float, share: float) -> dict[str, float]:
         """Take a step on the policy's groups at `share` of the highest learning rate; returns metrics."""
         ...
-
-    def tensors(self) -> dict[str, Tensor]: ...
-
-    def restore(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 class Kept(Protocol):
@@ -100,7 +101,7 @@ def save(
     partial.mkdir(parents=True)
     save_policy(policy, partial)
     for companion in companions:
-        save_learner(partial / f"{companion.name}.safetensors", companion.tensors(), companion.optimizer)
+        save_learner(partial / f"{companion.name}.safetensors", companion.parameters, companion.optimizer)
     if kept is not None:
         kept.save(partial)
     tensors = _optimizer_tensors(optimizer)
@@ -153,14 +154,14 @@ def _sync(path: Path) -> None:
 
 
 def _step_of(path: Path) -> int:
-    found = NAME.fullmatch(path.name)
-    return int(found[1]) if found else -1
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the highest step. A half-written one has another name."""
-    found = [path for path in folder.glob("checkpoint-*") if _step_of(path) >= 0]
-    return max(found, key=_step_of, default=None)
+    folders = [path for path in folder.glob("checkpoint-*") if _step_of(path) >= 0]
+    return max(folders, key=_step_of, default=None)
 
 
 def require(path: Path) -> None:
@@ -207,21 +208,23 @@ def _load_companion(path: Path, companion: Companion) -> None:
     file = path / f"{companion.name}.safetensors"
     if not file.is_file():
         raise UserError(f"{path} has no {companion.name}: it is another method's checkpoint; resume with that method")
-    companion.restore(load_learner(file, companion.optimizer))
+    load_learner(file, companion.parameters, companion.optimizer)
 
 
-def save_learner(file: Path, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Save weights and the state of their optimiser in one file."""
-    named = {f"weights.{name}": value.contiguous() for name, value in weights.items()}
+def save_learner(file: Path, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Save weights, named by their index, and the state of their optimiser in one file."""
+    named = {f"weights.{i}": parameter.detach().contiguous() for i, parameter in enumerate(parameters)}
     save_file({**named, **_optimizer_tensors(optimizer)}, file)
 
 
-def load_learner(file: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Load the optimiser's state and return the weights that `save_learner` wrote."""
+@torch.no_grad()
+def load_learner(file: Path, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Load what `save_learner` wrote into the parameters and the optimiser."""
     tensors = load_file(file)
     weights = {name: tensors.pop(name) for name in list(tensors) if name.startswith("weights.")}
     _load_optimizer(tensors, optimizer, file)
-    return {name.removeprefix("weights."): value for name, value in weights.items()}
+    for i, parameter in enumerate(parameters):
+        parameter.copy_(weights[f"weights.{i}"])
 
 
 def load_weights(path: Path, policy: Saved) -> None:

@@ -59,13 +59,13 @@ def at_every_token(rows: Sequence[Row], scorer: Scorer, kind: str) -> list[Examp
     and for models that are not decoders."""
     if kind == "preference":
         raise UserError("every_token is for rows with labels (loss_type: bce or mse); these are pairs")
-    found = []
+    examples = []
     for row in rows:
         (target,) = EXAMPLES[kind](row, scorer).targets
         assert row.completion is not None
         text = scorer.encode_tokens(row.prompt, row.completion)
-        found.append(Example((text,), (target,) * len(text.ends)))
-    return found
+        examples.append(Example((text,), (target,) * len(text.ends)))
+    return examples
 
 
 def _pair(row: Row, scorer: Scorer) -> Example:
@@ -89,8 +89,8 @@ EXAMPLES: dict[str, Callable[[Row, Scorer], Example]] = {"preference": _pair, "b
 
 def _process(rows: Sequence[Row], scorer: Scorer, config: ProcessRewardConfig) -> list[Example]:
     split = make_split(config.step_separator, config.step_pattern, config.step_splitter)
-    found = [steps_of(row, split, config.step_separator) for row in rows]
-    if all(len(steps) == 1 for _, steps, _ in found):
+    labelled = [steps_of(row, split, config.step_separator) for row in rows]
+    if all(len(steps) == 1 for _, steps, _ in labelled):
         what = config.step_splitter or config.step_pattern or config.step_separator
         raise UserError(
             f"{rows[0].source}: no completion of the {len(rows)} rows has more than one step: {what!r} ends none. "
@@ -98,5 +98,5 @@ def _process(rows: Sequence[Row], scorer: Scorer, config: ProcessRewardConfig) -
         )
     return [
         Example((scorer.encode_steps(row.prompt, text, steps),), tuple(labels))
-        for row, (text, steps, labels) in zip(rows, found, strict=True)
+        for row, (text, steps, labels) in zip(rows, labelled, strict=True)
     ]

@@ -143,8 +143,8 @@ class RewardTrainer:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
         self.loop.run()
         if self.held_out:
-            found = self.updater.measure(self.held_out)
-            self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in found.items()}
+            metrics = self.updater.measure(self.held_out)
+            self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in metrics.items()}
         self.save_model()
         if self.args.push_to_hub:
             self.push_to_hub()
@@ -169,8 +169,8 @@ class RewardTrainer:
         return hub.push_output(self.args, commit_message)
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
-        found = self.updater.measure(self.held_out)
-        return {**{f"eval/{name}": value for name, value in found.items()}, "eval/samples": float(len(self.held_out))}
+        metrics = self.updater.measure(self.held_out)
+        return {**{f"eval/{name}": value for name, value in metrics.items()}, "eval/samples": float(len(self.held_out))}
 
 
 def _rows(dataset: Any) -> list[Row]:

@@ -141,14 +141,15 @@ class RewardUpdater:
         """Loss, accuracy, and mean and standard deviation of the scores, without training."""
         training = self.model.model.training
         self.model.model.eval()
-        found, scores = [], []
+        every, scores = [], []
         for micro in micro_batches(list(examples), self.token_budget):
             terms, scores_B = self._scored(micro)
-            found.append(terms)
+            every.append(terms)
             scores.append(scores_B)
         self.model.model.train(training)
-        every = torch.cat(scores)
-        return {**_means(found), "score/mean": float(every.mean()), "score/std": float(every.std(correction=0))}
+        scores_T = torch.cat(scores)
+        spread = float(scores_T.std(correction=0))
+        return {**_means(every), "score/mean": float(scores_T.mean()), "score/std": spread}
 
     def _terms(self, examples: list[Example]) -> UnitLosses:
         return self._scored(examples)[0]
@@ -170,20 +171,10 @@ class RewardUpdater:
         scores: Tensor = self.model.model.score(torch.stack([self.read[key] for key in keys]))[:, 0].float()
         return scores
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The trained weights for a checkpoint, named by their index among the parameters."""
-        return {str(i): p.detach() for i, p in enumerate(self.model.parameters)}
 
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Load what `tensors` returned."""
-        for i, parameter in enumerate(self.model.parameters):
-            parameter.copy_(tensors[str(i)])
-
-
-def _means(found: list[UnitLosses]) -> dict[str, float]:
-    loss_U = torch.cat([terms.loss_U for terms in found])
-    right = [terms.right_U for terms in found if terms.right_U is not None]
+def _means(losses: list[UnitLosses]) -> dict[str, float]:
+    loss_U = torch.cat([terms.loss_U for terms in losses])
+    right = [terms.right_U for terms in losses if terms.right_U is not None]
     return {"loss": float(loss_U.mean()), **({"accuracy": float(torch.cat(right).mean())} if right else {})}
 
 

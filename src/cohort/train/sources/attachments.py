@@ -35,8 +35,8 @@ def logprobs_under(reference: Lent, groups: list[Group], config: SampledConfig) 
         for g, group in enumerate(groups)
     ]
     with record_function("reference"), reference() as model:
-        found = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
-    return [[found[g, r] for r in range(len(group.completions))] for g, group in enumerate(groups)]
+        logprobs = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
+    return [[logprobs[g, r] for r in range(len(group.completions))] for g, group in enumerate(groups)]
 
 
 def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:

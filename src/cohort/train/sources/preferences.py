@@ -150,10 +150,10 @@ class HeldOutPairs:
             Part(g, pair.prompt_ids, range(2), [c.ids for c in pair.completions]) for g, pair in enumerate(self.pairs)
         ]
         self.policy.model.eval()
-        found = self.policy.logprobs(micro_batches(parts, self.config.token_budget), 1.0)
+        logprobs = self.policy.logprobs(micro_batches(parts, self.config.token_budget), 1.0)
         self.policy.model.train()
         pairs = range(len(self.pairs))
-        sums = torch.stack([torch.stack([found[g, r].sum() for r in (0, 1)]) for g in pairs])
+        sums = torch.stack([torch.stack([logprobs[g, r].sum() for r in (0, 1)]) for g in pairs])
         reference = torch.stack([torch.stack([r.sum() for r in x.reference_logprobs or []]) for x in self.pairs])
         terms = preference(sums, reference, self.config.beta, self.config.label_smoothing)
         margins = terms.chosen_P - terms.rejected_P

@@ -59,9 +59,9 @@ class StartingSamples:
             for first in range(len(groups), len(self.prompts), step):
                 log.info("sampling the starting model: %d of %d prompts done", first, len(self.prompts))
                 chunk, seed = self.prompts[first : first + step], derive(self.config.seed, first)
-                found = collect(chunk, self.engine, self.rewards, self.config, sampling, seed, TrainerState()).groups
-                groups += found
-                file.writelines(_text(_line(group)) for group in found)
+                sampled = collect(chunk, self.engine, self.rewards, self.config, sampling, seed, TrainerState()).groups
+                groups += sampled
+                file.writelines(_text(_line(group)) for group in sampled)
                 file.flush()
                 os.fsync(file.fileno())
         return groups
@@ -80,8 +80,8 @@ class StartingSamples:
             except json.JSONDecodeError:  # a kill in mid-write leaves half a line, always the last
                 break
         made_with = json.loads(json.dumps(self._made_with()))
-        found = lines[0] if lines else {}
-        other = [key for key in made_with if found.get(key) != made_with[key]]
+        header = lines[0] if lines else {}
+        other = [key for key in made_with if header.get(key) != made_with[key]]
         if other:
             raise UserError(
                 f"{path} was sampled with another {', '.join(other)}: resume with the settings it was made with, or "
