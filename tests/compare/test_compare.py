@@ -254,6 +254,20 @@ def test_differences_are_paired_by_seed() -> None:
     assert [value[0] for value in curve_of(results["grpo"]).values()] == pytest.approx([0.2, 0.5, 0.65])
 
 
+def test_pass_at_n_has_its_differences_where_evaluations_sample_several() -> None:
+    results = {
+        "rft": [result("rft", 0, 0.1, 0.2), result("rft", 1, 0.3, 0.4)],
+        "grpo": [result("grpo", 0, 0.1, 0.5), result("grpo", 1, 0.3, 0.6)],
+    }
+    for share, runs in zip((0.5, 0.75), results.values(), strict=True):
+        for run in runs:
+            for point in run["curve"]:
+                point["pass@n"] = share
+    (found,) = differences(results)
+    assert found["curve of pass@n"] == pytest.approx([0.25, 0.25, 0.25])
+    assert found["pass@K"] == [0.0, 0.0, 0.0]
+
+
 def test_one_seed_has_the_interval_of_its_problems() -> None:
     row = table_row("grpo", [result("grpo", 0, 0.1, 0.7)])
     assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(70, 100))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,11 @@ def as_accuracy(value: float, correct: str) -> float:
 
 
 def curve(comparison: Comparison, folder: Path, config: TrainingConfig, component: str) -> dict[str, Any]:
-    """The run's accuracy by completions sampled, and the completions it sampled in all, from its own records."""
-    steps, values = series(read_metrics(folder), f"eval/{component}")
+    """The run's accuracy by completions sampled, and the completions it sampled in all, from its own records; where an
+    evaluation samples several completions of a problem, pass@n too."""
+    metrics, several = read_metrics(folder), f"eval/{component}/pass@{config.num_generations_eval}"
+    steps, values = series(metrics, f"eval/{component}")
+    passes: Sequence[float | None] = series(metrics, several)[1] or [None] * len(steps)
     if isinstance(config, OnlineConfig):
         sampled = [completions_after(config, round(step)) for step in steps]
         total = completions_after(config, config.max_steps)
@@ -69,7 +73,8 @@ def curve(comparison: Comparison, folder: Path, config: TrainingConfig, componen
         sampled = [round(total * step / config.max_steps) for step in steps]
     points = [
         {"step": round(step), "completions": count, "accuracy": as_accuracy(value, comparison.correct)}
-        for step, count, value in zip(steps, sampled, values, strict=True)
+        | ({} if solved is None else {"pass@n": solved})
+        for step, count, value, solved in zip(steps, sampled, values, passes, strict=True)
     ]
     return {"completions": total, "accuracy": values[-1], "curve": points}
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import length_statistics, score
 from cohort.rollouts.encoding import Prompt
@@ -40,12 +42,15 @@ class Evaluation:
         return [flat[i : i + self.n] for i in range(0, len(flat), self.n)]
 
     def metrics(self) -> dict[str, float]:
-        """The row of metrics.jsonl: eval/reward, eval/{component} (means), lengths, problems, seconds."""
+        """The row of metrics.jsonl: eval/reward, eval/{component} (means) and of several samples its pass@n, lengths,
+        problems, seconds."""
         metrics = {"eval/reward": sum(self.totals) / len(self.totals), "eval/samples": float(len(self.prompts))}
         for name, values in self.components.items():
             applied = [value for value in values if value is not None]
             if applied:
                 metrics[f"eval/{name}"] = sum(applied) / len(applied)
+                if self.n > 1:
+                    metrics[f"eval/{name}/pass@{self.n}"] = pass_at_k(self.correct(name), self.n)
         lengths = length_statistics([c for completions in self.sampled for c in completions])
         metrics |= {f"eval/{name}": value for name, value in lengths.items()}
         return metrics | {"seconds/eval": self.seconds}
@@ -80,12 +85,40 @@ def pass_at_k(correct: list[list[bool]], k: int) -> float:
 
 
 def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int, same: Callable[[str], str]) -> float:
-    """Share of problems whose most frequent answer among the first k is correct; the earliest answer wins a tie, and
-    None (no answer could be read) does not vote. `same` maps equal answers to one key."""
-    right = 0
+    """Probability that the most frequent answer among k of the n samples, drawn without replacement, is correct; mean
+    over problems. Answers that are equally frequent share it; None (no answer could be read) does not vote.
+
+    `same` maps equal answers to one key; an answer is correct where its first sample is. maj@1 is pass@1 where every
+    correct sample has a readable answer. Raises ValueError if k exceeds a problem's samples.
+    """
+    if not all(1 <= k <= len(row) for row in correct):
+        raise ValueError(f"maj@{k} needs at least {k} samples of each problem")
+    total = 0.0
     for of_problem, verdicts in zip(answers, correct, strict=True):
-        votes = [(same(answer), i) for i, answer in enumerate(of_problem[:k]) if answer is not None]
-        if votes:
-            winner = Counter(key for key, _ in votes).most_common(1)[0][0]
-            right += verdicts[next(i for key, i in votes if key == winner)]
-    return right / len(answers)
+        keys = [None if answer is None else same(answer) for answer in of_problem]
+        counts = Counter(key for key in keys if key is not None)
+        for key in counts:
+            if verdicts[keys.index(key)]:
+                others = [count for other, count in counts.items() if other != key]
+                total += _win(counts[key], others, keys.count(None), k)
+    return total / len(answers)
+
+
+def _win(count: int, others: list[int], silent: int, k: int) -> float:
+    """Probability that an answer with `count` of the samples has the most votes among k that are drawn; of t others
+    with as many votes it wins one time in t + 1. `silent`: samples without a vote."""
+    wins = 0.0
+    for votes in range(1, min(count, k) + 1):
+        rest = k - votes
+        # ways[drawn, ties]: choices of samples of the other answers, none with more than `votes`.
+        ways = np.zeros((rest + 1, rest // votes + 1))
+        ways[0, 0] = 1.0
+        for other in others:
+            before, ways = ways, np.zeros_like(ways)
+            for drawn in range(min(other, votes, rest) + 1):
+                tied = int(drawn == votes)
+                ways[drawn:, tied:] += math.comb(other, drawn) * before[: rest + 1 - drawn, : before.shape[1] - tied]
+        unheard = np.array([float(math.comb(silent, rest - drawn)) for drawn in range(rest + 1)])
+        shares = 1 / np.arange(1, ways.shape[1] + 1)
+        wins += math.comb(count, votes) * float(unheard @ ways @ shares)
+    return wins / math.comb(count + sum(others) + silent, k)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -90,23 +91,29 @@ def _value(values: Sequence[float]) -> Value:
     return mean, max(0.0, low), min(1.0, high)
 
 
-def along_curve(result: Result) -> float:
-    """Mean accuracy over the evaluations after training began."""
-    return fmean(point["accuracy"] for point in result["curve"] if point["completions"] > 0)
+def along_curve(result: Result, measure: str = "accuracy") -> float:
+    """Mean over the evaluations after training began: the area under the curve, as a share."""
+    return fmean(point[measure] for point in result["curve"] if point["completions"] > 0)
 
 
 def differences(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """Differences of accuracy between each method and the one before it, paired by seed, at the end and along the
-    curve, each as (mean, low, high): [{"method": "online_rft", "before": "rft", "end": [.1, .05, .15], "curve": ...}].
-    Empty for one seed."""
+    """Differences between each method and the one before it, paired by seed, each as (mean, low, high): of accuracy at
+    the end and along the curve, of pass@K at the end, and of pass@n along the curve where evaluations have it.
+    [{"method": "online_rft", "before": "rft", "end": [.1, .05, .15], "curve": ...}]. Empty for one seed."""
     names = [name for name in results if name != START]
     rows: list[dict[str, Any]] = []
     for before, name in pairwise(names):
         pairs = list(zip(results[name], results[before], strict=True))
         if len(pairs) > 1:
-            end = of_mean([a["accuracy"] - b["accuracy"] for a, b in pairs])
-            curve = of_mean([along_curve(a) - along_curve(b) for a, b in pairs])
-            rows.append({"method": name, "before": before, "end": list(end), "curve": list(curve)})
+            measures: dict[str, Callable[[Result], float]] = {
+                "end": MEASURES["accuracy"],
+                "curve": along_curve,
+                "pass@K": MEASURES["pass@K"],
+            }
+            if all("pass@n" in point for pair in pairs for result in pair for point in result["curve"]):
+                measures["curve of pass@n"] = partial(along_curve, measure="pass@n")
+            paired = {key: list(of_mean([of(a) - of(b) for a, b in pairs])) for key, of in measures.items()}
+            rows.append({"method": name, "before": before, **paired})
     return rows
 
 
@@ -138,9 +145,11 @@ def markdown(results: dict[str, list[Result]], rows: list[dict[str, Any]]) -> st
     ]  # fmt: skip
     compared = differences(results)
     if compared:
-        cells = [[f"{d['method']} - {d['before']}", _points(d["end"]), _points(d["curve"])] for d in compared]
+        heads = {"end": "at the end", "curve": "along the curve", "pass@K": f"pass@{K} at the end"}
+        heads |= {"curve of pass@n": "pass@n along the curve"} if "curve of pass@n" in compared[0] else {}
+        cells = [[f"{d['method']} - {d['before']}", *(_points(d[key]) for key in heads)] for d in compared]
         lines += ["", "Differences in points, paired by seed (along the curve: mean over its evaluations):", ""]
-        lines += _table(["", "at the end", "along the curve"], cells)
+        lines += _table(["", *heads.values()], cells)
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,55 @@
+"""pass@k and maj@k against their definition: the mean over all draws of k samples."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
+from cohort.types import Completion
+
+
+def majority_by_enumeration(answers: list[str | None], right: str, k: int) -> float:
+    """The share of draws of k whose most frequent answer is right; equally frequent ones share the draw."""
+    won = 0.0
+    draws = list(itertools.combinations(answers, k))
+    for draw in draws:
+        counts = Counter(answer for answer in draw if answer is not None)
+        leaders = [answer for answer in counts if counts[answer] == max(counts.values())]
+        won += leaders.count(right) / max(len(leaders), 1)
+    return won / len(draws)
+
+
+def test_majority_is_a_mean_over_all_draws() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        answers = [rng.choice(["a", "b", "c", "d", None]) for _ in range(rng.randint(1, 8))]
+        correct = [answer == "a" for answer in answers]
+        for k in range(1, len(answers) + 1):
+            expected = majority_by_enumeration(answers, "a", k)
+            assert maj_at_k([answers], [correct], k, str) == pytest.approx(expected, abs=1e-12)
+        assert maj_at_k([answers], [correct], 1, str) == pytest.approx(pass_at_k([correct], 1))
+
+
+def test_worked_majorities() -> None:
+    two_of_three, one_of_two = ["7", "7", "8"], ["7", "8"]
+    assert maj_at_k([two_of_three], [[True, True, False]], 3, str) == 1.0
+    assert maj_at_k([one_of_two], [[True, False]], 2, str) == 0.5, "a tie is shared, whichever sample came first"
+    assert maj_at_k([["7.0", "7", "8"]], [[True, True, False]], 3, lambda text: str(float(text))) == 1.0
+    assert maj_at_k([[None, None, "7"]], [[False, False, True]], 3, str) == 1.0, "what cannot be read does not vote"
+    with pytest.raises(ValueError, match="maj@3 needs at least 3 samples"):
+        maj_at_k([one_of_two], [[True, False]], 3, str)
+
+
+def test_several_samples_of_a_problem_have_pass_at_n() -> None:
+    token = torch.tensor([1])
+    samples = [Completion(token, torch.zeros(1)) for _ in range(4)]
+    scores: list[float | None] = [0.0, 1.0, 0.0, 0.0]
+    both = Evaluation([], [samples[:2], samples[2:]], {"accuracy": scores}, [0.0, 1.0, 0.0, 0.0], 0.1)
+    assert both.metrics()["eval/accuracy"] == 0.25 and both.metrics()["eval/accuracy/pass@2"] == 0.5
+    single = Evaluation([], [samples[:1], samples[1:2]], {"accuracy": scores[:2]}, [0.0, 1.0], 0.1)
+    assert "eval/accuracy/pass@1" not in single.metrics()
