@@ -241,7 +241,8 @@ def ours(batch: Batch, settings: Settings) -> Result:
     from cohort.config import GRPOConfig
     from cohort.methods.table import METHODS
     from cohort.policy.load import make_policy
-    from cohort.train.step import Updater, active_lengths
+    from cohort.train.step import Updater
+    from cohort.train.weights import active_lengths
     from cohort.types import Completion, Group, Row
 
     config = GRPOConfig(use_cpu=True, bf16=False, token_budget=64, **settings.shared())

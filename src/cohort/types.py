@@ -111,6 +111,9 @@ class Group:
     values: list[Tensor] | None = None
     """[G] of float32 [n_i], the critic's estimates when the batch was sampled, each before its token is sampled."""
 
+    greedy_reward: float | None = None
+    """The reward of the prompt's greedy completion, where the method compares with it; read by credit only."""
+
     @property
     def tokens(self) -> int:
         """Length of the group in the packed stream: the prompt once, every completion once."""

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cohort.config import GRPOConfig
 from cohort.formulas import aggregation, coefficient, divergence
-from cohort.formulas.loss_types import LOSS_TYPES
+from cohort.formulas.loss_types import LOSS_TYPES, Tokens
 
 VOCABULARY, TEMPERATURE, BETA = 13, 0.7, 0.3
 LENGTHS = [4, 9, 1, 7, 5, 6]
@@ -18,6 +19,12 @@ ACTIVE = [4, 9, 1, 7, 0, 6]
 MAX = 10
 EPSILON_LOW, EPSILON_HIGH = 0.2, 0.28
 GENERATION_TOKENS = 31.5
+SETTINGS: dict[str, dict[str, float]] = {
+    "sapo": {"sapo_temperature_pos": 0.75, "sapo_temperature_neg": 1.25},
+    "vespo": {"vespo_k_pos": 1.5, "vespo_lambda_pos": 2.5, "vespo_k_neg": 2.0, "vespo_lambda_neg": 1.5},
+    "kl_cov": {"kl_cov_coef": 0.7},
+}
+"""Settings of single loss types, none at its default."""
 
 
 class Batch(NamedTuple):
@@ -43,31 +50,76 @@ def batch(dtype: torch.dtype, on_policy: bool) -> Batch:
     return Batch(logits, ids, mask, old, reference, advantages)
 
 
+def settings_of(loss_type: str) -> GRPOConfig:
+    bounds = {"epsilon": EPSILON_LOW, "epsilon_high": EPSILON_HIGH}
+    unbounded = loss_type in ("sapo", "vespo", "kl_cov")
+    bounds = {} if unbounded else {"epsilon_high": EPSILON_HIGH} if loss_type == "cispo" else bounds
+    return GRPOConfig(loss_type=loss_type, num_generations=6, **bounds, **SETTINGS.get(loss_type, {}))
+
+
+def selected_of(data: Batch) -> Tensor:
+    """Some tokens, as if chosen by covariance. [rows, MAX]."""
+    return torch.arange(data.ids.numel()).view_as(data.ids).remainder(3).eq(1).to(data.logits.dtype)
+
+
+def surrogate(data: Batch, loss_type: str, pi: Tensor) -> Tensor:
+    """The surrogate objective of each token as its paper writes it; probabilities pi and the result are [rows, MAX]."""
+    advantage, old, selected = data.advantages[:, None], data.old.exp(), selected_of(data)
+    ratio, config = pi / old, settings_of(loss_type)
+    clipped = torch.min(ratio * advantage, ratio.clamp(1 - EPSILON_LOW, 1 + EPSILON_HIGH) * advantage)
+    if loss_type == "cispo":
+        return ratio.clamp(max=1 + EPSILON_HIGH).detach() * advantage * pi.log()
+    if loss_type == "sapo":
+        tau = torch.where(advantage > 0, config.sapo_temperature_pos, config.sapo_temperature_neg).to(pi.dtype)
+        return torch.sigmoid(tau * (ratio - 1)) * 4 / tau * advantage
+    if loss_type == "gmpo":
+        rows = []
+        for row, n, a in zip(ratio.log(), LENGTHS, data.advantages, strict=True):
+            sign = torch.sign(a)
+            bounded = torch.min(sign * row[:n], sign * row[:n].clamp(-EPSILON_LOW, EPSILON_HIGH)) * sign
+            rows.append((bounded.mean().exp() * a).expand(MAX))
+        return torch.stack(rows)
+    if loss_type == "vespo":
+        w = torch.stack([row[:n].prod() for row, n in zip(ratio, LENGTHS, strict=True)]).detach()[:, None]
+        k = torch.where(advantage >= 0, config.vespo_k_pos, config.vespo_k_neg).to(pi.dtype)
+        lam = torch.where(advantage >= 0, config.vespo_lambda_pos, config.vespo_lambda_neg).to(pi.dtype)
+        return lam.exp() * w**k * (-lam * w).exp() * advantage * pi.log()
+    if loss_type == "dppo_tv":
+        moved = (pi - old).detach()
+        return ratio * advantage * torch.where(advantage > 0, moved <= EPSILON_HIGH, moved >= -EPSILON_LOW)
+    if loss_type == "dppo_kl":
+        kl = (old * (old / pi).log() + (1 - old) * ((1 - old) / (1 - pi)).log()).detach()
+        up, down = (kl <= EPSILON_HIGH) | (pi <= old), (kl <= EPSILON_LOW) | (pi >= old)
+        return ratio * advantage * torch.where(advantage > 0, up, down)
+    if loss_type == "clip_cov":
+        return clipped * (1 - selected)
+    if loss_type == "kl_cov":
+        return ratio * advantage - config.kl_cov_coef * ratio.log().abs() * selected
+    return clipped
+
+
 def textbook(data: Batch, loss_type: str, estimator: str | None, weighted: bool) -> tuple[Tensor, Tensor]:
     """The loss on padded rows as the papers write it, and its gradient by autograd."""
     logits = data.logits.clone().requires_grad_()
     probabilities = torch.softmax(logits / TEMPERATURE, dim=-1)
     pi = probabilities.gather(-1, data.ids[..., None]).squeeze(-1)
     ratio = pi / data.old.exp()
-    advantage = data.advantages[:, None]
-    if loss_type == "cispo":
-        per_token = ratio.clamp(max=1 + EPSILON_HIGH).detach() * advantage * pi.log()
-    else:
-        per_token = torch.min(ratio * advantage, ratio.clamp(1 - EPSILON_LOW, 1 + EPSILON_HIGH) * advantage)
+    per_token = surrogate(data, loss_type, pi)
     if estimator is not None:
         inverse = data.reference.exp() / pi
         log = inverse.log()
         kl = {"k1": -log, "k2": log**2 / 2, "k3": inverse - log - 1}[estimator]
         per_token = per_token - BETA * (kl * ratio if weighted else kl)
     sums = torch.stack([row[:n].sum() for row, n in zip(per_token, ACTIVE, strict=True)])
-    if loss_type == "grpo":
+    if loss_type in ("grpo", "sapo", "gmpo"):
         objective = torch.stack([s / n for s, n in zip(sums, ACTIVE, strict=True) if n]).sum() / len(LENGTHS)
     elif loss_type == "bnpo":
         objective = sums.sum() / sum(ACTIVE)
     elif loss_type == "dr_grpo":
         objective = (sums / MAX).mean()
+    elif loss_type == "luspo":
+        objective = sums.mean()
     else:
-        assert loss_type in ("dapo", "cispo")
         objective = sums.sum() / GENERATION_TOKENS
     loss = -objective
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
@@ -82,12 +134,15 @@ def closed_form(data: Batch, loss_type: str, estimator: str | None, weighted: bo
     counts = aggregation.Denominators(len(ACTIVE), sum(ACTIVE), GENERATION_TOKENS, MAX)
     weights_N = LOSS_TYPES[loss_type].weight(lengths_B, counts).repeat_interleave(torch.tensor(LENGTHS))
     advantages_N = data.advantages.repeat_interleave(torch.tensor(LENGTHS))
-    surrogate = LOSS_TYPES[loss_type].surrogate
-    part = surrogate(logprobs_N, data.old[data.mask], advantages_N, EPSILON_LOW, EPSILON_HIGH)
+    tokens = Tokens(
+        logprobs_N, data.old[data.mask], advantages_N, lengths=LENGTHS, selected=selected_of(data)[data.mask]
+    )
+    part = LOSS_TYPES[loss_type].surrogate(tokens, settings_of(loss_type))
     objective_N, coefficient_N = part.objective_N, part.coefficient_N
     if estimator is not None:
         estimate = divergence.ESTIMATORS[estimator](logprobs_N, data.reference[data.mask])
-        estimate = divergence.ratio_weighted(estimate, part.ratio_N) if weighted else estimate
+        ratio_N = (logprobs_N - data.old[data.mask]).exp()
+        estimate = divergence.ratio_weighted(estimate, ratio_N) if weighted else estimate
         objective_N = objective_N - BETA * estimate.value_N
         coefficient_N = coefficient_N - BETA * estimate.slope_N
     gradient = torch.zeros_like(data.logits)
@@ -111,6 +166,8 @@ def test_closed_form_equals_autograd(
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
+    if loss_type == "kl_cov" and on_policy:
+        pytest.skip("|log ratio| has no slope where the policies are equal")
     data = batch(dtype, on_policy)
     loss, gradient = closed_form(data, loss_type, estimator, weighted)
     textbook_loss, textbook_gradient = textbook(data, loss_type, estimator, weighted)

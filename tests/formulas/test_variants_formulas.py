@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cohort.formulas import coefficient, credit, divergence
+from cohort.formulas import coefficient, covariance, credit, divergence
+from cohort.formulas import ratios as ratios_of
 
 F64 = torch.float64
 
@@ -122,7 +123,7 @@ def test_dual_clip_bounds_a_negative_advantage_below() -> None:
 def test_cispo_caps_the_weight_and_drops_no_token() -> None:
     ratios = torch.tensor([0.1, 1.1, 2.0, 2.0], dtype=F64)
     advantages = torch.tensor([-1.0, 1.0, 1.0, -3.0], dtype=F64)
-    result = coefficient.capped(ratios.log(), torch.zeros(4, dtype=F64), advantages, 0.2, 0.28)
+    result = coefficient.capped(ratios.log(), torch.zeros(4, dtype=F64), advantages, 0.28)
     close(result.coefficient_N, [-0.1, 1.1, 1.28, -3.84])
     torch.testing.assert_close(result.objective_N, result.coefficient_N * ratios.log())
     assert result.high_N.tolist() == [False, False, True, False]
@@ -130,41 +131,117 @@ def test_cispo_caps_the_weight_and_drops_no_token() -> None:
 
 def test_the_ratio_of_a_completion_is_its_geometric_mean() -> None:
     ratios = torch.tensor([2.0, 0.5, 4.0, 3.0], dtype=F64)
-    average = coefficient.each_completion([3, 1])
-    result = coefficient.clipped(ratios.log(), torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), 9, 9, None, average)
+    level = ratios_of.each_completion([3, 1])
+    result = coefficient.clipped(ratios.log(), torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), 9, 9, None, level)
     close(result.ratio_N, [4 ** (1 / 3)] * 3 + [3.0])
 
 
-def test_truncated_weights() -> None:
-    weights = coefficient.truncated_weights(torch.tensor([0.5, 1.0, 3.0]).log(), torch.zeros(3), 2.0)
-    close(weights, [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    ("mode", "low", "high", "expected"),
+    [
+        ("token_truncate", None, 2.0, [0.5, 1.0, 2.0, 2.0]),
+        ("token_truncate", 0.8, None, [0.8, 1.0, 3.0, 2.0]),
+        ("token_mask", 0.8, 2.5, [0.0, 1.0, 0.0, 2.0]),
+        ("sequence_truncate", None, 1.2, [1.2, 1.2, 1.2, 1.2]),
+        ("sequence_mask", None, 1.8, [1.5, 1.5, 1.5, 0.0]),
+        ("sequence_mask", 1.6, None, [0.0, 0.0, 0.0, 2.0]),
+    ],
+)
+def test_weights_for_another_sampler(mode: str, low: float | None, high: float | None, expected: list[float]) -> None:
+    """Ratios 0.5, 1, 3 (their product 1.5) of one completion and 2 of another."""
+    logprobs = torch.tensor([0.5, 1.0, 3.0, 2.0]).log()
+    weights = ratios_of.sampler_weights(logprobs, torch.zeros(4), ratios_of.SAMPLER_WEIGHTS[mode], low, high, [3, 1])
+    close(weights, expected)
 
 
-@pytest.mark.parametrize("surrogate", ["clipped", "dual", "capped"])
-@pytest.mark.parametrize("level", ["token", "completion"])
+def test_completions_that_moved_away_are_left_out_where_the_advantage_is_negative() -> None:
+    """Mean log(pi_sampler / pi) of 0.5, 0.1 and 0.5; the third has a positive advantage."""
+    distance = torch.tensor([0.9, 0.1, 0.1, 0.5])
+    advantages = torch.tensor([-1.0, -1.0, -1.0, 1.0])
+    kept = ratios_of.near_enough(-distance, torch.zeros(4), advantages, 0.3, [2, 1, 1])
+    assert kept.tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_covariance_chooses_tokens() -> None:
+    logprobs, advantages = torch.tensor([-4.0, 0.0, -1.0, -3.0]), torch.tensor([3.0, 1.0, -1.0, -3.0])
+    covariances = covariance.covariances(logprobs, advantages)
+    close(covariances, [-6.0, 2.0, -1.0, 3.0])
+    assert covariance.highest(covariances, 0.5).tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert covariance.highest(covariances, 1e-4).tolist() == [0.0, 0.0, 0.0, 1.0], "at least one token"
+    assert covariance.between(covariances, 1.0, 1.0, 2.5, 0).tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert covariance.between(covariances, 0.5, 9.0, 10.0, 0).tolist() == [0.0] * 4
+    many = torch.linspace(0, 1, 1000)
+    drawn = covariance.between(many, 0.1, 0.5, 2.0, 3)
+    assert drawn.sum() == 100 and bool((many[drawn.bool()] > 0.5).all())
+    assert torch.equal(drawn, covariance.between(many, 0.1, 0.5, 2.0, 3))
+    assert not torch.equal(drawn, covariance.between(many, 0.1, 0.5, 2.0, 4))
+
+
+LEVEL_NAMES = ["token", "sequence", "sequence_token"]
+
+
+def log_ratio_at(level: str, logprobs: Tensor, old: Tensor, lengths: list[int]) -> Tensor:
+    """The log-ratio of each token, differentiable as its paper has it."""
+    log_ratio = logprobs - old
+    if level == "token":
+        return log_ratio
+    means = torch.cat([part.mean().expand(len(part)) for part in log_ratio.split(lengths)])
+    return means if level == "sequence" else means.detach() + logprobs - logprobs.detach()
+
+
+@pytest.mark.parametrize("surrogate", ["clipped", "dual", "capped", "soft_gated", "penalised"])
+@pytest.mark.parametrize("level", LEVEL_NAMES)
 def test_coefficients_are_autograds(surrogate: str, level: str) -> None:
     lengths = [3, 1, 4]
     generator = torch.Generator().manual_seed(5)
     logprobs = torch.randn(8, generator=generator, dtype=F64).requires_grad_()
     old = (logprobs + 0.6 * torch.randn(8, generator=generator, dtype=F64)).detach()
     advantages = torch.randn(8, generator=generator, dtype=F64)
-    average = coefficient.each_completion(lengths) if level == "completion" else coefficient.each_token
-    function = coefficient.capped if surrogate == "capped" else coefficient.clipped
-    delta = 1.4 if surrogate == "dual" else None
-    with torch.no_grad():
-        result = function(logprobs, old, advantages, 0.1, 0.15, delta, average)
-    log_ratio = logprobs - old
-    if level == "completion":
-        log_ratio = torch.cat([part.mean().expand(len(part)) for part in log_ratio.split(lengths)])
-    ratio = log_ratio.exp()
-    if surrogate == "capped":
-        objective = ratio.clamp(max=1.15).detach() * advantages * logprobs
-    else:
-        free = ratio if delta is None else ratio.clamp(max=delta)
-        objective = torch.min(free * advantages, ratio.clamp(0.9, 1.15) * advantages)
+    chosen = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0], dtype=F64)
+    at = ratios_of.LEVELS[level](lengths)
+    ratio = log_ratio_at(level, logprobs, old, lengths).exp()
+    clip = torch.min(ratio * advantages, ratio.clamp(0.9, 1.15) * advantages)
+    dual = torch.min(ratio.clamp(max=1.4) * advantages, ratio.clamp(0.9, 1.15) * advantages)
+    tau = torch.where(advantages > 0, torch.tensor(0.9, dtype=F64), torch.tensor(1.2, dtype=F64))
+    cases = {
+        "clipped": (clip, coefficient.clipped(logprobs, old, advantages, 0.1, 0.15, level=at)),
+        "dual": (dual, coefficient.clipped(logprobs, old, advantages, 0.1, 0.15, 1.4, at)),
+        "capped": (
+            ratio.clamp(max=1.15).detach() * advantages * logprobs,
+            coefficient.capped(logprobs, old, advantages, 0.15, at),
+        ),
+        "soft_gated": (
+            torch.sigmoid(tau * (ratio - 1)) * 4 / tau * advantages,
+            coefficient.soft_gated(logprobs, old, advantages, 0.9, 1.2, at),
+        ),
+        "penalised": (
+            ratio * advantages - 0.5 * chosen * (logprobs - old).abs(),
+            coefficient.penalised(logprobs, old, advantages, chosen, 0.5, at),
+        ),
+    }
+    objective, result = cases[surrogate]
     (expected,) = torch.autograd.grad(objective.sum(), logprobs)
-    torch.testing.assert_close(result.coefficient_N, expected)
-    torch.testing.assert_close(result.objective_N, objective.detach())
+    torch.testing.assert_close(result.coefficient_N.detach(), expected)
+    torch.testing.assert_close(result.objective_N.detach(), objective.detach())
+
+
+def test_a_completions_ratio_keeps_or_erases_the_credit_of_tokens() -> None:
+    """At ratio 1 and A = 1, 1, -1, -1: one ratio differentiated as a whole gives 0 everywhere, GSPO-token gives A."""
+    advantages, zeros = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.zeros(4)
+    whole, of_tokens = (
+        coefficient.clipped(zeros, zeros, advantages, 0.2, 0.2, level=ratios_of.LEVELS[level]([4])).coefficient_N
+        for level in ("sequence", "sequence_token")
+    )
+    assert whole.tolist() == [0.0] * 4 and of_tokens.tolist() == advantages.tolist()
+
+
+def test_maxrl_divides_by_the_mean_and_gpg_by_the_share_of_uneven_groups() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 2.0, 0.0]])
+    zero = [0.0] * 4
+    close(credit.relative_to_mean(rewards), [[3.0, -1.0, -1.0, -1.0], zero, zero, [1.0, -1.0, 1.0, -1.0]])
+    close(credit.rescaled_by_uneven(rewards), [[1.5, -0.5, -0.5, -0.5], zero, zero, [2.0, -2.0, 2.0, -2.0]])
+    with pytest.raises(ValueError, match="not positive"):
+        credit.relative_to_mean(torch.tensor([[-1.0, 0.0]]))
 
 
 def test_a_completions_ratio_weights_its_divergence_and_is_differentiated() -> None:
@@ -177,5 +254,5 @@ def test_a_completions_ratio_weights_its_divergence_and_is_differentiated() -> N
     (expected,) = torch.autograd.grad((log_ratio.exp() * ((-d).exp() + d - 1)).sum(), logprobs)
     with torch.no_grad():
         estimate = divergence.k3(logprobs, reference)
-        result = divergence.ratio_weighted(estimate, log_ratio.exp(), coefficient.each_completion(lengths))
+        result = divergence.ratio_weighted(estimate, log_ratio.exp(), ratios_of.each_completion(lengths))
     torch.testing.assert_close(result.slope_N, expected)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cohort.config import METHOD_CONFIGS, GRPOConfig, TrainingConfig
 from cohort.methods.table import METHODS
-from cohort.train.step import Updater, active_lengths
+from cohort.train.step import Updater
+from cohort.train.weights import active_lengths
 from cohort.types import Group, Steps
 from helpers import SIZES, assert_close, gradients, perturbed, random_groups, small_policy
 

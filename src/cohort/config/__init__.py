@@ -15,6 +15,7 @@ from cohort.config.run import RunConfig, read_run, read_values, split_run
 
 if TYPE_CHECKING:
     from cohort.config.dpo import DPOConfig
+    from cohort.config.effects import easily_misread
     from cohort.config.grpo import PAPER, GRPOConfig, differences_from_paper
     from cohort.config.ppo import PPOConfig
     from cohort.config.refit import RefitConfig
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
     from cohort.config.rft import OnlineRFTConfig, RFTConfig
     from cohort.config.sampled import DSM, OnlineConfig, SampledConfig
     from cohort.config.training import SFTConfig, TrainingConfig
-    from cohort.config.variants import BaselineConfig, GRPOProcessConfig, PassAtKConfig, ReinforceConfig
+    from cohort.config.variants import (
+        BaselineConfig,
+        GreedyBaselineConfig,
+        GRPOProcessConfig,
+        PassAtKConfig,
+        PolicyGradientConfig,
+        ReinforceConfig,
+    )
 
 __all__ = [
     "DSM",
@@ -34,11 +42,13 @@ __all__ = [
     "DPOConfig",
     "GRPOConfig",
     "GRPOProcessConfig",
+    "GreedyBaselineConfig",
     "InvalidConfig",
     "OnlineConfig",
     "OnlineRFTConfig",
     "PPOConfig",
     "PassAtKConfig",
+    "PolicyGradientConfig",
     "ProcessRewardConfig",
     "RFTConfig",
     "RefitConfig",
@@ -52,6 +62,7 @@ __all__ = [
     "build",
     "built_in_config",
     "differences_from_paper",
+    "easily_misread",
     "read_run",
     "read_values",
     "split_run",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from cohort.config.effects import refuse_lost_advantages, refuse_without_effect
 from cohort.config.sampled import DSM, OnlineConfig
 from cohort.config.training import TrainingConfig
 
@@ -25,18 +26,34 @@ class GRPOConfig(OnlineConfig):
     beta: float = Field(0.04, ge=0, description=f"Weight of the KL term. {DSM}")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="DeepSeekMath Eq. 4: k3")
     use_bias_correction_kl: bool = Field(False, description="Weight the KL estimate by the ratio.")
-    epsilon: float = Field(0.2, ge=0, description="PPO, arXiv 1707.06347, section 6.1")
-    epsilon_high: float | None = Field(None, ge=0, description="None: epsilon.")
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = Field(
-        "grpo", description="DeepSeekMath Eq. 3: grpo"
+    epsilon: float = Field(
+        0.2, ge=0, description="Lower bound of the clip; what it bounds: docs/variants.md. PPO, arXiv 1707.06347"
     )
+    epsilon_high: float | None = Field(None, ge=0, description="Upper bound. None: epsilon.")
+    loss_type: Literal[
+        "grpo",
+        "bnpo",
+        "dr_grpo",
+        "dapo",
+        "luspo",
+        "cispo",
+        "sapo",
+        "gmpo",
+        "vespo",
+        "dppo_tv",
+        "dppo_kl",
+        "clip_cov",
+        "kl_cov",
+    ] = Field("grpo", description="DeepSeekMath Eq. 3: grpo. The others: docs/variants.md")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="DeepSeekMath, section 4.1.2")
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
         "sum_then_normalize",
         description="normalize_then_sum: each reward by its group, their sum by the batch. GDPO, arXiv 2601.05242",
     )
-    importance_sampling_level: Literal["token", "sequence"] = Field(
-        "token", description="sequence: one ratio for a completion, epsilon about 3e-4. GSPO, arXiv 2507.18071"
+    importance_sampling_level: Literal["token", "sequence", "sequence_token"] = Field(
+        "token",
+        description="sequence: one ratio for a completion, epsilon about 3e-4; sequence_token: the same ratio, each "
+        "token with its own advantage. GSPO, arXiv 2507.18071",
     )
     delta: float | None = Field(
         None,
@@ -50,11 +67,37 @@ class GRPOConfig(OnlineConfig):
         description="Fraction of tokens, those of highest entropy, that are trained on. Beyond the 80/20 rule, arXiv "
         "2506.01939",
     )
+    sapo_temperature_pos: float = Field(1.0, gt=0, description="For sapo: tau where the advantage is positive.")
+    sapo_temperature_neg: float = Field(1.05, gt=0, description="For sapo: tau of the other tokens.")
+    vespo_k_pos: float = Field(2.0, ge=0, description="For vespo: k where the advantage is not negative.")
+    vespo_lambda_pos: float = Field(3.0, ge=0, description="For vespo: lambda where the advantage is not negative.")
+    vespo_k_neg: float = Field(3.0, ge=0, description="For vespo: k where the advantage is negative.")
+    vespo_lambda_neg: float = Field(2.0, ge=0, description="For vespo: lambda where the advantage is negative.")
+    clip_cov_ratio: float = Field(2e-4, gt=0, le=1, description="For clip_cov: fraction of tokens left out.")
+    clip_cov_lb: float = Field(1.0, description="For clip_cov: they have a covariance above this.")
+    clip_cov_ub: float = Field(5.0, description="For clip_cov: and below this.")
+    kl_cov_ratio: float = Field(2e-4, gt=0, le=1, description="For kl_cov: fraction of tokens with the penalty.")
+    kl_cov_coef: float = Field(1.0, ge=0, description="For kl_cov: weight of the penalty, |log ratio|.")
+    off_policy_mask_threshold: float | None = Field(
+        None,
+        ge=0,
+        description="Leave out completions with a negative advantage whose mean log(pi_old / pi) exceeds this. "
+        "DeepSeek-V3.2, arXiv 2512.02556",
+    )
     vllm_importance_sampling_correction: bool = Field(
         False,
-        description="Weight tokens by min(policy / sampler, C): for samples of another engine or of older weights.",
+        description="Weight tokens by policy / sampler, within bounds: for samples of another engine or of older "
+        "weights.",
     )
-    vllm_importance_sampling_clip_max: float = Field(2.0, gt=0, description="C of that weight.")
+    vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        Field(
+            "token_truncate",
+            description="That ratio of each token or of the whole completion; outside the bounds it becomes the bound "
+            "(truncate) or 0 (mask).",
+        )
+    )
+    vllm_importance_sampling_clip_max: float | None = Field(2.0, gt=0, description="Its upper bound; null: none.")
+    vllm_importance_sampling_clip_min: float | None = Field(None, ge=0, description="Its lower bound; null: none.")
     dynamic_sampling: bool = Field(
         False,
         description="Replace groups whose rewards are all equal by groups of other prompts. DAPO, arXiv 2503.14476",
@@ -83,7 +126,13 @@ class GRPOConfig(OnlineConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
-        _refuse_without_effect(self)
+        refuse_without_effect(self)
+        refuse_lost_advantages(self)
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"vllm_importance_sampling_clip_min is {low}, not below vllm_importance_sampling_clip_max, {high}"
+            )
         if self.generation_batch_size is not None and self.steps_per_generation is not None:
             raise ValueError(
                 "generation_batch_size and steps_per_generation both set the sampled batch: give one of them"
@@ -97,6 +146,20 @@ class GRPOConfig(OnlineConfig):
     @property
     def trained_fraction(self) -> float:
         return self.top_entropy_quantile
+
+    @property
+    def clip_high(self) -> float:
+        """epsilon_high, or epsilon where it is not given."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @property
+    def token_advantages(self) -> bool:
+        """Whether the tokens of a completion have advantages of their own."""
+        return False
+
+    @property
+    def takes_one_advantage(self) -> bool:
+        return self.importance_sampling_level == "sequence" or self.loss_type == "gmpo"
 
     @property
     def corrects_sampler(self) -> bool:
@@ -120,29 +183,11 @@ class GRPOConfig(OnlineConfig):
         return 1
 
 
-def _refuse_without_effect(config: GRPOConfig) -> None:
-    """Raise ValueError where a key is set that has no effect, because of another key or in this method."""
-    reasons = {}
-    if config.multi_objective_aggregation == "normalize_then_sum":
-        reasons["scale_rewards"] = "multi_objective_aggregation: normalize_then_sum scales by itself"
-    if config.loss_type == "cispo":
-        reasons["delta"] = "loss_type: cispo has one bound, epsilon_high"
-    if not config.dynamic_sampling:
-        reasons["max_sampling_rounds"] = "dynamic_sampling is off"
-    if not config.vllm_importance_sampling_correction:
-        reasons["vllm_importance_sampling_clip_max"] = "vllm_importance_sampling_correction is off"
-    reasons |= dict.fromkeys(config.unused, "this method does not read it")
-    for key, reason in reasons.items():
-        if getattr(config, key) != type(config).model_fields[key].default:
-            raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {reason}. Leave it out")
-    if config.delta is not None and config.delta <= 1 + (config.epsilon_high or config.epsilon):
-        raise ValueError(f"delta is {config.delta}: it must lie above the clip, 1 + epsilon_high")
-
-
 PAPER = ("learning_rate", "num_generations", "max_completion_length", "num_iterations", "beta", "kl_estimator",
          "use_bias_correction_kl", "loss_type", "scale_rewards", "multi_objective_aggregation",
          "importance_sampling_level", "delta", "top_entropy_quantile", "vllm_importance_sampling_correction",
-         "dynamic_sampling", "entropy_coef", "mask_truncated_completions")  # fmt: skip
+         "off_policy_mask_threshold", "dynamic_sampling", "entropy_coef", "use_adaptive_entropy",
+         "mask_truncated_completions")  # fmt: skip
 """Keys whose defaults are the paper's settings."""
 
 

@@ -24,12 +24,14 @@ HOMES = {
     "DPOConfig": "dpo",
     "DSM": "sampled",
     "GRPOConfig": "grpo",
+    "GreedyBaselineConfig": "variants",
     "GRPOProcessConfig": "variants",
     "OnlineConfig": "sampled",
     "OnlineRFTConfig": "rft",
     "PAPER": "grpo",
     "PPOConfig": "ppo",
     "PassAtKConfig": "variants",
+    "PolicyGradientConfig": "variants",
     "ProcessRewardConfig": "reward_models",
     "RFTConfig": "rft",
     "RefitConfig": "refit",
@@ -40,6 +42,7 @@ HOMES = {
     "SampledConfig": "sampled",
     "TrainingConfig": "training",
     "differences_from_paper": "grpo",
+    "easily_misread": "effects",
 }
 """Name -> the module of this package that defines it."""
 
@@ -78,6 +81,10 @@ METHOD_CONFIGS: Settings[TrainingConfig] = Settings(
         "opo": "BaselineConfig",
         "pass_at_k": "PassAtKConfig",
         "reinforce++": "ReinforceConfig",
+        "reinforce++_baseline": "BaselineConfig",
+        "remax": "GreedyBaselineConfig",
+        "maxrl": "BaselineConfig",
+        "gpg": "PolicyGradientConfig",
     }
 )
 REWARD_CONFIGS: Settings[RewardModelConfig] = Settings(

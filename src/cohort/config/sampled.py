@@ -61,6 +61,15 @@ class OnlineConfig(SampledConfig):
     entropy_coef: float = Field(
         0.0, ge=0, description="Weight of the bonus for the policy's entropy, its mean over the step's tokens."
     )
+    use_adaptive_entropy: bool = Field(
+        False,
+        description="Change that weight after each step: by entropy_coef_delta up where the entropy is at most "
+        "entropy_target, else down. The bonus counts only at or below the target. Skywork-OR1, arXiv 2505.22312",
+    )
+    entropy_target: float = Field(0.2, ge=0, description="For use_adaptive_entropy: nats, mean over the step's tokens.")
+    entropy_coef_delta: float = Field(0.005, ge=0, description="For use_adaptive_entropy: the change of a step.")
+    entropy_coef_min: float = Field(0.0, ge=0, description="For use_adaptive_entropy: the lowest weight.")
+    entropy_coef_max: float = Field(1.0, ge=0, description="For use_adaptive_entropy: the highest weight.")
     log_completions: int = Field(8, ge=0, description="Completions of each step written to completions.jsonl.")
     iterations: int = Field(
         1,
@@ -105,6 +114,22 @@ class OnlineConfig(SampledConfig):
         """The token budget where one update takes the whole sampled batch and no activations are recomputed."""
         one_update = self.batch_uses[0] == 1 and not self.replaces_equal_groups
         return self.token_budget if one_update and not self.gradient_checkpointing else 0
+
+    @model_validator(mode="after")
+    def _entropy(self) -> OnlineConfig:
+        if self.use_adaptive_entropy:
+            if not self.entropy_coef_min <= self.entropy_coef <= self.entropy_coef_max:
+                raise ValueError(
+                    f"entropy_coef is {self.entropy_coef}, the weight of the first step: give one from "
+                    f"entropy_coef_min, {self.entropy_coef_min}, to entropy_coef_max, {self.entropy_coef_max}"
+                )
+            return self
+        for key in ("entropy_target", "entropy_coef_delta", "entropy_coef_min", "entropy_coef_max"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)!r} and would do nothing: use_adaptive_entropy is off. Leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _whole_iterations(self) -> OnlineConfig:

@@ -222,6 +222,16 @@ class TrainingConfig(BaseModel):
         return False
 
     @property
+    def takes_one_advantage(self) -> bool:
+        """Whether the loss takes one advantage for a completion, the same for all its tokens."""
+        return False
+
+    @property
+    def imitation_weight(self) -> float:
+        """Weight of the negative log-likelihood of correct completions."""
+        return 0.0
+
+    @property
     def logged_completions(self) -> int:
         """Completions of each step written to completions.jsonl."""
         return 0

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from cohort.config.grpo import GRPOConfig
+from cohort.config.sampled import OnlineConfig
 
 
 class GRPOProcessConfig(GRPOConfig):
@@ -22,9 +23,13 @@ class GRPOProcessConfig(GRPOConfig):
 
     unused: ClassVar[tuple[str, ...]] = ("multi_objective_aggregation",)
 
+    @property
+    def token_advantages(self) -> bool:
+        return True
+
 
 class BaselineConfig(GRPOConfig):
-    """GRPO's loss with another baseline and no division by the standard deviation: rloo and opo."""
+    """GRPO's loss with another baseline and no division by the standard deviation."""
 
     unused: ClassVar[tuple[str, ...]] = ("scale_rewards", "multi_objective_aggregation")
 
@@ -51,3 +56,28 @@ class ReinforceConfig(BaselineConfig):
 
     least_generations: ClassVar[int] = 1
     unused: ClassVar[tuple[str, ...]] = (*BaselineConfig.unused, "kl_estimator", "use_bias_correction_kl")
+
+    @property
+    def token_advantages(self) -> bool:
+        return self.beta > 0  # else the reward of a token is the outcome's
+
+
+class GreedyBaselineConfig(BaselineConfig):
+    """ReMax: GRPO's loss, with the reward of the prompt's greedy completion as the baseline."""
+
+    num_generations: int = Field(1, ge=1, description="Completions of one prompt; they are not compared.")
+
+    least_generations: ClassVar[int] = 1
+
+
+class PolicyGradientConfig(OnlineConfig):
+    """The policy gradient of samples that are used once, without ratio, clip or KL: gpg."""
+
+    @model_validator(mode="after")
+    def _compared(self) -> PolicyGradientConfig:
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations is {self.num_generations}: a completion is judged against its siblings, so a group "
+                "needs at least 2; 8 is common"
+            )
+        return self

@@ -57,6 +57,12 @@ def dapo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
     return _active(lengths_B) / max(denominators.generation_tokens, 1.0)
 
 
+def luspo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
+    """1 / sequences: a completion counts by its length, which undoes the 1/|o| of a sequence's mean (LUSPO, arXiv
+    2602.05261). [B] -> [B]."""
+    return _active(lengths_B) / denominators.sequences
+
+
 def _active(lengths_B: Tensor) -> Tensor:
     """1 for a completion with active tokens, 0 for a masked one; dtype kept. [B] -> [B]."""
     return lengths_B.sign()

@@ -1,54 +1,21 @@
 """The coefficient: d objective / d logprob of each token, at every gradient step.
 
 The gradient of every method is sum_t weight_t * coefficient_t * grad logprob_t (DeepSeekMath, arXiv
-2402.03300, Eq. 5). The coefficient is a constant under differentiation.
+2402.03300, Eq. 5). The coefficient is a constant under differentiation. `level` says whether ratios are of tokens or of
+completions (`ratios.py`); everywhere l = logprob - old logprob.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Average = Callable[[Tensor], Tensor]
-"""[N] -> [N], applied to log-ratios before exp. It is linear and symmetric: backward applies the same function."""
+from cohort.formulas.ratios import EACH_TOKEN, Level, completion_means, completion_sums
 
 
-def each_token(values_N: Tensor) -> Tensor:
-    """Ratios of single tokens: the values unchanged. [N] -> [N]."""
-    return values_N
-
-
-def each_completion(lengths: list[int]) -> Average:
-    """Ratios of whole completions: each value becomes the mean over its completion (GSPO, arXiv 2507.18071).
-
-    `lengths`: tokens of each completion, in the order of the values.
-    """
-
-    def average(values_N: Tensor) -> Tensor:
-        counts_B = torch.tensor(lengths, device=values_N.device)
-        completion_N = torch.arange(len(lengths), device=values_N.device).repeat_interleave(counts_B)
-        sums_B = values_N.new_zeros(len(lengths)).index_add(0, completion_N, values_N)
-        return (sums_B / counts_B.clamp(min=1))[completion_N]
-
-    return average
-
-
-def _completion_average(lengths: list[int] | None) -> Average:
-    assert lengths is not None, "a ratio of whole completions needs their lengths"
-    return each_completion(lengths)
-
-
-LEVELS: dict[str, Callable[[list[int] | None], Average]] = {
-    "token": lambda lengths: each_token,
-    "sequence": _completion_average,
-}
-"""`importance_sampling_level` -> function from the completions' lengths to the average."""
-
-
-class Clipped(NamedTuple):
+class Surrogate(NamedTuple):
     """A surrogate objective of each of N tokens."""
 
     objective_N: Tensor
@@ -57,9 +24,9 @@ class Clipped(NamedTuple):
     ratio_N: Tensor
     """pi / pi_old."""
     low_N: Tensor
-    """bool: A < 0 and ratio < 1 - epsilon_low, where the clip acts."""
+    """bool: A < 0, and a bound takes the token's gradient, or limits it in CISPO."""
     high_N: Tensor
-    """bool: A > 0 and ratio > 1 + epsilon_high, where the clip acts."""
+    """bool: the same where A > 0."""
 
 
 def clipped(
@@ -69,15 +36,15 @@ def clipped(
     epsilon_low: float,
     epsilon_high: float,
     delta: float | None = None,
-    average: Average = each_token,
-) -> Clipped:
+    level: Level = EACH_TOKEN,
+) -> Surrogate:
     """min(ratio * A, clip(ratio, 1 - eps_low, 1 + eps_high) * A) (PPO, arXiv 1707.06347, Eq. 7). All [N].
 
-    ratio = exp(logprob - old logprob), averaged over completions before exp in GSPO. The coefficient is ratio * A,
-    0 where the clipped branch is the smaller. `delta` is an upper bound of the unclipped ratio where A < 0 (dual clip,
-    arXiv 1912.09729): beyond it the objective is delta * A and the coefficient 0.
+    ratio = exp(l), at the level. The coefficient is ratio * A, 0 where the clipped branch is the smaller. `delta` is an
+    upper bound of the unclipped ratio where A < 0 (dual clip, arXiv 1912.09729): beyond it the objective is delta * A
+    and the coefficient 0.
     """
-    ratio_N = torch.exp(average(logprobs_N - old_logprobs_N))
+    ratio_N = torch.exp(level.forward(logprobs_N - old_logprobs_N))
     free_N = ratio_N * advantages_N
     bounded_N = ratio_N.clamp(1 - epsilon_low, 1 + epsilon_high) * advantages_N
     no_gradient_N = bounded_N < free_N
@@ -86,9 +53,9 @@ def clipped(
         beyond_N = (advantages_N < 0) & (ratio_N > delta)
         objective_N = torch.where(beyond_N, delta * advantages_N, objective_N)
         no_gradient_N = no_gradient_N | beyond_N
-    return Clipped(
+    return Surrogate(
         objective_N=objective_N,
-        coefficient_N=average(free_N.masked_fill(no_gradient_N, 0.0)),
+        coefficient_N=level.backward(free_N.masked_fill(no_gradient_N, 0.0)),
         ratio_N=ratio_N,
         low_N=(advantages_N < 0) & (ratio_N < 1 - epsilon_low),
         high_N=(advantages_N > 0) & (ratio_N > 1 + epsilon_high),
@@ -99,33 +66,167 @@ def capped(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
-    epsilon_low: float,
     epsilon_high: float,
-    delta: float | None = None,
-    average: Average = each_token,
-) -> Clipped:
+    level: Level = EACH_TOKEN,
+) -> Surrogate:
     """sg(min(ratio, 1 + eps_high)) * A * logprob, sg: not differentiated (CISPO, arXiv 2506.13585). All [N].
 
-    The coefficient is min(ratio, 1 + eps_high) * A: no token loses its gradient. `epsilon_low` and `delta` are unused:
-    surrogates have the same parameters.
+    The coefficient is min(ratio, 1 + eps_high) * A: no token loses its gradient.
     """
-    ratio_N = torch.exp(average(logprobs_N - old_logprobs_N))
-    coefficient_N = ratio_N.clamp(max=1 + epsilon_high) * advantages_N
-    return Clipped(
-        objective_N=coefficient_N * logprobs_N,
-        coefficient_N=coefficient_N,
-        ratio_N=ratio_N,
-        low_N=torch.zeros_like(ratio_N, dtype=torch.bool),
-        high_N=(advantages_N > 0) & (ratio_N > 1 + epsilon_high),
+    ratio_N = torch.exp(level.forward(logprobs_N - old_logprobs_N))
+    return _weighted(
+        ratio_N.clamp(max=1 + epsilon_high), logprobs_N, advantages_N, ratio_N, high_N=ratio_N > 1 + epsilon_high
     )
 
 
-def truncated_weights(logprobs_N: Tensor, sampler_logprobs_N: Tensor, cap: float) -> Tensor:
-    """min(pi / pi_sampler, C), not differentiated: corrects for a sampler with other log-probabilities or older weights
-    (truncated importance sampling, IMPALA, arXiv 1802.01561). `logprobs_N`: of the policy before it is updated on the
-    batch. All [N].
+def soft_gated(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    temperature_pos: float,
+    temperature_neg: float,
+    level: Level = EACH_TOKEN,
+) -> Surrogate:
+    """sigmoid(tau (ratio - 1)) * 4 / tau * A, tau by the sign of A (SAPO, arXiv 2511.20347). All [N].
+
+    With s the sigmoid the coefficient is 4 s (1 - s) ratio A: ratio * A at ratio 1, and falling smoothly on both sides
+    where PPO's clip cuts. A = 0 takes tau_neg.
     """
-    return torch.exp(logprobs_N - sampler_logprobs_N).clamp(max=cap)
+    ratio_N = torch.exp(level.forward(logprobs_N - old_logprobs_N))
+    tau_N = _chosen(advantages_N > 0, temperature_pos, temperature_neg, ratio_N)
+    gate_N = torch.sigmoid(tau_N * (ratio_N - 1))
+    slope_N = 4 * gate_N * (1 - gate_N) * ratio_N * advantages_N
+    return _unbounded(4 * gate_N / tau_N * advantages_N, level.backward(slope_N), ratio_N)
+
+
+def within_total_variation(
+    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, epsilon_low: float, epsilon_high: float
+) -> Surrogate:
+    """ratio * A, without tokens with pi - pi_old > eps_high where A > 0, or < -eps_low where A < 0 (DPPO with the total
+    variation of "this token or another", arXiv 2602.04879). All [N].
+
+    Where a ratio bounds the relative change, which is large for rare tokens, this bounds the probability that moves.
+    """
+    moved_N = logprobs_N.exp() - old_logprobs_N.exp()
+    return _trusted(logprobs_N, old_logprobs_N, advantages_N, moved_N < -epsilon_low, moved_N > epsilon_high)
+
+
+def within_divergence(
+    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, epsilon_low: float, epsilon_high: float
+) -> Surrogate:
+    """The same with KL(pi_old || pi) of "this token or another" in place of the total variation: tokens that moved
+    further than eps_high (A > 0, upwards) or eps_low (A < 0, downwards) are left out (DPPO, arXiv 2602.04879). All
+    [N]."""
+    old_N, new_N = old_logprobs_N.exp(), logprobs_N.exp()
+    others_N = torch.log1p(-old_N.clamp(max=1 - 1e-7)) - torch.log1p(-new_N.clamp(max=1 - 1e-7))
+    kl_N = old_N * (old_logprobs_N - logprobs_N) + (1 - old_N) * others_N
+    low_N, high_N = (kl_N > epsilon_low) & (new_N < old_N), (kl_N > epsilon_high) & (new_N > old_N)
+    return _trusted(logprobs_N, old_logprobs_N, advantages_N, low_N, high_N)
+
+
+def _trusted(
+    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, too_low_N: Tensor, too_high_N: Tensor
+) -> Surrogate:
+    """ratio * A, without tokens that are too low where A < 0 or too high where A > 0."""
+    ratio_N = torch.exp(logprobs_N - old_logprobs_N)
+    low_N, high_N = (advantages_N < 0) & too_low_N, (advantages_N > 0) & too_high_N
+    objective_N = (ratio_N * advantages_N).masked_fill(low_N | high_N, 0.0)
+    return Surrogate(objective_N, objective_N, ratio_N, low_N, high_N)
+
+
+def geometric_mean(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    epsilon_low: float,
+    epsilon_high: float,
+    lengths: list[int],
+) -> Surrogate:
+    """exp(mean over the completion of min(s l, s clip(l, -eps_low, eps_high)) s) * A, s the sign of A (GMPO, arXiv
+    2507.20673). All [N]; A must be the same for all tokens of a completion.
+
+    The bounds are of the log-ratio of each token. The coefficient is this geometric mean times A, 0 where the bound
+    acts.
+    """
+    l_N = logprobs_N - old_logprobs_N
+    low_N, high_N = (advantages_N < 0) & (l_N < -epsilon_low), (advantages_N > 0) & (l_N > epsilon_high)
+    bounded_N = torch.where(low_N, -epsilon_low, torch.where(high_N, epsilon_high, l_N))
+    ratio_N = torch.exp(completion_means(bounded_N, lengths))
+    objective_N = ratio_N * advantages_N
+    return Surrogate(objective_N, objective_N.masked_fill(low_N | high_N, 0.0), ratio_N, low_N, high_N)
+
+
+LOG_WEIGHT_BOUNDS = (-18.420680743952367, 20.0)
+"""VESPO's log-weight stays between log(1e-8) and 20, as in TRL."""
+
+
+class Gamma(NamedTuple):
+    """VESPO's weight e^lambda w^k e^(-lambda w): 1 at w = 1."""
+
+    k: float
+    lam: float
+
+
+def variational(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    positive: Gamma,
+    negative: Gamma,
+    lengths: list[int],
+    sampler_weights_N: Tensor | None = None,
+) -> Surrogate:
+    """sg(e^lambda w^k e^(-lambda w)) * A * logprob, w the ratio of the whole completion (the product over its tokens),
+    k and lambda by the sign of A, sg: not differentiated (VESPO, arXiv 2602.10693). All [N].
+
+    The coefficient is this weight times A. `sampler_weights_N`: policy to sampler, multiplied into w.
+    """
+    log_w_N = completion_sums((logprobs_N - old_logprobs_N).clamp(-20.0, 20.0), lengths)
+    if sampler_weights_N is not None:
+        bounds = LOG_WEIGHT_BOUNDS
+        log_w_N = log_w_N + completion_sums(sampler_weights_N.log().clamp(*bounds), lengths)
+    log_w_N = log_w_N.clamp(*LOG_WEIGHT_BOUNDS)
+    k_N = _chosen(advantages_N >= 0, positive.k, negative.k, log_w_N)
+    lam_N = _chosen(advantages_N >= 0, positive.lam, negative.lam, log_w_N).clamp(min=1e-4)
+    phi_N = torch.exp(lam_N + k_N * log_w_N - lam_N * log_w_N.exp())
+    return _weighted(phi_N, logprobs_N, advantages_N, log_w_N.exp())
+
+
+def penalised(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    selected_N: Tensor,
+    coef: float,
+    level: Level = EACH_TOKEN,
+) -> Surrogate:
+    """ratio * A - coef |l| for the selected tokens, ratio * A for the others (KL-Cov, arXiv 2505.22617). All
+    [N]; `selected_N`: 1 or 0."""
+    l_N = logprobs_N - old_logprobs_N
+    ratio_N = torch.exp(level.forward(l_N))
+    free_N = ratio_N * advantages_N
+    penalty_N = coef * selected_N
+    return _unbounded(free_N - penalty_N * l_N.abs(), level.backward(free_N) - penalty_N * l_N.sign(), ratio_N)
+
+
+def _chosen(condition_N: Tensor, where_true: float, where_false: float, like_N: Tensor) -> Tensor:
+    """One of two numbers for each token, in the dtype of `like_N`."""
+    return torch.where(condition_N, like_N.new_tensor(where_true), like_N.new_tensor(where_false))
+
+
+def _weighted(
+    weights_N: Tensor, logprobs_N: Tensor, advantages_N: Tensor, ratio_N: Tensor, high_N: Tensor | None = None
+) -> Surrogate:
+    """weight * A * logprob, the weight not differentiated."""
+    coefficient_N = weights_N * advantages_N
+    never_N = torch.zeros_like(ratio_N, dtype=torch.bool)
+    limited_N = never_N if high_N is None else high_N & (advantages_N > 0)
+    return Surrogate(coefficient_N * logprobs_N, coefficient_N, ratio_N, never_N, limited_N)
+
+
+def _unbounded(objective_N: Tensor, coefficient_N: Tensor, ratio_N: Tensor) -> Surrogate:
+    never_N = torch.zeros_like(ratio_N, dtype=torch.bool)
+    return Surrogate(objective_N, coefficient_N, ratio_N, never_N, never_N)
 
 
 def constant(logprobs_N: Tensor, advantages_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Credit: from the rewards of a group to the advantage of each of its completions, once per sampled batch.
 
 Sources: DeepSeekMath (DSM), arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783; RLOO, arXiv 2402.14740; OPO, arXiv
-2505.23585; Pass@k training, arXiv 2508.10751; GDPO, arXiv 2601.05242. DSM does not say how the standard deviation is
-normalised nor give an epsilon: ddof 1 and 1e-4 are TRL's, so that results can be compared.
+2505.23585; Pass@k training, arXiv 2508.10751; GDPO, arXiv 2601.05242; MaxRL, arXiv 2602.02710; GPG, arXiv 2504.02546.
+DSM does not say how the standard deviation is normalised nor give an epsilon: ddof 1 and 1e-4 are TRL's, so that
+results can be compared.
 """
 
 from __future__ import annotations
@@ -84,6 +85,27 @@ def optimal_baseline(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
     """
     weights_PG = lengths_PG / lengths_PG.sum(dim=1, keepdim=True).clamp(min=1)
     return _silenced(rewards_PG - (weights_PG * rewards_PG).sum(dim=1, keepdim=True), rewards_PG)
+
+
+def relative_to_mean(rewards_PG: Tensor) -> Tensor:
+    """A_i = (r_i - mean(r)) / mean(r), over the group (MaxRL). [P, G] -> [P, G].
+
+    With rewards of 0 and 1 its expectation is the gradient of log(probability of a right answer), to order G. Equal
+    rewards give exactly 0. Raises ValueError where a group of unequal rewards has a mean that is not positive.
+    """
+    mean_P1 = rewards_PG.mean(dim=1, keepdim=True)
+    wrong_P = ~zero_spread(rewards_PG) & (mean_P1[:, 0] <= 0)
+    if bool(wrong_P.any()):
+        worst = rewards_PG[wrong_P][0].tolist()
+        raise ValueError(f"rewards {worst} of one prompt have a mean that is not positive, and MaxRL divides by it")
+    return _silenced(unscaled(rewards_PG) / torch.where(mean_P1 > 0, mean_P1, 1.0), rewards_PG)
+
+
+def rescaled_by_uneven(rewards_PG: Tensor) -> Tensor:
+    """A_i = (r_i - mean(r)) B / B', B all completions, B' those of groups whose rewards are not all equal (GPG).
+    [P, G] -> [P, G]. Groups without a gradient then do not shrink the batch's."""
+    uneven = int((~zero_spread(rewards_PG)).sum())
+    return unscaled(rewards_PG) * (len(rewards_PG) / max(uneven, 1))
 
 
 def pass_at_k(correct_PG: Tensor, k: int) -> Tensor:

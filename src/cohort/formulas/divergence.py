@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cohort.formulas.ratios import EACH_TOKEN, Level
+
 
 class Estimate(NamedTuple):
     """A divergence and its slope, for each of N tokens."""
@@ -53,17 +55,14 @@ def k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Estimate:
     return Estimate((excess_N + d_N).clamp(min=0.0), -excess_N)
 
 
-def ratio_weighted(
-    estimate: Estimate, ratio_N: Tensor, average: Callable[[Tensor], Tensor] = lambda values_N: values_N
-) -> Estimate:
-    """value * ratio, ratio = pi / pi_old differentiated too: slope ratio * slope + average(ratio * value). All [N].
+def ratio_weighted(estimate: Estimate, ratio_N: Tensor, level: Level = EACH_TOKEN) -> Estimate:
+    """value * ratio, ratio = pi / pi_old differentiated too: slope ratio * slope + backward(ratio * value). All [N].
 
-    `average`: applied to the log-ratios before exp; in GSPO the mean over each completion, else nothing. With the
-    weight, k1 and k3 have the gradient of the reverse KL(pi, ref), also on samples of an older policy (TRL's
-    `use_bias_correction_kl`).
+    `level`: what the ratio is taken over. With the weight, k1 and k3 have the gradient of the reverse KL(pi, ref), also
+    on samples of an older policy (TRL's `use_bias_correction_kl`).
     """
     value_N = ratio_N * estimate.value_N
-    return Estimate(value_N, ratio_N * estimate.slope_N + average(value_N))
+    return Estimate(value_N, ratio_N * estimate.slope_N + level.backward(value_N))
 
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Estimate]] = {"k1": k1, "k2": k2, "k3": k3}

@@ -5,16 +5,19 @@ Each takes the configuration class of the rows that name it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cohort.config import DPOConfig, GRPOConfig, PPOConfig, TrainingConfig
-from cohort.formulas.coefficient import LEVELS, Clipped, clipped, constant, truncated_weights
+from cohort.formulas.coefficient import Surrogate, clipped, constant
+from cohort.formulas.covariance import covariances
 from cohort.formulas.divergence import ESTIMATORS, ratio_weighted
-from cohort.formulas.loss_types import LOSS_TYPES
+from cohort.formulas.loss_types import LOSS_TYPES, Tokens
 from cohort.formulas.preference import preference
+from cohort.formulas.ratios import LEVELS, SAMPLER_WEIGHTS, near_enough, sampler_weights
 
 Unit = Literal["token", "completion", "group"]
 
@@ -36,6 +39,8 @@ class TokenBatch(NamedTuple):
     """None: the difference between sampler and policy is not corrected."""
     lengths: list[int] | None = None
     """Tokens of each completion."""
+    selected: Tensor | None = None
+    """1 for the tokens that the row's `selects` chose among all of the step, else 0; None: it chooses none."""
 
     def cut(self, span: slice) -> TokenBatch:
         """Some of the tokens, without lengths."""
@@ -46,6 +51,7 @@ class TokenBatch(NamedTuple):
             old_logprobs=None if self.old_logprobs is None else self.old_logprobs[span],
             reference_logprobs=None if reference is None else reference[span],
             sampler_logprobs=None if sampler is None else sampler[span],
+            selected=None if self.selected is None else self.selected[span],
         )
 
 
@@ -77,8 +83,8 @@ def clip_with_kl(tokens: TokenBatch, config: GRPOConfig) -> Objective:
     estimate = ESTIMATORS[config.kl_estimator](tokens.logprobs, tokens.reference_logprobs)
     surrogate.logged["kl"] = estimate.value_N
     if config.use_bias_correction_kl:
-        average = LEVELS[config.importance_sampling_level](tokens.lengths)
-        estimate = ratio_weighted(estimate, surrogate.logged["ratio"], average)
+        level = LEVELS[config.importance_sampling_level](tokens.lengths)
+        estimate = ratio_weighted(estimate, torch.exp(level.forward(tokens.logprobs - _old(tokens))), level)
     return surrogate._replace(
         value=surrogate.value - config.beta * estimate.value_N,
         coefficient=surrogate.coefficient - config.beta * estimate.slope_N,
@@ -88,22 +94,36 @@ def clip_with_kl(tokens: TokenBatch, config: GRPOConfig) -> Objective:
 def clip_only(tokens: TokenBatch, config: GRPOConfig) -> Objective:
     """J = min(ratio A, clip(ratio) A), for rows whose KL is in the reward.
 
-    The correction for the sampler multiplies the advantage, because every surrogate is proportional to it.
+    The corrections for old samples and another sampler multiply the advantage, because every surrogate is proportional
+    to it, unless the loss type takes the sampler's into a weight of its own.
     """
-    old = tokens.logprobs if tokens.old_logprobs is None else tokens.old_logprobs
-    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
-    average = LEVELS[config.importance_sampling_level](tokens.lengths)
-    advantages, correction_log = tokens.advantages, {}
+    loss_type = LOSS_TYPES[config.loss_type]
+    old = _old(tokens)
+    advantages, weights, logged = tokens.advantages, None, {}
+    if config.off_policy_mask_threshold is not None:
+        assert tokens.lengths is not None
+        sampler = old if tokens.sampler_logprobs is None else tokens.sampler_logprobs
+        threshold = config.off_policy_mask_threshold
+        trusted = near_enough(tokens.logprobs, sampler, advantages, threshold, tokens.lengths)
+        advantages, logged = advantages * trusted, {"sampling/off_policy_masked": 1 - trusted}
     if tokens.sampler_logprobs is not None:
-        weights = truncated_weights(old, tokens.sampler_logprobs, config.vllm_importance_sampling_clip_max)
-        advantages, correction_log = advantages * weights, {"sampling/importance_sampling_ratio/mean": weights}
-    surrogate = LOSS_TYPES[config.loss_type].surrogate(
-        tokens.logprobs, old, advantages, config.epsilon, high, config.delta, average
+        mode = SAMPLER_WEIGHTS[config.vllm_importance_sampling_mode]
+        bounds = config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max
+        weights = sampler_weights(old, tokens.sampler_logprobs, mode, *bounds, tokens.lengths)
+        advantages = advantages if loss_type.corrects_sampler else advantages * weights
+        logged["sampling/importance_sampling_ratio/mean"] = weights
+    level = LEVELS[config.importance_sampling_level](tokens.lengths)
+    surrogate = loss_type.surrogate(
+        Tokens(tokens.logprobs, old, advantages, level, tokens.lengths, tokens.selected, weights), config
     )
-    return Objective(surrogate.objective_N, surrogate.coefficient_N, {**_ratio_log(surrogate), **correction_log})
+    return Objective(surrogate.objective_N, surrogate.coefficient_N, {**_ratio_log(surrogate), **logged})
 
 
-def _ratio_log(surrogate: Clipped) -> dict[str, Tensor]:
+def _old(tokens: TokenBatch) -> Tensor:
+    return tokens.logprobs if tokens.old_logprobs is None else tokens.old_logprobs
+
+
+def _ratio_log(surrogate: Surrogate) -> dict[str, Tensor]:
     return {
         "ratio": surrogate.ratio_N,
         "clip_ratio/low_mean": surrogate.low_N.float(),
@@ -114,8 +134,9 @@ def _ratio_log(surrogate: Clipped) -> dict[str, Tensor]:
 
 def clip(tokens: TokenBatch, config: PPOConfig) -> Objective:
     """J = min(ratio A, clip(ratio) A): PPO, arXiv 1707.06347, Eq. 7. Its KL is in the reward."""
-    old = tokens.logprobs if tokens.old_logprobs is None else tokens.old_logprobs
-    surrogate = clipped(tokens.logprobs, old, tokens.advantages, config.cliprange, config.cliprange)
+    old = _old(tokens)
+    high = config.cliprange if config.cliprange_high is None else config.cliprange_high
+    surrogate = clipped(tokens.logprobs, old, tokens.advantages, config.cliprange, high)
     return Objective(surrogate.objective_N, surrogate.coefficient_N, _ratio_log(surrogate))
 
 
@@ -151,9 +172,34 @@ def each_token(config: TrainingConfig) -> Unit:
 
 
 def by_ratio(config: GRPOConfig) -> Unit:
-    """Whole completions where `importance_sampling_level` takes one ratio for each, else any run of tokens."""
-    units: dict[str, Unit] = {"token": "token", "sequence": "completion"}
-    return units[config.importance_sampling_level]
+    """Whole completions where a ratio, a weight or a mask is one for each, else any run of tokens."""
+    whole = (
+        config.importance_sampling_level != "token"
+        or LOSS_TYPES[config.loss_type].needs_completions
+        or config.off_policy_mask_threshold is not None
+        or (
+            config.vllm_importance_sampling_correction
+            and SAMPLER_WEIGHTS[config.vllm_importance_sampling_mode].of_completion
+        )
+    )
+    return "completion" if whole else "token"
+
+
+Selection = Callable[[Tensor, Tensor, int], Tensor]
+"""Log-probabilities and advantages [N] of all tokens of a step, and a seed -> 1 for the chosen tokens, else 0, [N]."""
+
+
+def no_selection(config: TrainingConfig) -> Selection | None:
+    """No token is chosen."""
+    return None
+
+
+def by_covariance(config: GRPOConfig) -> Selection | None:
+    """The tokens that `loss_type` chooses by the covariance of log-probability and advantage; None for most."""
+    select = LOSS_TYPES[config.loss_type].select
+    if select is None:
+        return None
+    return lambda logprobs_N, advantages_N, seed: select(covariances(logprobs_N, advantages_N), config, seed)
 
 
 def whole_groups(config: TrainingConfig) -> Unit:

@@ -5,15 +5,23 @@ Each takes the configuration class of the rows that name it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from cohort.config import GRPOConfig, OnlineRFTConfig, PassAtKConfig, PPOConfig, RFTConfig, TrainingConfig
+from cohort.config import (
+    GreedyBaselineConfig,
+    GRPOConfig,
+    OnlineRFTConfig,
+    PassAtKConfig,
+    PPOConfig,
+    RFTConfig,
+    TrainingConfig,
+)
 from cohort.formulas import credit
 from cohort.formulas.gae import gae, shaped_rewards, whiten
-from cohort.types import Group
+from cohort.types import Group, UserError
 
 Advantages = list[list[Tensor]]
 """By group and completion: float32 [n_i], one advantage for each token."""
@@ -68,6 +76,34 @@ def length_weighted(groups: list[Group], config: TrainingConfig) -> Advantages:
     """A_i = r_i - the group's mean weighted by length: OPO, arXiv 2505.23585."""
     lengths_PG = torch.tensor([[float(len(c.ids)) for c in group.completions] for group in groups])
     return to_tokens(credit.optimal_baseline(_rewards_PG(groups), lengths_PG), groups)
+
+
+def relative_to_mean(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_i = (r_i - mean r) / mean r: MaxRL, arXiv 2602.02710."""
+    for group in groups:
+        if min(group.rewards) < max(group.rewards) and sum(group.rewards) <= 0:
+            raise UserError(
+                f"{group.row.source}: its rewards, {[round(r, 4) for r in group.rewards]}, have a mean that is not "
+                "positive, and maxrl divides by it: use rewards of 0 and above"
+            )
+    return to_tokens(credit.relative_to_mean(_rewards_PG(groups)), groups)
+
+
+def uneven_rescaled(groups: list[Group], config: TrainingConfig) -> Advantages:
+    """A_i = (r_i - mean r) B / B', B' the completions of groups whose rewards differ: GPG, arXiv 2504.02546."""
+    return to_tokens(credit.rescaled_by_uneven(_rewards_PG(groups)), groups)
+
+
+def above_greedy(groups: list[Group], config: GreedyBaselineConfig) -> Advantages:
+    """A_i = r_i - the reward of the prompt's greedy completion: ReMax, arXiv 2310.10505."""
+    rewards_PG = _rewards_PG(groups)
+    greedy_P = torch.tensor([group.greedy_reward for group in groups], dtype=rewards_PG.dtype)
+    return to_tokens(rewards_PG - greedy_P[:, None], groups)
+
+
+def baseline_whitened(groups: list[Group], config: GRPOConfig) -> Advantages:
+    """r_i - mean r, whitened over the batch's tokens: REINFORCE++-baseline, arXiv 2501.03262."""
+    return whitened(to_tokens(credit.unscaled(_rewards_PG(groups)), groups), groups, config.mask_truncated_completions)
 
 
 def passing_draws(groups: list[Group], config: PassAtKConfig) -> Advantages:
@@ -143,9 +179,10 @@ def chosen_rejected(groups: list[Group], config: TrainingConfig) -> Advantages:
     ]
 
 
-def gae_advantages(groups: list[Group], config: PPOConfig) -> Advantages:
+def gae_advantages(groups: list[Group], config: PPOConfig, lam: Callable[[int, PPOConfig], float]) -> Advantages:
     """A_t = sum_l (gamma lam)^l delta_{t+l} on the critic's values and rewards with the KL in them, not whitened: GAE,
-    arXiv 1506.02438, Eq. 16. A_t plus the value is the critic's target."""
+    arXiv 1506.02438, Eq. 16. `lam`: a completion's length and the settings to lambda. With `critic_lambda`, A_t plus
+    the value is the critic's target."""
     advantages = []
     for group in groups:
         assert group.values is not None
@@ -154,10 +191,23 @@ def gae_advantages(groups: list[Group], config: PPOConfig) -> Advantages:
             shaped_rewards(reward, completion.logprobs, logprobs, config.kl_coef)
             for reward, completion, logprobs in zip(group.rewards, group.completions, reference, strict=True)
         ]
-        advantages.append([gae(r, v, config.gamma, config.lam) for r, v in zip(rewards, group.values, strict=True)])
+        advantages.append(
+            [gae(r, v, config.gamma, lam(len(r), config)) for r, v in zip(rewards, group.values, strict=True)]
+        )
     return advantages
+
+
+def policy_lambda(length: int, config: PPOConfig) -> float:
+    """GAE's lambda of the policy's advantages: `lam`, or 1 - 1 / (lam_alpha * length) (VAPO, arXiv 2504.05118), which
+    is not below 0."""
+    return config.lam if config.lam_alpha is None else max(0.0, 1 - 1 / (config.lam_alpha * max(length, 1)))
+
+
+def critic_lambda(length: int, config: PPOConfig) -> float:
+    """GAE's lambda of the critic's targets: `critic_lam`, or the policy's."""
+    return policy_lambda(length, config) if config.critic_lam is None else config.critic_lam
 
 
 def gae_whitened(groups: list[Group], config: PPOConfig) -> Advantages:
     """`gae_advantages`, whitened over the tokens of the batch that carry loss."""
-    return whitened(gae_advantages(groups, config), groups, config.mask_truncated_completions)
+    return whitened(gae_advantages(groups, config, policy_lambda), groups, config.mask_truncated_completions)

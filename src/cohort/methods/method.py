@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cohort.config import DPOConfig, OnlineConfig, PPOConfig, SampledConfig, TrainingConfig
 from cohort.formulas.aggregation import Denominators
-from cohort.methods.coefficients import Objective, TokenBatch, Unit, each_token
+from cohort.methods.coefficients import Objective, Selection, TokenBatch, Unit, each_token, no_selection
 from cohort.methods.credits import Advantages
 from cohort.types import Group, UserError
 
@@ -30,8 +30,8 @@ class Paper(NamedTuple):
 class Method:
     """One row. Method("grpo", "policy", group_outcome, clip_with_kl, chosen_loss_type, config=GRPOConfig)
 
-    `credit`, `coefficient`, `weight` and `sees` get an instance of `config`. The annotation of their parameter `config`
-    says which class they read: UserError where the row's `config` is not a subclass of it.
+    `credit`, `coefficient`, `weight`, `sees` and `selects` get an instance of `config`. The annotation of their
+    parameter `config` says which class they read: UserError where the row's `config` is not a subclass of it.
     """
 
     name: str
@@ -49,6 +49,8 @@ class Method:
     sees: Callable[[Any], Unit] = each_token
     """What one call of the coefficient must hold: "token", any run of tokens; or, with the log-probabilities of the
     micro-batch computed before the call, "completion" or "group", whole ones."""
+    selects: Callable[[Any], Selection | None] = no_selection
+    """Chooses tokens among all of a step, under the current policy, for the coefficient: `TokenBatch.selected`."""
     reward: str = "outcome"
     """What is rewarded, in words, for `cohort methods`."""
     critic: bool = False
@@ -57,7 +59,7 @@ class Method:
     """Where the method is published, for model cards."""
 
     def __post_init__(self) -> None:
-        for part in ("credit", "coefficient", "weight", "sees"):
+        for part in ("credit", "coefficient", "weight", "sees", "selects"):
             function = getattr(self, part)
             self._require(_config_read_by(function), f"its {part} `{getattr(function, '__name__', function)}`")
         self._require(SOURCE_CONFIGS[self.source], f"its source {self.source!r}")

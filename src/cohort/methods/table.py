@@ -8,26 +8,41 @@ advantage becomes GC (coefficient, at each gradient step, where the ratio and it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cohort.config import (
     BaselineConfig,
     DPOConfig,
+    GreedyBaselineConfig,
     GRPOConfig,
     GRPOProcessConfig,
     OnlineRFTConfig,
     PassAtKConfig,
+    PolicyGradientConfig,
     PPOConfig,
     ReinforceConfig,
     RFTConfig,
     SFTConfig,
     TrainingConfig,
 )
-from cohort.formulas.aggregation import Denominators, grpo
+from cohort.formulas.aggregation import Denominators, dapo, grpo
 from cohort.formulas.loss_types import LOSS_TYPES
-from cohort.methods.coefficients import by_ratio, clip, clip_only, clip_with_kl, imitate, prefer, whole_groups
+from cohort.methods.coefficients import (
+    by_covariance,
+    by_ratio,
+    clip,
+    clip_only,
+    clip_with_kl,
+    imitate,
+    prefer,
+    whole_groups,
+)
 from cohort.methods.credits import (
+    above_greedy,
+    baseline_whitened,
     batch_return,
     chosen_rejected,
     gae_whitened,
@@ -38,6 +53,8 @@ from cohort.methods.credits import (
     length_weighted,
     ones,
     passing_draws,
+    relative_to_mean,
+    uneven_rescaled,
 )
 from cohort.methods.method import Method, Paper
 
@@ -45,6 +62,11 @@ from cohort.methods.method import Method, Paper
 def chosen_loss_type(lengths_B: Tensor, denominators: Denominators, config: GRPOConfig) -> Tensor:
     """w of each completion's tokens by `loss_type`; "grpo" is DeepSeekMath Eq. 3's 1/|o|, then the mean."""
     return LOSS_TYPES[config.loss_type].weight(lengths_B, denominators)
+
+
+def token_mean(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:
+    """w = 1 / the tokens with loss of the sampled batch."""
+    return dapo(lengths_B, denominators)
 
 
 def sequence_mean(lengths_B: Tensor, denominators: Denominators, config: TrainingConfig) -> Tensor:
@@ -60,6 +82,9 @@ def pair_mean(lengths_B: Tensor, denominators: Denominators, config: TrainingCon
 DEEPSEEK_MATH = Paper("DeepSeekMath", "2402.03300")
 WITH_KL = "outcome, token KL"
 
+BY_LOSS_TYPE: dict[str, Any] = {"sees": by_ratio, "selects": by_covariance}
+"""What a row with GRPO's keys of the loss sees, and chooses."""
+
 # fmt: off
 ROWS = (
     Method("sft", "demonstrations", ones, imitate, sequence_mean, config=SFTConfig, reward="none"),
@@ -70,18 +95,26 @@ ROWS = (
            reward="preference", paper=Paper("Direct Preference Optimization", "2305.18290")),
     Method("ppo", "policy", gae_whitened, clip, sequence_mean, config=PPOConfig, reward=WITH_KL, critic=True,
            paper=Paper("Proximal Policy Optimization Algorithms", "1707.06347")),
-    Method("grpo", "policy", group_outcome, clip_with_kl, chosen_loss_type, config=GRPOConfig, sees=by_ratio,
+    Method("grpo", "policy", group_outcome, clip_with_kl, chosen_loss_type, config=GRPOConfig, **BY_LOSS_TYPE,
            paper=DEEPSEEK_MATH),
     Method("grpo_process", "policy", group_process, clip_with_kl, chosen_loss_type, config=GRPOProcessConfig,
-           sees=by_ratio, reward="each step", paper=DEEPSEEK_MATH),
-    Method("rloo", "policy", leave_one_out, clip_with_kl, chosen_loss_type, config=BaselineConfig, sees=by_ratio,
+           **BY_LOSS_TYPE, reward="each step", paper=DEEPSEEK_MATH),
+    Method("rloo", "policy", leave_one_out, clip_with_kl, chosen_loss_type, config=BaselineConfig, **BY_LOSS_TYPE,
            paper=Paper("Back to Basics", "2402.14740")),
-    Method("opo", "policy", length_weighted, clip_with_kl, chosen_loss_type, config=BaselineConfig, sees=by_ratio,
+    Method("opo", "policy", length_weighted, clip_with_kl, chosen_loss_type, config=BaselineConfig, **BY_LOSS_TYPE,
            paper=Paper("On-Policy RL with Optimal Reward Baseline", "2505.23585")),
-    Method("pass_at_k", "policy", passing_draws, clip_with_kl, chosen_loss_type, config=PassAtKConfig, sees=by_ratio,
+    Method("remax", "policy", above_greedy, clip_with_kl, chosen_loss_type, config=GreedyBaselineConfig,
+           **BY_LOSS_TYPE, paper=Paper("ReMax", "2310.10505")),
+    Method("maxrl", "policy", relative_to_mean, clip_with_kl, chosen_loss_type, config=BaselineConfig, **BY_LOSS_TYPE,
+           paper=Paper("Maximum Likelihood Reinforcement Learning", "2602.02710")),
+    Method("gpg", "policy", uneven_rescaled, imitate, token_mean, config=PolicyGradientConfig,
+           paper=Paper("GPG", "2504.02546")),
+    Method("pass_at_k", "policy", passing_draws, clip_with_kl, chosen_loss_type, config=PassAtKConfig, **BY_LOSS_TYPE,
            paper=Paper("Pass@k Training", "2508.10751")),
-    Method("reinforce++", "policy", batch_return, clip_only, chosen_loss_type, config=ReinforceConfig, sees=by_ratio,
+    Method("reinforce++", "policy", batch_return, clip_only, chosen_loss_type, config=ReinforceConfig, **BY_LOSS_TYPE,
            reward=WITH_KL, paper=Paper("REINFORCE++", "2501.03262")),
+    Method("reinforce++_baseline", "policy", baseline_whitened, clip_with_kl, chosen_loss_type, config=BaselineConfig,
+           **BY_LOSS_TYPE, paper=Paper("REINFORCE++", "2501.03262")),
 )
 # fmt: on
 

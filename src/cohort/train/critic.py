@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from cohort.config import PPOConfig
 from cohort.formulas.gae import ValueLoss, value_loss
-from cohort.methods.credits import gae_advantages
+from cohort.methods.credits import critic_lambda, gae_advantages
 from cohort.methods.method import Method
 from cohort.policy.critic import Critic
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer
-from cohort.train.step import active_lengths, token_weights
+from cohort.train.weights import active_lengths, token_weights
 from cohort.types import Group
 
 Rows = list[tuple[int, int]]
@@ -89,7 +89,9 @@ class CriticUpdater:
     def backward(self, hidden_N: Tensor, groups: list[Group], rows: Rows, weights_N: Tensor) -> Tensor:
         """Run the backward pass of the critic's weighted loss on hidden states [N, D]. Returns the gradient for them,
         [N, D]; the head's gradient is in its `.grad`."""
-        advantages = {g: gae_advantages([groups[g]], self.config)[0] for g in dict.fromkeys(g for g, _ in rows)}
+        advantages = {
+            g: gae_advantages([groups[g]], self.config, critic_lambda)[0] for g in dict.fromkeys(g for g, _ in rows)
+        }
         old = [(groups[g].values or [])[r] for g, r in rows]
         returns = [value + advantages[g][r] for value, (g, r) in zip(old, rows, strict=True)]
         old_N, returns_N = (torch.cat(pieces).to(hidden_N.device) for pieces in (old, returns))
@@ -130,7 +132,7 @@ def explained_variance(groups: list[Group], config: PPOConfig) -> float:
     """1 - Var(returns - values) / Var(returns) over the tokens with loss: 1 for a perfect critic, 0 for one that
     predicts the same value everywhere; 0 where the returns do not vary."""
     active = active_lengths(groups, config).tolist()
-    advantages = [a for row in gae_advantages(groups, config) for a in row]
+    advantages = [a for row in gae_advantages(groups, config, critic_lambda) for a in row]
     values = [v for group in groups for v in group.values or []]
     kept = [(a, v) for a, v, n in zip(advantages, values, active, strict=True) if n]
     if not kept:

@@ -20,7 +20,7 @@ from cohort.train.output.checkpoint import Companion, Progress, Saved
 from cohort.train.output.record import Recorder, rounded
 from cohort.train.schedule import interval, learning_rate_factor
 from cohort.train.sources.source import Source
-from cohort.train.step import active_lengths
+from cohort.train.weights import active_lengths
 from cohort.types import Group, TrainerControl, TrainerState
 
 log = logging.getLogger("cohort")
@@ -31,6 +31,8 @@ class StepUpdater(Protocol):
 
     optimizer: torch.optim.Optimizer
     token_budget: int
+    state: dict[str, float]
+    """What a checkpoint keeps of it beside the optimiser's state."""
 
     def step(
         self, groups: list[Any], generation_tokens: float, learning_rate: float, activations: Any = None
@@ -96,6 +98,7 @@ class Loop:
             path, learners.trained, self.updater.optimizer, self.companions, learners.iterations
         )
         self.updater.token_budget = self.progress.token_budget
+        self.updater.state.update(self.progress.updater)
         log.info("resumed from %s at step %d", path, self.progress.step)
 
     def run(self) -> None:
@@ -141,7 +144,7 @@ class Loop:
         metrics["num_tokens"] = progress.num_tokens
         metrics["tokens_per_second"] = sum(group.tokens for group in groups) / (ended - started)
         progress.step += 1
-        progress.token_budget = self.updater.token_budget
+        progress.token_budget, progress.updater = self.updater.token_budget, self.updater.state
         if progress.step % self.updates_per_batch == 0:
             progress.batch = progress.batch_metrics = None
         self.state.global_step = progress.step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from typing import Protocol
 
@@ -11,38 +10,19 @@ import torch
 from torch import Tensor
 
 from cohort.config import TrainingConfig
-from cohort.formulas.aggregation import Denominators
 from cohort.methods.coefficients import Objective, TokenBatch
 from cohort.methods.method import Method
 from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
+from cohort.train.chosen_tokens import ByCompletion, most_uncertain, selected
+from cohort.train.entropy import EntropyWeight
 from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.weights import active_lengths, imitation, token_weights
 from cohort.types import Group
 
 log = logging.getLogger("cohort")
-
-
-def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
-    """[B], the number of tokens with loss of each completion: 0 where truncated completions are masked."""
-    masked = config.masks_truncated
-    return torch.tensor([0 if masked and c.truncated else len(c.ids) for group in groups for c in group.completions])
-
-
-def token_weights(
-    groups: list[Group], generation_tokens: float, method: Method, config: TrainingConfig
-) -> list[list[float]]:
-    """The weight of each token, by group and completion. The denominators count the whole step."""
-    lengths_B = active_lengths(groups, config)
-    denominators = Denominators(
-        sequences=len(lengths_B),
-        tokens=int(lengths_B.sum()),
-        generation_tokens=generation_tokens,
-        max_completion_length=config.max_completion_length,
-    )
-    weights_B = method.weight(lengths_B, denominators, config)
-    return [w.tolist() for w in weights_B.split([len(group.completions) for group in groups])]
 
 
 class SharedCritic(Protocol):
@@ -66,6 +46,8 @@ class Updater:
         self.policy, self.method, self.config, self.shared_critic = policy, method, config, shared_critic
         self.optimizer = make_optimizer(policy.parameters, config)
         self.token_budget = config.token_budget
+        self.entropy = EntropyWeight(config)
+        self.state = self.entropy.state
 
     def step(
         self,
@@ -77,6 +59,7 @@ class Updater:
         """Take one step. `generation_tokens`: tokens with loss in the sampled batch, divided by the number of steps
         that share it. Sets `old_logprobs` of groups that the current policy sampled."""
         metrics = self.gradient(groups, generation_tokens, activations)
+        metrics |= self.entropy.adapt(metrics.pop("entropy/trained", 0.0))
         metrics["grad_norm"] = descend(self.optimizer, self.policy.parameters, learning_rate, self.config)
         self.policy.version += 1
         return metrics
@@ -131,7 +114,7 @@ class _Pass:
         self.unit = self.method.sees(self.config)
         self.weights = token_weights(groups, generation_tokens, self.method, self.config)
         self.shared_critic = updater.shared_critic
-        self.entropy_coef = self.config.entropy_weight
+        self.entropy = updater.entropy
         self.corrects_sampler = self.config.corrects_sampler
         # The policy that samples and the one that is trained are the same until the first update on the batch. Where
         # the sampler's difference is corrected for, the old policy is the one that first trains on the batch.
@@ -140,9 +123,11 @@ class _Pass:
             and (self.corrects_sampler or all(c.version == self.policy.version for c in g.completions))
             for g in groups
         ]
-        self.kept: dict[tuple[int, int], Tensor] | None = None
-        """Where only the most uncertain tokens are trained: 1 for those, 0 for the others, [n] by (group,
-        completion)."""
+        self.kept: ByCompletion | None = None
+        """Where only the most uncertain tokens are trained: those."""
+        self.selected: ByCompletion | None = None
+        """The tokens that the row selects for its coefficient; None: it selects none."""
+        self.imitated = imitation(groups, self.weights, self.config)
         self.learning = float(active_lengths(groups, self.config).sum())
         """The number of tokens that are trained in the step."""
         self.sums: dict[str, float] = defaultdict(float)
@@ -151,9 +136,8 @@ class _Pass:
         self.ratio = (1.0, 1.0)
 
     def run(self) -> dict[str, float]:
-        share = self.config.trained_fraction
-        if share < 1:
-            self.kept = self._most_uncertain(share)
+        self._choose_tokens()
+        if self.kept is not None:
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
         recorded: dict[tuple[int, int], Tensor] = {}
@@ -169,24 +153,26 @@ class _Pass:
             means |= {"ratio/min": self.ratio[0], "ratio/max": self.ratio[1]}
         return {"loss": -self.objective, **means}
 
-    def _most_uncertain(self, share: float) -> dict[tuple[int, int], Tensor]:
-        """The tokens at or above the (1 - share) quantile of the entropies of all tokens with loss."""
+    def _choose_tokens(self) -> None:
+        share, select = self.config.trained_fraction, self.method.selects(self.config)
+        if share == 1 and select is None:
+            return
         parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
-        entropies_of = self.policy.entropies(micro_batches(parts, self.token_budget), self.temperature)
-        ordered = torch.cat([torch.zeros(0), *entropies_of.values()]).sort().values
-        # the smallest value at or above torch.quantile's, which takes no more than 16 million
-        first = math.ceil((len(ordered) - 1) * (1 - share) - 1e-9)
-        return {key: (entropies >= ordered[first]).float() for key, entropies in entropies_of.items()}
+        micros = list(micro_batches(parts, self.token_budget))
+        if share < 1:
+            self.kept = most_uncertain(self.policy, micros, self.temperature, share)
+        if select is not None:
+            self.selected = selected(self.policy, micros, self.temperature, self.groups, select, self.config.seed)
 
     def _part(self, g: int, every: bool = False) -> Part:
-        """The group's completions with a gradient, or with `every` all that carry loss. Without a KL term or an entropy
-        bonus, an advantage of 0 gives no gradient."""
+        """The group's completions with a gradient, or with `every` all that carry loss. Without a KL term, an entropy
+        bonus or a selected token, an advantage of 0 gives no gradient."""
         group = self.groups[g]
-        always = every or group.reference_logprobs is not None or self.entropy_coef > 0
+        always = every or group.reference_logprobs is not None or self.entropy.is_used or self.selected is not None
         rows = [
             r
             for r in range(len(group.completions))
-            if self.weights[g][r] and (always or bool(group.advantages[r].any()))
+            if self.weights[g][r] and (always or (g, r) in self.imitated or bool(group.advantages[r].any()))
         ]
         return Part(g, group.prompt_ids, rows, [group.completions[r].ids for r in rows])
 
@@ -211,6 +197,7 @@ class _Pass:
         hidden_N = hidden.detach()[pack.sources_N]
         tokens = self._tokens(rows, lengths)
         bonus_N = self._entropy_weights(rows, lengths)
+        imitation_N = self._imitation_weights(rows, lengths)
         seen: Objective | None = None
         if self.unit != "token":
             with policy.autocast():
@@ -218,17 +205,23 @@ class _Pass:
             seen = self._terms(tokens, weights_N)
 
         def coefficient(span: slice, logprobs: Tensor) -> Tensor:
-            if seen is not None:
-                return seen.coefficient[span] * weights_N[span]
-            tokens.logprobs[span] = logprobs
-            cut = tokens.cut(span)
-            return self._terms(cut, weights_N[span]).coefficient * weights_N[span]
+            if seen is None:
+                tokens.logprobs[span] = logprobs
+                terms = self._terms(tokens.cut(span), weights_N[span]).coefficient * weights_N[span]
+            else:
+                terms = seen.coefficient[span] * weights_N[span]
+            return terms if imitation_N is None else terms + imitation_N[span]
 
         with policy.autocast():
             grad_N, entropies_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
         self._log({"entropy": entropies_N})
+        if self.entropy.state:
+            kept_N = None if self.kept is None else self._gather([self.kept[row] for row in rows]).bool()
+            self._log({"entropy/trained": entropies_N if kept_N is None else entropies_N[kept_N]})
         if bonus_N is not None:
             self.objective += float((entropies_N * bonus_N).sum())
+        if imitation_N is not None:
+            self.objective += float((tokens.logprobs * imitation_N).sum())
         if self.shared_critic is not None:
             grad_N += self.shared_critic.backward(hidden_N, self.groups, rows, weights_N)
         hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
@@ -248,6 +241,7 @@ class _Pass:
             if self.corrects_sampler
             else None,
             lengths=lengths if self.unit != "token" else None,
+            selected=None if self.selected is None else self._gather([self.selected[row] for row in rows]),
         )
 
     def _advantages(self, g: int, r: int) -> Tensor:
@@ -255,12 +249,21 @@ class _Pass:
         return advantages if self.kept is None else advantages * self.kept[g, r]
 
     def _entropy_weights(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tensor | None:
-        """[N], the weight of each token's entropy: entropy_coef divided by the number of trained tokens of the step,
+        """[N], the weight of each token's entropy: the bonus's divided by the number of trained tokens of the step,
         for every loss type."""
-        if not self.entropy_coef:
+        coef = self.entropy.current
+        if not coef:
             return None
         kept = [torch.ones(n) if self.kept is None else self.kept[row] for row, n in zip(rows, lengths, strict=True)]
-        return self._gather(kept) * (self.entropy_coef / max(self.learning, 1.0))
+        return self._gather(kept) * (coef / max(self.learning, 1.0))
+
+    def _imitation_weights(self, rows: list[tuple[int, int]], lengths: list[int]) -> Tensor | None:
+        """[N], the weight of each token's log-likelihood; None where nothing is imitated."""
+        if not self.imitated:
+            return None
+        return self._gather(
+            [torch.full((n,), self.imitated.get(row, 0.0)) for row, n in zip(rows, lengths, strict=True)]
+        )
 
     def _terms(self, tokens: TokenBatch, weights: Tensor) -> Objective:
         terms = self.method.coefficient(tokens, self.config)

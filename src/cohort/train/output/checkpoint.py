@@ -9,7 +9,7 @@ import random
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,8 @@ class Progress:
     batch: list[Group] | None = None
     """The sampled batch that later updates will use too; None between batches."""
     batch_metrics: dict[str, float] | None = None
+    updater: dict[str, float] = field(default_factory=dict)
+    """What the updater keeps between steps, such as the weight of a steered entropy bonus."""
 
 
 class Saved(Protocol):
@@ -118,6 +120,7 @@ def save(
         "version": policy.version,
         "batch": None if progress.batch is None else [_plain(group) for group in progress.batch],
         "batch_metrics": progress.batch_metrics,
+        "updater": progress.updater,
         "rng_python": random.getstate(),
         "rng_numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
     }
@@ -201,7 +204,8 @@ def load(
     batch = record["batch"]
     if batch is not None:
         batch = _groups(batch, load_file(path / "batch.safetensors"))
-    return Progress(record["step"], record["num_tokens"], record["token_budget"], batch, record["batch_metrics"])
+    names = ("step", "num_tokens", "token_budget", "batch_metrics", "updater")
+    return Progress(batch=batch, **{name: record[name] for name in names})
 
 
 def _load_companion(path: Path, companion: Companion) -> None:

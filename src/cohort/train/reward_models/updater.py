@@ -77,6 +77,7 @@ class RewardUpdater:
         self.model, self.config, self.kind, self.loss = model, config, kind, LOSSES[kind]
         self.optimizer = make_optimizer(model.parameters, config)
         self.token_budget = config.token_budget
+        self.state: dict[str, float] = {}
         model.model.config.problem_type = PROBLEM_TYPES.get(kind)
         self.read: dict[tuple[tuple[int, ...], ...], Tensor] | None = {} if only_head_learns(model.model) else None
         """Text -> the frozen backbone's hidden state, computed once; None where the backbone is trained."""
