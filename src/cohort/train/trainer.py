@@ -17,6 +17,7 @@ from cohort.config import (
     SampledConfig,
     TrainingConfig,
     differences_from_paper,
+    easily_misread,
 )
 from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
@@ -149,6 +150,8 @@ class Trainer:
             log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
         for difference in differences_from_paper(config):
             log.info("differs from the paper: %s", difference)
+        for line in easily_misread(config):
+            log.warning(line)
 
     def _critics(self) -> list[CriticUpdater]:
         """The critic's updater, where the row has a critic."""

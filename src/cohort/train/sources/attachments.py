@@ -1,10 +1,12 @@
-"""What is added to rewarded groups before credit: reference log-probabilities, ends of steps."""
+"""What is added to rewarded groups before credit: reference log-probabilities, ends of steps, the greedy completion's
+reward."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +15,12 @@ from torch.profiler import record_function
 from cohort.config import SampledConfig
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
-from cohort.rollouts.encoding import token_ends
-from cohort.types import Group
+from cohort.rewards.compose import Rewards
+from cohort.rollouts.collect import score
+from cohort.rollouts.encoding import Prompt, token_ends
+from cohort.rollouts.engine import Engine
+from cohort.rollouts.sampling import Sampling
+from cohort.types import Group, TrainerState
 
 Lent = Callable[[], AbstractContextManager[Policy]]
 """A reference: `with lent() as policy` gives the model to score with."""
@@ -45,3 +51,14 @@ def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:
         for steps, completion in zip(group.steps or (), group.completions, strict=True):
             steps.ends = token_ends(completion.ids.tolist(), completion.text, steps.text_ends, tokenizer)
     return {}
+
+
+def attach_greedy(groups: list[Group], engine: Engine, rewards: Rewards, sampling: Sampling) -> dict[str, float]:
+    """Set the reward of each prompt's greedy completion; returns their mean and the time it took."""
+    started = time.perf_counter()
+    prompts = [Prompt(group.row, group.prompt_ids) for group in groups]
+    greedy = engine.generate([prompt.ids for prompt in prompts], 1, replace(sampling, temperature=0.0), 0)
+    totals = score(prompts, greedy.completions, rewards, TrainerState()).totals
+    for group, total in zip(groups, totals, strict=True):
+        group.greedy_reward = total
+    return {"reward/greedy": sum(totals) / len(totals), "seconds/greedy": time.perf_counter() - started}

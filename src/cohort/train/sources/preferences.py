@@ -15,7 +15,7 @@ from cohort.config import DPOConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, log_fitted
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
-from cohort.formulas.preference import preference
+from cohort.formulas.preference import PREFERENCE_LOSSES, preference
 from cohort.methods.method import Method
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
@@ -155,7 +155,9 @@ class HeldOutPairs:
         pairs = range(len(self.pairs))
         sums = torch.stack([torch.stack([logprobs[g, r].sum() for r in (0, 1)]) for g in pairs])
         reference = torch.stack([torch.stack([r.sum() for r in x.reference_logprobs or []]) for x in self.pairs])
-        terms = preference(sums, reference, self.config.beta, self.config.label_smoothing)
+        lengths = torch.tensor([[len(c.ids) for c in pair.completions] for pair in self.pairs])
+        loss = PREFERENCE_LOSSES[self.config.loss_type]
+        terms = preference(sums, reference, lengths, self.config.beta, self.config.label_smoothing, loss)
         margins = terms.chosen_P - terms.rejected_P
         return {
             "eval/loss": -float(terms.objective_P.mean()),

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from cohort.config import DPOConfig, GRPOProcessConfig, OnlineConfig, SampledConfig
+from cohort.config import DPOConfig, GreedyBaselineConfig, GRPOProcessConfig, OnlineConfig, SampledConfig
+from cohort.rollouts.collect import training_sampling
 from cohort.rollouts.encoding import encode_prompts
-from cohort.train.sources.attachments import attach_reference, attach_step_ends
+from cohort.train.sources.attachments import attach_greedy, attach_reference, attach_step_ends
 from cohort.train.sources.demonstrations import Demonstrations
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import Preferences, encoded_pairs, made_pairs
@@ -35,6 +36,10 @@ def _samples(parts: Parts, rows: list[Row]) -> Source:
         attachments = [reference, *attachments]
     if isinstance(config, GRPOProcessConfig):
         attachments = [partial(attach_step_ends, tokenizer=parts.policy.tokenizer), *attachments]
+    if isinstance(config, GreedyBaselineConfig):
+        sampling = training_sampling(config, parts.policy.eos_ids)
+        greedy = partial(attach_greedy, engine=parts.engine, rewards=parts.rewards, sampling=sampling)
+        attachments = [greedy, *attachments]
     return Samples(
         prompts, parts.policy, parts.engine, attachments, parts.rewards, config, parts.method, parts.observer
     )
