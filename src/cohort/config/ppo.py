@@ -39,3 +39,7 @@ class PPOConfig(OnlineConfig):
     @property
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return True

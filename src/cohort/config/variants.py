@@ -51,3 +51,7 @@ class ReinforceConfig(BaselineConfig):
 
     least_generations: ClassVar[int] = 1
     unused: ClassVar[tuple[str, ...]] = (*BaselineConfig.unused, "kl_estimator", "use_bias_correction_kl")
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return True
