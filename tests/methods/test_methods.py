@@ -272,7 +272,7 @@ def textbook_ppo(policy: Policy, groups: list[Group], config: PPOConfig) -> tupl
     flat = iter(raw)
     for group in groups:
         for r, logp in enumerate(padded_logprobs(policy.model, group)):
-            A = (next(flat) - mean) / (std + FLOOR)
+            A = (next(flat) - mean) / std
             ratio = (logp - (group.old_logprobs or [])[r]).exp()
             losses.append(-torch.min(ratio * A, ratio.clamp(1 - config.cliprange, 1 + high) * A).mean())
             if group.rewards[r] >= config.reward_threshold:
@@ -294,8 +294,6 @@ def textbook_value_loss(critic: CriticUpdater, groups: list[Group], returns: lis
     return torch.stack(losses).mean()
 
 
-FLOOR = 1e-4
-"""What is added to the standard deviation of advantages."""
 PARTS_OF_VAPO = {"lam_alpha": 0.5, "critic_lam": 1.0, "positive_nll_coef": 0.3, "reward_threshold": 0.5}
 
 

@@ -364,7 +364,7 @@ def of_centred(groups: list[Group]) -> list[list[Tensor]]:
         for group in groups
     ]
     every = torch.cat([x for of_group in centred for x in of_group])
-    return [[(x - every.mean()) / (every.std() + 1e-4) for x in of_group] for of_group in centred]
+    return [[(x - every.mean()) / every.std() for x in of_group] for of_group in centred]
 
 
 def of_steps(group: Group) -> list[Tensor]:

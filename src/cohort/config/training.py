@@ -43,8 +43,8 @@ class TrainingConfig(BaseModel):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW.")
     optim: str = Field(
         "adamw_torch_fused",
-        description="transformers' name of an optimiser. It is always AdamW: on CUDA bitsandbytes' 8-bit or paged "
-        "one, where the name is of one of those.",
+        description="transformers' name of an optimiser. It is always AdamW: bitsandbytes' 8-bit or paged one, "
+        "where the name is of one of those and bitsandbytes is installed; on a CPU nothing is paged.",
     )
     max_grad_norm: float = Field(
         1.0, ge=0, description="Norm to which larger gradients are scaled down. 0: no clipping."

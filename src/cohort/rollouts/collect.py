@@ -15,6 +15,7 @@ from torch.profiler import record_function
 from cohort.config import SampledConfig
 from cohort.data.templates import as_completion
 from cohort.formulas.credit import zero_spread
+from cohort.formulas.spread import all_equal
 from cohort.policy.fast.activations import ActivationStore
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.encoding import Prompt
@@ -161,9 +162,9 @@ class _RewardThread:
 
 
 def has_equal_rewards(group: Group) -> bool:
-    """Whether all rewards of the group, of completions or of steps, are equal: its advantages are 0."""
+    """Whether all rewards of the group, of completions or of steps, are equal up to rounding: its advantages are 0."""
     values = group.rewards if group.steps is None else [r for steps in group.steps for r in steps.rewards]
-    return min(values) == max(values)
+    return all_equal(values)
 
 
 def statistics(rounds: list[Round]) -> dict[str, float]:

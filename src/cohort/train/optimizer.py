@@ -35,20 +35,32 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> to
     )
 
 
+def bitsandbytes_class(optim: str, device: str) -> str | None:
+    """The class of bitsandbytes that `optim` names on a kind of device; None for torch's AdamW. Off CUDA nothing is
+    paged."""
+    if optim not in BITSANDBYTES or device not in ("cpu", "cuda"):
+        return None
+    name = BITSANDBYTES[optim]
+    return name if device == "cuda" else name.removeprefix("Paged")
+
+
 def adamw_of(optim: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
-    """bitsandbytes' AdamW of that name on CUDA where it is installed; else torch's, with a notice."""
+    """bitsandbytes' AdamW of that name where it is installed; else torch's, with a notice."""
     fused = partial(torch.optim.AdamW, fused=device.type in ("cpu", "cuda"))
     if optim not in BITSANDBYTES:
         return fused
-    if device.type != "cuda":
-        log.warning("optim=%s needs CUDA: torch's AdamW takes its place", optim)
+    name = bitsandbytes_class(optim, device.type)
+    if name is None:
+        log.warning("optim=%s needs CUDA or a CPU: torch's AdamW takes its place", optim)
         return fused
     try:
         import bitsandbytes
     except ImportError:
         log.warning("optim=%s needs bitsandbytes (pip install bitsandbytes): torch's AdamW takes its place", optim)
         return fused
-    kind: Callable[..., torch.optim.Optimizer] = getattr(bitsandbytes.optim, BITSANDBYTES[optim])
+    if name != BITSANDBYTES[optim]:
+        log.warning("optim=%s: paging needs CUDA: bitsandbytes' %s takes its place", optim, name)
+    kind: Callable[..., torch.optim.Optimizer] = getattr(bitsandbytes.optim, name)
     return kind
 
 

@@ -15,9 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cohort.train.output.optimizer_state import nested, state_of
 from cohort.types import Completion, Group, Row, Steps, UserError
 
 log = logging.getLogger("cohort")
@@ -106,11 +108,11 @@ def save(
         save_learner(partial / f"{companion.name}.safetensors", companion.parameters, companion.optimizer)
     if kept is not None:
         kept.save(partial)
-    tensors = _optimizer_tensors(optimizer)
+    tensors, metadata = state_of(optimizer)
     tensors["rng.torch"] = torch.get_rng_state()
     if policy.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(policy.device)
-    save_file(tensors, partial / "optimizer.safetensors")
+    save_file(tensors, partial / "optimizer.safetensors", metadata)
     if progress.batch is not None:
         save_file(_tensors_of(progress.batch), partial / "batch.safetensors")
     record = {
@@ -140,14 +142,6 @@ def prune(folder: Path, keep: int | None) -> None:
     if keep is not None:
         for path in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-keep]:
             shutil.rmtree(path)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
 
 
 def _sync(path: Path) -> None:
@@ -186,13 +180,14 @@ def load(
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     load_weights(path, policy)
     policy.version = record["version"]
-    tensors = load_file(path / "optimizer.safetensors")
+    file = path / "optimizer.safetensors"
+    tensors = load_file(file)
     torch.set_rng_state(tensors.pop("rng.torch"))
     if "rng.cuda" in tensors:
         state = tensors.pop("rng.cuda")
         if policy.device.type == "cuda":
             torch.cuda.set_rng_state(state, policy.device)
-    _load_optimizer(tensors, optimizer, path)
+    _load_optimizer(tensors, optimizer, file)
     for companion in companions:
         _load_companion(path, companion)
     if kept is not None:
@@ -218,7 +213,8 @@ def _load_companion(path: Path, companion: Companion) -> None:
 def save_learner(file: Path, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
     """Save weights, named by their index, and the state of their optimiser in one file."""
     named = {f"weights.{i}": parameter.detach().contiguous() for i, parameter in enumerate(parameters)}
-    save_file({**named, **_optimizer_tensors(optimizer)}, file)
+    tensors, metadata = state_of(optimizer)
+    save_file({**named, **tensors}, file, metadata)
 
 
 @torch.no_grad()
@@ -247,15 +243,14 @@ def load_weights(path: Path, policy: Saved) -> None:
     policy.model.load_state_dict(saved.state_dict())
 
 
-def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, path: Path) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """`tensors`: those of the file that belong to the optimiser."""
+    with safe_open(file, "pt") as opened:
+        state = nested(tensors, opened.metadata() or {})
     trained = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and len(state) != trained:
         raise UserError(
-            f"{path}: the optimiser has {len(state)} tensors, this run trains {trained}: not the same model"
+            f"{file}: the optimiser has {len(state)} tensors, this run trains {trained}: not the same model"
         )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

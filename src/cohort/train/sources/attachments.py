@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 from torch.profiler import record_function
 
-from cohort.config import SampledConfig
+from cohort.config import OnlineConfig, SampledConfig
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import score
 from cohort.rollouts.encoding import Prompt, token_ends
@@ -32,6 +33,19 @@ def attach_reference(groups: list[Group], reference: Lent, config: SampledConfig
     for group, found in zip(groups, logprobs_under(reference, groups, config), strict=True):
         group.reference_logprobs = found
     return {"seconds/reference": time.perf_counter() - started}
+
+
+def attach_kl_reference(groups: list[Group], reference: Reference, config: OnlineConfig) -> dict[str, float]:
+    """As `attach_reference`. Where the KL is in the reward and the reference has the weights that sampled, its
+    log-probabilities are the sampler's, so that the KL is exactly 0: those of another pass differ by rounding, which
+    whitening over the batch would turn into a full step."""
+    version = reference.policy.version
+    sampled = all(completion.version == version for group in groups for completion in group.completions)
+    if not (config.kl_in_reward and sampled and reference.is_policy()):
+        return attach_reference(groups, reference, config)
+    for group in groups:
+        group.reference_logprobs = [completion.logprobs for completion in group.completions]
+    return {"seconds/reference": 0.0}
 
 
 def logprobs_under(reference: Lent, groups: list[Group], config: SampledConfig) -> list[list[Tensor]]:

@@ -16,10 +16,12 @@ from cohort.data.configured import demonstration_limit, fit_demonstration, log_f
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
 from cohort.formulas.preference import PREFERENCE_LOSSES, preference
+from cohort.formulas.spread import equal
 from cohort.methods.method import Method
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
+from cohort.rollouts.collect import has_equal_rewards
 from cohort.train.sources.attachments import attach_reference
 from cohort.train.sources.source import Batch
 from cohort.train.sources.starting_samples import next_groups
@@ -100,8 +102,10 @@ def best_worst(group: Group, rng: random.Random) -> tuple[int, int]:
 
 def random_pair(group: Group, rng: random.Random) -> tuple[int, int]:
     """Indices of two random completions with different rewards, the better one first."""
-    r = range(len(group.rewards))
-    return rng.choice([(i, j) for i in r for j in r if group.rewards[i] > group.rewards[j]])
+    rewards = torch.tensor(group.rewards)
+    better = (rewards[:, None] > rewards) & ~equal(rewards, rewards[:, None])
+    i, j = rng.choice(better.nonzero().tolist())
+    return i, j
 
 
 PAIRS: dict[str, Callable[[Group, random.Random], tuple[int, int]]] = {
@@ -115,7 +119,7 @@ def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
     """A pair from each group whose rewards differ. Raises UserError where none do."""
     assert config.dpo_pairs is not None
     rng = random.Random(config.seed)
-    uneven = [group for group in groups if max(group.rewards) > min(group.rewards)]
+    uneven = [group for group in groups if not has_equal_rewards(group)]
     if not uneven:
         raise UserError(
             f"dpo_pairs: in none of the {len(groups)} groups sampled from the starting model do rewards differ, so "

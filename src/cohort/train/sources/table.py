@@ -13,7 +13,7 @@ from typing import cast
 from cohort.config import DPOConfig, GreedyBaselineConfig, GRPOProcessConfig, OnlineConfig, SampledConfig
 from cohort.rollouts.collect import training_sampling
 from cohort.rollouts.encoding import encode_prompts
-from cohort.train.sources.attachments import attach_greedy, attach_reference, attach_step_ends
+from cohort.train.sources.attachments import attach_greedy, attach_kl_reference, attach_step_ends
 from cohort.train.sources.demonstrations import Demonstrations
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import Preferences, encoded_pairs, made_pairs
@@ -32,7 +32,7 @@ def _samples(parts: Parts, rows: list[Row]) -> Source:
     assert parts.rewards is not None
     prompts, attachments = encode_prompts(rows, parts.policy, config), parts.attachments
     if parts.reference is not None:
-        reference = partial(attach_reference, reference=parts.reference, config=config)
+        reference = partial(attach_kl_reference, reference=parts.reference, config=config)
         attachments = [reference, *attachments]
     if isinstance(config, GRPOProcessConfig):
         attachments = [partial(attach_step_ends, tokenizer=parts.policy.tokenizer), *attachments]
