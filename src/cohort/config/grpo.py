@@ -29,7 +29,11 @@ class GRPOConfig(OnlineConfig):
     epsilon: float = Field(
         0.2, ge=0, description="Lower bound of the clip; what it bounds: docs/variants.md. PPO, arXiv 1707.06347"
     )
-    epsilon_high: float | None = Field(None, ge=0, description="Upper bound. None: epsilon.")
+    epsilon_high: float | None = Field(
+        None,
+        ge=0,
+        description="Upper bound. None: epsilon. For cispo the cap is 1 + epsilon_high (in TRL epsilon_high is the cap).",
+    )
     loss_type: Literal[
         "grpo",
         "bnpo",
