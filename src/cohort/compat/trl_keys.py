@@ -34,11 +34,12 @@ _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups sh
 
 SUPPORTED: dict[str, str] = {
     "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights "
-    "multi_objective_aggregation importance_sampling_level delta top_entropy_quantile entropy_coef use_adaptive_entropy "
-    "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target off_policy_mask_threshold sapo_temperature_neg "
-    "sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg use_bias_correction_kl "
-    "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_max "
-    "vllm_importance_sampling_clip_min mask_truncated_completions disable_dropout",
+    "multi_objective_aggregation importance_sampling_level delta top_entropy_quantile entropy_coef "
+    "use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target "
+    "off_policy_mask_threshold sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos "
+    "vespo_k_neg vespo_lambda_neg use_bias_correction_kl vllm_importance_sampling_correction "
+    "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
+    "mask_truncated_completions disable_dropout",
     "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
     "top_k min_p chat_template_kwargs max_prompt_length",
     "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "

@@ -32,7 +32,7 @@ class GRPOConfig(OnlineConfig):
     epsilon_high: float | None = Field(
         None,
         ge=0,
-        description="Upper bound. None: epsilon. For cispo the cap is 1 + epsilon_high (in TRL epsilon_high is the cap).",
+        description="Upper bound. None: epsilon. For cispo the cap is 1 + epsilon_high; in TRL it is epsilon_high.",
     )
     loss_type: Literal[
         "grpo",
