@@ -18,10 +18,14 @@ from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
-from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.types import Group
 
 log = logging.getLogger("cohort")
+
+FAR = 1e3
+"""A token's KL estimate above which there is a warning: k3 has it where the policy gives a token e^-7 of the
+reference's probability."""
 
 
 def active_lengths(groups: list[Group], config: TrainingConfig) -> Tensor:
@@ -66,6 +70,7 @@ class Updater:
         self.policy, self.method, self.config, self.shared_critic = policy, method, config, shared_critic
         self.optimizer = make_optimizer(policy.parameters, config)
         self.token_budget = config.token_budget
+        self.told_far = False
 
     def step(
         self,
@@ -77,9 +82,10 @@ class Updater:
         """Take one step. `generation_tokens`: tokens with loss in the sampled batch, divided by the number of steps
         that share it. Sets `old_logprobs` of groups that the current policy sampled."""
         metrics = self.gradient(groups, generation_tokens, activations)
-        metrics["grad_norm"] = descend(self.optimizer, self.policy.parameters, learning_rate, self.config)
-        self.policy.version += 1
-        return metrics
+        policy, config = self.policy, self.config
+        norm = descend(self.optimizer, policy.parameters, learning_rate, config, policy.model)
+        policy.version += math.isfinite(norm)
+        return metrics | {"grad_norm": norm} | skipped(norm, config)
 
     def gradient(
         self, groups: list[Group], generation_tokens: float, activations: ActivationStore | None = None
@@ -104,6 +110,14 @@ class Updater:
 
         message = "out of memory: this step starts again with token_budget=%d"
         metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, smallest, message)
+        if metrics.get("kl/max", 0.0) > FAR and not self.told_far:
+            self.told_far = True
+            log.warning(
+                "the KL estimate of a token is %.3g (kl/max): the policy is far from the reference there, and that "
+                "token's gradient outweighs all others. Lower learning_rate, or take kl_estimator: k2, which grows "
+                "with the square of the log-ratio and not with its exponential",
+                metrics["kl/max"],
+            )
         return metrics
 
     def _smallest(self, group: Group) -> int:
@@ -149,6 +163,7 @@ class _Pass:
         self.counts: dict[str, int] = defaultdict(int)
         self.objective = 0.0
         self.ratio = (1.0, 1.0)
+        self.largest_kl = 0.0
 
     def run(self) -> dict[str, float]:
         share = self.config.trained_fraction
@@ -167,6 +182,8 @@ class _Pass:
         means = {name: total / self.counts[name] for name, total in self.sums.items() if name != "ratio"}
         if "ratio" in self.sums:
             means |= {"ratio/min": self.ratio[0], "ratio/max": self.ratio[1]}
+        if "kl" in self.sums:
+            means["kl/max"] = self.largest_kl
         return {"loss": -self.objective, **means}
 
     def _most_uncertain(self, share: float) -> dict[tuple[int, int], Tensor]:
@@ -280,6 +297,8 @@ class _Pass:
         for name, values in logged.items():
             self.sums[name] += float(values.sum())
             self.counts[name] += len(values)
+        if "kl" in logged:
+            self.largest_kl = max(self.largest_kl, float(logged["kl"].max()))
         if "ratio" in logged:
             low, high = logged["ratio"].aminmax()
             self.ratio = (min(self.ratio[0], float(low)), max(self.ratio[1], float(high)))

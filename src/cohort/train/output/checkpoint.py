@@ -8,19 +8,19 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cohort.policy.finite import first_not_finite
 from cohort.train.output.optimizer_state import nested, state_of
-from cohort.types import Completion, Group, Row, Steps, UserError
+from cohort.types import Completion, Group, NotFinite, Row, Steps, UserError
 
 log = logging.getLogger("cohort")
 
@@ -53,13 +53,31 @@ class Saved(Protocol):
 
 
 def save_policy(policy: Saved, folder: Path) -> None:
-    """Save as a transformers directory, or a peft adapter, with the tokenizer."""
+    """Save as a transformers directory, or a peft adapter, with the tokenizer. Raises NotFinite, and writes nothing,
+    where a trained weight is NaN or infinite."""
+    require_finite([(name, p) for name, p in policy.model.named_parameters() if p.requires_grad], folder)
     model = policy.peft if policy.peft is not None else policy.model
     model.save_pretrained(folder, safe_serialization=True)
     if policy.keeps_config:
         policy.model.config.save_pretrained(folder)
     if hasattr(policy.tokenizer, "save_pretrained"):
         policy.tokenizer.save_pretrained(folder)
+
+
+def require_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Raise NotFinite where a weight that would be saved in the folder is NaN or infinite."""
+    broken = first_not_finite(weights)
+    if broken is not None:
+        run = folder.parent if folder.name.startswith(("checkpoint-", "partial-")) else folder
+        raise NotFinite(f"weights are NaN or infinite and are not saved, first {broken}. {where_to_resume(run)}")
+
+
+def where_to_resume(folder: Path) -> str:
+    """The end of a message about a run that broke: its newest checkpoint."""
+    path = newest(folder)
+    if path is None:
+        return "There is no checkpoint (save_steps)"
+    return f"The newest checkpoint, from before, is {path}"
 
 
 class Companion(Protocol):
@@ -207,8 +225,10 @@ def _load_companion(path: Path, companion: Companion) -> None:
 
 
 def save_learner(file: Path, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Save weights, named by their index, and the state of their optimiser in one file."""
+    """Save weights, named by their index, and the state of their optimiser in one file. Raises NotFinite where a weight
+    is NaN or infinite."""
     named = {f"weights.{i}": parameter.detach().contiguous() for i, parameter in enumerate(parameters)}
+    require_finite([(f"{file.stem}: {name}", weight) for name, weight in named.items()], file.parent)
     tensors, metadata = state_of(optimizer)
     save_file({**named, **tensors}, file, metadata)
 
@@ -241,8 +261,7 @@ def load_weights(path: Path, policy: Saved) -> None:
 
 def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, file: Path) -> None:
     """`tensors`: those of the file that belong to the optimiser."""
-    with safe_open(file, "pt") as opened:
-        state = nested(tensors, opened.metadata() or {})
+    state = nested(tensors, file)
     trained = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and len(state) != trained:
         raise UserError(
