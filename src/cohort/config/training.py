@@ -49,6 +49,11 @@ class TrainingConfig(BaseModel):
     max_grad_norm: float = Field(
         1.0, ge=0, description="Norm to which larger gradients are scaled down. 0: no clipping."
     )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What happens where a gradient is NaN or infinite. stop: the run ends with an error; skip: the "
+        "update is left out, with a warning, and update_skipped is 1 in its metrics.",
+    )
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
     max_steps: int = Field(-1, description="Optimiser steps. -1: as many as num_train_epochs needs.")

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
+from cohort.policy.finite import why_no_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
-from cohort.types import Completion
+from cohort.types import Completion, NotFinite
 
 
 class _Streamer(BaseStreamer):
@@ -27,6 +29,19 @@ class _Streamer(BaseStreamer):
 
     def end(self) -> None:
         pass
+
+
+class _RequireFinite(LogitsProcessor):
+    """Raises NotFinite for a row from which no token can be sampled."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # The maximum is NaN where one is NaN, and minus infinity where all are.
+        if not bool(scores.amax(-1).isfinite().all()):
+            raise NotFinite(why_no_logits(self.model))
+        return scores
 
 
 class RowEngine:
@@ -91,6 +106,7 @@ class RowEngine:
                 eos_token_id=sampling.eos_ids or None,
                 pad_token_id=0,
                 streamer=streamer,
+                logits_processor=[_RequireFinite(self.policy.model)],
                 **options,
             )
         rows = [self._cut(row[len(prompt) :].cpu(), sampling) for row in out]

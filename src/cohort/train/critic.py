@@ -17,7 +17,7 @@ from cohort.policy.critic import Critic
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
-from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.weights import active_lengths, token_weights
 from cohort.types import Group
 
@@ -75,8 +75,11 @@ class CriticUpdater:
         if self.critic.own_backbone:
             self._gradient(groups, token_weights(groups, generation_tokens, self.method, self.config))
         sums, self.sums = self.sums, defaultdict(float)
-        norm = descend(self.optimizer, self.critic.parameters, share * self.learning_rate, self.config)
+        critic, rate = self.critic, share * self.learning_rate
+        modules = nn.ModuleDict({"critic": critic.model.model, "critic_head": critic.head})
+        norm = descend(self.optimizer, critic.parameters, rate, self.config, modules)
         return {
+            **{f"critic/{name}": value for name, value in skipped(norm, self.config).items()},
             "critic/loss": sums["loss"],
             "critic/clip_fraction": sums["clipped"] / max(1.0, sums["tokens"]),
             "critic/explained_variance": explained_variance(groups, self.config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from cohort.config import TrainingConfig
+from cohort.policy.finite import first_not_finite
+from cohort.types import NotFinite
 
 log = logging.getLogger("cohort")
 
@@ -65,18 +68,46 @@ def adamw_of(optim: str, device: torch.device) -> Callable[..., torch.optim.Opti
 
 
 def descend(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], learning_rate: float, config: TrainingConfig
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    learning_rate: float,
+    config: TrainingConfig,
+    model: nn.Module | None = None,
 ) -> float:
-    """Clip the gradient, take one step, drop the gradient; returns its norm before clipping. Raises
-    FloatingPointError where it is NaN."""
+    """Clip the gradient, take one step, drop the gradient; returns its norm before clipping. Where the norm is not
+    finite nothing is updated: raises NotFinite, or with `on_nonfinite: skip` warns. `model`: gives the parameters
+    their names in messages."""
     for parameter in parameters:
         if parameter.grad is None:  # no signal is a zero gradient: momentum and decay go on
             parameter.grad = torch.zeros_like(parameter)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or float("inf")))
-    if norm != norm:
-        raise FloatingPointError("the gradient is NaN: the weights or the log-probabilities are broken")
+    total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = float(total)
+    if not math.isfinite(norm):
+        message = _why_no_step(parameters, model)
+        optimizer.zero_grad(set_to_none=True)
+        if config.on_nonfinite == "stop":
+            raise NotFinite(message)
+        log.warning("%s: this update is skipped", message)
+        return norm
+    if config.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, total)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def skipped(norm: float, config: TrainingConfig) -> dict[str, float]:
+    """The metric `update_skipped`, where updates may be skipped."""
+    return {"update_skipped": float(not math.isfinite(norm))} if config.on_nonfinite == "skip" else {}
+
+
+def _why_no_step(parameters: list[nn.Parameter], model: nn.Module | None) -> str:
+    names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+    gradients = [(names.get(id(p), f"parameter {i}"), p.grad) for i, p in enumerate(parameters) if p.grad is not None]
+    broken = first_not_finite(gradients)
+    if broken is not None:
+        return f"the gradient is NaN or infinite, first in {broken}"
+    name, gradient = max(gradients, key=lambda pair: float(pair[1].abs().max()) if pair[1].numel() else 0.0)
+    return f"the gradient's norm overflows: its largest entry is {float(gradient.abs().max()):.3g}, in {name}"

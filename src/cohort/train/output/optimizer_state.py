@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 METADATA = "optimizer"
@@ -32,8 +34,10 @@ def state_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
     return tensors, {METADATA: json.dumps(others)}
 
 
-def nested(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[int, dict[str, Any]]:
-    """The state, by the parameter's index, from what `state_of` gave."""
+def nested(tensors: dict[str, Tensor], file: Path) -> dict[int, dict[str, Any]]:
+    """The state, by the parameter's index, from the tensors of a file that was saved with `state_of`'s metadata."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **json.loads(metadata.get(METADATA, "{}"))}.items():
         index, *levels, last = name.split(SEPARATOR)

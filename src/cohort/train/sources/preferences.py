@@ -23,7 +23,7 @@ from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
 from cohort.rollouts.collect import has_equal_rewards
 from cohort.train.sources.attachments import attach_reference
-from cohort.train.sources.source import Batch
+from cohort.train.sources.source import Batch, give_credit
 from cohort.train.sources.starting_samples import next_groups
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
@@ -50,8 +50,7 @@ class Preferences:
     def prepare(self, folder: Path, reuse: bool) -> None:
         self.pairs = self.make(folder, reuse)
         attach_start(self.pairs, self.reference, self.config)
-        for group, advantages in zip(self.pairs, self.method.credit(self.pairs, self.config), strict=True):
-            group.advantages = advantages
+        give_credit(self.pairs, self.method, self.config)
 
     def batch(self, index: int, state: TrainerState) -> Batch:
         return Batch(next_groups(self.pairs, self.per_batch, index, self.config), {})

@@ -16,7 +16,7 @@ from cohort.rollouts.collect import Round, collect, has_equal_rewards, statistic
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.train.monitors.rewards import RewardMonitor
-from cohort.train.sources.source import Attachment, Batch, Observer
+from cohort.train.sources.source import Attachment, Batch, Observer, give_credit
 from cohort.types import Group, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -60,8 +60,7 @@ class Samples:
             metrics |= attach(groups)
         if self.observer is not None:
             metrics |= self.observer([group for each in rounds for group in each.groups], state.global_step + 1)
-        for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
-            group.advantages = advantages
+        give_credit(groups, self.method, config)
         if config.takes_one_advantage:
             self._require_one_advantage(groups)
         return Batch(groups, metrics, activations)
