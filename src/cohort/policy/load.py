@@ -11,10 +11,11 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.policy.adapter import base_of, is_adapter, put_on
+from cohort.policy.dropout import zero_dropout
 from cohort.policy.freeze import freeze
 from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
-from cohort.policy.parity import choose_paths
+from cohort.policy.parity import check_repeatable, choose_paths
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -183,6 +184,8 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
     choose_paths(policy, config.fast_paths)
+    if config.disable_dropout and policy.parameters:
+        check_repeatable(policy)
     return policy
 
 
@@ -223,13 +226,3 @@ def quantized_options(config: TrainingConfig, device: torch.device, has_adapter:
     if device.type != "cuda":
         log.warning("quantised weights on %s save memory and cost time; they are made for CUDA", device.type)
     return {"device_map": {"": device}, **options}
-
-
-def zero_dropout(model: Any) -> None:
-    """Set dropout to 0 in all of the model's modules."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout_p"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)

@@ -162,12 +162,18 @@ class Policy:
     def _measured(
         self, batches: Iterable[list[Part]], measure: Callable[[Tensor, Pack], Tensor]
     ) -> dict[tuple[int, int], Tensor]:
+        """Without dropout, as the completions were sampled, whether or not the model is in training mode."""
         results: dict[tuple[int, int], Tensor] = {}
-        with self.autocast(), self.attending():
-            for parts in batches:
-                pack = self.pack(parts)
-                values = measure(self.hidden(pack.inputs)[pack.sources_N], pack).cpu()
-                keys = [(part.group, row) for part in parts for row in part.rows]
-                lengths = [len(ids) for part in parts for ids in part.completion_ids]
-                results.update(zip(keys, values.split(lengths), strict=True))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.autocast(), self.attending():
+                for parts in batches:
+                    pack = self.pack(parts)
+                    values = measure(self.hidden(pack.inputs)[pack.sources_N], pack).cpu()
+                    keys = [(part.group, row) for part in parts for row in part.rows]
+                    lengths = [len(ids) for part in parts for ids in part.completion_ids]
+                    results.update(zip(keys, values.split(lengths), strict=True))
+        finally:
+            self.model.train(was_training)
         return results
