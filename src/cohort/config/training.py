@@ -17,7 +17,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
-    seed: int = Field(42, description="Seed of the data's order, of sampling and of LoRA's first weights.")
+    seed: int = Field(
+        42, description="Seed of the data's order, of sampling, and of Python's, NumPy's and PyTorch's generators."
+    )
 
     learning_rate: float = Field(1e-6, ge=0, description="Peak of the schedule.")
     lr_scheduler_type: Literal[
