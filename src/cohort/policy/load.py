@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cohort.config import TrainingConfig
-from cohort.policy.adapter import base_of, is_adapter, put_on
+from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, put_on
 from cohort.policy.dropout import zero_dropout
 from cohort.policy.freeze import freeze
 from cohort.policy.memory import keep_freed_memory
@@ -151,11 +151,19 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_t
             target_modules=targets,
             task_type=task_type,
         )
+    tied = is_tied(model)
     try:
-        return get_peft_model(model, peft_config)
+        with about_tied_weights():
+            peft = get_peft_model(model, peft_config)
     except ValueError as error:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(f"LoRA: {_first_lines(error)}; linear layers of this model: {', '.join(linear)}") from error
+    if tied and type(model.get_input_embeddings()) is not torch.nn.Embedding:
+        log.info(
+            "the embeddings are trained, and the output layer, which shared their weights, keeps the base model's: a "
+            "merged model has both, with tie_word_embeddings false"
+        )
+    return peft
 
 
 def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None) -> Policy:
