@@ -17,7 +17,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
-    seed: int = Field(42, description="Seed of the data's order, of sampling and of LoRA's first weights.")
+    seed: int = Field(
+        42, description="Seed of the data's order, of sampling, and of Python's, NumPy's and PyTorch's generators."
+    )
 
     learning_rate: float = Field(1e-6, ge=0, description="Peak of the schedule.")
     lr_scheduler_type: Literal[
@@ -71,7 +73,7 @@ class TrainingConfig(BaseModel):
     bf16: bool | None = Field(None, description="Autocast to bfloat16. None: where the hardware has fast bfloat16.")
     use_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
-    disable_dropout: bool = Field(True, description="Sets the model's dropout to 0.")
+    disable_dropout: bool = Field(True, description="Sets the model's dropout to 0; lora_dropout stays.")
     model_init_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}."
     )
@@ -102,7 +104,9 @@ class TrainingConfig(BaseModel):
     )
     lora_rank: int = Field(8, ge=1, description="LoRA's r.")
     lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before LoRA's A, in updates only. Above 0 the fast layers are not used."
+    )
     lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
     use_dora: bool = Field(False, description="DoRA, arXiv 2402.09353")
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA, arXiv 2312.03732")

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import (
     DPOConfig,
@@ -29,6 +27,7 @@ from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
@@ -80,6 +79,7 @@ class Trainer:
         engine: Engine | Callable[[Policy], Engine] | None = None,
         **trl_arguments: Any,
     ):
+        require_one_process()
         self.method = method if isinstance(method, Method) else find_method(method)
         ref_model = trl_arguments.pop("ref_model", None) if self.method.source == "preferences" else None
         tokenizers = trl_arguments.pop("reward_processing_classes", None)
@@ -95,7 +95,7 @@ class Trainer:
         self._check(rows, eval_rows)
         if config.push_to_hub:
             hub.require_token()
-        torch.manual_seed(config.seed)
+        seed_everything(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         self.policy.require_trainable()
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from cohort.config import ProcessRewardConfig, RewardModelConfig
+from cohort.policy.dropout import dropouts, zero_dropout
 from cohort.policy.freeze import freeze
-from cohort.policy.load import add_lora, fast_bf16, find_device, quiet, zero_dropout
+from cohort.policy.load import add_lora, fast_bf16, find_device, quiet
 from cohort.rewards.models.classifier import (
     is_classifier,
     load_classifier,
@@ -136,7 +137,7 @@ def only_head_learns(model: Any) -> bool:
         isinstance(model, MLPHeadModel)
         and model.config.reads != "every"
         and not any(parameter.requires_grad for parameter in model.model.parameters())
-        and not any(isinstance(module, nn.Dropout) and module.p for module in model.model.modules())
+        and not any(dropouts(model.model))
     )
 
 
