@@ -249,6 +249,7 @@ def trls(batch: Batch, settings: Settings) -> Result:
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     inputs = trainer._generate_and_score_completions(examples)
+    inputs.pop("sampling_per_token_logps", None)  # of the rollout above, which has none
     for key, wanted, values in (
         ("old_per_token_logps", settings.off_policy, batch.old),
         ("ref_per_token_logps", settings.beta > 0, batch.reference),
@@ -433,7 +434,7 @@ def prepare() -> Path:
     if not ready.is_file() or ready.read_text() != wanted:
         print(f"installing {TRL} in {VENV.name}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "-c", "constraints.txt", TRL, "-e", "."]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "-c", "constraints.txt", TRL, "-e", "."]
         subprocess.run(install, check=True, cwd=ROOT)
         ready.write_text(wanted)
     return python
@@ -445,8 +446,10 @@ def main() -> int:
     os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
     # transformers deprecates names that TRL still uses.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    import datasets
     import transformers
 
+    datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return compare()
