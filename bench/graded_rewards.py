@@ -25,7 +25,7 @@ from cohort.train.trainer import Trainer
 from iterative import OUTCOME, Seed, Size
 
 SAMPLES = 16
-"""Samples of a problem: labelled for the reward model, and in an evaluation."""
+"""Samples of a problem in an evaluation."""
 
 
 class Start(Seed):
@@ -42,8 +42,8 @@ class Start(Seed):
     def graded(self, learning_rate: float, steps: int) -> dict[str, Any]:
         """Ranking accuracy of the reward model, and the curve of GRPO with it."""
         judging = self.labelled("judging", self.judging)
-        rows = self.labelled("many", self.train, samples=SAMPLES)
-        size = {"max_steps": 3000, "per_device_train_batch_size": 64}
+        rows = self.labelled("many", self.train)
+        size = {"max_steps": 800, "per_device_train_batch_size": 64}
         model = self.reward_model("outcome-model", rows, judging, **size, **OUTCOME)
         folder = self.folder / f"grpo-{learning_rate:g}"
         if not (folder / "model.safetensors").is_file():

@@ -55,9 +55,6 @@ class Policy:
         self.native_attention: str = model.config._attn_implementation
         self.version = 0
         """Counts updates; a completion records the version that sampled it."""
-        for part in model.get_input_embeddings().modules():
-            if isinstance(part, nn.Embedding):
-                part.padding_idx = None  # a sampled pad token is a token like any other and has a gradient
 
     def of_copy(self, model: Any) -> Policy:
         """A policy of a copy of the model that takes the same paths, without comparing them again."""
