@@ -87,6 +87,8 @@ class Updater:
             if self.shared_critic is not None:
                 self.shared_critic.zero_grad()
             store = first_try.pop() if first_try else None
+            if store is None and activations is not None:
+                activations.clear()
             with self.policy.attending():
                 return _Pass(self, groups, generation_tokens, token_budget, store).run()
 
