@@ -122,7 +122,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "use_muon": Key(_OPTIMISER, refused=True),
         "use_adam_mini": Key(_OPTIMISER, refused=True),
         "use_llama_pro": Key("no layers are added", refused=True),
-        "pure_bf16": Key("bf16 matrix products; weights by model_init_kwargs: {dtype: bfloat16}"),
+        "pure_bf16": Key("bf16 matrix products; trained weights stay float32"),
     },
     "Run": {
         "do_train": Key("`cohort train` trains", off=(True,)),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
+from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, explain, nested_keys
 
 
@@ -75,7 +76,9 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
     disable_dropout: bool = Field(True, description="Sets the model's dropout to 0; lora_dropout stays.")
     model_init_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}."
+        default_factory=dict,
+        description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}, which is for frozen weights: "
+        "trained ones are float32.",
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
     allow_pickle: bool = Field(False, description="Load weights in formats other than safetensors, which can run code.")
@@ -187,6 +190,15 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare `no` as false
+
+    @field_validator("model_init_kwargs")
+    @classmethod
+    def _one_dtype(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return with_dtype(value)
+
+    @field_serializer("model_init_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs", when_used="json")
+    def _plain(self, value: dict[str, Any]) -> Any:
+        return plain(value)
 
     @property
     def batch_size(self) -> int:

@@ -16,6 +16,7 @@ from cohort.policy.freeze import freeze
 from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
 from cohort.policy.parity import check_repeatable, choose_paths
+from cohort.policy.precision import widen
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -166,9 +167,11 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_t
     return peft
 
 
-def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None) -> Policy:
+def make_policy(
+    model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None, trained: bool = True
+) -> Policy:
     """Make a policy of a model (name, path or object) and a tokenizer, on its device, with the fast paths that equal
-    the model's own forward pass."""
+    the model's own forward pass. Without `trained` all weights are frozen, as a reference's are."""
     quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)
@@ -186,10 +189,16 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     device = find_device(config.use_cpu)
     if device.type == "cpu":
         keep_freed_memory()
-    peft = adapt(model, config, peft_config)
-    model = (peft.get_base_model() if peft is not None else model).to(device)
-    set_up(model, peft, config)
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
+    if not trained:
+        model.requires_grad_(False)
+        config = config.model_copy(update={"finetuning_type": "full"})  # no adapter is added
+    peft = adapt(model, config, peft_config)
+    model = peft.get_base_model() if peft is not None else model
+    for line in widen(model, bf16):
+        log.info(line)
+    model.to(device)
+    set_up(model, peft, config)
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
     choose_paths(policy, config.fast_paths)
     if config.disable_dropout and policy.parameters:

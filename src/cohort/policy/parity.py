@@ -14,6 +14,7 @@ from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.packed.layout import AttentionDropout
 from cohort.policy.packed.pack import Part
 from cohort.policy.paths import NAMES, OWN_LAYERS
+from cohort.policy.precision import HALF
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -123,8 +124,10 @@ def _check_head(policy: Policy) -> None:
 
 
 def _tolerance(policy: Policy) -> float:
-    """Quantised weights are multiplied in bfloat16 whatever the dtype of the rest."""
-    return PARITY_BF16 if policy.bf16 or getattr(policy.model, "is_quantized", False) else PARITY
+    """Quantised weights are multiplied in bfloat16 whatever the dtype of the rest, and weights in half precision in
+    their own."""
+    half = any(parameter.dtype in HALF for parameter in policy.model.parameters())
+    return PARITY_BF16 if half or policy.bf16 or getattr(policy.model, "is_quantized", False) else PARITY
 
 
 def _small_groups(policy: Policy) -> list[Part]:

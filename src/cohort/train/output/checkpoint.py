@@ -260,7 +260,10 @@ def load_weights(path: Path, policy: Saved) -> None:
         return
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} holds an adapter, but this run trains all weights: resume with the same settings")
-    saved = type(policy.model).from_pretrained(path, dtype=next(policy.model.parameters()).dtype, use_safetensors=True)
+    widest = max(
+        (p.dtype for p in policy.model.parameters()), key=lambda dtype: dtype.itemsize
+    )  # frozen ones may differ
+    saved = type(policy.model).from_pretrained(path, dtype=widest, use_safetensors=True)
     policy.model.load_state_dict(saved.state_dict())
 
 

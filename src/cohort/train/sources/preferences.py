@@ -60,10 +60,9 @@ def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Polic
     """A frozen reference model, given by name or as a model. Raises UserError where it cannot serve as one."""
     if model is policy.model or model is policy.peft:
         raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
-    reference = make_policy(model, policy.tokenizer, config)
+    reference = make_policy(model, policy.tokenizer, config, trained=False)
     if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
         raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
-    reference.model.requires_grad_(False)
     return reference
 
 
