@@ -34,6 +34,10 @@ class DPOConfig(SampledConfig):
     def max_sequence_length(self) -> int | None:
         return self.max_length
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        return self.dpo_pairs is not None
+
     @model_validator(mode="after")
     def _possible(self) -> DPOConfig:
         if self.dpo_pairs is not None and self.num_generations < 2:
