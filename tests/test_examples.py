@@ -45,6 +45,7 @@ def test_the_example_of_each_method_runs(name: str, model: str, tmp_path: Path) 
             "max_steps=2",
             "per_device_train_batch_size=4",
             f"output_dir={tmp_path / 'out'}",
+            *([f"teacher={model}"] if name == "distill.yaml" else []),
         ],
     )
     if run.reward_funcs:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cohort.config import (
         BaselineConfig,
+        DistillConfig,
         DPOConfig,
         GRPOConfig,
         GRPOProcessConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "BaselineConfig",
     "DPOConfig",
     "DPOTrainer",
+    "DistillConfig",
     "GRPOConfig",
     "GRPOProcessConfig",
     "GRPOTrainer",

@@ -111,7 +111,8 @@ class Group:
     old_logprobs: list[Tensor] | None = None
     """[G] of float32 [n_i], under the policy as it was at its first update on the batch; None before that update."""
     reference_logprobs: list[Tensor] | None = None
-    """[G] of float32 [n_i], under the reference; None where the method has no KL term."""
+    """[G] of float32 [n_i], under the reference; None where the method has no KL term. In distillation:
+    under the teacher."""
     values: list[Tensor] | None = None
     """[G] of float32 [n_i], the critic's estimates when the batch was sampled, each before its token is sampled."""
 

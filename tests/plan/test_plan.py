@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from cohort.cli.app import app
-from cohort.config import GRPOConfig, PPOConfig, RunConfig, SFTConfig, TrainingConfig
+from cohort.config import DistillConfig, GRPOConfig, PPOConfig, RunConfig, SFTConfig, TrainingConfig
 from cohort.data.chains import build_tokenizer
 from cohort.methods.table import METHODS
 from cohort.plan import blank, costs, make
@@ -168,6 +168,30 @@ def test_ppo_beside_grpo_has_a_critic_to_train(seven: make.Plan) -> None:
     assert full.other[1].persistent - full.needs.persistent == 3 * trunk
     assert full.needs.parts["reference"] == full.costs.weights.size
     assert "critic" in full.other[1].phases and full.other[1].step > full.needs.step
+
+
+def test_a_teacher_takes_its_weights_and_its_pass(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_generations": 2, "per_device_train_batch_size": 2}
+    run, lengths = of_sizes(**SMALL).model_copy(update={"method": "distill"}), Lengths(8, 8)
+    alone = make_plan(of_sizes(**SMALL), GRPOConfig(beta=0.0, **options), CPU, lengths)
+    sizes: list[float] = []
+    for name, layers in (("same", 2), ("deep", 8)):
+        model = small_model(num_hidden_layers=layers)
+        model.save_pretrained(tmp_path / name)
+        plan = make_plan(run, DistillConfig(teacher=str(tmp_path / name), **options), CPU, lengths)
+        size = sum(p.nbytes for p in [*model.parameters(), *model.buffers()])
+        assert plan.needs.parts["teacher"] == size and plan.needs.persistent == alone.needs.persistent + size
+        assert plan.other is not None and plan.other[1].parts["teacher"] == 0
+        sizes.append(plan.needs.seconds["score"])
+        if name == "same":
+            assert plan.costs.teacher is not None and plan.costs.teacher.score == plan.costs.score
+            half = DistillConfig(
+                teacher=str(tmp_path / name), teacher_model_init_kwargs={"dtype": "bfloat16"}, **options
+            )
+            assert make_plan(run, half, CPU, lengths).needs.parts["teacher"] == pytest.approx(size / 2, rel=0.01)
+    assert 2 < sizes[1] / sizes[0] < 4  # the head is not deeper
+    with pytest.raises(UserError, match="distill learns from a teacher and there is none"):
+        make_plan(run, DistillConfig(**options), CPU, lengths)
 
 
 def test_four_bit_weights_take_half_a_byte_and_their_scales() -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cohort import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, UserError
+from cohort import DistillConfig, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, UserError
 from cohort.cli.app import app
 from cohort.data.chains import build_tokenizer
 from cohort.train.output.card import Card, code, command_line, fenced, plain, settings_of
@@ -270,6 +270,8 @@ def test_the_command_without_secrets(arguments: list[str], expected: str) -> Non
 def test_settings_are_those_that_were_changed() -> None:
     config = GRPOConfig("out", beta=0.0, learning_rate=1e-6, push_to_hub=False)
     assert settings_of(config) == {"beta": 0.0}
+    for teacher, shown in (("/home/me/models/big", "big"), ("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-3B")):
+        assert settings_of(DistillConfig(teacher=teacher)) == {"teacher": shown}
 
 
 def test_a_readme_of_ones_own_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

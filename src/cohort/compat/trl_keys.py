@@ -16,6 +16,7 @@ RENAMED = {
     "max_seq_length": "max_length",
     "lr_scheduler": "lr_scheduler_type",
     "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
+    "teacher_model_name_or_path": "teacher",
 }
 """Other names of a field -> the field."""
 

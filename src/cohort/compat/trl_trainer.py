@@ -27,6 +27,7 @@ UNSUPPORTED = {
     "environment_factory": "there are no environments: a completion is one turn",
     "optimizers": "AdamW and its schedule come from args: learning_rate, lr_scheduler_type, optim",
     "ref_model": "the reference is the starting model, or the model without its adapter; DPOTrainer accepts another",
+    "teacher": "method distill learns from a teacher",
     "data_collator": "batches are packed",
     "compute_metrics": "evaluation scores completions by reward_funcs",
     "formatting_func": "pass rows with a prompt column",
@@ -36,7 +37,7 @@ UNSUPPORTED = {
 
 ARGUMENTS = (
     "model", "args", "train_dataset", "eval_dataset", "reward_funcs", "processing_class", "tokenizer",
-    "reward_processing_classes", "quantization_config", "peft_config", "callbacks",
+    "reward_processing_classes", "quantization_config", "peft_config", "callbacks", "teacher",
 )  # fmt: skip
 """Names that a misspelt argument is compared with."""
 

@@ -14,6 +14,7 @@ from cohort.config.problems import InvalidConfig, build, unknown_key, unknown_na
 from cohort.config.run import RunConfig, read_run, read_values, split_run
 
 if TYPE_CHECKING:
+    from cohort.config.distill import DistillConfig
     from cohort.config.dpo import DPOConfig
     from cohort.config.grpo import PAPER, GRPOConfig, differences_from_paper, easily_misread
     from cohort.config.ppo import PPOConfig
@@ -39,6 +40,7 @@ __all__ = [
     "BaselineConfig",
     "ConfigOf",
     "DPOConfig",
+    "DistillConfig",
     "GRPOConfig",
     "GRPOProcessConfig",
     "GreedyBaselineConfig",

@@ -48,6 +48,10 @@ class DPOConfig(SampledConfig):
     def max_sequence_length(self) -> int | None:
         return self.max_length
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        return self.dpo_pairs is not None
+
     @field_validator("loss_type", mode="before")
     @classmethod
     def _one(cls, value: object) -> object:

@@ -204,7 +204,7 @@ def differences_from_paper(config: TrainingConfig) -> list[str]:
     differences = [
         f"{key}: {getattr(config, key)} (paper: {GRPOConfig.model_fields[key].default})"
         for key in PAPER
-        if getattr(config, key) != GRPOConfig.model_fields[key].default
+        if key not in config.unused and getattr(config, key) != GRPOConfig.model_fields[key].default
     ]
     completions = config.prompts_per_step * config.num_generations
     return differences + ([f"completions per step: {completions} (paper: 1024)"] if completions != 1024 else [])

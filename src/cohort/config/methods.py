@@ -22,6 +22,7 @@ Config = TypeVar("Config")
 HOMES = {
     "BaselineConfig": "variants",
     "DPOConfig": "dpo",
+    "DistillConfig": "distill",
     "DSM": "sampled",
     "GRPOConfig": "grpo",
     "GreedyBaselineConfig": "variants",
@@ -74,6 +75,7 @@ METHOD_CONFIGS: Settings[TrainingConfig] = Settings(
         "rft": "RFTConfig",
         "online_rft": "OnlineRFTConfig",
         "dpo": "DPOConfig",
+        "distill": "DistillConfig",
         "ppo": "PPOConfig",
         "grpo": "GRPOConfig",
         "grpo_process": "GRPOProcessConfig",

@@ -50,6 +50,10 @@ class SampledConfig(TrainingConfig):
             raise ValueError(f"{list(value)} is not an interval: give [lowest, highest], or null")
         return value
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        return True
+
 
 class OnlineConfig(SampledConfig):
     """The settings of every method that samples the current policy. Batch sizes count completions, as in TRL; groups

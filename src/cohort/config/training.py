@@ -258,6 +258,11 @@ class TrainingConfig(BaseModel):
         return 0
 
     @property
+    def learns_from_rewards(self) -> bool:
+        """Whether the method needs reward_funcs to train; else they are optional, and only logged."""
+        return False
+
+    @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities under the reference enter reward or loss while the policy is sampled."""
         return False

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cohort.config import (
+    DistillConfig,
     GreedyBaselineConfig,
     GRPOConfig,
     OnlineRFTConfig,
@@ -153,6 +154,18 @@ def to_tokens(advantages_PG: Tensor, groups: list[Group]) -> Advantages:
 def _rewards_PG(groups: list[Group]) -> Tensor:
     """The groups' rewards as a [P, G] tensor; groups must be of equal size."""
     return torch.tensor([group.rewards for group in groups])
+
+
+def toward_teacher(groups: list[Group], config: DistillConfig) -> Advantages:
+    """A_t = log teacher_t - log pi_old_t: each token's share of the negative KL(policy || teacher). On-policy
+    distillation, arXiv 2306.13649, with the reverse KL.
+
+    A token is judged by its own term only: the terms of the tokens that follow it are left out (discount 0).
+    """
+    return [
+        [teacher - c.logprobs for teacher, c in zip(group.reference_logprobs or [], group.completions, strict=True)]
+        for group in groups
+    ]
 
 
 def ones(groups: list[Group], config: TrainingConfig) -> Advantages:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cohort.config import (
     BaselineConfig,
+    DistillConfig,
     DPOConfig,
     GreedyBaselineConfig,
     GRPOConfig,
@@ -54,6 +55,7 @@ from cohort.methods.credits import (
     ones,
     passing_draws,
     relative_to_mean,
+    toward_teacher,
     uneven_rescaled,
 )
 from cohort.methods.method import Method, Paper
@@ -115,6 +117,8 @@ ROWS = (
            reward=WITH_KL, paper=Paper("REINFORCE++", "2501.03262")),
     Method("reinforce++_baseline", "policy", baseline_whitened, clip_with_kl, chosen_loss_type, config=BaselineConfig,
            **BY_LOSS_TYPE, paper=Paper("REINFORCE++", "2501.03262")),
+    Method("distill", "policy", toward_teacher, clip_only, chosen_loss_type, config=DistillConfig, **BY_LOSS_TYPE,
+           reward="a teacher, each token", paper=Paper("On-Policy Distillation of Language Models", "2306.13649")),
 )
 # fmt: on
 

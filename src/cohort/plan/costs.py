@@ -4,7 +4,7 @@ ones with fewer layers."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -37,6 +37,14 @@ class Lengths:
     completion: int
 
 
+class Teacher(NamedTuple):
+    """Teacher(size=1.2e9, score=ForwardCost(...))"""
+
+    size: float
+    """Bytes of its weights."""
+    score: ForwardCost
+
+
 @dataclass(frozen=True)
 class Costs:
     """Bytes and FLOPs of the passes over the first micro-batch."""
@@ -52,6 +60,8 @@ class Costs:
     """Whether the model runs the grouped attention."""
     kv_per_token: float
     """Bytes of one token's keys and values in all layers."""
+    teacher: Teacher | None = None
+    """What a teacher adds, which scores the same completions."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,23 @@ def count_costs(model_config: Any, config: TrainingConfig, machine: Machine, bat
     passes = {name: _extrapolate_pass(getattr(few, name), getattr(more, name), layers) for name in PASSES}
     kv_per_token = _extrapolate(few.kv_per_token, more.kv_per_token, layers)
     return replace(few, weights=whole, kv_per_token=kv_per_token, **passes)
+
+
+def count_teacher(model_config: Any, config: TrainingConfig, machine: Machine, batch: Batch) -> Teacher:
+    """The weights and the scoring pass of a frozen model with these settings."""
+    model, _, quantized = blank_model(model_config, config, machine.bf16)
+    layers = model_config.get_text_config().num_hidden_layers
+
+    def score(first_layers: int) -> ForwardCost:
+        short = model_config if first_layers == layers else shortened(model_config, first_layers)
+        return passes.score(BlankPolicy(short, config, machine.device, machine.bf16), batch.micro[0])
+
+    if layers <= MAX_WHOLE_LAYERS:
+        cost = score(layers)
+    else:
+        few, more = (score(n) for n in SHORT_LAYERS)
+        cost = _extrapolate_pass(few, more, layers)
+    return Teacher(weights(model, config, quantized, machine.bf16).size, cost)
 
 
 PassCost = TypeVar("PassCost", UpdateCost, ForwardCost)

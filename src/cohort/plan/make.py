@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cohort.config import GRPOConfig, OnlineConfig, PPOConfig, RunConfig, TrainingConfig
+from cohort.config import DistillConfig, GRPOConfig, OnlineConfig, PPOConfig, RunConfig, TrainingConfig
 from cohort.methods.named import find_method
 from cohort.plan.blank import model_config, reward_model_bytes
-from cohort.plan.costs import Batch, Costs, Lengths, count_costs, make_batch
+from cohort.plan.costs import Batch, Costs, Lengths, count_costs, count_teacher, make_batch
 from cohort.plan.machine import Machine
 from cohort.plan.needs import Needs, needs, with_overhead
+from cohort.policy.load import load_model_config
+from cohort.policy.teacher import chosen_teacher, frozen_settings
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,14 @@ def make_plan(run: RunConfig, config: TrainingConfig, machine: Machine, lengths:
     """Raises UserError for an unknown model, or one whose passes cannot be counted."""
     method = find_method(run.method)
     of_model = model_config(run, config)
+    of_teacher = _teacher_config(config) if isinstance(config, DistillConfig) else None
     judges = sum(reward_model_bytes(name, machine.device) for name in reward_models(run))
 
     def estimate(config: TrainingConfig, lengths: Lengths, padded: bool = False) -> tuple[Batch, Costs, Needs]:
         batch = make_batch(method, config, lengths)
         costs = count_costs(of_model, config, machine, batch, padded)
+        if isinstance(config, DistillConfig):
+            costs = replace(costs, teacher=count_teacher(of_teacher, frozen_settings(config), machine, batch))
         return batch, costs, needs(costs, config, machine, batch, lengths, judges)
 
     batch, costs, needed = estimate(config, lengths, padded=True)
@@ -118,6 +123,10 @@ def make_plan(run: RunConfig, config: TrainingConfig, machine: Machine, lengths:
     )
 
 
+def _teacher_config(config: DistillConfig) -> Any:
+    return load_model_config(chosen_teacher(None, config), trust_remote_code=config.trust_remote_code)
+
+
 def reward_models(run: RunConfig) -> list[str]:
     """The rewards that are models: `owner/model`, a directory, or `{model: ...}`."""
     names = [spec.get("model", spec.get("name")) if isinstance(spec, dict) else spec for spec in run.reward_funcs]
@@ -132,7 +141,7 @@ def _other(
     config: TrainingConfig, costs: Costs, machine: Machine, batch: Batch, lengths: Lengths, judges: float
 ) -> tuple[str, Needs] | None:
     """(method, needs) to compare with: PPO with an online method's settings, GRPO with PPO's; one update for each
-    sampled batch."""
+    sampled batch. Neither has a teacher."""
     if not isinstance(config, OnlineConfig):
         return None
     kind = GRPOConfig if isinstance(config, PPOConfig) else PPOConfig
@@ -141,7 +150,8 @@ def _other(
     fixed = {key: value for key, value in {**weight, "num_ppo_epochs": 1}.items() if key in kind.model_fields}
     rows = {"num_generations": max(batch.rows, 2 if kind is GRPOConfig else 1)}
     other = kind(**{**shared, **fixed, **rows})
-    return ("ppo" if kind is PPOConfig else "grpo"), needs(costs, other, machine, batch, lengths, judges)
+    alone = replace(costs, teacher=None)
+    return ("ppo" if kind is PPOConfig else "grpo"), needs(alone, other, machine, batch, lengths, judges)
 
 
 def steps(run: RunConfig, config: TrainingConfig) -> int | None:

@@ -57,6 +57,7 @@ def needs(
     weights, update = costs.weights, costs.update
     parts["weights"] = weights.size
     parts["reference"] = weights.size if _copies_reference(config) else 0.0
+    parts["teacher"] = 0.0 if costs.teacher is None else costs.teacher.size
     parts["reward models"] = reward_models
     own_critic = isinstance(config, PPOConfig) and config.critic == "own"
     parts["critic"] = weights.backbone_trained_size if own_critic else 0.0
@@ -77,7 +78,9 @@ def needs(
         parts["decoder"], parts["KV cache"], parts["sampling"] = decoder, cache, sampling
         reused = update.activations if decoder and _reuses_activations(config, machine, batch) else 0.0
         phases["generate"] = base + decoder + reused + max(costs.prefill.peak, cache + sampling)
-        if needs_scoring(config):
+        if costs.teacher is not None:
+            phases["score"] = base + reused + costs.teacher.score.peak
+        elif needs_scoring(config):
             phases["score"] = base + reused + costs.score.peak
     phases["update"] = base + max(update.peak, weights.trained_size)
     if own_critic:
@@ -149,7 +152,9 @@ def _seconds(
         step = max(read, rows * per_token / rate)
         prefill = batch.groups * lengths.prompt * per_token / rate
         seconds["generate"] = (prefill + waves * lengths.completion * step) / uses
-        if config.needs_reference:
+        if costs.teacher is not None:
+            seconds["score"] = costs.teacher.score.flops * scale / rate / uses
+        elif config.needs_reference:
             seconds["score"] = score / uses
     if isinstance(config, PPOConfig):
         seconds["critic"] = score / uses + (update if config.critic == "own" else 0.0)

@@ -13,6 +13,7 @@ from cohort.plan.needs import HEAP_HOLES, SHARE_OF_PEAK
 PARTS = {
     "weights": "weights",
     "reference": "reference",
+    "teacher": "teacher",
     "reward models": "reward models",
     "critic": "critic",
     "optimiser": "optimiser",

@@ -32,6 +32,7 @@ NUMBERS = {
     "reward_std": ("spread within groups", "{:.3f}"),
     "frac_reward_zero_std": ("groups without spread", "{:.0%}"),
     "kl": ("KL to the reference", "{:.4f}"),
+    "teacher/kl": ("KL to the teacher", "{:.4f}"),
     "completions/mean_length": ("completion length", "{:.1f} tokens"),
     "tokens_per_second": ("speed", "{:,.0f} tokens/s"),
     "learning_rate": ("learning rate", "{:.2e}"),

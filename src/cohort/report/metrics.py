@@ -10,7 +10,7 @@ from typing import Any
 from cohort.types import UserError
 
 Rows = list[dict[str, Any]]
-NOT_COMPONENTS = ("eval/reward", "eval/samples", "eval/loss")
+NOT_COMPONENTS = ("eval/reward", "eval/samples", "eval/loss", "eval/teacher_kl")
 """Metrics named eval/... that are not the score of one reward function."""
 
 

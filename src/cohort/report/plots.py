@@ -162,7 +162,7 @@ def _lengths(rows: Rows) -> Any | None:
 
 
 def _kl_entropy(rows: Rows) -> Any | None:
-    titles = {"kl": "KL to the reference", "entropy": "Entropy of the policy"}
+    titles = {"kl": "KL to the reference", "teacher/kl": "KL to the teacher", "entropy": "Entropy of the policy"}
     present = [key for key in titles if series(rows, key)[0]]
     if not present:
         return None

@@ -67,14 +67,15 @@ class Round:
 def collect(
     prompts: list[Prompt],
     engine: Engine,
-    rewards: Rewards,
+    rewards: Rewards | None,
     config: SampledConfig,
     sampling: Sampling,
     seed: int,
     state: TrainerState,
     keep_tokens: int = 0,
 ) -> Round:
-    """Sample and reward one group for each prompt. `keep_tokens`: the most tokens whose activations are kept."""
+    """Sample and reward one group for each prompt; where `rewards` is None, only sample. `keep_tokens`: the most tokens
+    whose activations are kept."""
     started = time.perf_counter()
     ids = [prompt.ids for prompt in prompts]
     G = config.num_generations
@@ -99,11 +100,14 @@ def collect(
 
 
 def reward_groups(
-    prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewards, state: TrainerState
+    prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewards | None, state: TrainerState
 ) -> Round:
     """Call the rewards on sampled completions; returns groups, what the functions logged, and the seconds of each.
     Raises NotFinite for completions whose log-probabilities are NaN or infinite."""
     _require_finite(sampled)
+    if rewards is None:
+        groups = [Group(p.ids, completions, p.row) for p, completions in zip(prompts, sampled, strict=True)]
+        return Round(groups, {}, {})
     with record_function("reward"):
         scores = score(prompts, sampled, rewards, state)
     steps = [Steps(*pair) for pair in zip(scores.step_rewards, scores.step_ends, strict=True)]
@@ -141,7 +145,7 @@ def _require_finite(sampled: list[list[Completion]]) -> None:
 class _RewardThread:
     """Rewards finished groups in a thread beside the sampling of others; all that wait are rewarded in one call."""
 
-    def __init__(self, prompts: list[Prompt], rewards: Rewards, state: TrainerState) -> None:
+    def __init__(self, prompts: list[Prompt], rewards: Rewards | None, state: TrainerState) -> None:
         self.prompts, self.rewards, self.state = prompts, rewards, state
         self.waiting: dict[int, list[Completion]] = {}
         self.lock = Lock()
@@ -217,7 +221,9 @@ def total_seconds(rounds: list[Round]) -> dict[str, float]:
 
 
 def reward_statistics(rewards_PG: Tensor) -> dict[str, float]:
-    """The mean, and the spread within groups where a group has several completions."""
+    """The mean, and the spread within groups where a group has several completions; nothing without rewards."""
+    if not rewards_PG.numel():
+        return {}
     metrics = {"reward": float(rewards_PG.mean())}
     if rewards_PG.shape[1] > 1:
         metrics["reward_std"] = float(rewards_PG.std(1).mean())

@@ -24,7 +24,7 @@ def notable(groups: list[Group], count: int) -> list[tuple[Place, str]]:
     share = max(1, count // 4) if count >= 3 else 0
     kept: dict[Place, str] = {}
     for why, value in (("most rewarded", _rewards(groups, places)), ("strangest", strangeness(groups, places))):
-        left = [n for n, place in enumerate(places) if place not in kept]
+        left = [n for n, place in enumerate(places) if place not in kept] if value else []
         for n in sorted(left, key=lambda n: -value[n])[:share]:
             kept[places[n]] = why
     for place in places:
@@ -35,7 +35,8 @@ def notable(groups: list[Group], count: int) -> list[tuple[Place, str]]:
 
 
 def _rewards(groups: list[Group], places: list[Place]) -> list[float]:
-    return [groups[g].rewards[i] for g, i in places]
+    """The reward of each completion; nothing in a run without rewards."""
+    return [] if not groups[0].rewards else [groups[g].rewards[i] for g, i in places]
 
 
 def strangeness(groups: list[Group], places: list[Place]) -> list[float]:

@@ -20,6 +20,7 @@ PHASES = {
     "generate": "seconds/generate",
     "reward": "seconds/reward",
     "score (reference)": "seconds/reference",
+    "score (teacher)": "seconds/teacher",
     "score (values)": "seconds/values",
     "update": "seconds/update",
 }

@@ -20,10 +20,10 @@ RewardSpec = str | Callable[..., Any] | Mapping[str, Any]
 
 
 def make_rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: TrainingConfig) -> Rewards | None:
-    if functions is None:
-        return None
-    specs = with_run_defaults(functions, config.max_completion_length, config.use_cpu)
+    specs = [] if functions is None else with_run_defaults(functions, config.max_completion_length, config.use_cpu)
     if not specs:
+        if isinstance(config, SampledConfig) and config.reward_weights:
+            raise UserError(f"reward_weights is {config.reward_weights}, and there are no reward_funcs to weigh")
         return None
     split = None
     if isinstance(config, GRPOProcessConfig):

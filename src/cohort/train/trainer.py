@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import (
+    DistillConfig,
     DPOConfig,
     OnlineConfig,
     PPOConfig,
@@ -29,6 +30,7 @@ from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
+from cohort.policy.teacher import chosen_teacher, load_teacher
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
 from cohort.rollouts.engine import Engine, local_engine
@@ -47,6 +49,7 @@ from cohort.train.sources.demonstrations import Demonstrations
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import HeldOutPairs, reference_model
 from cohort.train.sources.table import SOURCES
+from cohort.train.sources.teacher import held_out_metrics
 from cohort.train.step import Updater
 from cohort.types import Row, TrainerState, UserError
 
@@ -82,6 +85,7 @@ class Trainer:
         require_one_process()
         self.method = method if isinstance(method, Method) else find_method(method)
         ref_model = trl_arguments.pop("ref_model", None) if self.method.source == "preferences" else None
+        teacher = trl_arguments.pop("teacher", None) if issubclass(self.method.config, DistillConfig) else None
         tokenizers = trl_arguments.pop("reward_processing_classes", None)
         config, processing_class = read_trl_arguments(
             _configuration(self.method, args), model, processing_class, trl_arguments
@@ -93,12 +97,15 @@ class Trainer:
         rows = self.rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
+        if isinstance(config, DistillConfig):
+            teacher = chosen_teacher(teacher, config)
         if config.push_to_hub:
             hub.require_token()
         seed_everything(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         self.policy.require_trainable()
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
+        self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
         use_template(self.policy.tokenizer, config.template)
         self.engine = _engine(engine, self.policy, config.max_rows)
         self.state = TrainerState()
@@ -135,6 +142,7 @@ class Trainer:
             config=self.args,
             start=self.reference,
             reference=self.online_reference,
+            teacher=self.teacher,
             attachments=[critic.attach for critic in critics],
             observer=None if self.iterations is None else self.iterations.see,
         )
@@ -161,12 +169,12 @@ class Trainer:
 
     def _check(self, rows: list[Row], eval_rows: list[Row]) -> None:
         """Raise UserError where the method cannot use the data."""
-        made = isinstance(self.args, DPOConfig) and self.args.dpo_pairs is not None
-        if self.method.source == "preferences" and not made:
+        learns_from_rewards = self.args.learns_from_rewards
+        if self.method.source == "preferences" and not learns_from_rewards:
             require_pairs(rows, self.method.name)
             if self.rewards is None:
                 require_pairs(eval_rows, f"evaluation of {self.method.name} without reward_funcs")
-        elif self.method.source != "demonstrations" and self.rewards is None:
+        elif self.method.source != "demonstrations" and learns_from_rewards and self.rewards is None:
             raise UserError(
                 f"{self.method.name} learns from rewarded samples and reward_funcs is empty: name at least one "
                 "reward, for example accuracy"
@@ -211,8 +219,7 @@ class Trainer:
     def _try_rewards(self) -> None:
         """Try the rewards before the first sample, where the method learns from rewards."""
         config = self.args
-        given = isinstance(config, DPOConfig) and config.dpo_pairs is None
-        if isinstance(config, SampledConfig) and config.reward_preflight and not given:
+        if isinstance(config, SampledConfig) and config.reward_preflight and config.learns_from_rewards:
             assert self.rewards is not None
             check_rewards(self.rewards, self.rows, self.policy.tokenizer, self.state)
 
@@ -241,10 +248,14 @@ class Trainer:
         return self._metrics(state)
 
     def _evaluator(self, rows: list[Row]) -> Callable[[TrainerState], dict[str, float]]:
-        """The evaluation function: sampled and scored completions where there are rewards, else the method's loss on
-        held-out data."""
+        """The evaluation function: sampled and scored completions where there are rewards, else the KL to the teacher,
+        or the method's loss on held-out data."""
         if rows and self.rewards is not None:
             self.eval_prompts = encode_prompts(rows, self.policy, self.args)
+        elif rows and self.teacher is not None:
+            prompts = encode_prompts(rows, self.policy, self.args)
+            of_teacher = prompts, self.policy, self.engine, self.teacher, cast(DistillConfig, self.args)
+            return lambda state: held_out_metrics(*of_teacher)
         elif rows and self.method.source == "preferences":
             pairs = HeldOutPairs(rows, self.policy, cast(DPOConfig, self.args), self.reference)
             return lambda state: pairs.metrics()

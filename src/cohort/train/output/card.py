@@ -118,8 +118,7 @@ def describe(
     return Card(
         name.rpartition("/")[2],
         method,
-        # A path says nothing elsewhere, and is nobody else's business.
-        base_model if _is_repo(base_model) else Path(base_model).resolve().name,
+        _public_name(base_model),
         sorted(source for source in sources if source),
         len(rows),
         rewards,
@@ -135,6 +134,8 @@ def settings_of(config: TrainingConfig) -> dict[str, Any]:
     """The settings that differ from the defaults, without paths, secrets, and keys that do not affect learning."""
     fields = type(config).model_fields
     values = config.model_dump(mode="json", exclude_defaults=True)
+    if "teacher" in values:
+        values["teacher"] = _public_name(values["teacher"])
     return {key: _open(value) for key, value in values.items() if key in fields and key not in NOT_SETTINGS}
 
 
@@ -176,7 +177,7 @@ def merged_card(text: str, base_model: str) -> str:
     front = _FRONT.match(text)
     data = yaml.safe_load(front[1]) if front else None
     if not isinstance(data, dict) or "cohort" not in (data.get("tags") or []):
-        name = base_model if _is_repo(base_model) else Path(base_model).resolve().name
+        name = _public_name(base_model)
         known = {"base_model": base_model} if _is_repo(base_model) else {}
         return f"{_front(_library(False) | known)}\n{code(name)} with an adapter merged into its weights.\n"
     heading = re.search(r"^# (.*)$", text, re.MULTILINE)
@@ -258,6 +259,12 @@ def _versions() -> Iterable[str]:
 
 def _is_repo(name: str) -> bool:
     return bool(_REPO.fullmatch(name)) and not Path(name).exists()
+
+
+def _public_name(name: str) -> str:
+    """A repository's name; of a path the last part, since a path says nothing elsewhere and is nobody else's
+    business."""
+    return name if _is_repo(name) else Path(name).resolve().name
 
 
 def plain(text: str) -> str:

@@ -62,7 +62,7 @@ class Recorder:
                     "completion": completion.text,
                     "tokens": len(completion.ids),
                     "truncated": completion.truncated,
-                    "reward": group.rewards[i],
+                    **({"reward": group.rewards[i]} if group.rewards else {}),
                     "advantage": float(group.advantages[i][0]) if len(group.advantages[i]) else 0.0,
                     **scores,
                     "columns": group.row.columns,

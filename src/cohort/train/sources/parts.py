@@ -28,6 +28,8 @@ class Parts:
     """The model that DPO compares with: the policy before its first update, or another model."""
     reference: Reference | None
     """The model of the KL term; None where there is none."""
+    teacher: Policy | None
+    """The frozen model that on-policy distillation learns from."""
     attachments: list[Attachment]
     """Add to sampled groups what the credit needs, such as a critic's values."""
     observer: Observer | None

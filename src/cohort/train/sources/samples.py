@@ -32,7 +32,7 @@ class Samples:
         policy: Policy,
         engine: Engine,
         attachments: Sequence[Attachment],
-        rewards: Rewards,
+        rewards: Rewards | None,
         config: OnlineConfig,
         method: Method,
         observer: Observer | None = None,
@@ -41,7 +41,7 @@ class Samples:
         self.rewards, self.config, self.method, self.observer = rewards, config, method, observer
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
-        self.monitor = RewardMonitor(rewards.names, rewards.weights)
+        self.monitor = RewardMonitor([], []) if rewards is None else RewardMonitor(rewards.names, rewards.weights)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing to prepare."""
