@@ -130,10 +130,10 @@ class GRPOConfig(OnlineConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
-        if self.dynamic_sampling and self.num_generations < 2:
-            raise ValueError("dynamic_sampling replaces groups whose rewards are all equal: num_generations is 1")
         refuse_without_effect(self)
         refuse_lost_advantages(self)
+        if self.dynamic_sampling and self.num_generations < 2:
+            raise ValueError("dynamic_sampling replaces groups whose rewards are all equal: num_generations is 1")
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         if low is not None and high is not None and low >= high:
             raise ValueError(
