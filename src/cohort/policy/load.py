@@ -202,9 +202,9 @@ def make_policy(
     model.to(device)
     set_up(model, peft, config)
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
-    choose_paths(policy, config.fast_paths)
     if config.disable_dropout and policy.parameters:
         check_repeatable(policy)
+    choose_paths(policy, config.fast_paths)
     return policy
 
 
