@@ -43,8 +43,11 @@ DROPS: dict[str, dict[str, Any]] = {
     "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
     "Bloom": {"n_head": 4, "hidden_dropout": 0.3, "attention_dropout": 0.3},
     "Starcoder2": {"residual_dropout": 0.3, "embedding_dropout": 0.3, "attention_dropout": 0.3},
-    "Falcon": {"hidden_dropout": 0.3, "attention_dropout": 0.3},  # reads its configuration in each pass
+    "Falcon": {"hidden_dropout": 0.3, "attention_dropout": 0.3},
+    "Persimmon": {"hidden_dropout": 0.3, "attention_dropout": 0.3},
 }
+READS_CONFIGURATION = ("Falcon", "Persimmon")
+"""Read dropout from the configuration in each pass."""
 OFF = TrainingConfig(bf16=False, use_cpu=True)
 
 
@@ -74,12 +77,12 @@ def test_the_gradient_is_that_of_a_model_without_dropout(architecture: str, capl
     nothing = {key: 0.0 for key, value in DROPS[architecture].items() if isinstance(value, float)}
     policy = make_policy(model_that_drops(architecture), build_tokenizer(), OFF)
     plain = make_policy(model_that_drops(architecture, **nothing), build_tokenizer(), OFF)
-    assert policy.packed == plain.packed
     assert_close(gradient(policy), gradient(plain), 1e-5)
     assert "something random" not in caplog.text
     told = [message for message in caplog.messages if "from its configuration: 0 there" in message]
-    assert len(told) == (architecture == "Falcon")
-    if architecture == "Falcon":
+    assert len(told) == (architecture in READS_CONFIGURATION)
+    assert policy.packed == plain.packed
+    if architecture in READS_CONFIGURATION:
         assert policy.model.config.hidden_dropout == 0.0
     elif architecture == "OPT":
         assert policy.model.config.dropout == 0.3  # the saved model drops as it did

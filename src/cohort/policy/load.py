@@ -11,6 +11,7 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, put_on
+from cohort.policy.device import device_of, one_device, release
 from cohort.policy.dropout import zero_dropout
 from cohort.policy.freeze import freeze
 from cohort.policy.memory import keep_freed_memory
@@ -179,14 +180,15 @@ def make_policy(
             model,
             trust_remote_code=config.trust_remote_code,
             allow_pickle=config.allow_pickle,
-            **quantized_options(config, find_device(config.use_cpu), peft_config is not None),
+            **loading_options(config, find_device(config.use_cpu), peft_config is not None),
         )
     if tokenizer is None:
         name = getattr(model.config, "name_or_path", None) or model.config._name_or_path
         if not name:
             raise UserError("the model object names no directory to load a tokenizer from: pass processing_class=")
         tokenizer = load_tokenizer(name, trust_remote_code=config.trust_remote_code)
-    device = find_device(config.use_cpu)
+    release(model)
+    device = device_of(model, find_device(config.use_cpu), config.use_cpu)
     if device.type == "cpu":
         keep_freed_memory()
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
@@ -200,9 +202,9 @@ def make_policy(
     model.to(device)
     set_up(model, peft, config)
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
-    choose_paths(policy, config.fast_paths)
     if config.disable_dropout and policy.parameters:
         check_repeatable(policy)
+    choose_paths(policy, config.fast_paths)
     return policy
 
 
@@ -230,10 +232,12 @@ def set_up(model: Any, peft: Any, config: TrainingConfig) -> None:
             model.enable_input_require_grads()
 
 
-def quantized_options(config: TrainingConfig, device: torch.device, has_adapter: bool) -> dict[str, Any]:
-    """model_init_kwargs; for quantised weights with the device they are created on. Raises UserError where quantised
-    weights would be trained, or bitsandbytes is missing."""
+def loading_options(config: TrainingConfig, device: torch.device, has_adapter: bool) -> dict[str, Any]:
+    """model_init_kwargs, on one device; quantised weights are created there. Raises UserError for several devices,
+    where quantised weights would be trained, or where bitsandbytes is missing."""
     options = dict(config.model_init_kwargs)
+    if options.get("device_map") is not None:
+        options["device_map"] = {"": one_device(options["device_map"], device, config.use_cpu)}
     if options.get("quantization_config") is None:
         return options
     if config.finetuning_type != "lora" and not has_adapter:

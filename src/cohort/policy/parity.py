@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -66,22 +68,28 @@ def check_repeatable(policy: Policy) -> None:
 
 
 def _training_difference(policy: Policy) -> float:
-    """The difference of two training passes' final hidden states, over their size."""
-    first, second = (_training_pass(policy, seed).float() for seed in range(2))
+    """The difference of the logits of two training passes by the model's own code, over their size."""
+    part = _small_groups(policy)[0]
+    ids = torch.cat([part.prompt_ids, *part.completion_ids]).unsqueeze(0).to(policy.device)
+    passes = []
+    for seed in range(2):
+        with _training(policy, seed), policy.autocast():
+            passes.append(policy.model(input_ids=ids, use_cache=False).logits.float())
+    first, second = passes
     return float((first - second).norm() / second.norm().clamp(min=1e-12))
 
 
-@torch.no_grad()
-def _training_pass(policy: Policy, seed: int, by_model_code: bool = False) -> Tensor:
-    """Final hidden states of a pass in training mode, but for adapters. The random state is left as it was."""
+@contextmanager
+def _training(policy: Policy, seed: int) -> Iterator[None]:
+    """Training mode but for adapters, without gradients, with random numbers of its own."""
     was_training = policy.model.training
     policy.model.train()
     for part in adapter_parts(policy.model):
         part.eval()
     try:
-        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
+        with torch.no_grad(), torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return policy.hidden(policy.pack(_small_groups(policy)).inputs, by_model_code)
+            yield
     finally:
         policy.model.train(was_training)
 
@@ -89,7 +97,8 @@ def _training_pass(policy: Policy, seed: int, by_model_code: bool = False) -> Te
 def _why_rows(policy: Policy) -> str:
     """Why a model that is trained needs padded rows: its attention drops weights. Empty where it does not."""
     try:
-        _training_pass(policy, 0, by_model_code=True)
+        with _training(policy, 0):
+            policy.hidden(policy.pack(_small_groups(policy)).inputs, by_model_code=True)
     except AttentionDropout as error:
         return str(error)
     except ERRORS:

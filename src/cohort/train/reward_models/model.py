@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cohort.config import ProcessRewardConfig, RewardModelConfig
+from cohort.policy.device import device_of, one_device, release
 from cohort.policy.dropout import dropouts, zero_dropout
 from cohort.policy.freeze import freeze
 from cohort.policy.load import add_lora, fast_bf16, find_device, quiet
@@ -61,6 +62,7 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
     of_steps = isinstance(config, ProcessRewardConfig)
     peft = model if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else None
     model = _loaded(model, config, of_steps) if isinstance(model, str) else model
+    release(model)
     model = peft.get_base_model() if peft is not None else model
     require_one_label(name or type(model).__name__, model.config)
     if scores_steps(model) != of_steps:
@@ -83,7 +85,7 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
             model.requires_grad_(False)
         _head(model).requires_grad_(True)
     model.config.architectures = [type(model).__name__]
-    device = find_device(config.use_cpu)
+    device = device_of(model, find_device(config.use_cpu), config.use_cpu)
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
     for line in widen(model, bf16):
         log.info(line)
@@ -106,6 +108,8 @@ def _loaded(name: str, config: RewardModelConfig, of_steps: bool) -> Any:
 
     own = load_config(name, trust_remote_code=config.trust_remote_code)
     options = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code, **config.model_init_kwargs}
+    if options.get("device_map") is not None:
+        options["device_map"] = {"": one_device(options["device_map"], find_device(config.use_cpu), config.use_cpu)}
     if config.pooling == "mean" and (of_steps or config.head == "linear"):
         raise UserError("pooling: mean is for a reward model of texts with head: mlp")
     if is_classifier(own):
