@@ -17,6 +17,7 @@ from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling, draw
+from cohort.rollouts.stop_strings import StopStrings
 from cohort.rollouts.transcript import Transcript
 from cohort.types import NotFinite
 
@@ -109,6 +110,7 @@ class Decoding:
         )
         self.limits = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
         self.transcript = Transcript(policy, len(prompts), n, max(self.limits, default=0))
+        self.stops = StopStrings(policy.tokenizer, sampling.stop) if sampling.stop else None
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
         self.logits = policy.head.reader(policy.dtype)
         self.decoder = decoder_of(policy)
@@ -237,8 +239,8 @@ class Decoding:
         self.logprob_sum = self.logprob_sum + logprobs.sum()
         self.transcript.write(decoded.completion, decoded.count, decoded.live, tokens, logprobs)
         ended = (tokens.unsqueeze(1) == self.eos).any(1)
-        if self.sampling.stop:
-            ended |= self._stopped(decoded)
+        if self.stops is not None:
+            ended |= self._stopped(decoded, tokens, self.stops)
         if self.on_tokens is not None:
             self.on_tokens(decoded.completion[decoded.live].tolist(), tokens[decoded.live].tolist())
         decoded.count.add_(decoded.live)
@@ -251,12 +253,15 @@ class Decoding:
             tokens = torch.empty_like(tokens).scatter_(0, row, tokens)
         self.tokens = _appended(self.tokens[:first_row], tokens)
 
-    def _stopped(self, decoded: Decoded) -> Tensor:
-        """[M], whether a live completion now contains a stop string."""
-        columns = zip(decoded.completion.tolist(), decoded.live.tolist(), decoded.count.tolist(), strict=True)
-        stop = self.sampling.stop
-        stopped = [live and self.transcript.contains(number, count + 1, stop) for number, live, count in columns]
-        return torch.tensor(stopped, device=decoded.live.device)
+    def _stopped(self, decoded: Decoded, tokens: Tensor, stops: StopStrings) -> Tensor:
+        """[M], whether a live completion contains a stop string with its new token."""
+        completions, new, live = torch.stack((decoded.completion, tokens, decoded.live.long())).tolist()
+        rows = [row for row, lives in enumerate(live) if lives]
+        ended = stops.ended([completions[row] for row in rows], [new[row] for row in rows])
+        stopped = [False] * len(live)
+        for row, is_ended in zip(rows, ended, strict=True):
+            stopped[row] = is_ended
+        return torch.tensor(stopped, device=tokens.device)
 
     def _fork(self, tokens: Tensor, since: int, first_row: int) -> Tensor:
         """Give completions of one row that sampled different tokens rows of their own; a finished one stays with any.

@@ -15,6 +15,7 @@ from cohort.policy.finite import why_no_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
+from cohort.rollouts.stop_strings import StopStrings
 from cohort.types import Completion, NotFinite
 
 
@@ -140,10 +141,10 @@ class RowEngine:
     def _cut(self, ids: Tensor, sampling: Sampling) -> tuple[Tensor, bool]:
         """The tokens up to the end token or stop string, without padding, and whether there was one."""
         ends = torch.isin(ids, torch.tensor(sampling.eos_ids, dtype=torch.long)).nonzero()
-        if len(ends):
-            return ids[: int(ends[0]) + 1], True
-        for end in range(1, len(ids) + 1) if sampling.stop else ():
-            text = self.policy.tokenizer.decode(ids[:end].tolist())
-            if any(stop in text for stop in sampling.stop):
-                return ids[:end], True
-        return ids, False
+        ids = ids[: int(ends[0]) + 1] if len(ends) else ids
+        if sampling.stop:
+            stops = StopStrings(self.policy.tokenizer, sampling.stop)
+            for count, token in enumerate(ids.tolist(), 1):
+                if stops.ended([0], [token])[0]:
+                    return ids[:count], True
+        return ids, len(ends) > 0

@@ -37,13 +37,6 @@ class Transcript:
         """Note the lengths of completions, and whether each has come to an end by itself."""
         self.counts[completions], self.ended[completions] = counts, ended
 
-    def contains(self, completion: int, end: int, stop: list[str]) -> bool:
-        """Whether the text of the completion's first `end` tokens ends with a stop string or a little behind one.
-        Decodes as many tokens from the end as the longest string has characters, and 8 more."""
-        longest = max(map(len, stop))
-        tail = self.policy.tokenizer.decode(self.ids[completion, max(0, end - longest - 8) : end].tolist())
-        return any(string in tail for string in stop)
-
     def is_told(self, prompt: int) -> bool:
         """Whether the prompt's completions have been asked for."""
         return prompt in self._groups
