@@ -37,7 +37,7 @@ SUPPORTED: dict[str, str] = {
     "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights "
     "multi_objective_aggregation importance_sampling_level delta top_entropy_quantile entropy_coef "
     "use_bias_correction_kl vllm_importance_sampling_correction vllm_importance_sampling_clip_max "
-    "mask_truncated_completions disable_dropout",
+    "mask_truncated_completions disable_dropout router_aux_loss_coef",
     "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
     "top_k min_p chat_template_kwargs max_prompt_length",
     "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
@@ -69,9 +69,6 @@ GROUPS: dict[str, dict[str, Key]] = {
         "vespo_lambda_pos": Key("it has no effect without loss_type vespo", off=(3.0,)),
         "vespo_k_neg": Key("it has no effect without loss_type vespo", off=(3.0,)),
         "vespo_lambda_neg": Key("it has no effect without loss_type vespo", off=(2.0,)),
-        "router_aux_loss_coef": Key(
-            "a mixture of experts is trained without a balancing loss", off=(0.0,), refused=True
-        ),
         "label_smoothing_factor": Key("targets are the tokens themselves", off=(0.0,), refused=True),
         "neftune_noise_alpha": Key("embeddings get no noise", refused=True),
     },
