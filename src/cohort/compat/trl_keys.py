@@ -37,7 +37,8 @@ SUPPORTED: dict[str, str] = {
     "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights "
     "multi_objective_aggregation importance_sampling_level delta top_entropy_quantile entropy_coef "
     "use_bias_correction_kl vllm_importance_sampling_correction vllm_importance_sampling_clip_max "
-    "mask_truncated_completions disable_dropout router_aux_loss_coef",
+    "mask_truncated_completions disable_dropout router_aux_loss_coef "
+    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
     "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
     "top_k min_p chat_template_kwargs max_prompt_length",
     "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
@@ -60,9 +61,6 @@ GROUPS: dict[str, dict[str, Key]] = {
         "entropy_coef_delta": Key("it has no effect without use_adaptive_entropy", off=(0.005,)),
         "entropy_target": Key("it has no effect without use_adaptive_entropy", off=(0.2,)),
         "off_policy_mask_threshold": Key("the clip range bounds what old samples can do", refused=True),
-        "sync_ref_model": Key("iterations and steps_per_iteration set the reference to the policy", refused=True),
-        "ref_model_mixup_alpha": Key("it has no effect without sync_ref_model", off=(0.6,)),
-        "ref_model_sync_steps": Key("it has no effect without sync_ref_model", off=(512,)),
         "sapo_temperature_neg": Key("it has no effect without loss_type sapo", off=(1.05,)),
         "sapo_temperature_pos": Key("it has no effect without loss_type sapo", off=(1.0,)),
         "vespo_k_pos": Key("it has no effect without loss_type vespo", off=(2.0,)),
