@@ -3,10 +3,10 @@
     python bench/trl_parity.py
 
 builds `.venv-trl` beside the project (TRL at the version below and this project) and compares in it, on a small
-random Qwen2 in float32: same prompts, completions of unequal length, rewards, old and reference log-probabilities.
-TRL pads, repeats the prompt and differentiates; the step here packs the group, splits it into micro-batches and
-forms the gradient in closed form. A line for each setting gives relative differences; the exit code is 1 if one is
-above 1e-4.
+random Qwen2 in float32: same prompts, completions of unequal length, rewards, old and reference log-probabilities; and
+TRL's DPOTrainer on pairs of them. TRL pads, repeats the prompt and differentiates; the step here packs the group,
+splits it into micro-batches and forms the gradient in closed form. A line for each setting gives relative differences;
+the exit code is 1 if one is above 1e-4.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,9 @@ class Settings:
     delta: float | None = None
     top_entropy_quantile: float = 1.0
     entropy_coef: float = 0.0
+    use_adaptive_entropy: bool = False
+    """The second step on the batch is compared: in the first no entropy is known."""
+    off_policy_mask_threshold: float | None = None
     multi_objective_aggregation: str = "sum_then_normalize"
 
     @property
@@ -64,7 +68,14 @@ class Settings:
         size = self.prompts * generations
         # Ratios of whole completions are nearer to 1.
         clip = {"epsilon": 0.05, "epsilon_high": 0.06} if self.importance_sampling_level == "sequence" else {}
+        if self.use_adaptive_entropy:
+            values |= {"entropy_target": 9.0, "entropy_coef_delta": 0.07}
         return {**SAME, **clip, **values, "per_device_train_batch_size": size, "num_generations": generations}
+
+    def ours(self) -> dict[str, Any]:
+        """A loss without a clip refuses its bounds; cispo has the upper one."""
+        unread = {"sapo": ("epsilon", "epsilon_high"), "vespo": ("epsilon", "epsilon_high"), "cispo": ("epsilon",)}
+        return {key: value for key, value in self.shared().items() if key not in unread.get(self.loss_type, ())}
 
     def trls(self) -> dict[str, Any]:
         """CISPO's epsilon_high: TRL takes the cap itself, and here the cap is 1 + epsilon_high."""
@@ -87,7 +98,9 @@ class Settings:
         if self.top_entropy_quantile < 1:
             parts.append(f"top {self.top_entropy_quantile:g}")
         if self.entropy_coef:
-            parts.append(f"entropy {self.entropy_coef:g}")
+            parts.append(f"entropy {self.entropy_coef:g}{' steered' if self.use_adaptive_entropy else ''}")
+        if self.off_policy_mask_threshold is not None:
+            parts.append(f"off-policy mask {self.off_policy_mask_threshold:g}")
         if self.multi_objective_aggregation == "normalize_then_sum":
             parts.append("gdpo")
         return " ".join(parts)
@@ -132,6 +145,23 @@ def grid() -> list[Settings]:
     settings += [Settings(name, 0.04, off_policy=True, top_entropy_quantile=0.3) for name in ("grpo", "bnpo", "cispo")]
     settings += [Settings(name, off_policy=True, entropy_coef=0.1) for name in ("grpo", "dr_grpo")]
     settings.append(Settings("grpo", off_policy=True, entropy_coef=0.1, top_entropy_quantile=0.3))
+    settings += [
+        Settings(name, beta, off_policy=off)
+        for name in ("sapo", "vespo")
+        for beta in (0.0, 0.04)
+        for off in (False, True)
+    ]
+    settings += [
+        Settings("sapo", 0.04, True, **sequence),
+        Settings("luspo", 0.0, **sequence),
+        Settings("luspo", 0.04, **sequence),
+    ]
+    settings += [
+        Settings(name, 0.04, off_policy=True, off_policy_mask_threshold=0.0) for name in ("grpo", "sapo", "vespo")
+    ]
+    settings += [
+        Settings(name, off_policy=True, entropy_coef=0.05, use_adaptive_entropy=True) for name in ("grpo", "dapo")
+    ]
     settings.append(Settings("grpo", off_policy=True, multi_objective_aggregation="normalize_then_sum"))
     return settings
 
@@ -219,6 +249,7 @@ def trls(batch: Batch, settings: Settings) -> Result:
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     inputs = trainer._generate_and_score_completions(examples)
+    inputs.pop("sampling_per_token_logps", None)  # of the rollout above, which has none
     for key, wanted, values in (
         ("old_per_token_logps", settings.off_policy, batch.old),
         ("ref_per_token_logps", settings.beta > 0, batch.reference),
@@ -229,6 +260,8 @@ def trls(batch: Batch, settings: Settings) -> Result:
             inputs[key] = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True)
     rows = len(inputs["advantages"]) // settings.steps_per_generation
     step = {key: value[:rows] if torch.is_tensor(value) and value.dim() else value for key, value in inputs.items()}
+    if settings.use_adaptive_entropy:
+        trainer._compute_loss(trainer.model, step)
     loss = trainer._compute_loss(trainer.model, step)
     loss.backward()
     return Result(float(loss.detach()), gradients(trainer.model), inputs["advantages"])
@@ -245,7 +278,7 @@ def ours(batch: Batch, settings: Settings) -> Result:
     from cohort.train.weights import active_lengths
     from cohort.types import Completion, Group, Row
 
-    config = GRPOConfig(use_cpu=True, bf16=False, token_budget=64, **settings.shared())
+    config = GRPOConfig(use_cpu=True, bf16=False, token_budget=64, **settings.ours())
     policy = make_policy(batch.model_path, None, config)
     policy.model.train()
     method = METHODS["grpo"]
@@ -271,11 +304,89 @@ def ours(batch: Batch, settings: Settings) -> Result:
     updater = Updater(policy, method, config)
     generation_tokens = float(active_lengths(groups, config).sum()) / settings.steps_per_generation
     metrics = updater.gradient(groups[: settings.prompts], generation_tokens)
-    if settings.off_policy and settings.prompts > 1:
+    if settings.use_adaptive_entropy:
+        updater.entropy.adapt(metrics["entropy"])
+        metrics = updater.gradient(groups, generation_tokens)
+    if settings.off_policy and settings.prompts > 1 and settings.loss_type not in ("sapo", "vespo"):
         one_sided = settings.loss_type == "cispo"
         assert metrics["clip_ratio/high_mean"] > 0 and (one_sided or metrics["clip_ratio/low_mean"] > 0)
     flat = torch.stack([advantages[0] for group in groups for advantages in group.advantages])
     return Result(metrics["loss"], gradients(policy.model), flat)
+
+
+PAIRS = [(0, 1), (2, 0), (0, 2)]
+"""Of each prompt's completions, the chosen and the rejected one."""
+DPO_SMOOTHING = {"robust": 0.1, "exo_pair": 0.1}
+DPO_LOSSES = ("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
+              "apo_down", "sigmoid_norm")  # fmt: skip
+
+
+def pairs_of(batch: Batch) -> list[tuple[Tensor, list[Tensor], list[Tensor]]]:
+    """Prompt, chosen and rejected completion, and the reference's log-probabilities of both."""
+    return [
+        (prompt, [batch.completions[p][i] for i in pair], [batch.reference[p][i] for i in pair])
+        for p, (prompt, pair) in enumerate(zip(batch.prompts, PAIRS, strict=True))
+    ]
+
+
+def trls_dpo(batch: Batch, loss_type: str) -> Result:
+    """TRL's DPOTrainer on the pairs; there a log-probability is at temperature 1."""
+    import torch
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    args = DPOConfig(
+        output_dir=batch.model_path, use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False,
+        loss_type=[loss_type], beta=0.3, label_smoothing=DPO_SMOOTHING.get(loss_type, 0.0),
+    )  # fmt: skip
+    rows = [{"prompt": "1", "chosen": "2", "rejected": "3"}]
+    trainer = DPOTrainer(batch.model_path, args=args, train_dataset=Dataset.from_list(rows))
+    trainer.precompute_ref_logps = True
+    trainer.model.train()
+    pairs = pairs_of(batch)
+    whole = [torch.cat([prompt, both[side]]) for side in (0, 1) for prompt, both, _ in pairs]
+    pad = torch.nn.utils.rnn.pad_sequence
+    of_completion = [
+        (torch.arange(len(prompt) + len(both[side])) >= len(prompt)).long()
+        for side in (0, 1)
+        for prompt, both, _ in pairs
+    ]
+    inputs = {
+        "input_ids": pad(whole, batch_first=True),
+        "attention_mask": pad([torch.ones_like(ids) for ids in whole], batch_first=True),
+        "completion_mask": pad(of_completion, batch_first=True),
+        "ref_chosen_logps": torch.stack([reference[0].sum() for *_, reference in pairs]),
+        "ref_rejected_logps": torch.stack([reference[1].sum() for *_, reference in pairs]),
+    }
+    loss = trainer._compute_loss(trainer.model, inputs, return_outputs=False)
+    loss.backward()
+    return Result(float(loss.detach()), gradients(trainer.model), torch.ones(1))
+
+
+def ours_dpo(batch: Batch, loss_type: str) -> Result:
+    import torch
+
+    from cohort.config import DPOConfig
+    from cohort.methods.table import METHODS
+    from cohort.policy.load import make_policy
+    from cohort.train.step import Updater
+    from cohort.types import Completion, Group, Row
+
+    smoothing = DPO_SMOOTHING.get(loss_type, 0.0)
+    config = DPOConfig(
+        use_cpu=True, bf16=False, token_budget=64, beta=0.3, loss_type=loss_type, label_smoothing=smoothing
+    )
+    policy = make_policy(batch.model_path, None, config)
+    policy.model.train()
+    groups = [
+        Group(prompt, [Completion(ids, torch.zeros(len(ids))) for ids in both], Row(""), reference_logprobs=reference)
+        for prompt, both, reference in pairs_of(batch)
+    ]
+    method = METHODS["dpo"]
+    for group, advantages in zip(groups, method.credit(groups, config), strict=True):
+        group.advantages = advantages
+    metrics = Updater(policy, method, config).gradient(groups, 0.0)
+    return Result(metrics["loss"], gradients(policy.model), torch.ones(1))
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
@@ -304,11 +415,13 @@ def compare() -> int:
     print(f"{'':48} {'loss':>10} {'advantages':>12} {'loss':>9} {'worst gradient':>16}")
     with tempfile.TemporaryDirectory() as folder:
         batch = make_batch(folder)
-        for settings in grid():
-            theirs = trls(batch, settings)
-            gaps = differences(ours(batch, settings), theirs)
+        grpo = [(str(settings), partial(ours, batch, settings), partial(trls, batch, settings)) for settings in grid()]
+        dpo = [(f"dpo {name}", partial(ours_dpo, batch, name), partial(trls_dpo, batch, name)) for name in DPO_LOSSES]
+        for name, mine, other in grpo + dpo:
+            theirs = other()
+            gaps = differences(mine(), theirs)
             worst = max(worst, *gaps)
-            print(f"{settings!s:48} {theirs.loss:10.6f} {gaps[0]:12.1e} {gaps[1]:9.1e} {gaps[2]:16.1e}", flush=True)
+            print(f"{name:48} {theirs.loss:10.6f} {gaps[0]:12.1e} {gaps[1]:9.1e} {gaps[2]:16.1e}", flush=True)
     print(f"largest difference {worst:.1e}, bound {TOLERANCE:.0e}: {'equal' if worst <= TOLERANCE else 'DIFFERENT'}")
     return int(not worst <= TOLERANCE)
 
@@ -321,7 +434,7 @@ def prepare() -> Path:
     if not ready.is_file() or ready.read_text() != wanted:
         print(f"installing {TRL} in {VENV.name}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "-c", "constraints.txt", TRL, "-e", "."]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "-c", "constraints.txt", TRL, "-e", "."]
         subprocess.run(install, check=True, cwd=ROOT)
         ready.write_text(wanted)
     return python
@@ -333,8 +446,10 @@ def main() -> int:
     os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
     # transformers deprecates names that TRL still uses.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    import datasets
     import transformers
 
+    datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return compare()

@@ -56,11 +56,11 @@ def test_the_configuration_names_every_loss_type() -> None:
 
 LOSS_VARIANT = '''
 
-def unclipped(logprobs_N, old_logprobs_N, advantages_N, epsilon_low, epsilon_high, delta=None, average=None):
+def unclipped(tokens, settings):
     """ratio * A: no clip."""
-    ratio_N = (logprobs_N - old_logprobs_N).exp()
+    ratio_N = (tokens.logprobs - tokens.old_logprobs).exp()
     never_N = ratio_N < 0
-    return Clipped(ratio_N * advantages_N, ratio_N * advantages_N, ratio_N, never_N, never_N)
+    return Surrogate(ratio_N * tokens.advantages, ratio_N * tokens.advantages, ratio_N, never_N, never_N)
 
 
 LOSS_TYPES["unclipped"] = LossType(unclipped, bnpo)

@@ -18,7 +18,7 @@ from cohort.methods.table import METHODS
 from cohort.policy.fast import cuda_graph as graph
 from cohort.policy.model import Policy
 from cohort.policy.packed import layout as attention
-from cohort.rollouts import engine
+from cohort.rollouts import decoding
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.optimizer import BITSANDBYTES
@@ -71,13 +71,13 @@ def test_the_gradient_is_the_cpus(architecture: str) -> None:
 
 
 def test_attention_is_flex_and_needs_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_FLEXES", {})
+    monkeypatch.setattr(attention, "_FLEX_WORKS", {})
     policy = policy_on("cuda")
     assert policy.packed and policy.paths.layers.taken
     gradient(policy)
     monkeypatch.delattr(attention.GroupLayout, "_by_scores")  # fails if the code path with scores is taken
     gradient(policy)
-    assert attention._FLEXES and all(attention._FLEXES.values())
+    assert attention._FLEX_WORKS and all(attention._FLEX_WORKS.values())
 
 
 @pytest.mark.usefixtures("layers")
@@ -102,7 +102,7 @@ def greedy(policy: Policy, max_rows: int = 256) -> list[list[int]]:
 def test_recorded_decoding_draws_the_cpus_tokens(
     architecture: str, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "SHORT_PROMPT", short)
+    monkeypatch.setattr(decoding, "SHORT_PROMPT", short)
     monkeypatch.setattr(graph.GraphDecoder, "works", None)
     policy = policy_on("cuda", architecture)
     expected = greedy(policy_on("cpu", architecture))

@@ -30,6 +30,10 @@ class UserError(ValueError):
     """A user's mistake. The message says what was seen, where, and what to do; the command line exits with 2."""
 
 
+class NotFinite(UserError, FloatingPointError):
+    """A number that is NaN or infinite, with which training or sampling cannot go on."""
+
+
 def did_you_mean(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about an unknown name: ": did you mean 'accuracy'?" where a candidate resembles it, else
     `otherwise`."""

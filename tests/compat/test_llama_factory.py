@@ -95,6 +95,10 @@ def test_keys_of_the_stages_dpo_and_ppo(caplog: pytest.LogCaptureFixture) -> Non
     shared = {"model_name_or_path": "m", "pref_beta": 0.2, "cutoff_len": 32}
     dpo = translate({**shared, "stage": "dpo", "pref_loss": "sigmoid", "dpo_label_smoothing": 0.1}, "f")
     assert (dpo["method"], dpo["beta"], dpo["max_length"], dpo["label_smoothing"]) == ("dpo", 0.2, 32, 0.1)
+    assert (
+        dpo["loss_type"] == "sigmoid"
+        and translate({**shared, "stage": "dpo", "pref_loss": "ipo"}, "f")["loss_type"] == "ipo"
+    )
     sampled = translate({**shared, "stage": "dpo", "dpo_pairs": "random"}, "f")
     assert sampled["max_prompt_length"] == 32 and "max_length" not in sampled
     assert caplog.messages == []
@@ -114,7 +118,7 @@ REFUSED = [
     ({"stage": "kto"}, "stage kto: it has no counterpart here: make pairs"),
     ({"stage": "grpoo"}, "unknown stage 'grpoo': did you mean 'grpo'?"),
     ({"stage": "zz"}, "unknown stage 'zz': it is one of sft, grpo, dpo, ppo, rm"),
-    ({"pref_loss": "orpo"}, "`pref_loss` is 'orpo', and is not supported: dpo's own loss"),
+    ({"pref_loss": "orpo"}, "`pref_loss` is 'orpo', and is not supported: sigmoid, hinge and ipo are"),
     ({"adapter_name_or_path": "x"}, "merge the adapter into its model first"),
     ({"template": "qwenn"}, "unknown template 'qwenn': did you mean 'qwen'?"),
     ({"dataset": "sumz"}, "is no key of data/dataset_info.json and no file: did you mean 'sums'?"),

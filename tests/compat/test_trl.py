@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +283,14 @@ def test_a_batch_smaller_than_a_group_runs_with_whole_groups(tmp_path: Path, cap
     assert changed(trainer)
 
 
-def test_an_8_bit_optimiser_falls_back_with_a_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_8_bit_optimiser_falls_back_with_a_notice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     args = settings(tmp_path, optim="paged_adamw_8bit")
     trainer = GRPOTrainer(small_model(), lengths, args, ROWS, tokenizer=build_tokenizer())
-    assert "optim=paged_adamw_8bit needs CUDA: torch's AdamW takes its place" in caplog.messages
+    expected = "optim=paged_adamw_8bit needs bitsandbytes (pip install bitsandbytes): torch's AdamW takes its place"
+    assert expected in caplog.messages
     assert type(trainer.loop.updater.optimizer) is torch.optim.AdamW
 
 

@@ -12,10 +12,18 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from cohort.config import DPOConfig, GRPOConfig, OnlineRFTConfig, PPOConfig, RFTConfig, TrainingConfig
+from cohort.config import (
+    METHOD_CONFIGS,
+    DPOConfig,
+    GRPOConfig,
+    OnlineRFTConfig,
+    PPOConfig,
+    RFTConfig,
+    TrainingConfig,
+)
 from cohort.formulas.gae import gae, shaped_rewards, value_loss, whiten
-from cohort.formulas.preference import preference
-from cohort.methods.credits import gae_advantages
+from cohort.formulas.preference import PREFERENCE_LOSSES, preference
+from cohort.methods.credits import critic_lambda, gae_advantages, policy_lambda
 from cohort.methods.table import METHODS
 from cohort.policy.model import Policy
 from cohort.train.critic import CriticUpdater, explained_variance
@@ -63,21 +71,57 @@ def test_online_rft_trains_the_distribution_it_samples() -> None:
     assert_close(ours, textbook_gradient(policy, loss), 1e-5)
 
 
+def textbook_pair(
+    loss_type: str, chosen: Tensor, rejected: Tensor, lengths: list[int], beta: float, s: float
+) -> Tensor:
+    """The loss of a pair by its paper, from log(pi / ref) of its completions."""
+    margin = beta * (chosen - rejected)
+    mean_margin = chosen / lengths[0] - rejected / lengths[1]
+    c, r = torch.sigmoid(beta * chosen), torch.sigmoid(beta * rejected)
+    right, wrong = -torch.sigmoid(margin).log(), -torch.sigmoid(-margin).log()
+    losses = {
+        "sigmoid": lambda: (1 - s) * right + s * wrong,
+        "sigmoid_norm": lambda: -torch.sigmoid(beta * mean_margin).log(),
+        "hinge": lambda: (1 - margin).clamp(min=0),
+        "ipo": lambda: (mean_margin - 1 / (2 * beta)) ** 2,
+        "ipo_sum": lambda: (chosen - rejected - 1 / (2 * beta)) ** 2,
+        "robust": lambda: ((1 - s) * right - s * wrong) / (1 - 2 * s),
+        "exo_pair": lambda: (
+            torch.sigmoid(margin) * (torch.sigmoid(margin) / (1 - s)).log()
+            + torch.sigmoid(-margin) * (torch.sigmoid(-margin) / s).log()
+        ),
+        "nca_pair": lambda: -c.log() - 0.5 * (1 - c).log() - 0.5 * (1 - r).log(),
+        "bco_pair": lambda: -c.log() - (1 - r).log(),
+        "sppo_hard": lambda: (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2,
+        "apo_zero": lambda: (1 - c) + r,
+        "apo_down": lambda: c + (1 - torch.sigmoid(margin)),
+    }
+    return losses[loss_type]()
+
+
 def textbook_dpo(policy: Policy, groups: list[Group], config: DPOConfig) -> Tensor:
     losses = []
     for group in groups:
         chosen, rejected = (x.sum() for x in padded_logprobs(policy.model, group))
         reference = [x.sum() for x in group.reference_logprobs or []]
-        margin = config.beta * ((chosen - reference[0]) - (rejected - reference[1]))
-        right, wrong = -torch.sigmoid(margin).log(), -torch.sigmoid(-margin).log()
-        losses.append((1 - config.label_smoothing) * right + config.label_smoothing * wrong)
+        lengths = [len(completion.ids) for completion in group.completions]
+        ratios = chosen - reference[0], rejected - reference[1]
+        losses.append(textbook_pair(config.loss_type, *ratios, lengths, config.beta, config.label_smoothing))
     return torch.stack(losses).mean()
 
 
+SMOOTHED = ("sigmoid", "robust", "exo_pair")
+
+
+@pytest.mark.parametrize("loss_type", PREFERENCE_LOSSES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("budget", [10_000, 1])
-def test_dpo_equals_autograd_on_the_pairs_loss(smoothing: float, budget: int) -> None:
-    config = DPOConfig(beta=0.3, label_smoothing=smoothing, token_budget=budget, **QUICK)
+def test_dpo_equals_autograd_on_the_pairs_loss(loss_type: str, smoothing: float, budget: int) -> None:
+    if (smoothing and loss_type not in SMOOTHED) or (not smoothing and loss_type == "exo_pair"):
+        with pytest.raises(ValueError, match="label_smoothing"):
+            DPOConfig(loss_type=loss_type, label_smoothing=smoothing)
+        return
+    config = DPOConfig(loss_type=loss_type, beta=0.3, label_smoothing=smoothing, token_budget=budget, **QUICK)
     policy, groups = small_policy(), credited("dpo", random_groups(PAIRS), config)
     for group, reference in zip(groups, perturbed(policy, groups, 0.5, 2), strict=True):
         group.reference_logprobs = reference
@@ -98,14 +142,15 @@ def test_dpo_equals_autograd_on_the_pairs_loss(smoothing: float, budget: int) ->
 
 def test_preference_by_hand() -> None:
     """Margin 0.1 (2 + 1) = 0.3: loss log(1 + e^-0.3) = 0.55436, coefficient 0.1 sigmoid(-0.3) = 0.042556."""
-    result = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), beta=0.1)
+    lengths = torch.tensor([[4, 5]])
+    result = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), lengths, beta=0.1)
     assert float(result.objective_P) == pytest.approx(-0.554355, abs=1e-6)
-    assert float(result.coefficient_P) == pytest.approx(0.0425557, abs=1e-6)
+    assert result.strengths_P2.tolist() == [pytest.approx([0.0425557, 0.0425557], abs=1e-6)]
     assert (float(result.chosen_P), float(result.rejected_P)) == pytest.approx((0.2, -0.1))
-    flipped = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), 0.1, 0.25)
+    flipped = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), lengths, 0.1, 0.25)
     expected = -(0.75 * math.log1p(math.exp(-0.3)) + 0.25 * math.log1p(math.exp(0.3)))
     assert float(flipped.objective_P) == pytest.approx(expected, abs=1e-6)
-    assert torch.isfinite(preference(torch.tensor([[-900.0, 0.0]]), torch.zeros(1, 2), 1.0).objective_P).all()
+    assert torch.isfinite(preference(torch.tensor([[-900.0, 0.0]]), torch.zeros(1, 2), lengths, 1.0).objective_P).all()
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])
@@ -117,6 +162,29 @@ def test_gae_equals_a_linear_filter(gamma: float, lam: float) -> None:
     expected = lfilter([1], [1, -gamma * lam], deltas[::-1])[::-1]
     ours = gae(torch.tensor(rewards), torch.tensor(values), gamma, lam)
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
+
+
+def test_lambda_grows_with_the_length() -> None:
+    config = PPOConfig(lam_alpha=0.05)
+    assert [policy_lambda(n, config) for n in (1, 20, 100, 1000)] == pytest.approx([0.0, 0.0, 0.8, 0.98])
+    assert critic_lambda(100, config) == pytest.approx(0.8) and critic_lambda(100, PPOConfig(critic_lam=1.0)) == 1.0
+
+
+def test_gpg_equals_autograd_on_the_token_mean() -> None:
+    """J = mean over tokens of A log pi; the middle group has no spread, so A = (r - mean) * 3 / 2."""
+    config = METHOD_CONFIGS["gpg"](num_generations=3, **QUICK)
+    policy, groups = small_policy(), random_groups(SIZES)
+    groups[1].rewards = [0.5] * len(groups[1].rewards)
+    credited("gpg", groups, config)
+    metrics = Updater(policy, METHODS["gpg"], config).gradient(groups, tokens_of(groups))
+    ours = gradients(policy.model)
+    loss = torch.zeros(())
+    for group in groups:
+        mean = sum(group.rewards) / len(group.rewards)
+        for reward, logp in zip(group.rewards, padded_logprobs(policy.model, group), strict=True):
+            loss = loss - 1.5 * (reward - mean) * logp.sum() / tokens_of(groups)
+    assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert_close(ours, textbook_gradient(policy, loss), 1e-5)
 
 
 def test_gae_by_hand() -> None:
@@ -189,20 +257,31 @@ def textbook_ppo(policy: Policy, groups: list[Group], config: PPOConfig) -> tupl
             r[-1] = r[-1] + reward
             n = len(r)
             delta = [r[t] + config.gamma * (V[t + 1] if t + 1 < n else 0.0) - V[t] for t in range(n)]
-            decay = config.gamma * config.lam
-            raw.append(torch.stack([sum(decay ** (l - t) * delta[l] for l in range(t, n)) for t in range(n)]))
-            returns.append(raw[-1] + V)
+            lam = config.lam if config.lam_alpha is None else max(0.0, 1 - 1 / (config.lam_alpha * n))
+            lams = lam, lam if config.critic_lam is None else config.critic_lam
+            of_policy, of_critic = (
+                torch.stack([sum((config.gamma * x) ** (l - t) * delta[l] for l in range(t, n)) for t in range(n)])
+                for x in lams
+            )
+            raw.append(of_policy)
+            returns.append(of_critic + V)
     every = torch.cat(raw)
     mean, std = every.mean(), every.std()
-    losses = []
+    losses, correct = [], []
+    high = config.cliprange if config.cliprange_high is None else config.cliprange_high
     flat = iter(raw)
     for group in groups:
         for r, logp in enumerate(padded_logprobs(policy.model, group)):
             A = (next(flat) - mean) / std
             ratio = (logp - (group.old_logprobs or [])[r]).exp()
-            losses.append(-torch.min(ratio * A, ratio.clamp(1 - config.cliprange, 1 + config.cliprange) * A).mean())
+            losses.append(-torch.min(ratio * A, ratio.clamp(1 - config.cliprange, 1 + high) * A).mean())
+            if group.rewards[r] >= config.reward_threshold:
+                correct.append(logp)
     targets = iter(returns)
-    return torch.stack(losses).mean(), [[next(targets) for _ in group.completions] for group in groups]
+    loss = torch.stack(losses).mean()
+    if config.positive_nll_coef:
+        loss = loss - config.positive_nll_coef * torch.cat(correct).mean()
+    return loss, [[next(targets) for _ in group.completions] for group in groups]
 
 
 def textbook_value_loss(critic: CriticUpdater, groups: list[Group], returns: list[list[Tensor]], c: float) -> Tensor:
@@ -215,9 +294,13 @@ def textbook_value_loss(critic: CriticUpdater, groups: list[Group], returns: lis
     return torch.stack(losses).mean()
 
 
+PARTS_OF_VAPO = {"lam_alpha": 0.5, "critic_lam": 1.0, "positive_nll_coef": 0.3, "reward_threshold": 0.5}
+
+
+@pytest.mark.parametrize("variant", [{"lam": 0.8}, {**PARTS_OF_VAPO, "cliprange_high": 0.28}], ids=["ppo", "vapo"])
 @pytest.mark.parametrize("budget", [10_000, 20])
-def test_ppo_policy_and_critic_equal_autograd(budget: int) -> None:
-    config = PPOConfig(gamma=0.9, lam=0.8, kl_coef=0.2, vf_coef=0.5, token_budget=budget, max_grad_norm=0, **QUICK)
+def test_ppo_policy_and_critic_equal_autograd(budget: int, variant: dict[str, Any]) -> None:
+    config = PPOConfig(gamma=0.9, kl_coef=0.2, vf_coef=0.5, token_budget=budget, max_grad_norm=0, **QUICK, **variant)
     policy = small_policy()
     critic = CriticUpdater(policy, METHODS["ppo"], config)
     groups = ppo_batch(policy, critic, config)
@@ -227,7 +310,7 @@ def test_ppo_policy_and_critic_equal_autograd(budget: int) -> None:
     assert metrics["clip_ratio/low_mean"] > 0.02 and metrics["clip_ratio/high_mean"] > 0.02
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
     assert_close(ours, textbook_gradient(policy, loss), 1e-5)
-    for group, advantages, targets in zip(groups, gae_advantages(groups, config), returns, strict=True):
+    for group, advantages, targets in zip(groups, gae_advantages(groups, config, critic_lambda), returns, strict=True):
         for A, V, R in zip(advantages, group.values or [], targets, strict=True):
             torch.testing.assert_close(A + V, R)
 

@@ -27,6 +27,37 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "entropy quantile": {"top_entropy_quantile": 0.3, "beta": 0.1},
     "entropy bonus": {"entropy_coef": 0.05},
     "bonus for the uncertain": {"entropy_coef": 0.05, "top_entropy_quantile": 0.4, "loss_type": "dr_grpo"},
+    "gspo-token": {"importance_sampling_level": "sequence_token", "epsilon": 0.1, "epsilon_high": 0.15, "beta": 0.1},
+    "gspo-token for the uncertain": {"importance_sampling_level": "sequence_token", "top_entropy_quantile": 0.4},
+    "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 0.1},
+    "sapo": {"loss_type": "sapo", "sapo_temperature_pos": 0.75, "beta": 0.1},
+    "sapo of completions": {"loss_type": "sapo", "importance_sampling_level": "sequence"},
+    "gmpo": {"loss_type": "gmpo", "epsilon": 0.3, "epsilon_high": 0.4, "beta": 0.1, "use_bias_correction_kl": True},
+    "gmpo, sampler mask": {
+        "loss_type": "gmpo",
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "sequence_mask",
+        "vllm_importance_sampling_clip_max": 3.0,
+    },
+    "vespo": {"loss_type": "vespo", "vespo_k_pos": 1.5, "vespo_lambda_neg": 1.75, "beta": 0.1},
+    "vespo, sampler correction": {"loss_type": "vespo", "vllm_importance_sampling_correction": True},
+    "dppo_tv": {"loss_type": "dppo_tv", "epsilon": 0.01, "epsilon_high": 0.02},
+    "dppo_kl": {"loss_type": "dppo_kl", "epsilon": 0.005, "epsilon_high": 0.01},
+    "clip_cov": {"loss_type": "clip_cov", "clip_cov_ratio": 0.3, "clip_cov_lb": -0.5, "clip_cov_ub": 4.0},
+    "kl_cov": {"loss_type": "kl_cov", "kl_cov_ratio": 0.3, "kl_cov_coef": 0.5},
+    "off-policy mask": {"off_policy_mask_threshold": 0.01, "beta": 0.1},
+    "off-policy mask of the sampler": {
+        "off_policy_mask_threshold": 0.02,
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "token_mask",
+        "vllm_importance_sampling_clip_min": 0.6,
+        "vllm_importance_sampling_clip_max": 1.6,
+    },
+    "sampler truncation of completions": {
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "sequence_truncate",
+        "vllm_importance_sampling_clip_min": 0.5,
+    },
     "sampler correction": {"vllm_importance_sampling_correction": True, "vllm_importance_sampling_clip_max": 1.2},
     "gspo, sampler correction": {
         "importance_sampling_level": "sequence",
@@ -53,6 +84,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "opo": {"beta": 0.0},
     "pass_at_k": {"beta": 0.0, "pass_k": 2, "reward_threshold": 0.5},
     "reinforce++": {"beta": 0.1},
+    "reinforce++_baseline": {"beta": 0.1, "kl_estimator": "k2"},
+    "remax": {"beta": 0.0},
+    "maxrl": {"beta": 0.0, "loss_type": "dapo"},
 }
 
 
@@ -91,15 +125,79 @@ def logits_of(model: Any, group: Group, config: TrainingConfig) -> list[Tensor]:
     ]
 
 
+def textbook_sampler_weights(log_ratio: Tensor, config: GRPOConfig) -> Tensor:
+    """Policy to sampler, one for each token."""
+    mode, low, high = (
+        config.vllm_importance_sampling_mode,
+        config.vllm_importance_sampling_clip_min,
+        config.vllm_importance_sampling_clip_max,
+    )
+    ratio = log_ratio.sum().exp().expand(len(log_ratio)) if mode.startswith("sequence") else log_ratio.exp()
+    low, high = low or 0.0, math.inf if high is None else high
+    return ratio.clamp(low, high) if mode.endswith("truncate") else ratio * ((ratio >= low) & (ratio <= high))
+
+
+def textbook_selection(groups: list[Group], logps: Any, active: Any, config: GRPOConfig) -> dict[Any, Tensor] | None:
+    """The tokens of high covariance, for the loss types that choose them."""
+    if config.loss_type not in ("clip_cov", "kl_cov"):
+        return None
+    keys = [(g, r) for g, group in enumerate(groups) for r in range(len(group.completions)) if active[g][r]]
+    taken = [logps[g][r].detach().gather(1, groups[g].completions[r].ids[:, None])[:, 0] for g, r in keys]
+    logp, A = torch.cat(taken), torch.cat([groups[g].advantages[r] for g, r in keys])
+    cov = (logp - logp.mean()) * (A - A.mean())
+    mask = torch.zeros_like(cov)
+    if config.loss_type == "kl_cov":
+        mask[cov.argsort(descending=True)[: int(config.kl_cov_ratio * len(cov))]] = 1.0
+    else:
+        fit = [i for i in range(len(cov)) if config.clip_cov_lb < cov[i] < config.clip_cov_ub]
+        order = torch.randperm(len(fit), generator=torch.Generator().manual_seed(config.seed))  # version 0
+        mask[torch.tensor(fit)[order[: int(config.clip_cov_ratio * len(cov))]]] = 1.0
+    assert 0 < mask.sum() < len(mask)
+    return dict(zip(keys, mask.split([len(x) for x in taken]), strict=True))
+
+
+def textbook_surrogate(
+    logp: Tensor, old: Tensor, log_ratio: Tensor, A: Tensor, selected: Tensor, sampler: Tensor, config: GRPOConfig
+) -> Tensor:
+    """The surrogate objective of the tokens of one completion, as its paper writes it."""
+    low, high = config.epsilon, config.epsilon if config.epsilon_high is None else config.epsilon_high
+    ratio, n, kind = log_ratio.exp(), len(A), config.loss_type
+    if kind == "cispo":
+        return ratio.clamp(max=1 + high).detach() * A * logp
+    if kind == "sapo":
+        tau = torch.where(A > 0, config.sapo_temperature_pos, config.sapo_temperature_neg)
+        return torch.sigmoid(tau * (ratio - 1)) * 4 / tau * A
+    if kind == "gmpo":
+        sign = torch.sign(A)
+        mean = (torch.min(sign * (logp - old), sign * (logp - old).clamp(-low, high)) * sign).mean()
+        return (mean.exp() * A[0]).expand(n)
+    if kind == "vespo":
+        w = ((logp - old).sum() + sampler.log().sum()).exp().detach()
+        k = torch.where(A >= 0, config.vespo_k_pos, config.vespo_k_neg)
+        lam = torch.where(A >= 0, config.vespo_lambda_pos, config.vespo_lambda_neg)
+        return lam.exp() * w**k * (-lam * w).exp() * A * logp
+    if kind == "dppo_tv":
+        moved = (logp.exp() - old.exp()).detach()
+        return ratio * A * torch.where(A > 0, moved <= high, moved >= -low)
+    if kind == "dppo_kl":
+        p, q = old.exp(), logp.exp().detach()
+        kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+        return ratio * A * torch.where(A > 0, (kl <= high) | (q <= p), (kl <= low) | (q >= p))
+    if kind == "kl_cov":
+        return ratio * A - config.kl_cov_coef * selected * (logp - old).abs()
+    free = ratio if config.delta is None else ratio.clamp(max=config.delta)
+    return torch.min(free * A, ratio.clamp(1 - low, 1 + high) * A) * (1 - selected if kind == "clip_cov" else 1)
+
+
 def textbook_loss(model: Any, groups: list[Group], config: GRPOConfig, kl_in_loss: bool = True) -> Tensor:
     """The papers' objectives, written out with autograd, one completion after the other."""
-    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     logps = [[logits.log_softmax(-1) for logits in logits_of(model, group, config)] for group in groups]
     active = [[not (config.mask_truncated_completions and c.truncated) for c in group.completions] for group in groups]
     pairs = [(g, r) for g, group in enumerate(groups) for r in range(len(group.completions))]
     entropies = {(g, r): -(logps[g][r].exp() * logps[g][r]).sum(-1) for g, r in pairs}
     every = torch.cat([entropies[g, r].detach() for g, r in pairs if active[g][r]])
     least = torch.quantile(every, 1 - config.top_entropy_quantile)
+    chosen = textbook_selection(groups, logps, active, config)
     objective, bonus, learning = torch.zeros(()), torch.zeros(()), 0.0
     tokens = sum(len(groups[g].completions[r].ids) for g, r in pairs if active[g][r])
     for g, r in pairs:
@@ -112,25 +210,31 @@ def textbook_loss(model: Any, groups: list[Group], config: GRPOConfig, kl_in_los
         log_ratio = logp - old
         if config.importance_sampling_level == "sequence":
             log_ratio = log_ratio.mean().expand(n)
-        ratio = log_ratio.exp()
+        if config.importance_sampling_level == "sequence_token":
+            log_ratio = log_ratio.mean().detach() + logp - logp.detach()
+        weight_of_sampler = torch.ones(n)
+        if config.vllm_importance_sampling_correction:
+            weight_of_sampler = textbook_sampler_weights(old - completion.logprobs, config)
         A = group.advantages[r]
-        if config.loss_type == "cispo":
-            terms = ratio.clamp(max=1 + high).detach() * A * logp
-        else:
-            free = ratio if config.delta is None else ratio.clamp(max=config.delta)
-            terms = torch.min(free * A, ratio.clamp(1 - config.epsilon, 1 + high) * A)
+        corrected = config.loss_type == "vespo"
+        selected = torch.zeros(n) if chosen is None else chosen[g, r]
+        terms = textbook_surrogate(logp, old, log_ratio, A, selected, weight_of_sampler, config)
+        if config.off_policy_mask_threshold is not None:
+            before = completion.logprobs if config.vllm_importance_sampling_correction else old
+            far = float((before - logp.detach()).mean()) > config.off_policy_mask_threshold
+            terms = terms * (A >= 0) if far else terms
+        if not corrected:
+            terms = terms * weight_of_sampler
         kept = (entropies[g, r] >= least).float() if config.top_entropy_quantile < 1 else torch.ones(n)
         terms = terms * kept
-        if config.vllm_importance_sampling_correction:
-            C = config.vllm_importance_sampling_clip_max
-            terms = terms * torch.minimum((old - completion.logprobs).exp(), torch.tensor(C))
         if config.beta and kl_in_loss and group.reference_logprobs is not None:
             d = logp - group.reference_logprobs[r]
-            kl = (-d).exp() + d - 1
-            terms = terms - config.beta * (kl * ratio if config.use_bias_correction_kl else kl)
+            kl = {"k2": d.square() / 2, "k3": (-d).exp() + d - 1}[config.kl_estimator]
+            terms = terms - config.beta * (kl * log_ratio.exp() if config.use_bias_correction_kl else kl)
         weight = {
-            "grpo": 1 / (n * len(pairs)),
+            **dict.fromkeys(("grpo", "sapo", "gmpo"), 1 / (n * len(pairs))),
             "dr_grpo": 1 / (len(pairs) * config.max_completion_length),
+            "luspo": 1 / len(pairs),
         }.get(config.loss_type, 1 / tokens)
         objective = objective + weight * terms.sum()
         bonus = bonus + (entropies[g, r] * kept).sum()
@@ -197,7 +301,7 @@ def test_every_variant_changes_the_gradient_and_no_cut_does(name: str) -> None:
         result.append((metrics["loss"], torch.cat([g.flatten() for g in gradients(policy.model).values()])))
     (_, plain), (loss, whole), (cut_loss, cut) = result
     assert float((whole - plain).norm() / plain.norm()) > 1e-3
-    assert float((whole - cut).norm() / whole.norm()) < 5e-6 and loss == pytest.approx(cut_loss, rel=1e-5)
+    assert float((whole - cut).norm() / whole.norm()) < 5e-6 and loss == pytest.approx(cut_loss, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -206,7 +310,7 @@ def test_a_rows_gradient_equals_autograds(row: str) -> None:
     policy = small_policy()
     groups = batch(policy, config, old_noise=0.2)
     for group, rewards in zip(groups, ([1.0, 0.1, 0.4], [0.0, 0.2, 0.6], [0.7, 0.8, 0.1]), strict=True):
-        group.rewards = rewards
+        group.rewards, group.greedy_reward = rewards, 0.25
     for group, advantages in zip(groups, METHODS[row].credit(groups, config), strict=True):
         group.advantages = advantages
     for group, expected in zip(groups, expected_advantages(row, groups, config), strict=True):
@@ -219,6 +323,8 @@ def expected_advantages(row: str, groups: list[Group], config: GRPOConfig) -> li
     """The papers' formulas in plain loops."""
     if row == "reinforce++":
         return of_reinforce(groups, config)
+    if row == "reinforce++_baseline":
+        return of_centred(groups)
     result = []
     for group in groups:
         r, n = group.rewards, [len(c.ids) for c in group.completions]
@@ -232,6 +338,10 @@ def expected_advantages(row: str, groups: list[Group], config: GRPOConfig) -> li
             values = [(x - mean) / (std + 1e-4) for x in r]
         elif row == "rloo":
             values = [x - (sum(r) - x) / (G - 1) for x in r]
+        elif row == "remax":
+            values = [x - float(group.greedy_reward or 0.0) for x in r]
+        elif row == "maxrl":
+            values = [(x - mean) / mean for x in r]
         elif row == "opo":
             values = [x - sum(a * b for a, b in zip(r, n, strict=True)) / sum(n) for x in r]
         else:
@@ -242,6 +352,19 @@ def expected_advantages(row: str, groups: list[Group], config: GRPOConfig) -> li
                 values = [(1 - m if x else 1 - m - 0.5) / math.sqrt(m * (1 - m)) for x in right]
         result.append([torch.full((k,), value) for k, value in zip(n, values, strict=True)])
     return result
+
+
+def of_centred(groups: list[Group]) -> list[list[Tensor]]:
+    """r minus the group's mean, then mean 0 and standard deviation 1 over all tokens."""
+    centred = [
+        [
+            torch.full((len(c.ids),), x - sum(group.rewards) / len(group.rewards))
+            for x, c in zip(group.rewards, group.completions, strict=True)
+        ]
+        for group in groups
+    ]
+    every = torch.cat([x for of_group in centred for x in of_group])
+    return [[(x - every.mean()) / every.std() for x in of_group] for of_group in centred]
 
 
 def of_steps(group: Group) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,11 +18,11 @@ from cohort.cli.app import app
 from cohort.config import DistillConfig, GRPOConfig, PPOConfig, RunConfig, SFTConfig, TrainingConfig
 from cohort.data.chains import build_tokenizer
 from cohort.methods.table import METHODS
-from cohort.plan import costs, make
-from cohort.plan.blank import BlankPolicy, model_config
+from cohort.plan import blank, costs, make
+from cohort.plan.blank import BlankPolicy, Weights, blank_model, model_config
 from cohort.plan.costs import Lengths, make_batch
 from cohort.plan.machine import Machine, find_machine, parse_rate, parse_size
-from cohort.plan.make import make_plan
+from cohort.plan.make import alternatives, make_plan
 from cohort.plan.meter import Meter
 from cohort.plan.needs import optimizer_state_bytes
 from cohort.plan.passes import update
@@ -227,7 +228,9 @@ def test_a_model_with_a_state_is_planned_on_rows() -> None:
 def test_states_of_the_optimisers() -> None:
     assert optimizer_state_bytes(TrainingConfig(), GPU, 100, 400) == 800
     assert optimizer_state_bytes(TrainingConfig(optim="paged_adamw_8bit"), GPU, 100, 400) == pytest.approx(203.125)
-    assert optimizer_state_bytes(TrainingConfig(optim="adamw_8bit"), CPU, 100, 400) == 800  # torch's AdamW replaces it
+    installed = importlib.util.find_spec("bitsandbytes") is not None  # else torch's AdamW takes its place
+    on_cpu = optimizer_state_bytes(TrainingConfig(optim="adamw_8bit"), CPU, 100, 400)
+    assert on_cpu == (pytest.approx(203.125) if installed else 800)
 
 
 def test_what_does_not_fit_is_told_with_what_would() -> None:
@@ -244,6 +247,30 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
     enough = make_plan(run, config, room, Lengths(32, 64))
     assert [change.keys for change in enough.changes] == keys[:2]
     assert enough.changes[-1].peak <= room.memory < enough.changes[0].peak
+
+
+def test_half_precision_is_for_weights_that_are_not_trained() -> None:
+    half = {"model_init_kwargs": {"dtype": "bfloat16"}}
+    found = model_config(of_sizes(**SMALL), TrainingConfig())
+
+    def weights(**changes: Any) -> Weights:
+        config = TrainingConfig(**changes)
+        model, _, quantized = blank_model(found, config, bf16=True)
+        return blank.weights(model, config, quantized, bf16=True)
+
+    plain, full, lora = weights(), weights(**half), weights(finetuning_type="lora", **half)
+    assert full.trained_size == plain.trained_size == 4 * full.trained and plain.size - full.size < 100  # buffers
+    assert lora.trained_size == 4 * lora.trained and lora.size < plain.size
+    frozen = lora.count - lora.trained
+    assert lora.size - 2 * frozen - 4 * lora.trained < 100
+
+    order = []
+    for changes in ({}, {"finetuning_type": "lora"}, half):
+        config = GRPOConfig(num_generations=2, per_device_train_batch_size=2, **changes)
+        batch = make_batch(METHODS["grpo"], config, Lengths(8, 8))
+        order.append([keys.split("=")[0] for keys, _ in alternatives(config, GPU, batch)])
+    assert order[0].index("model_init_kwargs") == order[0].index("finetuning_type") + 1
+    assert order[1][0] == "model_init_kwargs" and "model_init_kwargs" not in order[2]
 
 
 def test_batches_of_the_methods() -> None:

@@ -207,7 +207,7 @@ def test_dpo_with_a_reference_model_of_its_own(tmp_path: Path) -> None:
                 rows.append(logp.gather(1, torch.tensor(answer)[:, None]).sum())
         return torch.stack(rows).view(-1, 2)
 
-    expected = -float(preference(sums(model), sums(other), 0.3, 0.0).objective_P.mean())
+    expected = -float(preference(sums(model), sums(other), torch.ones(1, 2), 0.3).objective_P.mean())
     trainer = DPOTrainer(model, config, PAIRS, processing_class=tokenizer, ref_model=other)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)

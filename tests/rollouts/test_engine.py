@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
+from transformers import GenerationConfig
 
+from cohort.config import TrainingConfig
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.paths import OWN_LAYERS
-from cohort.rollouts.engine import Engine, LocalEngine
+from cohort.rollouts.engine import Engine, LocalEngine, local_engine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling, draw, truncate
 from cohort.types import Completion
@@ -249,7 +252,6 @@ def test_limit_is_what_the_models_positions_leave() -> None:
 
 
 def test_row_engine_agrees_with_the_policy_of_a_model_with_a_state(caplog: pytest.LogCaptureFixture) -> None:
-    from cohort.config import TrainingConfig
     from cohort.data.chains import build_tokenizer
     from cohort.policy.load import make_policy
 
@@ -272,6 +274,69 @@ def test_row_engine_agrees_with_the_policy_of_a_model_with_a_state(caplog: pytes
     prompts = prompts_of((4, 7))
     found = RowEngine(policy, 2).generate(prompts, 3, Sampling(max_tokens=8, eos_ids=[1]), 0).completions
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
+
+
+FAST_PATHS: tuple[Literal["auto", "off"], ...] = ("auto", "off")
+OWN_WAYS = {
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": [*range(2, 60)],
+    "begin_suppress_tokens": [*range(2, 60)],
+    "bad_words_ids": [[i] for i in range(2, 60)],
+    "sequence_bias": [[[7], 9.0]],
+    "forced_eos_token_id": 1,
+    "min_new_tokens": 12,
+    "exponential_decay_length_penalty": [2, 3.0],
+    "num_beams": 3,
+    "num_return_sequences": 2,
+    "typical_p": 0.2,
+    "epsilon_cutoff": 0.05,
+    "eta_cutoff": 0.05,
+    "top_h": 0.2,
+    "top_k": 3,
+    "top_p": 0.3,
+    "min_p": 0.5,
+    "temperature": 0.2,
+    "max_length": 3,
+    "max_time": 1e-9,
+    "prompt_lookup_num_tokens": 2,
+    "stop_strings": ["1"],
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "guidance_scale": 3.0,
+    "watermarking_config": {"bias": 9.0},
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_are_sampled_as_asked_whatever_the_models_generation_config(temperature: float) -> None:
+    policy = small_policy(config=TrainingConfig(bf16=False, use_cpu=True, fast_paths="off"))
+    sampling = Sampling(temperature=temperature, max_tokens=5, eos_ids=[1])
+
+    def sampled() -> list[list[int]]:
+        groups = RowEngine(policy).generate(prompts_of((9, 5)), 2, sampling, 0).completions
+        return [c.ids.tolist() for group in groups for c in group]
+
+    expected = sampled()
+    for name, value in OWN_WAYS.items():
+        configured = policy.model.generation_config = GenerationConfig(eos_token_id=1)
+        setattr(configured, name, value)
+        assert sampled() == expected, name
+        assert policy.model.generation_config is configured
+
+
+def test_both_engines_sample_the_same_distribution() -> None:
+    """The frequencies of the first token of each, by top-k, top-p and min-p, one after the other."""
+    sampling = Sampling(temperature=1.3, top_k=9, top_p=0.85, min_p=0.08, max_tokens=1)
+    counts = []
+    for paths in FAST_PATHS:
+        policy = small_policy(config=TrainingConfig(bf16=False, use_cpu=True, fast_paths=paths))
+        policy.model.generation_config.repetition_penalty = 5.0
+        group = local_engine(policy, 1000).generate(prompts_of((9,)), 2000, sampling, 0).completions[0]
+        counts.append(torch.bincount(torch.cat([c.ids for c in group]), minlength=97))
+    assert bool((counts[0] > 0).eq(counts[1] > 0).all()) and int((counts[0] > 0).sum()) > 2
+    seen = counts[0] > 0
+    assert chisquare(counts[1][seen], counts[0][seen] + 0.0).pvalue > 1e-6
 
 
 def test_out_of_memory_halves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

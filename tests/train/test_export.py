@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 from cohort.cli.app import app
 from cohort.config import TrainingConfig
 from cohort.data.chains import build_tokenizer
+from cohort.policy.adapter import merged
 from cohort.policy.load import add_lora, load_model, make_policy
 from cohort.train.output import export as exporting
 from cohort.train.output.checkpoint import save_policy
@@ -92,6 +94,58 @@ def test_an_output_layer_that_was_trained_is_the_embeddings_no_longer(tmp_path: 
     assert config["tie_word_embeddings"] is False
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert (logprobs(found) - adapted).abs().max() < 1e-5
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "LoRA on the embeddings": {"lora_target": "q_proj,embed_tokens"},
+    "DoRA on the embeddings": {"lora_target": "q_proj,embed_tokens", "use_dora": True},
+    "embeddings trained whole": {"lora_target": "q_proj", "modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("way", TIED)
+def test_embeddings_that_are_trained_apart_from_the_output_layer_stay_so(
+    way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "cohort")
+    adapted = logprobs(saved_adapter(tmp_path, "Gemma", **TIED[way]))
+    assert "the embeddings are trained, and the output layer" in caplog.text
+    assert (logprobs(load_model(str(tmp_path / "run"))) - adapted).abs().max() < 1e-5
+    exporting.export(str(tmp_path / "run"), tmp_path / "merged", merge=True)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert (logprobs(found) - adapted).abs().max() < 1e-5
+    assert found.config.tie_word_embeddings is False
+
+
+def test_an_adapter_of_peft_on_a_shared_output_layer_is_merged_into_that_alone(tmp_path: Path) -> None:
+    for settings in (
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    ):
+        model = small_model("Gemma", initializer_range=0.1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapter = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings))
+        adapted = logprobs(adapter)
+        assert (logprobs(merged(adapter)) - adapted).norm() < 1e-6 * adapted.norm()
+
+
+def test_a_merge_that_changes_the_logits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_adapter(tmp_path)
+    monkeypatch.setattr("peft.tuners.lora.Linear.merge", lambda self, **_: None)
+    with pytest.raises(UserError, match="the merged model's logits differ from the adapted model's by 1 of"):
+        exporting.export(str(tmp_path / "run"), tmp_path / "merged", merge=True)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_pad_token_in_a_completion_trains_adapted_embeddings_too() -> None:
+    config = TrainingConfig(finetuning_type="lora", lora_target="embed_tokens", bf16=False, use_cpu=True)
+    embeddings = make_policy(small_model("Llama"), build_tokenizer(), config).model.get_input_embeddings()
+    embeddings.lora_embedding_B["default"].data.fill_(1.0)
+    embeddings(torch.tensor([0, 5])).sum().backward()
+    of_pad, of_other = embeddings.lora_embedding_A["default"].grad[:, [0, 5]].T
+    assert torch.equal(of_pad, of_other) and of_pad.all()
 
 
 def test_merged_weights_have_the_base_models_precision_unless_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,25 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo random": ("dpo", {**SAMPLED, "dpo_pairs": "random", "finetuning_type": "lora"}),
     "ppo": ("ppo", {"num_mini_batches": 2, "num_ppo_epochs": 2, "critic_learning_rate": 2e-2}),
     "ppo shared": ("ppo", {"critic": "shared", "num_generations": 2, "num_ppo_epochs": 1}),
+    "gpg": ("gpg", SAMPLED),
+    "remax": ("remax", {"num_generations": 2}),
+    "maxrl": ("maxrl", SAMPLED),
+    "reinforce++_baseline": ("reinforce++_baseline", {**SAMPLED, "num_iterations": 2}),
+    "grpo steered entropy": (
+        "grpo",
+        {**SAMPLED, "use_adaptive_entropy": True, "entropy_target": 2.95, "entropy_coef_delta": 0.5, "beta": 0.0},
+    ),
+    "ppo vapo": (
+        "ppo",
+        {
+            "lam_alpha": 0.5,
+            "critic_lam": 1.0,
+            "positive_nll_coef": 0.1,
+            "reward_threshold": 0.2,
+            "cliprange_high": 0.28,
+        },
+    ),
+    "dpo ipo": ("dpo", {"loss_type": "ipo"}),
     "ppo lora": ("ppo", {"finetuning_type": "lora", "num_ppo_epochs": 3}),
 }
 
@@ -71,6 +91,66 @@ def test_resume_gives_the_curve_of_an_undisturbed_run(tmp_path: Path, kind: str)
         assert torch.equal(a, b)
     for ours, theirs in zip(again.loop.companions, whole.loop.companions, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters, theirs.parameters, strict=True))
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    **{name: {"loss_type": name} for name in ("luspo", "sapo", "gmpo", "vespo", "dppo_tv", "dppo_kl", "kl_cov")},
+    "clip_cov": {"loss_type": "clip_cov", "clip_cov_lb": 0.0, "clip_cov_ratio": 0.1},
+    "gspo-token": {"importance_sampling_level": "sequence_token"},
+    "off-policy mask": {"off_policy_mask_threshold": 0.001},
+    "icepop": {
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "token_mask",
+        "vllm_importance_sampling_clip_min": 0.5,
+        "vllm_importance_sampling_clip_max": 5.0,
+    },
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_and_resumes_within_a_batch(tmp_path: Path, name: str) -> None:
+    settings = {**SAMPLED, **LOSSES[name], "num_iterations": 2, "max_steps": 2}
+    whole = run(tmp_path / "whole", "grpo", **settings)
+    start = [parameter.detach().clone() for parameter in whole.policy.parameters]
+    whole.train()
+    run(tmp_path / "cut", "grpo", save_steps=1, callbacks=[StopAfter(1)], **settings).train()
+    again = run(tmp_path / "cut", "grpo", **settings)
+    again.train(resume_from_checkpoint=True)
+    assert numbers(rows_of(tmp_path / "cut")) == numbers(rows_of(tmp_path / "whole"))
+    assert not all(torch.equal(a, b) for a, b in zip(start, whole.policy.parameters, strict=True))
+    for a, b in zip(again.policy.parameters, whole.policy.parameters, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_entropy_weight_is_steered_to_its_target(tmp_path: Path) -> None:
+    """Each step's weight follows the entropy of the step before; above the target there is no bonus."""
+    settings: dict[str, Any] = {"beta": 0.0, "entropy_coef": 0.1, "entropy_coef_delta": 0.05, "max_steps": 4, **SAMPLED}
+    run(tmp_path / "low", "grpo", use_adaptive_entropy=True, entropy_target=0.0, **settings).train()
+    assert [row["entropy_coef"] for row in rows_of(tmp_path / "low")] == pytest.approx([0.05, 0.0, 0.0, 0.0])
+    run(tmp_path / "none", "grpo", beta=0.0, max_steps=4, **SAMPLED).train()
+    plain, without = ([row["loss"] for row in rows_of(tmp_path / name)] for name in ("none", "low"))
+    assert plain == without, "the entropy was never at or below the target: no bonus"
+    trainer = run(
+        tmp_path / "high", "grpo", use_adaptive_entropy=True, entropy_target=9.0, entropy_coef_max=0.2, **settings
+    )
+    trainer.train()
+    rows = rows_of(tmp_path / "high")
+    assert [row["entropy_coef"] for row in rows] == pytest.approx([0.15, 0.2, 0.2, 0.2])
+    assert rows[0]["loss"] == plain[0], "the first step has no bonus: nothing was measured before"
+    assert rows[1]["loss"] < plain[1] - 0.1 * rows[1]["entropy"], "the second has one of weight 0.15"
+
+
+def test_remax_compares_with_the_greedy_completion(tmp_path: Path) -> None:
+    trainer = run(tmp_path, "remax", num_generations=2, max_steps=1)
+    source = trainer.loop.source
+    groups = source.batch(0, trainer.state).groups
+    greedy = trainer.engine.generate(
+        [group.prompt_ids for group in groups], 1, replace(source.sampling, temperature=0.0), 0
+    ).completions
+    for group, (completion,) in zip(groups, greedy, strict=True):
+        baseline = digits([[{"content": completion.text}]])[0]
+        for reward, advantages in zip(group.rewards, group.advantages, strict=True):
+            assert advantages.tolist() == pytest.approx([reward - baseline] * len(advantages))
 
 
 def test_a_checkpoint_of_another_method_is_told(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from cohort.config import GRPOConfig, SFTConfig
+from cohort.config import GRPOConfig, SFTConfig, TrainingConfig
 from cohort.data.chains import build_tokenizer
 from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
@@ -351,10 +351,25 @@ def test_sft_is_the_mean_of_each_demonstrations_mean() -> None:
     assert_close(ours, gradients(policy.model), 1e-5)
 
 
-def test_a_sampled_pad_token_earns_its_embedding_gradient() -> None:
-    policy = small_policy(tie_word_embeddings=False)
+@pytest.mark.parametrize("fast_paths", ["auto", "off"])
+@pytest.mark.parametrize(("tied", "row"), [(False, "random"), (True, "random"), (False, "zero")])
+def test_a_sampled_pad_token_has_the_gradient_that_transformers_gives_it(
+    tied: bool, row: str, fast_paths: Literal["auto", "off"]
+) -> None:
+    """None through the input embedding; through a tied output layer that of any token. The norm of a row of zeros, as
+    transformers initialises it, has derivatives of 1 / sqrt(eps), and would be nearly all of the gradient."""
+    model = small_model(tie_word_embeddings=tied)
+    if row == "random":
+        torch.nn.init.normal_(model.get_input_embeddings().weight.data[0], std=0.3)
     groups = random_groups([(4, [6, 5])])
-    groups[0].completions[0].ids[2] = 0  # the pad token, in mid-completion
-    groups[0].old_logprobs = [logp.detach() for logp in padded_logprobs(policy.model, groups[0])]
+    groups[0].prompt_ids[1] = groups[0].completions[0].ids[2] = 0  # the pad token, inside prompt and completion
+    groups[0].old_logprobs = [logp.detach() for logp in padded_logprobs(model, groups[0])]
+    textbook_loss(model, groups, settings(beta=0.0)).backward()
+    theirs = gradients(model)
+    model.zero_grad()
+    policy = make_policy(model, build_tokenizer(), TrainingConfig(bf16=False, use_cpu=True, fast_paths=fast_paths))
     Updater(policy, METHODS["grpo"], settings(beta=0.0)).gradient(groups, 11.0)
-    assert float(policy.model.get_input_embeddings().weight.grad[0].abs().sum()) > 0
+    ours = gradients(model)
+    assert_close(ours, theirs, 1e-5)
+    of_pad = float(ours["model.embed_tokens.weight"][0].norm())
+    assert of_pad > 0 if tied else of_pad == 0

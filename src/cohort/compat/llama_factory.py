@@ -90,7 +90,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "reward_model": Key("joins reward_funcs"),
         "reward_model_type": Key("a sequence classifier by name or path", off=("full",)),
         "pref_beta": Key("`beta`: the KL term's weight, or DPO's beta"),
-        "pref_loss": Key("dpo's own loss", off=("sigmoid",), refused=True),
+        "pref_loss": Key("`loss_type` of dpo: sigmoid, hinge or ipo"),
         "pref_ftx": Key("the loss has no supervised term", off=(0, 0.0), refused=True),
         "dpo_label_smoothing": Key("", ours="label_smoothing"),
         "ref_model": Key("the reference is the starting model", refused=True),
@@ -122,7 +122,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "use_muon": Key(_OPTIMISER, refused=True),
         "use_adam_mini": Key(_OPTIMISER, refused=True),
         "use_llama_pro": Key("no layers are added", refused=True),
-        "pure_bf16": Key("bf16 matrix products; weights by model_init_kwargs: {dtype: bfloat16}"),
+        "pure_bf16": Key("bf16 matrix products; trained weights stay float32"),
     },
     "Run": {
         "do_train": Key("`cohort train` trains", off=(True,)),
@@ -209,6 +209,18 @@ def _preference_beta(value: Any, ours: dict[str, Any], where: str) -> None:
         log.warning("pref_beta=%r has no effect here: only the stages grpo and dpo have it", value)
 
 
+def _preference_loss(value: Any, ours: dict[str, Any], where: str) -> None:
+    if value not in ("sigmoid", "hinge", "ipo"):
+        raise UserError(
+            f"{where}: `pref_loss` is {value!r}, and is not supported: sigmoid, hinge and ipo are. Others are in "
+            "docs/variants.md, by `loss_type`"
+        )
+    if ours["method"] == "dpo":
+        ours["loss_type"] = value
+    elif value != "sigmoid":
+        log.warning("pref_loss=%r has no effect here: only the stage dpo has it", value)
+
+
 def _thinking(value: Any, ours: dict[str, Any], where: str) -> None:
     kwargs = ours.get("chat_template_kwargs") or {}
     ours["chat_template_kwargs"] = {**kwargs, "enable_thinking": value}
@@ -253,6 +265,7 @@ FOUR_BIT = {
 SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "cutoff_len": _cutoff,
     "pref_beta": _preference_beta,
+    "pref_loss": _preference_loss,
     "enable_thinking": _thinking,
     "reward_model": _reward_model,
     "early_stopping_steps": _early_stopping,

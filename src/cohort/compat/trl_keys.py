@@ -36,9 +36,12 @@ _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups sh
 SUPPORTED: dict[str, str] = {
     "Objective": "beta epsilon epsilon_high loss_type num_iterations scale_rewards reward_weights "
     "multi_objective_aggregation importance_sampling_level delta top_entropy_quantile entropy_coef "
-    "use_bias_correction_kl vllm_importance_sampling_correction vllm_importance_sampling_clip_max "
-    "mask_truncated_completions disable_dropout router_aux_loss_coef "
-    "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
+    "use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target "
+    "off_policy_mask_threshold sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos "
+    "vespo_k_neg vespo_lambda_neg use_bias_correction_kl vllm_importance_sampling_correction "
+    "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
+    "mask_truncated_completions disable_dropout router_aux_loss_coef sync_ref_model "
+    "ref_model_mixup_alpha ref_model_sync_steps",
     "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
     "top_k min_p chat_template_kwargs max_prompt_length",
     "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
@@ -55,18 +58,6 @@ SUPPORTED: dict[str, str] = {
 
 GROUPS: dict[str, dict[str, Key]] = {
     "Objective": {
-        "use_adaptive_entropy": Key("beta is the regulariser", refused=True),
-        "entropy_coef_min": Key("it has no effect without use_adaptive_entropy", off=(0.0,)),
-        "entropy_coef_max": Key("it has no effect without use_adaptive_entropy", off=(1.0,)),
-        "entropy_coef_delta": Key("it has no effect without use_adaptive_entropy", off=(0.005,)),
-        "entropy_target": Key("it has no effect without use_adaptive_entropy", off=(0.2,)),
-        "off_policy_mask_threshold": Key("the clip range bounds what old samples can do", refused=True),
-        "sapo_temperature_neg": Key("it has no effect without loss_type sapo", off=(1.05,)),
-        "sapo_temperature_pos": Key("it has no effect without loss_type sapo", off=(1.0,)),
-        "vespo_k_pos": Key("it has no effect without loss_type vespo", off=(2.0,)),
-        "vespo_lambda_pos": Key("it has no effect without loss_type vespo", off=(3.0,)),
-        "vespo_k_neg": Key("it has no effect without loss_type vespo", off=(3.0,)),
-        "vespo_lambda_neg": Key("it has no effect without loss_type vespo", off=(2.0,)),
         "label_smoothing_factor": Key("targets are the tokens themselves", off=(0.0,), refused=True),
         "neftune_noise_alpha": Key("embeddings get no noise", refused=True),
     },
@@ -96,8 +87,6 @@ GROUPS: dict[str, dict[str, Key]] = {
         "vllm_gpu_memory_utilization": Key("max_rows bounds the sampler's cache", off=(0.3,)),
         "vllm_max_model_length": Key("prompt and max_completion_length bound the cache"),
         "vllm_tensor_parallel_size": Key(_PLACES, off=(1,)),
-        "vllm_importance_sampling_mode": Key("token_truncate: each token has its own weight", off=("token_truncate",)),
-        "vllm_importance_sampling_clip_min": Key("the weight has one bound, vllm_importance_sampling_clip_max"),
     },
     "Optimiser": {
         "optim_args": Key(OPTIMISER),

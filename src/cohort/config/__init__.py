@@ -16,8 +16,7 @@ from cohort.config.run import RunConfig, read_run, read_values, split_run
 if TYPE_CHECKING:
     from cohort.config.distill import DistillConfig
     from cohort.config.dpo import DPOConfig
-    from cohort.config.effects import easily_misread
-    from cohort.config.grpo import PAPER, GRPOConfig, differences_from_paper
+    from cohort.config.grpo import PAPER, GRPOConfig, differences_from_paper, easily_misread
     from cohort.config.ppo import PPOConfig
     from cohort.config.refit import RefitConfig
     from cohort.config.reward_models import ProcessRewardConfig, RewardConfig, RewardModelConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cohort.config.sampled import SampledConfig
 
@@ -23,6 +23,20 @@ class DPOConfig(SampledConfig):
         description="Most tokens of prompt and answer, for pairs in the data; see truncation. None: the model's "
         "positions.",
     )
+    loss_type: Literal[
+        "sigmoid",
+        "sigmoid_norm",
+        "hinge",
+        "ipo",
+        "ipo_sum",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "apo_zero",
+        "apo_down",
+    ] = Field("sigmoid", description="The loss of a pair. sigmoid: DPO's; the others: docs/variants.md")
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Fraction of pairs assumed to be labelled the wrong way round."
     )
@@ -37,6 +51,24 @@ class DPOConfig(SampledConfig):
     @property
     def learns_from_rewards(self) -> bool:
         return self.dpo_pairs is not None
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _one(cls, value: object) -> object:
+        return value[0] if isinstance(value, list) and len(value) == 1 else value  # TRL's is a list
+
+    @model_validator(mode="after")
+    def _smoothed(self) -> DPOConfig:
+        if self.label_smoothing and self.loss_type not in ("sigmoid", "robust", "exo_pair"):
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing} and would do nothing: loss_type: {self.loss_type} does not "
+                "read it. Leave it out"
+            )
+        if not self.label_smoothing and self.loss_type == "exo_pair":
+            raise ValueError(
+                "loss_type: exo_pair takes the logarithm of label_smoothing: set it above 0, such as 0.001"
+            )
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> DPOConfig:

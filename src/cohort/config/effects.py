@@ -1,4 +1,4 @@
-"""Keys of GRPO's loss that another key makes useless, and what a run says of keys that are easily misread."""
+"""Keys of GRPO's loss that another key makes useless or wrong."""
 
 from __future__ import annotations
 
@@ -67,14 +67,3 @@ def refuse_lost_advantages(config: GRPOConfig) -> None:
             f"{one} takes one weight for a completion: use vllm_importance_sampling_mode: sequence_truncate or "
             "sequence_mask"
         )
-
-
-def easily_misread(config: GRPOConfig) -> list[str]:
-    """A line for each key whose meaning is not TRL's, or not the one of the paper that it is named after."""
-    lines = []
-    if config.loss_type == "cispo":
-        cap = 1 + config.clip_high
-        lines.append(f"cispo caps the ratio at 1 + epsilon_high = {cap:g}; in TRL epsilon_high is the cap itself")
-    if config.loss_type == "luspo" and config.importance_sampling_level == "token":
-        lines.append("luspo with ratios of single tokens; the paper's is importance_sampling_level: sequence")
-    return lines

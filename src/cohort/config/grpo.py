@@ -29,7 +29,11 @@ class GRPOConfig(OnlineConfig):
     epsilon: float = Field(
         0.2, ge=0, description="Lower bound of the clip; what it bounds: docs/variants.md. PPO, arXiv 1707.06347"
     )
-    epsilon_high: float | None = Field(None, ge=0, description="Upper bound. None: epsilon.")
+    epsilon_high: float | None = Field(
+        None,
+        ge=0,
+        description="Upper bound. None: epsilon. For cispo the cap is 1 + epsilon_high; in TRL it is epsilon_high.",
+    )
     loss_type: Literal[
         "grpo",
         "bnpo",
@@ -126,6 +130,8 @@ class GRPOConfig(OnlineConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
+        if self.dynamic_sampling and self.num_generations < 2:
+            raise ValueError("dynamic_sampling replaces groups whose rewards are all equal: num_generations is 1")
         refuse_without_effect(self)
         refuse_lost_advantages(self)
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
@@ -202,3 +208,14 @@ def differences_from_paper(config: TrainingConfig) -> list[str]:
     ]
     completions = config.prompts_per_step * config.num_generations
     return differences + ([f"completions per step: {completions} (paper: 1024)"] if completions != 1024 else [])
+
+
+def easily_misread(config: TrainingConfig) -> list[str]:
+    """A line for each key whose meaning is not TRL's, or not the one of the paper that it is named after."""
+    lines: list[str] = []
+    if isinstance(config, GRPOConfig) and config.loss_type == "cispo":
+        cap = 1 + config.clip_high
+        lines.append(f"cispo caps the ratio at 1 + epsilon_high = {cap:g}; in TRL epsilon_high is the cap itself")
+    if isinstance(config, GRPOConfig) and config.loss_type == "luspo" and config.importance_sampling_level == "token":
+        lines.append("luspo with ratios of single tokens; the paper's is importance_sampling_level: sequence")
+    return lines

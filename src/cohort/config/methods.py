@@ -43,7 +43,7 @@ HOMES = {
     "SampledConfig": "sampled",
     "TrainingConfig": "training",
     "differences_from_paper": "grpo",
-    "easily_misread": "effects",
+    "easily_misread": "grpo",
 }
 """Name -> the module of this package that defines it."""
 

@@ -63,6 +63,10 @@ class PPOConfig(OnlineConfig):
     def imitation_weight(self) -> float:
         return self.positive_nll_coef
 
+    @property
+    def kl_in_reward(self) -> bool:
+        return True
+
     @model_validator(mode="after")
     def _read(self) -> PPOConfig:
         if self.lam_alpha is not None and self.lam != type(self).model_fields["lam"].default:

@@ -123,6 +123,11 @@ class OnlineConfig(SampledConfig):
         return False
 
     @property
+    def kl_in_reward(self) -> bool:
+        """Whether the KL is a part of the rewards, by the sampler's log-probabilities, and not a term of the loss."""
+        return False
+
+    @property
     def kept_tokens(self) -> int:
         """The token budget where one update takes the whole sampled batch and no activations are recomputed."""
         one_update = self.batch_uses[0] == 1 and not self.replaces_equal_groups

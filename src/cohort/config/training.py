@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
+from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, explain, nested_keys
 
 
@@ -17,7 +18,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
     output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
-    seed: int = Field(42, description="Seed of the data's order, of sampling and of LoRA's first weights.")
+    seed: int = Field(
+        42, description="Seed of the data's order, of sampling, and of Python's, NumPy's and PyTorch's generators."
+    )
 
     learning_rate: float = Field(1e-6, ge=0, description="Peak of the schedule.")
     lr_scheduler_type: Literal[
@@ -43,11 +46,16 @@ class TrainingConfig(BaseModel):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW.")
     optim: str = Field(
         "adamw_torch_fused",
-        description="transformers' name of an optimiser. It is always AdamW: on CUDA bitsandbytes' 8-bit or paged "
-        "one, where the name is of one of those.",
+        description="transformers' name of an optimiser. It is always AdamW: bitsandbytes' 8-bit or paged one, "
+        "where the name is of one of those and bitsandbytes is installed; on a CPU nothing is paged.",
     )
     max_grad_norm: float = Field(
         1.0, ge=0, description="Norm to which larger gradients are scaled down. 0: no clipping."
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="What happens where a gradient is NaN or infinite. stop: the run ends with an error; skip: the "
+        "update is left out, with a warning, and update_skipped is 1 in its metrics.",
     )
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
@@ -66,9 +74,11 @@ class TrainingConfig(BaseModel):
     bf16: bool | None = Field(None, description="Autocast to bfloat16. None: where the hardware has fast bfloat16.")
     use_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third more time.")
-    disable_dropout: bool = Field(True, description="Sets the model's dropout to 0.")
+    disable_dropout: bool = Field(True, description="Sets the model's dropout to 0; lora_dropout stays.")
     model_init_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}."
+        default_factory=dict,
+        description="For AutoModelForCausalLM.from_pretrained, such as {dtype: bfloat16}, which is for frozen weights: "
+        "trained ones are float32.",
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with a model.")
     allow_pickle: bool = Field(False, description="Load weights in formats other than safetensors, which can run code.")
@@ -104,7 +114,9 @@ class TrainingConfig(BaseModel):
     )
     lora_rank: int = Field(8, ge=1, description="LoRA's r.")
     lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before LoRA's A.")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before LoRA's A, in updates only. Above 0 the fast layers are not used."
+    )
     lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
     use_dora: bool = Field(False, description="DoRA, arXiv 2402.09353")
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA, arXiv 2312.03732")
@@ -185,6 +197,15 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare `no` as false
+
+    @field_validator("model_init_kwargs")
+    @classmethod
+    def _one_dtype(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return with_dtype(value)
+
+    @field_serializer("model_init_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs", when_used="json")
+    def _plain(self, value: dict[str, Any]) -> Any:
+        return plain(value)
 
     @property
     def batch_size(self) -> int:

@@ -61,6 +61,10 @@ class ReinforceConfig(BaselineConfig):
     def token_advantages(self) -> bool:
         return self.beta > 0  # else the reward of a token is the outcome's
 
+    @property
+    def kl_in_reward(self) -> bool:
+        return True
+
 
 class GreedyBaselineConfig(BaselineConfig):
     """ReMax: GRPO's loss, with the reward of the prompt's greedy completion as the baseline."""

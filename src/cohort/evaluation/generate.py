@@ -12,6 +12,7 @@ from cohort.config import TrainingConfig
 from cohort.data.rows import turns
 from cohort.data.templates import encode_prompt
 from cohort.evaluation.loaded_model import LoadedModel
+from cohort.policy.process import seed_everything
 from cohort.rollouts.sampling import OnTokens
 from cohort.types import Completion, Row, Text, UserError
 
@@ -70,7 +71,7 @@ class Generator:
         seed: int = 42,
     ):
         config = TrainingConfig(seed=seed, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-        torch.manual_seed(seed)
+        seed_everything(seed)
         self.model = LoadedModel(model, config, template)
         self.seed = seed
 

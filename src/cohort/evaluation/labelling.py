@@ -15,6 +15,7 @@ from cohort.config import TrainingConfig
 from cohort.data.order import derive
 from cohort.data.templates import as_completion
 from cohort.evaluation.loaded_model import LoadedModel
+from cohort.policy.process import seed_everything
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import Split, cut
 from cohort.rollouts.collect import score
@@ -176,7 +177,7 @@ def label_model(
     Raises UserError for bad input."""
     functions = Rewards(list(rewards))
     config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
-    torch.manual_seed(seed)
+    seed_everything(seed)
     loaded = LoadedModel(model, config)
     sampling = loaded.sampling(temperature=temperature, max_tokens=max_completion_length)
     labeller = Labeller(loaded.tokenizer, loaded.engine, functions, sampling, samples, seed)

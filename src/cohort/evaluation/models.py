@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from cohort.config import TrainingConfig
 from cohort.data.benchmarks import BENCHMARKS, as_chat, benchmark_rows
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
 from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
 from cohort.evaluation.loaded_model import LoadedModel
+from cohort.policy.process import seed_everything
 from cohort.rewards.answers.extract import extract_answer
 from cohort.rewards.answers.quantities import quantity
 from cohort.rewards.compose import Rewards
@@ -59,7 +58,7 @@ def evaluate_model(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    torch.manual_seed(seed)
+    seed_everything(seed)
     loaded = LoadedModel(model, config, template)
     if benchmark is not None and (system_prompt is not None or loaded.has_chat_template):
         rows = as_chat(rows, system_prompt or "")

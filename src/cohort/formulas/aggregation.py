@@ -44,10 +44,8 @@ def bnpo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
 
 
 def dr_grpo(lengths_B: Tensor, denominators: Denominators) -> Tensor:
-    """1 / (sequences * max_completion_length) (Dr. GRPO, arXiv 2503.20783, section 3.2). [B] -> [B].
-
-    Every token weighs the same, however long its completion.
-    """
+    """1 / (sequences * max_completion_length): every token weighs the same, however long its completion (Dr. GRPO,
+    arXiv 2503.20783, section 3.2). [B] -> [B]."""
     return _active(lengths_B) / (denominators.sequences * denominators.max_completion_length)
 
 

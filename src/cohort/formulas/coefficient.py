@@ -182,14 +182,14 @@ def variational(
     The coefficient is this weight times A. `sampler_weights_N`: policy to sampler, multiplied into w.
     """
     log_w_N = completion_sums((logprobs_N - old_logprobs_N).clamp(-20.0, 20.0), lengths)
+    ratio_N = log_w_N.clamp(*LOG_WEIGHT_BOUNDS).exp()
     if sampler_weights_N is not None:
-        bounds = LOG_WEIGHT_BOUNDS
-        log_w_N = log_w_N + completion_sums(sampler_weights_N.log().clamp(*bounds), lengths)
+        log_w_N = log_w_N + completion_sums(sampler_weights_N.log().clamp(*LOG_WEIGHT_BOUNDS), lengths)
     log_w_N = log_w_N.clamp(*LOG_WEIGHT_BOUNDS)
     k_N = _chosen(advantages_N >= 0, positive.k, negative.k, log_w_N)
     lam_N = _chosen(advantages_N >= 0, positive.lam, negative.lam, log_w_N).clamp(min=1e-4)
     phi_N = torch.exp(lam_N + k_N * log_w_N - lam_N * log_w_N.exp())
-    return _weighted(phi_N, logprobs_N, advantages_N, log_w_N.exp())
+    return _weighted(phi_N, logprobs_N, advantages_N, ratio_N)
 
 
 def penalised(

@@ -3,7 +3,7 @@
 Sources: DeepSeekMath (DSM), arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783; RLOO, arXiv 2402.14740; OPO, arXiv
 2505.23585; Pass@k training, arXiv 2508.10751; GDPO, arXiv 2601.05242; MaxRL, arXiv 2602.02710; GPG, arXiv 2504.02546.
 DSM does not say how the standard deviation is normalised nor give an epsilon: ddof 1 and 1e-4 are TRL's, so that
-results can be compared.
+results can be compared. What counts as equal is in spread.py.
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cohort.formulas.spread import EPS, ROUNDINGS, deviation, equal
+
 
 class Scale(Protocol):
     """rewards_PG [P, G] -> advantages_PG [P, G]."""
 
-    def __call__(self, rewards_PG: Tensor, eps: float = 1e-4) -> Tensor: ...
+    def __call__(self, rewards_PG: Tensor, eps: float = EPS) -> Tensor: ...
 
 
-def scale_by_group(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
+def scale_by_group(rewards_PG: Tensor, eps: float = EPS) -> Tensor:
     """A_i = (r_i - mean(r)) / (std(r) + eps), over the group (DSM section 4.1.2). [P, G] -> [P, G].
 
     std with ddof 1. Equal rewards give exactly 0. Raises ValueError for groups of one.
     """
     centred_PG = unscaled(rewards_PG)
-    return _silenced(centred_PG / (rewards_PG.std(dim=1, keepdim=True) + eps), rewards_PG)
+    return _silenced(centred_PG / (deviation(rewards_PG, 1) + eps), rewards_PG)
 
 
-def scale_by_batch(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
+def scale_by_batch(rewards_PG: Tensor, eps: float = EPS) -> Tensor:
     """A_i = (r_i - mean_group(r)) / (std_batch(r) + eps), std over all P * G rewards. [P, G] -> [P, G].
 
     std with ddof 1 of the rewards, not of the centred ones (TRL's `scale_rewards="batch"`).
     """
     centred_PG = unscaled(rewards_PG)
-    return _silenced(centred_PG / (rewards_PG.std() + eps), rewards_PG)
+    return _silenced(centred_PG / (deviation(rewards_PG) + eps), rewards_PG)
 
 
-def unscaled(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
+def unscaled(rewards_PG: Tensor, eps: float = EPS) -> Tensor:
     """A_i = r_i - mean(r), over the group (Dr. GRPO section 3.2). [P, G] -> [P, G]; eps is unused.
 
     Equal rewards give exactly 0. Raises ValueError for groups of one.
@@ -54,16 +56,15 @@ def unscaled(rewards_PG: Tensor, eps: float = 1e-4) -> Tensor:
 
 
 def zero_spread(rewards_PG: Tensor) -> Tensor:
-    """max(r) == min(r): the group has no gradient. [P, G] -> bool [P]."""
-    equal_P: Tensor = torch.eq(rewards_PG.amax(dim=1), rewards_PG.amin(dim=1))
-    return equal_P
+    """max(r) == min(r), up to rounding: the group has no gradient. [P, G] -> bool [P]."""
+    return equal(rewards_PG.amin(dim=1), rewards_PG.amax(dim=1))
 
 
 def _silenced(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
     """The advantages, exactly 0 in groups of equal rewards. [P, G] -> [P, G].
 
-    In floating point the mean of equal numbers is not always that number (0.1 three times): the rounding error, divided
-    by a standard deviation of about 0, would be a random gradient.
+    In floating point the mean of equal numbers is not always that number (0.1 three times), and equal sums of rewards
+    may differ (0.1 + 0.2 and 0.3): the rounding error would be a random gradient.
     """
     return advantages_PG.masked_fill(zero_spread(rewards_PG)[:, None], 0.0)
 
@@ -121,15 +122,14 @@ def pass_at_k(correct_PG: Tensor, k: int) -> Tensor:
     rows = []
     for correct in correct_PG.tolist():
         wrong = G - sum(correct)
-        m = 1 - math.comb(wrong, k) / math.comb(G, k)
-        s = math.sqrt(m * (1 - m))
-        of_correct = 1 - m
-        of_wrong = 1 - m - (math.comb(wrong - 1, k - 1) / math.comb(G - 1, k - 1) if wrong else 0.0)
-        rows.append([(of_correct if right else of_wrong) / s if s > 0 else 0.0 for right in correct])
+        none = math.comb(wrong, k) / math.comb(G, k)  # 1 - m, without the rounding of a difference
+        s = math.sqrt((1 - none) * none)
+        of_wrong = none - (math.comb(wrong - 1, k - 1) / math.comb(G - 1, k - 1) if wrong else 0.0)
+        rows.append([(none if right else of_wrong) / s if s > 0 else 0.0 for right in correct])
     return torch.tensor(rows)
 
 
-def decoupled(scores_KPG: Tensor, weights_K: Tensor, eps: float = 1e-4) -> Tensor:
+def decoupled(scores_KPG: Tensor, weights_K: Tensor, eps: float = EPS) -> Tensor:
     """Each reward's z-score in its group, their weighted sum, and its z-score in the batch (GDPO).
     K rewards, [K, P, G] -> [P, G]; a score is NaN where the reward does not apply, and is left out of mean and std.
 
@@ -140,16 +140,21 @@ def decoupled(scores_KPG: Tensor, weights_K: Tensor, eps: float = 1e-4) -> Tenso
     applied_KPG = ~scores_KPG.isnan()
     count_KP1 = applied_KPG.sum(dim=2, keepdim=True)
     centred_KPG = (scores_KPG - scores_KPG.nanmean(dim=2, keepdim=True)).nan_to_num(0.0)
-    variance_KP1 = centred_KPG.square().sum(dim=2, keepdim=True) / (count_KP1 - 1).clamp(min=1)
-    low_KP = scores_KPG.nan_to_num(torch.inf).amin(dim=2)
-    varied_KP = applied_KPG.any(dim=2) & (scores_KPG.nan_to_num(-torch.inf).amax(dim=2) > low_KP)
-    z_KPG = (centred_KPG / (variance_KP1.sqrt() + eps)).masked_fill(~varied_KP[:, :, None], 0.0)
-    sum_PG = (weights_K[:, None, None] * z_KPG).sum(dim=0)
-    normal_PG = (sum_PG - sum_PG.mean()) / (sum_PG.std() + eps)
-    return normal_PG.masked_fill(~varied_KP.any(dim=0)[:, None], 0.0)
+    variance_KP1 = centred_KPG.double().square().sum(dim=2, keepdim=True) / (count_KP1 - 1).clamp(min=1)
+    low_KP = scores_KPG.masked_fill(~applied_KPG, torch.inf).amin(dim=2)
+    high_KP = scores_KPG.masked_fill(~applied_KPG, -torch.inf).amax(dim=2)
+    varied_KP = applied_KPG.any(dim=2) & ~equal(low_KP, high_KP)
+    z_KPG = centred_KPG / (variance_KP1.sqrt().to(centred_KPG.dtype) + eps)
+    terms_KPG = weights_K[:, None, None] * z_KPG.masked_fill(~varied_KP[:, :, None], 0.0)
+    sum_PG = terms_KPG.sum(dim=0)
+    # Rewards whose terms cancel leave their rounding.
+    rounding = ROUNDINGS * torch.finfo(sum_PG.dtype).eps * terms_KPG.abs().sum(dim=0).max()
+    cancelled = sum_PG.max() - sum_PG.min() <= rounding
+    normal_PG = (sum_PG - sum_PG.mean()) / (deviation(sum_PG) + eps)
+    return normal_PG.masked_fill(cancelled | ~varied_KP.any(dim=0)[:, None], 0.0)
 
 
-def steps_by_group(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
+def steps_by_group(rewards: list[Tensor], eps: float = EPS) -> list[Tensor]:
     """r~ = (r - mean(R)) / (std(R) + eps), R all step rewards of the group (DSM section 4.1.3).
 
     One [S] tensor for each group, the steps of all its completions. std with ddof 1; equal rewards give exactly 0.
@@ -157,13 +162,13 @@ def steps_by_group(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
     return [scale_by_group(rewards_S[None], eps)[0] for rewards_S in rewards]
 
 
-def steps_by_batch(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
+def steps_by_batch(rewards: list[Tensor], eps: float = EPS) -> list[Tensor]:
     """As `steps_by_group`, with the standard deviation of all step rewards of the batch."""
-    std = torch.cat(rewards).std()
+    std = deviation(torch.cat(rewards))
     return [unscaled(rewards_S[None])[0] / (std + eps) for rewards_S in rewards]
 
 
-def steps_unscaled(rewards: list[Tensor], eps: float = 1e-4) -> list[Tensor]:
+def steps_unscaled(rewards: list[Tensor], eps: float = EPS) -> list[Tensor]:
     """r~ = r - mean(R), R all step rewards of the group; eps is unused."""
     return [unscaled(rewards_S[None])[0] for rewards_S in rewards]
 

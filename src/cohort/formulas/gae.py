@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cohort.formulas.spread import EPS, all_equal, deviation
+
 
 def gae(rewards_N: Tensor, values_N: Tensor, gamma: float, lam: float) -> Tensor:
     """A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t (GAE Eq. 16). One completion, [N].
@@ -37,11 +39,17 @@ def shaped_rewards(reward: float, logprobs_N: Tensor, reference_logprobs_N: Tens
     return rewards_N
 
 
-def whiten(advantages_N: Tensor, eps: float = 1e-8) -> Tensor:
-    """(A - mean) / (std + eps) over all tokens of the batch, ddof 1. [N] -> [N]; fewer than two are unchanged."""
+def whiten(advantages_N: Tensor, eps: float = EPS) -> Tensor:
+    """(A - mean) / sqrt(var + eps^2) over all tokens of the batch, ddof 1. [N] -> [N]; fewer than two are unchanged.
+
+    Equal advantages give exactly 0, also where they differ by rounding (formulas/spread.py). eps is under the root, as
+    in TRL and verl: the standard deviation is 1 unless A hardly varies.
+    """
     if len(advantages_N) < 2:
         return advantages_N
-    return (advantages_N - advantages_N.mean()) / (advantages_N.std() + eps)
+    if all_equal(advantages_N):
+        return torch.zeros_like(advantages_N)
+    return (advantages_N - advantages_N.mean()) / torch.hypot(deviation(advantages_N), advantages_N.new_tensor(eps))
 
 
 class ValueLoss(NamedTuple):

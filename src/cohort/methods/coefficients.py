@@ -16,7 +16,7 @@ from cohort.formulas.coefficient import Surrogate, clipped, constant
 from cohort.formulas.covariance import covariances
 from cohort.formulas.divergence import ESTIMATORS, ratio_weighted
 from cohort.formulas.loss_types import LOSS_TYPES, Tokens
-from cohort.formulas.preference import preference
+from cohort.formulas.preference import PREFERENCE_LOSSES, preference
 from cohort.formulas.ratios import LEVELS, SAMPLER_WEIGHTS, near_enough, sampler_weights
 
 Unit = Literal["token", "completion", "group"]
@@ -142,15 +142,19 @@ def clip(tokens: TokenBatch, config: PPOConfig) -> Objective:
 
 def prefer(tokens: TokenBatch, config: DPOConfig) -> Objective:
     """J = log sigmoid(margin), counted once for each pair: GC = +-beta sigmoid(-margin), chosen +, rejected - (DPO,
-    arXiv 2305.18290, Eq. 7). A pair's J is spread evenly over its tokens."""
+    arXiv 2305.18290, Eq. 7).
+
+    `loss_type` selects another loss of the pair. A pair's J is spread evenly over its tokens."""
     assert tokens.lengths is not None and tokens.reference_logprobs is not None
     lengths_B = torch.tensor(tokens.lengths, device=tokens.logprobs.device)
-    pair_N = torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(lengths_B) // 2
+    completion_N = torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(lengths_B)
     sums_P2, reference_P2 = (
         torch.stack([part.sum() for part in logprobs.split_with_sizes(tokens.lengths)]).view(-1, 2)
         for logprobs in (tokens.logprobs, tokens.reference_logprobs)
     )
-    pairs = preference(sums_P2, reference_P2, config.beta, config.label_smoothing)
+    lengths_P2 = lengths_B.view(-1, 2)
+    loss = PREFERENCE_LOSSES[config.loss_type]
+    pairs = preference(sums_P2, reference_P2, lengths_P2, config.beta, config.label_smoothing, loss)
     margins_P = pairs.chosen_P - pairs.rejected_P
     logged = {
         "rewards/chosen": pairs.chosen_P,
@@ -160,9 +164,10 @@ def prefer(tokens: TokenBatch, config: DPOConfig) -> Objective:
         "logps/chosen": sums_P2[:, 0],
         "logps/rejected": sums_P2[:, 1],
     }
-    pair_tokens_P = lengths_B.view(-1, 2).sum(1)
     return Objective(
-        (pairs.objective_P / pair_tokens_P)[pair_N], pairs.coefficient_P[pair_N] * tokens.advantages, logged
+        (pairs.objective_P / lengths_P2.sum(1))[completion_N // 2],
+        pairs.strengths_P2.flatten()[completion_N] * tokens.advantages,
+        logged,
     )
 
 

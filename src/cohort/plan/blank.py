@@ -20,6 +20,7 @@ from cohort.policy.load import adapt, load_model_config, set_up
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.policy.paths import NAMES, OWN_LAYERS
+from cohort.policy.precision import widen
 from cohort.types import UserError
 
 BLOCK = 64
@@ -83,7 +84,10 @@ def blank_model(model_config: Any, config: TrainingConfig, bf16: bool) -> tuple[
             quantized = _quantized(model, config)
             for layer in quantized:
                 layer.to(torch.bfloat16 if bf16 else dtype).requires_grad_(False)
-            return model, adapt(model, config), quantized
+            model.is_quantized = bool(quantized)
+            peft = adapt(model, config)
+            widen(model, bf16)
+            return model, peft, quantized
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -91,12 +95,10 @@ def blank_model(model_config: Any, config: TrainingConfig, bf16: bool) -> tuple[
 
 
 def _dtype(config: TrainingConfig, model_config: Any) -> torch.dtype:
-    named = config.model_init_kwargs.get("dtype", config.model_init_kwargs.get("torch_dtype", "float32"))
+    named = config.model_init_kwargs.get("dtype", "float32")
     if named == "auto":
         named = model_config.get_text_config().dtype or "float32"
-    dtype = named if isinstance(named, torch.dtype) else getattr(torch, str(named), None)
-    if not isinstance(dtype, torch.dtype):
-        raise UserError(f"model_init_kwargs: dtype {named!r} is unknown; use float32, bfloat16 or float16")
+    dtype: torch.dtype = named if isinstance(named, torch.dtype) else getattr(torch, named)
     return dtype
 
 

@@ -170,8 +170,10 @@ def alternatives(config: TrainingConfig, machine: Machine, batch: Batch) -> Iter
     change the gradient, then fewer trained weights, then shorter or fewer completions."""
     single: list[tuple[str, dict[str, Any]]] = []
     kwargs = config.model_init_kwargs
-    if machine.bf16 and not {"dtype", "torch_dtype"} & set(kwargs):
-        single.append(("model_init_kwargs={dtype: bfloat16}", {"model_init_kwargs": {**kwargs, "dtype": "bfloat16"}}))
+    in_half = ("model_init_kwargs={dtype: bfloat16}", {"model_init_kwargs": {**kwargs, "dtype": "bfloat16"}})
+    can_be_half = machine.bf16 and "dtype" not in kwargs  # trained weights are float32 in any case
+    if can_be_half and config.finetuning_type != "full":
+        single.append(in_half)
     if not config.gradient_checkpointing:
         single.append(("gradient_checkpointing=true", {"gradient_checkpointing": True}))
     part = batch.micro[0][0]
@@ -188,6 +190,8 @@ def alternatives(config: TrainingConfig, machine: Machine, batch: Batch) -> Iter
         single.append(("optim=paged_adamw_8bit", {"optim": "paged_adamw_8bit"}))
     if config.finetuning_type == "full":
         single.append(("finetuning_type=lora", {"finetuning_type": "lora"}))
+        if can_be_half:
+            single.append(in_half)
     if config.max_completion_length > 256:
         half = config.max_completion_length // 2
         single.append((f"max_completion_length={half}", {"max_completion_length": half}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from cohort.plan.machine import Machine
 from cohort.policy.decoding import has_room_for
 from cohort.policy.fast.products import onednn_is_better
 from cohort.policy.packed.cache import GROWTH
-from cohort.train.optimizer import BITSANDBYTES
+from cohort.train.optimizer import bitsandbytes_class
 
 CUDA_CONTEXT = 0.6 * 2**30
 """Bytes of CUDA's context and libraries."""
@@ -114,7 +115,9 @@ def _reuses_activations(config: TrainingConfig, machine: Machine, batch: Batch) 
 def optimizer_state_bytes(config: TrainingConfig, machine: Machine, count: int, size: int) -> float:
     """Bytes of AdamW's two moments of `count` parameters, `size` their bytes. They have the parameters' type; with
     bitsandbytes they are float32, or 8 bits with a float32 for each 256 of them."""
-    kind = BITSANDBYTES.get(config.optim) if machine.device == "cuda" else None
+    kind = bitsandbytes_class(config.optim, machine.device)
+    if machine.device == "cpu" and importlib.util.find_spec("bitsandbytes") is None:
+        kind = None  # torch's AdamW takes its place
     if kind is None:
         return 2.0 * size
     return 2.0 * count * (1 + 4 / 256) if "8bit" in kind else 8.0 * count

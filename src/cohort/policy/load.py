@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from cohort.config import TrainingConfig
-from cohort.policy.adapter import base_of, is_adapter, put_on
+from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, put_on
+from cohort.policy.dropout import zero_dropout
 from cohort.policy.freeze import freeze
 from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
-from cohort.policy.parity import choose_paths
+from cohort.policy.parity import check_repeatable, choose_paths
+from cohort.policy.precision import widen
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -150,16 +152,26 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_t
             target_modules=targets,
             task_type=task_type,
         )
+    tied = is_tied(model)
     try:
-        return get_peft_model(model, peft_config)
+        with about_tied_weights():
+            peft = get_peft_model(model, peft_config)
     except ValueError as error:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(f"LoRA: {_first_lines(error)}; linear layers of this model: {', '.join(linear)}") from error
+    if tied and type(model.get_input_embeddings()) is not torch.nn.Embedding:
+        log.info(
+            "the embeddings are trained, and the output layer, which shared their weights, keeps the base model's: a "
+            "merged model has both, with tie_word_embeddings false"
+        )
+    return peft
 
 
-def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None) -> Policy:
+def make_policy(
+    model: Any, tokenizer: Any, config: TrainingConfig, peft_config: Any = None, trained: bool = True
+) -> Policy:
     """Make a policy of a model (name, path or object) and a tokenizer, on its device, with the fast paths that equal
-    the model's own forward pass."""
+    the model's own forward pass. Without `trained` all weights are frozen, as a reference's are."""
     quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)
@@ -177,12 +189,20 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     device = find_device(config.use_cpu)
     if device.type == "cpu":
         keep_freed_memory()
-    peft = adapt(model, config, peft_config)
-    model = (peft.get_base_model() if peft is not None else model).to(device)
-    set_up(model, peft, config)
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
+    if not trained:
+        model.requires_grad_(False)
+        config = config.model_copy(update={"finetuning_type": "full"})  # no adapter is added
+    peft = adapt(model, config, peft_config)
+    model = peft.get_base_model() if peft is not None else model
+    for line in widen(model, bf16):
+        log.info(line)
+    model.to(device)
+    set_up(model, peft, config)
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
     choose_paths(policy, config.fast_paths)
+    if config.disable_dropout and policy.parameters:
+        check_repeatable(policy)
     return policy
 
 
@@ -223,13 +243,3 @@ def quantized_options(config: TrainingConfig, device: torch.device, has_adapter:
     if device.type != "cuda":
         log.warning("quantised weights on %s save memory and cost time; they are made for CUDA", device.type)
     return {"device_map": {"": device}, **options}
-
-
-def zero_dropout(model: Any) -> None:
-    """Set dropout to 0 in all of the model's modules."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout_p"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,9 +22,25 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's malloc.h."""
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """CUDA raises an error class of its own; the CPU allocator's error is recognised by its message."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+OUT_OF_MEMORY = re.compile(
+    r"(CUDA|HIP|XPU|MPS backend|(CUDA|HIP)( driver)? error:|Triton Error \[\w+\]:) out of memory"
+    r"|_STATUS_(ALLOC_FAILED|INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED)"
+    r"|DefaultCPUAllocator|std::bad_alloc"
+)
+"""What the message of an error without a class of its own says: of the driver, Triton and Metal, of cuBLAS, cuSOLVER
+and cuDNN, of the CPU allocator. Triton's "out of resource: shared memory" is of a kernel that is too large for any
+batch."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, or the error was raised while such an error was handled: an operation that fails while a
+    CUDA graph is recorded is followed by the failure of the recording."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (torch.OutOfMemoryError, MemoryError)) or OUT_OF_MEMORY.search(str(seen)):
+            return True
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return False
 
 
 Result = TypeVar("Result")
@@ -31,25 +49,37 @@ Result = TypeVar("Result")
 def retry_smaller(
     run: Callable[[int], Result], size: int, smallest: Callable[[], int], message: str
 ) -> tuple[Result, int]:
-    """run(size), and again with half of the size each time memory runs out; returns the result and the last size.
+    """run(size), and again with half of the size each time memory runs out; returns the result and the last size. All
+    tensors of a failed run that only the run knew are freed before the next.
 
     `smallest`: where the size is not above it, the error is raised. `message`: the warning, with %d for the new size.
     """
     while True:
         try:
             return run(size), size
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or size <= smallest():
                 raise
-        # Outside the handler, whose traceback keeps the tensors of the failed run.
+            _drop_tracebacks(error)  # somebody may keep the error, and with it the tensors of the failed run
         size = max(1, size // 2)
+        gc.collect()  # the pieces of gradient checkpointing know one another
         free_cached_memory()
         log.warning(message, size)
 
 
+def _drop_tracebacks(error: BaseException | None) -> None:
+    """Forget through which functions, and so past which variables, the error and those that led to it went."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
 def free_cached_memory() -> None:
+    """Return the memory that PyTorch keeps for later tensors to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def keep_freed_memory() -> None:

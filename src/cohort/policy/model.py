@@ -55,9 +55,6 @@ class Policy:
         self.native_attention: str = model.config._attn_implementation
         self.version = 0
         """Counts updates; a completion records the version that sampled it."""
-        embeddings = model.get_input_embeddings()
-        if isinstance(embeddings, nn.Embedding):
-            embeddings.padding_idx = None  # a sampled pad token is a token like any other and has a gradient
 
     def of_copy(self, model: Any) -> Policy:
         """A policy of a copy of the model that takes the same paths, without comparing them again."""
@@ -162,12 +159,18 @@ class Policy:
     def _measured(
         self, batches: Iterable[list[Part]], measure: Callable[[Tensor, Pack], Tensor]
     ) -> dict[tuple[int, int], Tensor]:
+        """Without dropout, as the completions were sampled, whether or not the model is in training mode."""
         results: dict[tuple[int, int], Tensor] = {}
-        with self.autocast(), self.attending():
-            for parts in batches:
-                pack = self.pack(parts)
-                values = measure(self.hidden(pack.inputs)[pack.sources_N], pack).cpu()
-                keys = [(part.group, row) for part in parts for row in part.rows]
-                lengths = [len(ids) for part in parts for ids in part.completion_ids]
-                results.update(zip(keys, values.split(lengths), strict=True))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.autocast(), self.attending():
+                for parts in batches:
+                    pack = self.pack(parts)
+                    values = measure(self.hidden(pack.inputs)[pack.sources_N], pack).cpu()
+                    keys = [(part.group, row) for part in parts for row in part.rows]
+                    lengths = [len(ids) for part in parts for ids in part.completion_ids]
+                    results.update(zip(keys, values.split(lengths), strict=True))
+        finally:
+            self.model.train(was_training)
         return results

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from cohort.policy.decoding import decoder_of, why_no_fused_decoder
+from cohort.policy.dropout import adapter_parts, zero_dropout_of_config
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
+from cohort.policy.packed.layout import AttentionDropout
 from cohort.policy.packed.pack import Part
 from cohort.policy.paths import NAMES, OWN_LAYERS
+from cohort.policy.precision import HALF
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -19,6 +23,11 @@ PARITY = 2e-3
 """Largest difference of log-probabilities that counts as equal in float32. Measured: 1e-6 where the packed path is
 right for a model, 1e-1 where it is not."""
 PARITY_BF16 = 0.15
+RANDOM, RANDOM_BF16 = 1e-4, 3e-2
+"""Largest relative difference of two training passes that is rounding: sums of a GPU have no fixed order. Dropout of
+0.01 makes 1e-1."""
+ERRORS = (TypeError, AssertionError, KeyError, IndexError, RuntimeError)
+"""What a model that does not run the grouped attention raises."""
 
 
 def choose_paths(policy: Policy, fast_paths: str = "auto") -> None:
@@ -38,7 +47,61 @@ def choose_paths(policy: Policy, fast_paths: str = "auto") -> None:
     log.debug("fast paths: %s", policy.paths.summary())
 
 
+def check_repeatable(policy: Policy) -> None:
+    """Warn where two training passes over the same tokens differ, although dropout is off; an adapter's own does not
+    count. Where the model reads dropout from its configuration in each pass, set it to 0 there."""
+    bound = RANDOM if _tolerance(policy) == PARITY else RANDOM_BF16
+    name = type(policy.model).__name__
+    if (difference := _training_difference(policy)) > bound and (keys := zero_dropout_of_config(policy.model.config)):
+        log.info("%s reads %s from its configuration: 0 there, in the saved one too", name, ", ".join(keys))
+        difference = _training_difference(policy)
+    if difference > bound:
+        log.warning(
+            "two training passes of %s over the same tokens differ by %.1g of their size: something random is left on "
+            "that disable_dropout does not know, such as noise in a router. What is sampled and what is trained then "
+            "differ too",
+            name,
+            difference,
+        )
+
+
+def _training_difference(policy: Policy) -> float:
+    """The difference of two training passes' final hidden states, over their size."""
+    first, second = (_training_pass(policy, seed).float() for seed in range(2))
+    return float((first - second).norm() / second.norm().clamp(min=1e-12))
+
+
+@torch.no_grad()
+def _training_pass(policy: Policy, seed: int, by_model_code: bool = False) -> Tensor:
+    """Final hidden states of a pass in training mode, but for adapters. The random state is left as it was."""
+    was_training = policy.model.training
+    policy.model.train()
+    for part in adapter_parts(policy.model):
+        part.eval()
+    try:
+        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return policy.hidden(policy.pack(_small_groups(policy)).inputs, by_model_code)
+    finally:
+        policy.model.train(was_training)
+
+
+def _why_rows(policy: Policy) -> str:
+    """Why a model that is trained needs padded rows: its attention drops weights. Empty where it does not."""
+    try:
+        _training_pass(policy, 0, by_model_code=True)
+    except AttentionDropout as error:
+        return str(error)
+    except ERRORS:
+        pass  # the comparison of log-probabilities says what they mean
+    return ""
+
+
 def _drop_wrong_paths(policy: Policy) -> None:
+    if policy.parameters and (reason := _why_rows(policy)):
+        policy.paths = policy.paths.without(reason, *NAMES)
+        log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, reason)
+        return
     if policy.paths.decoder.taken and (reason := why_no_fused_decoder(policy)):
         policy.paths = policy.paths.without(reason, "decoder", "reuse", "cuda_graph")
     difference, error = _difference(policy)
@@ -61,21 +124,28 @@ def _check_head(policy: Policy) -> None:
 
 
 def _tolerance(policy: Policy) -> float:
-    """Quantised weights are multiplied in bfloat16 whatever the dtype of the rest."""
-    return PARITY_BF16 if policy.bf16 or getattr(policy.model, "is_quantized", False) else PARITY
+    """Quantised weights are multiplied in bfloat16 whatever the dtype of the rest, and weights in half precision in
+    their own."""
+    half = any(parameter.dtype in HALF for parameter in policy.model.parameters())
+    return PARITY_BF16 if half or policy.bf16 or getattr(policy.model, "is_quantized", False) else PARITY
+
+
+def _small_groups(policy: Policy) -> list[Part]:
+    """Two groups of random tokens, of unequal lengths."""
+    vocabulary = policy.head.output.weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for g, (p, lengths) in enumerate([(5, [4, 2]), (9, [3, 6])]):
+        prompt, *rows = (torch.randint(vocabulary, (n,), generator=generator) for n in (p, *lengths))
+        parts.append(Part(g, prompt, range(len(rows)), rows))
+    return parts
 
 
 @torch.no_grad()
 def _difference(policy: Policy) -> tuple[float | None, str]:
     """The largest difference of log-probabilities to the model's plain forward pass, in training and in decoding, over
     two small groups of unequal lengths; or None and the error of a model that does not run the grouped attention."""
-    vocabulary = policy.head.output.weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(5, [4, 2]), (9, [3, 6])]
-    parts = []
-    for g, (p, lengths) in enumerate(sizes):
-        prompt, *rows = (torch.randint(vocabulary, (n,), generator=generator) for n in (p, *lengths))
-        parts.append(Part(g, prompt, range(len(rows)), rows))
+    parts = _small_groups(policy)
     plain = []
     for part in parts:
         for ids in part.completion_ids:
@@ -90,7 +160,7 @@ def _difference(policy: Policy) -> tuple[float | None, str]:
         if policy.packed:
             ours += _decode(policy, parts)
             plain += plain
-    except (TypeError, AssertionError, KeyError, IndexError, RuntimeError) as error:
+    except ERRORS as error:
         if not policy.packed:
             raise
         reason = " ".join(str(error).split())[:300]
@@ -98,7 +168,7 @@ def _difference(policy: Policy) -> tuple[float | None, str]:
     return max(float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True)), ""
 
 
-def _decode(policy: Policy, parts: list[Part]) -> list[torch.Tensor]:
+def _decode(policy: Policy, parts: list[Part]) -> list[Tensor]:
     """Log-probabilities of the given completions, computed one token at a time with a decoding cache."""
     decoder = decoder_of(policy)
     pack = policy.pack([Part(part.group, part.prompt_ids, [], []) for part in parts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -23,6 +23,11 @@ class Reference(ABC):
 
     @abstractmethod
     def __call__(self) -> AbstractContextManager[Policy]: ...
+
+    @abstractmethod
+    def is_policy(self) -> bool:
+        """Whether it is known to have the policy's current weights. False at the first weight that differs, so it costs
+        little once the policy has been updated."""
 
     def follow(self, alpha: float = 1.0) -> None:
         """Set the reference to alpha * policy + (1 - alpha) * reference; 1: to the policy's current weights."""
@@ -66,6 +71,9 @@ class _Copy(Reference):
     def __call__(self) -> Iterator[Policy]:
         yield self.frozen
 
+    def is_policy(self) -> bool:
+        return _same(self._trained, self.policy.parameters)
+
     def _weights(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self._trained]
 
@@ -98,6 +106,13 @@ class _Adapter(Reference):
             self.policy.model.train(training)
             self._swap()
 
+    def is_policy(self) -> bool:
+        if self.followed:
+            return _same(self._adapter, self.policy.parameters)
+        trained = [(name, p) for name, p in self.policy.model.named_parameters() if p.requires_grad]
+        # An adapter whose B is 0 adds nothing. Of DoRA's magnitudes and whole modules the start is not kept.
+        return all("lora_A" in name or ("lora_B" in name and not p.any()) for name, p in trained)
+
     def _swap(self) -> None:
         parameters = self.policy.parameters
         self._adapter, current = [p.data for p in parameters], self._adapter
@@ -109,6 +124,10 @@ class _Adapter(Reference):
 
     def _set(self, weights: Iterable[Tensor]) -> None:
         self._adapter = [weight.clone() for weight in weights]
+
+
+def _same(weights: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights, parameters, strict=True))
 
 
 def reference_of(policy: Policy) -> Reference:

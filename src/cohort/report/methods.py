@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -43,6 +43,23 @@ def methods_tables(methods: Sequence[Any]) -> Iterator[Table]:
         for function in functions:
             meanings.add_row(readable_name(function), Text(first_paragraph(function)))
         yield meanings
+
+
+def loss_tables(loss_types: Mapping[str, Any], preference_losses: Mapping[str, Callable[..., Any]]) -> Iterator[Table]:
+    """A table of GRPO's loss types (`formulas/loss_types.py`), then one of DPO's losses (`formulas/preference.py`)."""
+    table = Table(title=Text("loss_type of grpo and its relatives"), title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("loss_type", "objective J of one token", "weight"):
+        table.add_column(heading, overflow="fold")
+    for name, kind in loss_types.items():
+        weight = first_paragraph(kind.weight).partition(": ")[0].partition(", ")[0]
+        table.add_row(Text(name, style="bold"), Text(first_paragraph(kind.surrogate)), Text(weight))
+    yield table
+    table = Table(title=Text("loss_type of dpo"), title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("loss_type", "loss of a pair"):
+        table.add_column(heading, overflow="fold")
+    for name, function in preference_losses.items():
+        table.add_row(Text(name, style="bold"), Text(first_paragraph(function)))
+    yield table
 
 
 def readable_name(function: Callable[..., Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from torch.profiler import record_function
 from cohort.config import SampledConfig
 from cohort.data.templates import as_completion
 from cohort.formulas.credit import zero_spread
+from cohort.formulas.spread import all_equal
 from cohort.policy.fast.activations import ActivationStore
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
-from cohort.types import Completion, Group, Steps, TrainerState
+from cohort.types import Completion, Group, NotFinite, Steps, TrainerState
 
 
 def training_sampling(config: SampledConfig, eos_ids: list[int]) -> Sampling:
@@ -100,7 +102,9 @@ def collect(
 def reward_groups(
     prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewards | None, state: TrainerState
 ) -> Round:
-    """Call the rewards on sampled completions; returns groups, what the functions logged, and the seconds of each."""
+    """Call the rewards on sampled completions; returns groups, what the functions logged, and the seconds of each.
+    Raises NotFinite for completions whose log-probabilities are NaN or infinite."""
+    _require_finite(sampled)
     if rewards is None:
         groups = [Group(p.ids, completions, p.row) for p, completions in zip(prompts, sampled, strict=True)]
         return Round(groups, {}, {})
@@ -121,6 +125,21 @@ def reward_groups(
             )
         )
     return Round(groups, scores.metrics, {f"seconds/reward/{name}": spent for name, spent in scores.seconds.items()})
+
+
+def _require_finite(sampled: list[list[Completion]]) -> None:
+    every = [completion.logprobs for completions in sampled for completion in completions]
+    if not every or bool(torch.cat(every).isfinite().all()):
+        return
+    for p, completions in enumerate(sampled):
+        for c, completion in enumerate(completions):
+            for t, logprob in enumerate(completion.logprobs.tolist()):
+                if not math.isfinite(logprob):
+                    raise NotFinite(
+                        f"the engine gave token {t} of completion {c} of prompt {p} the log-probability {logprob}: of "
+                        "each sampled token it must return the finite one, at the sampling temperature and before "
+                        "top_k, top_p and min_p"
+                    )
 
 
 class _RewardThread:
@@ -165,9 +184,9 @@ class _RewardThread:
 
 
 def has_equal_rewards(group: Group) -> bool:
-    """Whether all rewards of the group, of completions or of steps, are equal: its advantages are 0."""
+    """Whether all rewards of the group, of completions or of steps, are equal up to rounding: its advantages are 0."""
     values = group.rewards if group.steps is None else [r for steps in group.steps for r in steps.rewards]
-    return min(values) == max(values)
+    return all_equal(values)
 
 
 def statistics(rounds: list[Round]) -> dict[str, float]:

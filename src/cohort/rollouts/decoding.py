@@ -12,11 +12,13 @@ from torch import Tensor
 from cohort.policy.decoding import decoder_of
 from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.fast.decoder import FusedDecoder
+from cohort.policy.finite import why_no_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling, draw
 from cohort.rollouts.transcript import Transcript
+from cohort.types import NotFinite
 
 PREFILL_TOKENS = 8192
 """Prompt tokens of one prefill pass."""
@@ -118,6 +120,8 @@ class Decoding:
         """Whether rows of the cache may be in another order than their completions."""
         self.tokens = torch.zeros(0, dtype=torch.long, device=device)
         """[N], the last token of each row of the cache."""
+        self.logprob_sum = torch.zeros((), device=device)
+        """Of all sampled tokens: NaN once the logits of one were not finite."""
 
     def _empty_cache(self) -> DecodeCache:
         share = max((len(prompt) for prompt in self.prompts), default=0) > SHORT_PROMPT
@@ -138,7 +142,10 @@ class Decoding:
     def run(self) -> None:
         while True:
             # The one wait for the device in each step.
-            live = int(self.decoded.live.sum())
+            live_count, logprob_sum = torch.stack([self.decoded.live.sum(), self.logprob_sum]).tolist()
+            if logprob_sum != logprob_sum:
+                raise NotFinite(why_no_logits(self.policy.model))
+            live = int(live_count)
             if not (self.waiting or live):
                 self._note()
                 self._hand_over_groups()
@@ -227,6 +234,7 @@ class Decoding:
             logits = self.logits(hidden)
         row = decoded.row - first_row if shared or self.reordered else None
         tokens, logprobs = draw(logits, self.sampling, self.generator, row)
+        self.logprob_sum = self.logprob_sum + logprobs.sum()
         self.transcript.write(decoded.completion, decoded.count, decoded.live, tokens, logprobs)
         ended = (tokens.unsqueeze(1) == self.eos).any(1)
         if self.sampling.stop:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
+from cohort.policy.finite import why_no_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
-from cohort.types import Completion
+from cohort.types import Completion, NotFinite
 
 
 class _Streamer(BaseStreamer):
@@ -27,6 +31,49 @@ class _Streamer(BaseStreamer):
 
     def end(self) -> None:
         pass
+
+
+class _RequireFinite(LogitsProcessor):
+    """Raises NotFinite for a row from which no token can be sampled."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # The maximum is NaN where one is NaN, and minus infinity where all are.
+        if not bool(scores.amax(-1).isfinite().all()):
+            raise NotFinite(why_no_logits(self.model))
+        return scores
+
+
+def _generation_config(sampling: Sampling, max_new_tokens: int) -> GenerationConfig:
+    options: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        options = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p or None,
+        }
+    return GenerationConfig(
+        **options,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sampling.eos_ids or None,
+        pad_token_id=0,
+        stop_strings=sampling.stop or None,
+    )
+
+
+@contextmanager
+def _without_generation_config(model: Any) -> Iterator[None]:
+    """`generate` takes from the model's generation_config whatever a call leaves open: penalties, beams, suppressed
+    tokens. The recorded log-probabilities would know nothing of them, and the packed engine does not have them."""
+    configured, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = configured
 
 
 class RowEngine:
@@ -70,28 +117,16 @@ class RowEngine:
         return group
 
     def _rows(self, prompt: Tensor, count: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            options = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": sampling.min_p or None,
-            }
-        if sampling.stop:
-            options |= {"stop_strings": sampling.stop, "tokenizer": self.policy.tokenizer}
         batch = prompt.to(self.policy.device).expand(count, -1)
-        limit = min(sampling.max_tokens, self.policy.context_length - len(prompt))
-        with self.policy.autocast():
+        config = _generation_config(sampling, min(sampling.max_tokens, self.policy.context_length - len(prompt)))
+        with self.policy.autocast(), _without_generation_config(self.policy.model):
             out = self.policy.model.generate(
                 batch,
                 attention_mask=torch.ones_like(batch),
-                max_new_tokens=limit,
-                eos_token_id=sampling.eos_ids or None,
-                pad_token_id=0,
+                generation_config=config,
+                tokenizer=self.policy.tokenizer if sampling.stop else None,
                 streamer=streamer,
-                **options,
+                logits_processor=[_RequireFinite(self.policy.model)],
             )
         rows = [self._cut(row[len(prompt) :].cpu(), sampling) for row in out]
         part = Part(0, prompt, range(count), [ids for ids, _ in rows])

@@ -55,7 +55,10 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Sample token ids [M]; returns them with their log-probabilities [M] at the sampling temperature and before
     truncation, which are the policy's own. Greedy sampling reports temperature 1. `rows_M`: the row of logits of each
-    sample; None: one sample of each row."""
+    sample; None: one sample of each row.
+
+    Where a row's logits have NaN or plus infinity, or are all minus infinity, the log-probability is NaN and the token
+    is any: testing here would wait for the device at each token."""
     scaled = logits_NV if sampling.temperature in (0, 1) else logits_NV / sampling.temperature
     if sampling.temperature > 0 and not sampling.truncates:
         weights_NV = scaled.softmax(-1)
@@ -95,14 +98,17 @@ def _sampled(weights_NV: Tensor, generator: torch.Generator, rows_M: Tensor | No
     before_M1 = torch.where(block_M1 > 0, sums.gather(1, (block_M1 - 1).clamp(min=0)), 0.0)
     index = block_M1 * BLOCK + torch.arange(BLOCK, device=block_M1.device)
     inside = _entries(weights_NV, rows_M, index.clamp(max=V - 1)).masked_fill_(index >= V, 0.0).cumsum(-1)
-    return (block_M1 * BLOCK + _first_above(inside, (at_M1 - before_M1).clamp(min=0.0))).squeeze(1)
+    token_M1 = block_M1 * BLOCK + _first_above(inside, (at_M1 - before_M1).clamp(min=0.0))
+    return token_M1.clamp(max=V - 1).squeeze(1)
 
 
 def _first_above(sums: Tensor, at_M1: Tensor) -> Tensor:
-    """[M, 1], the first entry whose cumulative sum exceeds `at`, which is kept below the total against rounding."""
+    """[M, 1], the first entry whose cumulative sum exceeds `at`, which is kept below the total against rounding. An
+    index of an entry also where the sums are NaN, which exceed nothing."""
     total_M1 = sums[:, -1:]
     below_M1 = torch.nextafter(total_M1, torch.zeros_like(total_M1))
-    return torch.searchsorted(sums, torch.minimum(at_M1, below_M1), right=True)
+    index_M1 = torch.searchsorted(sums, torch.minimum(at_M1, below_M1), right=True)
+    return index_M1.clamp(max=sums.shape[1] - 1)
 
 
 def truncate(logp_NV: Tensor, sampling: Sampling) -> Tensor:

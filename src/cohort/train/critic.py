@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from cohort.config import PPOConfig
 from cohort.formulas.gae import ValueLoss, value_loss
+from cohort.formulas.spread import all_equal
 from cohort.methods.credits import critic_lambda, gae_advantages
 from cohort.methods.method import Method
 from cohort.policy.critic import Critic
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
-from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.weights import active_lengths, token_weights
 from cohort.types import Group
 
@@ -74,8 +75,11 @@ class CriticUpdater:
         if self.critic.own_backbone:
             self._gradient(groups, token_weights(groups, generation_tokens, self.method, self.config))
         sums, self.sums = self.sums, defaultdict(float)
-        norm = descend(self.optimizer, self.critic.parameters, share * self.learning_rate, self.config)
+        critic, rate = self.critic, share * self.learning_rate
+        modules = nn.ModuleDict({"critic": critic.model.model, "critic_head": critic.head})
+        norm = descend(self.optimizer, critic.parameters, rate, self.config, modules)
         return {
+            **{f"critic/{name}": value for name, value in skipped(norm, self.config).items()},
             "critic/loss": sums["loss"],
             "critic/clip_fraction": sums["clipped"] / max(1.0, sums["tokens"]),
             "critic/explained_variance": explained_variance(groups, self.config),
@@ -130,7 +134,7 @@ class CriticUpdater:
 
 def explained_variance(groups: list[Group], config: PPOConfig) -> float:
     """1 - Var(returns - values) / Var(returns) over the tokens with loss: 1 for a perfect critic, 0 for one that
-    predicts the same value everywhere; 0 where the returns do not vary."""
+    predicts the same value everywhere; 0 where the returns are equal up to rounding."""
     active = active_lengths(groups, config).tolist()
     advantages = [a for row in gae_advantages(groups, config, critic_lambda) for a in row]
     values = [v for group in groups for v in group.values or []]
@@ -138,8 +142,8 @@ def explained_variance(groups: list[Group], config: PPOConfig) -> float:
     if not kept:
         return 0.0
     left, value = (torch.cat(pieces) for pieces in zip(*kept, strict=True))
-    spread = float((left + value).var(correction=0))
-    return 1 - float(left.var(correction=0)) / spread if spread > 0 else 0.0
+    returns = left + value
+    return 0.0 if all_equal(returns) else 1 - float(left.var(correction=0) / returns.var(correction=0))
 
 
 def _parts(groups: list[Group], weights: list[list[float]] | None) -> list[Part]:

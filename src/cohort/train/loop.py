@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +20,9 @@ from cohort.train.output import checkpoint
 from cohort.train.output.checkpoint import Companion, Progress, Saved
 from cohort.train.output.record import Recorder, rounded
 from cohort.train.schedule import interval, learning_rate_factor
-from cohort.train.sources.source import Source
+from cohort.train.sources.source import Source, extremes
 from cohort.train.weights import active_lengths
-from cohort.types import Group, TrainerControl, TrainerState
+from cohort.types import Group, NotFinite, TrainerControl, TrainerState
 
 log = logging.getLogger("cohort")
 
@@ -110,12 +111,29 @@ class Loop:
         if self.config.eval_on_start and self.progress.step == 0:
             self._evaluate()
         while self.progress.step < self.total and not self.control.should_training_stop:
-            self._log(self._step())
+            with self._located():
+                metrics = self._step()
+            self._log(metrics)
             self._call("on_step_end")
             self._evaluate_if_due()
             self._end_iteration_if_due()
             self._save_if_due()
         self._call("on_train_end")
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """Adds to a NotFinite where the run was, what its batch has, and what to do."""
+        try:
+            yield
+        except NotFinite as error:
+            batch = [group for group in self.progress.batch or [] if isinstance(group, Group)]
+            facts = extremes(batch)
+            raise NotFinite(
+                f"step {self.progress.step + 1}: {error}." + (f" The batch has {facts}." if facts else "") + " Causes "
+                "are a learning rate that is too high, rewards without a bound, clipping that is off (max_grad_norm: "
+                "0) and half precision. on_nonfinite: skip leaves out updates with such a gradient. "
+                + checkpoint.where_to_resume(self.output_dir)
+            ) from error
 
     def _step(self) -> dict[str, float]:
         """One optimiser step on the current batch, or on a new one if the last has been used up; returns its

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from typing import Protocol
 
@@ -19,11 +20,15 @@ from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.chosen_tokens import ByCompletion, most_uncertain, selected
 from cohort.train.entropy import EntropyWeight
 from cohort.train.experts import Balance, balance_coef
-from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.weights import active_lengths, imitation, token_weights
 from cohort.types import Group
 
 log = logging.getLogger("cohort")
+
+FAR = 1e3
+"""A token's KL estimate above which there is a warning: k3 has it where the policy gives a token e^-7 of the
+reference's probability."""
 
 
 class SharedCritic(Protocol):
@@ -50,6 +55,7 @@ class Updater:
         self.entropy = EntropyWeight(config)
         self.state = self.entropy.state
         self.balance_coef = balance_coef(policy, config)
+        self.told_far = False
 
     def step(
         self,
@@ -61,10 +67,12 @@ class Updater:
         """Take one step. `generation_tokens`: tokens with loss in the sampled batch, divided by the number of steps
         that share it. Sets `old_logprobs` of groups that the current policy sampled."""
         metrics = self.gradient(groups, generation_tokens, activations)
-        metrics |= self.entropy.adapt(metrics.pop("entropy/trained", 0.0))
-        metrics["grad_norm"] = descend(self.optimizer, self.policy.parameters, learning_rate, self.config)
-        self.policy.version += 1
-        return metrics
+        policy, config, entropy = self.policy, self.config, metrics.pop("entropy/trained", 0.0)
+        norm = descend(self.optimizer, policy.parameters, learning_rate, config, policy.model)
+        if math.isfinite(norm):
+            policy.version += 1
+            metrics |= self.entropy.adapt(entropy)
+        return metrics | {"grad_norm": norm} | skipped(norm, config)
 
     def gradient(
         self, groups: list[Group], generation_tokens: float, activations: ActivationStore | None = None
@@ -81,6 +89,8 @@ class Updater:
             if self.shared_critic is not None:
                 self.shared_critic.zero_grad()
             store = first_try.pop() if first_try else None
+            if store is None and activations is not None:
+                activations.clear()
             with self.policy.attending():
                 return _Pass(self, groups, generation_tokens, token_budget, store).run()
 
@@ -89,6 +99,14 @@ class Updater:
 
         message = "out of memory: this step starts again with token_budget=%d"
         metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, smallest, message)
+        if metrics.get("kl/max", 0.0) > FAR and not self.told_far:
+            self.told_far = True
+            log.warning(
+                "the KL estimate of a token is %.3g (kl/max): the policy is far from the reference there, and that "
+                "token's gradient outweighs all others. Lower learning_rate, or take kl_estimator: k2, which grows "
+                "with the square of the log-ratio and not with its exponential",
+                metrics["kl/max"],
+            )
         return metrics
 
     def _smallest(self, group: Group) -> int:
@@ -139,6 +157,7 @@ class _Pass:
         self.counts: dict[str, int] = defaultdict(int)
         self.objective = 0.0
         self.ratio = (1.0, 1.0)
+        self.largest_kl = 0.0
 
     def run(self) -> dict[str, float]:
         self._choose_tokens()
@@ -161,6 +180,8 @@ class _Pass:
         if self.balance is not None:
             means["aux_loss"] = self.balance.loss
             self.objective -= self.balance_coef * self.balance.loss
+        if "kl" in self.sums:
+            means["kl/max"] = self.largest_kl
         return {"loss": -self.objective, **means}
 
     def _choose_tokens(self) -> None:
@@ -296,6 +317,8 @@ class _Pass:
         for name, values in logged.items():
             self.sums[name] += float(values.sum())
             self.counts[name] += len(values)
+        if "kl" in logged:
+            self.largest_kl = max(self.largest_kl, float(logged["kl"].max()))
         if "ratio" in logged:
             low, high = logged["ratio"].aminmax()
             self.ratio = (min(self.ratio[0], float(low)), max(self.ratio[1], float(high)))

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import (
     DistillConfig,
@@ -18,6 +16,7 @@ from cohort.config import (
     SampledConfig,
     TrainingConfig,
     differences_from_paper,
+    easily_misread,
 )
 from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
@@ -29,6 +28,7 @@ from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
 from cohort.rewards.resolve import with_tokenizers
@@ -82,6 +82,7 @@ class Trainer:
         engine: Engine | Callable[[Policy], Engine] | None = None,
         **trl_arguments: Any,
     ):
+        require_one_process()
         self.method = method if isinstance(method, Method) else find_method(method)
         ref_model = trl_arguments.pop("ref_model", None) if self.method.source == "preferences" else None
         teacher = trl_arguments.pop("teacher", None) if issubclass(self.method.config, DistillConfig) else None
@@ -100,7 +101,7 @@ class Trainer:
             teacher = chosen_teacher(teacher, config)
         if config.push_to_hub:
             hub.require_token()
-        torch.manual_seed(config.seed)
+        seed_everything(config.seed)
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         self.policy.require_trainable()
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
@@ -157,6 +158,8 @@ class Trainer:
             log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
         for difference in differences_from_paper(config):
             log.info("differs from the paper: %s", difference)
+        for line in easily_misread(config):
+            log.warning(line)
 
     def _critics(self) -> list[CriticUpdater]:
         """The critic's updater, where the row has a critic."""

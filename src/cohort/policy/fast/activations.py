@@ -93,6 +93,10 @@ class ActivationStore:
         self._steps: list[tuple[np.ndarray, ...]] = []
         """For each decoding step: the completions, the index of each one's token, and whether each is live."""
 
+    def clear(self) -> None:
+        """Free the activations, for a second try without them: whoever keeps the store does not use it again."""
+        self.layers.clear()
+
     def has_room_for(self, tokens: int) -> bool:
         return self.tokens + tokens <= self.capacity
 

@@ -26,6 +26,10 @@ FEW_READ = 0.8
 """Where at least this share of the final hidden states is read, selecting them costs as much as it saves."""
 
 
+class AttentionDropout(RuntimeError):
+    """A model's attention is to drop weights at random, which the grouped attention does not do."""
+
+
 def grouped_attention(
     module: Any,
     query: Tensor,
@@ -37,11 +41,14 @@ def grouped_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     grouped: Layout | None = None,
+    dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer: q [1, H, T, D], k and v [1, Hkv, T, D] after the rotary
     embedding."""
     assert grouped is not None, "the grouped attention was called without a layout: use Policy, not model(...)"
+    if dropout and module.training:
+        raise AttentionDropout(f"attention dropout of {dropout:g} is left on, which needs the model's own attention")
     options = AttentionOptions(
         layer=getattr(module, "layer_idx", None) or 0,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,

@@ -18,7 +18,7 @@ from cohort.data.templates import as_completion
 from cohort.rewards.models.scorer import Scorer
 from cohort.train.iterations.replay import Item, Replay, history_count
 from cohort.train.monitors.reward_models import RewardModelGuard, validation_of
-from cohort.train.output.checkpoint import load_learner, save_learner
+from cohort.train.output.checkpoint import load_learner, require_finite, save_learner
 from cohort.train.reward_models.model import RewardModel
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.types import Group, Row, UserError
@@ -125,6 +125,7 @@ class Refit:
     def save_model(self, folder: Path) -> None:
         """Save the model as a transformers directory, which `cohort reward eval` and reward_funcs load."""
         known = self.guard.validation[self.name]
+        require_finite(self.scorer.model.named_parameters(), folder)
         self.scorer.model.config.held_out = None if known is None else asdict(known)
         self.scorer.model.save_pretrained(folder)
         self.scorer.tokenizer.save_pretrained(folder)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cohort.formulas.spread import EPS, all_equal
 from cohort.types import Group
 
 log = logging.getLogger("cohort")
@@ -63,7 +64,7 @@ class RewardModelGuard:
         known = self.validation[name]
         if known is None:
             known = self.validation[name] = validation_of(scores)
-        scale = max(known.std, 1e-9)
+        scale = max(known.std, EPS)
         drift, spread = (mean - known.mean) / scale, std / scale
         outside = sum(abs(score - known.mean) > DRIFT * scale for score in scores) / len(scores)
         n = self.patience
@@ -133,6 +134,7 @@ def length_correlation(groups: list[Group], name: str) -> float:
         ]
         if of_group:
             score, length = (statistics.fmean(column) for column in zip(*of_group, strict=True))
-            pairs += [(s - score, n - length) for s, n in of_group]
+            alike = all_equal([s for s, _ in of_group])  # their rounding correlates with anything
+            pairs += [(0.0 if alike else s - score, n - length) for s, n in of_group]
     over = math.sqrt(sum(s * s for s, _ in pairs) * sum(n * n for _, n in pairs))
     return sum(s * n for s, n in pairs) / over if over > 0 else 0.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cohort.formulas.spread import all_equal
 from cohort.types import Group
 
 log = logging.getLogger("cohort")
@@ -106,4 +107,4 @@ def spread_shares(groups: list[Group], weights: dict[str, float]) -> dict[str, f
 
 def _variance(scores: list[float | None]) -> float:
     applied = [score for score in scores if score is not None]
-    return float(np.var(applied)) if len(set(applied)) > 1 else 0.0
+    return float(np.var(applied)) if applied and not all_equal(applied) else 0.0

@@ -8,8 +8,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cohort.types import Completion, Group, Row, Steps, UserError
+from cohort.policy.finite import first_not_finite
+from cohort.train.output.groups import groups_of, plain, tensors_of
+from cohort.train.output.optimizer_state import nested, state_of
+from cohort.types import Group, NotFinite, UserError
 
 log = logging.getLogger("cohort")
 
@@ -53,13 +56,31 @@ class Saved(Protocol):
 
 
 def save_policy(policy: Saved, folder: Path) -> None:
-    """Save as a transformers directory, or a peft adapter, with the tokenizer."""
+    """Save as a transformers directory, or a peft adapter, with the tokenizer. Raises NotFinite, and writes nothing,
+    where a trained weight is NaN or infinite."""
+    require_finite([(name, p) for name, p in policy.model.named_parameters() if p.requires_grad], folder)
     model = policy.peft if policy.peft is not None else policy.model
     model.save_pretrained(folder, safe_serialization=True)
     if policy.keeps_config:
         policy.model.config.save_pretrained(folder)
     if hasattr(policy.tokenizer, "save_pretrained"):
         policy.tokenizer.save_pretrained(folder)
+
+
+def require_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Raise NotFinite where a weight that would be saved in the folder is NaN or infinite."""
+    broken = first_not_finite(weights)
+    if broken is not None:
+        run = folder.parent if folder.name.startswith(("checkpoint-", "partial-")) else folder
+        raise NotFinite(f"weights are NaN or infinite and are not saved, first {broken}. {where_to_resume(run)}")
+
+
+def where_to_resume(folder: Path) -> str:
+    """The end of a message about a run that broke: its newest checkpoint."""
+    path = newest(folder)
+    if path is None:
+        return "There is no checkpoint (save_steps)"
+    return f"The newest checkpoint, from before, is {path}"
 
 
 class Companion(Protocol):
@@ -106,19 +127,19 @@ def save(
         save_learner(partial / f"{companion.name}.safetensors", companion.parameters, companion.optimizer)
     if kept is not None:
         kept.save(partial)
-    tensors = _optimizer_tensors(optimizer)
+    tensors, metadata = state_of(optimizer)
     tensors["rng.torch"] = torch.get_rng_state()
     if policy.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(policy.device)
-    save_file(tensors, partial / "optimizer.safetensors")
+    save_file(tensors, partial / "optimizer.safetensors", metadata)
     if progress.batch is not None:
-        save_file(_tensors_of(progress.batch), partial / "batch.safetensors")
+        save_file(tensors_of(progress.batch), partial / "batch.safetensors")
     record = {
         "step": progress.step,
         "num_tokens": progress.num_tokens,
         "token_budget": progress.token_budget,
         "version": policy.version,
-        "batch": None if progress.batch is None else [_plain(group) for group in progress.batch],
+        "batch": None if progress.batch is None else [plain(group) for group in progress.batch],
         "batch_metrics": progress.batch_metrics,
         "updater": progress.updater,
         "rng_python": random.getstate(),
@@ -140,14 +161,6 @@ def prune(folder: Path, keep: int | None) -> None:
     if keep is not None:
         for path in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-keep]:
             shutil.rmtree(path)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
 
 
 def _sync(path: Path) -> None:
@@ -186,13 +199,14 @@ def load(
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     load_weights(path, policy)
     policy.version = record["version"]
-    tensors = load_file(path / "optimizer.safetensors")
+    file = path / "optimizer.safetensors"
+    tensors = load_file(file)
     torch.set_rng_state(tensors.pop("rng.torch"))
     if "rng.cuda" in tensors:
         state = tensors.pop("rng.cuda")
         if policy.device.type == "cuda":
             torch.cuda.set_rng_state(state, policy.device)
-    _load_optimizer(tensors, optimizer, path)
+    _load_optimizer(tensors, optimizer, file)
     for companion in companions:
         _load_companion(path, companion)
     if kept is not None:
@@ -203,7 +217,7 @@ def load(
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     batch = record["batch"]
     if batch is not None:
-        batch = _groups(batch, load_file(path / "batch.safetensors"))
+        batch = groups_of(batch, load_file(path / "batch.safetensors"))
     names = ("step", "num_tokens", "token_budget", "batch_metrics", "updater")
     return Progress(batch=batch, **{name: record[name] for name in names})
 
@@ -216,9 +230,12 @@ def _load_companion(path: Path, companion: Companion) -> None:
 
 
 def save_learner(file: Path, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Save weights, named by their index, and the state of their optimiser in one file."""
+    """Save weights, named by their index, and the state of their optimiser in one file. Raises NotFinite where a weight
+    is NaN or infinite."""
     named = {f"weights.{i}": parameter.detach().contiguous() for i, parameter in enumerate(parameters)}
-    save_file({**named, **_optimizer_tensors(optimizer)}, file)
+    require_finite([(f"{file.stem}: {name}", weight) for name, weight in named.items()], file.parent)
+    tensors, metadata = state_of(optimizer)
+    save_file({**named, **tensors}, file, metadata)
 
 
 @torch.no_grad()
@@ -243,76 +260,19 @@ def load_weights(path: Path, policy: Saved) -> None:
         return
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} holds an adapter, but this run trains all weights: resume with the same settings")
-    saved = type(policy.model).from_pretrained(path, dtype=next(policy.model.parameters()).dtype, use_safetensors=True)
+    widest = max(
+        (p.dtype for p in policy.model.parameters()), key=lambda dtype: dtype.itemsize
+    )  # frozen ones may differ
+    saved = type(policy.model).from_pretrained(path, dtype=widest, use_safetensors=True)
     policy.model.load_state_dict(saved.state_dict())
 
 
-def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, path: Path) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+def _load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """`tensors`: those of the file that belong to the optimiser."""
+    state = nested(tensors, file)
     trained = sum(len(group["params"]) for group in optimizer.param_groups)
     if state and len(state) != trained:
         raise UserError(
-            f"{path}: the optimiser has {len(state)} tensors, this run trains {trained}: not the same model"
+            f"{file}: the optimiser has {len(state)} tensors, this run trains {trained}: not the same model"
         )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _plain(group: Group) -> dict[str, Any]:
-    """The group without tensors, ready for JSON."""
-    return {
-        "row": asdict(group.row),
-        "rewards": group.rewards,
-        "components": group.components,
-        "steps": None if group.steps is None else [asdict(steps) for steps in group.steps],
-        "completions": [{"text": c.text, "truncated": c.truncated, "version": c.version} for c in group.completions],
-    }
-
-
-def _tensors_of(groups: list[Group]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for g, group in enumerate(groups):
-        tensors[f"{g}.prompt"] = group.prompt_ids
-        for r, completion in enumerate(group.completions):
-            tensors[f"{g}.{r}.ids"] = completion.ids
-            tensors[f"{g}.{r}.logprobs"] = completion.logprobs
-            tensors[f"{g}.{r}.advantages"] = group.advantages[r].contiguous()
-            if group.old_logprobs is not None:
-                tensors[f"{g}.{r}.old"] = group.old_logprobs[r]
-            if group.reference_logprobs is not None:
-                tensors[f"{g}.{r}.reference"] = group.reference_logprobs[r]
-            if group.values is not None:
-                tensors[f"{g}.{r}.values"] = group.values[r]
-    # safetensors refuses tensors that share memory; slices of one buffer do.
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _groups(plain: list[dict[str, Any]], tensors: dict[str, Tensor]) -> list[Group]:
-    groups = []
-    for g, record in enumerate(plain):
-        rows = range(len(record["completions"]))
-
-        def column(name: str, g: int = g, rows: range = rows) -> list[Tensor] | None:
-            return [tensors[f"{g}.{r}.{name}"] for r in rows] if f"{g}.0.{name}" in tensors else None
-
-        completions = [
-            Completion(tensors[f"{g}.{r}.ids"], tensors[f"{g}.{r}.logprobs"], **c)
-            for r, c in enumerate(record["completions"])
-        ]
-        groups.append(
-            Group(
-                tensors[f"{g}.prompt"],
-                completions,
-                Row(**record["row"]),
-                record["rewards"],
-                record["components"],
-                None if record["steps"] is None else [Steps(**steps) for steps in record["steps"]],
-                column("advantages") or [],
-                column("old"),
-                column("reference"),
-                column("values"),
-            )
-        )
-    return groups

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from cohort.config import ProcessRewardConfig, RewardModelConfig
+from cohort.policy.dropout import dropouts, zero_dropout
 from cohort.policy.freeze import freeze
-from cohort.policy.load import add_lora, fast_bf16, find_device, quiet, zero_dropout
+from cohort.policy.load import add_lora, fast_bf16, find_device, quiet
+from cohort.policy.precision import widen
 from cohort.rewards.models.classifier import (
     is_classifier,
     load_classifier,
@@ -82,6 +84,9 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
         _head(model).requires_grad_(True)
     model.config.architectures = [type(model).__name__]
     device = find_device(config.use_cpu)
+    bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
+    for line in widen(model, bf16):
+        log.info(line)
     model.to(device)
     if config.disable_dropout:
         # The small network's dropout is part of its architecture.
@@ -90,7 +95,6 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if peft is not None:
             model.enable_input_require_grads()
-    bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
     return RewardModel(model, tokenizer, config, peft=peft, bf16=bf16)
 
 
@@ -136,7 +140,7 @@ def only_head_learns(model: Any) -> bool:
         isinstance(model, MLPHeadModel)
         and model.config.reads != "every"
         and not any(parameter.requires_grad for parameter in model.model.parameters())
-        and not any(isinstance(module, nn.Dropout) and module.p for module in model.model.modules())
+        and not any(dropouts(model.model))
     )
 
 

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.chat_templates import use_template
 from cohort.data.configured import log_fitted
 from cohort.data.order import picks
 from cohort.data.rows import load_rows
+from cohort.policy.process import require_one_process, seed_everything
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
@@ -67,6 +66,7 @@ class RewardTrainer:
         peft_config: Any = None,
         **trl_arguments: Any,
     ):
+        require_one_process()
         args = args or RewardConfig()
         if not isinstance(args, RewardConfig | ProcessRewardConfig):
             raise UserError(
@@ -78,7 +78,7 @@ class RewardTrainer:
         kind = loss_type(self.rows, config)
         if config.push_to_hub:
             hub.require_token()
-        torch.manual_seed(config.seed)
+        seed_everything(config.seed)
         self.base_model: str = model if isinstance(model, str) else model.config.name_or_path
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         use_template(self.reward_model.tokenizer, config.template)

@@ -10,6 +10,7 @@ and a reinforcement-learning run may call `fit` between its steps.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from cohort.data.order import picks
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
 from cohort.policy.memory import retry_smaller
 from cohort.rewards.models.scorer import Encoded
-from cohort.train.optimizer import descend, make_optimizer
+from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.reward_models.examples import Example, at_every_token, examples_of
 from cohort.train.reward_models.model import RewardModel, only_head_learns
 from cohort.types import Row
@@ -97,9 +98,10 @@ class RewardUpdater:
     ) -> dict[str, float]:
         """Update the model once. `generation_tokens` and `activations` are for policies and not used."""
         metrics = self.gradient(examples)
-        metrics["grad_norm"] = descend(self.optimizer, self.model.parameters, learning_rate, self.config)
-        self.model.version += 1
-        return metrics
+        model, config = self.model, self.config
+        norm = descend(self.optimizer, model.parameters, learning_rate, config, model.model)
+        model.version += math.isfinite(norm)
+        return metrics | {"grad_norm": norm} | skipped(norm, config)
 
     def fit(
         self, examples: list[Example], *, epochs: float, batch_size: int, learning_rate: float, seed: int

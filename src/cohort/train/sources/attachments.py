@@ -1,20 +1,27 @@
-"""What is added to rewarded groups before credit: reference log-probabilities, ends of steps."""
+"""What is added to rewarded groups before credit: reference log-probabilities, ends of steps, the greedy completion's
+reward."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.profiler import record_function
 
-from cohort.config import SampledConfig
+from cohort.config import OnlineConfig, SampledConfig
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
-from cohort.rollouts.encoding import token_ends
-from cohort.types import Group
+from cohort.policy.reference import Reference
+from cohort.rewards.compose import Rewards
+from cohort.rollouts.collect import score
+from cohort.rollouts.encoding import Prompt, token_ends
+from cohort.rollouts.engine import Engine
+from cohort.rollouts.sampling import Sampling
+from cohort.types import Group, TrainerState
 
 Lent = Callable[[], AbstractContextManager[Policy]]
 """A reference: `with lent() as policy` gives the model to score with."""
@@ -26,6 +33,19 @@ def attach_reference(groups: list[Group], reference: Lent, config: SampledConfig
     for group, found in zip(groups, logprobs_under(reference, groups, config), strict=True):
         group.reference_logprobs = found
     return {"seconds/reference": time.perf_counter() - started}
+
+
+def attach_kl_reference(groups: list[Group], reference: Reference, config: OnlineConfig) -> dict[str, float]:
+    """As `attach_reference`. Where the KL is in the reward and the reference has the weights that sampled, its
+    log-probabilities are the sampler's, so that the KL is exactly 0: those of another pass differ by rounding, which
+    whitening over the batch would turn into a full step."""
+    version = reference.policy.version
+    sampled = all(completion.version == version for group in groups for completion in group.completions)
+    if not (config.kl_in_reward and sampled and reference.is_policy()):
+        return attach_reference(groups, reference, config)
+    for group in groups:
+        group.reference_logprobs = [completion.logprobs for completion in group.completions]
+    return {"seconds/reference": 0.0}
 
 
 def logprobs_under(reference: Lent, groups: list[Group], config: SampledConfig) -> list[list[Tensor]]:
@@ -45,3 +65,14 @@ def attach_step_ends(groups: list[Group], tokenizer: Any) -> dict[str, float]:
         for steps, completion in zip(group.steps or (), group.completions, strict=True):
             steps.ends = token_ends(completion.ids.tolist(), completion.text, steps.text_ends, tokenizer)
     return {}
+
+
+def attach_greedy(groups: list[Group], engine: Engine, rewards: Rewards, sampling: Sampling) -> dict[str, float]:
+    """Set the reward of each prompt's greedy completion; returns their mean and the time it took."""
+    started = time.perf_counter()
+    prompts = [Prompt(group.row, group.prompt_ids) for group in groups]
+    greedy = engine.generate([prompt.ids for prompt in prompts], 1, replace(sampling, temperature=0.0), 0)
+    totals = score(prompts, greedy.completions, rewards, TrainerState()).totals
+    for group, total in zip(groups, totals, strict=True):
+        group.greedy_reward = total
+    return {"reward/greedy": sum(totals) / len(totals), "seconds/greedy": time.perf_counter() - started}

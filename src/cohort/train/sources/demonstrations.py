@@ -13,7 +13,7 @@ from cohort.data.order import picks
 from cohort.data.templates import encode_demonstration
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
-from cohort.train.sources.source import Batch
+from cohort.train.sources.source import Batch, give_credit
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 
@@ -47,8 +47,7 @@ class Demonstrations:
         config = self.config
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
         groups = [self._group(*self.examples[i]) for i in chosen]
-        for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
-            group.advantages = advantages
+        give_credit(groups, self.method, config)
         return Batch(groups, {})
 
     def _group(self, row: Row, prompt: Tensor, completion: Tensor) -> Group:

@@ -15,13 +15,15 @@ from cohort.config import DPOConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, log_fitted
 from cohort.data.preferences import pair
 from cohort.data.templates import encode_demonstration
-from cohort.formulas.preference import preference
+from cohort.formulas.preference import PREFERENCE_LOSSES, preference
+from cohort.formulas.spread import equal
 from cohort.methods.method import Method
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
+from cohort.rollouts.collect import has_equal_rewards
 from cohort.train.sources.attachments import attach_reference
-from cohort.train.sources.source import Batch
+from cohort.train.sources.source import Batch, give_credit
 from cohort.train.sources.starting_samples import next_groups
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
@@ -48,8 +50,7 @@ class Preferences:
     def prepare(self, folder: Path, reuse: bool) -> None:
         self.pairs = self.make(folder, reuse)
         attach_start(self.pairs, self.reference, self.config)
-        for group, advantages in zip(self.pairs, self.method.credit(self.pairs, self.config), strict=True):
-            group.advantages = advantages
+        give_credit(self.pairs, self.method, self.config)
 
     def batch(self, index: int, state: TrainerState) -> Batch:
         return Batch(next_groups(self.pairs, self.per_batch, index, self.config), {})
@@ -59,10 +60,9 @@ def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Polic
     """A frozen reference model, given by name or as a model. Raises UserError where it cannot serve as one."""
     if model is policy.model or model is policy.peft:
         raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
-    reference = make_policy(model, policy.tokenizer, config)
+    reference = make_policy(model, policy.tokenizer, config, trained=False)
     if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
         raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
-    reference.model.requires_grad_(False)
     return reference
 
 
@@ -100,8 +100,10 @@ def best_worst(group: Group, rng: random.Random) -> tuple[int, int]:
 
 def random_pair(group: Group, rng: random.Random) -> tuple[int, int]:
     """Indices of two random completions with different rewards, the better one first."""
-    r = range(len(group.rewards))
-    return rng.choice([(i, j) for i in r for j in r if group.rewards[i] > group.rewards[j]])
+    rewards = torch.tensor(group.rewards)
+    better = (rewards[:, None] > rewards) & ~equal(rewards, rewards[:, None])
+    i, j = rng.choice(better.nonzero().tolist())
+    return i, j
 
 
 PAIRS: dict[str, Callable[[Group, random.Random], tuple[int, int]]] = {
@@ -115,7 +117,7 @@ def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
     """A pair from each group whose rewards differ. Raises UserError where none do."""
     assert config.dpo_pairs is not None
     rng = random.Random(config.seed)
-    uneven = [group for group in groups if max(group.rewards) > min(group.rewards)]
+    uneven = [group for group in groups if not has_equal_rewards(group)]
     if not uneven:
         raise UserError(
             f"dpo_pairs: in none of the {len(groups)} groups sampled from the starting model do rewards differ, so "
@@ -155,7 +157,9 @@ class HeldOutPairs:
         pairs = range(len(self.pairs))
         sums = torch.stack([torch.stack([logprobs[g, r].sum() for r in (0, 1)]) for g in pairs])
         reference = torch.stack([torch.stack([r.sum() for r in x.reference_logprobs or []]) for x in self.pairs])
-        terms = preference(sums, reference, self.config.beta, self.config.label_smoothing)
+        lengths = torch.tensor([[len(c.ids) for c in pair.completions] for pair in self.pairs])
+        loss = PREFERENCE_LOSSES[self.config.loss_type]
+        terms = preference(sums, reference, lengths, self.config.beta, self.config.label_smoothing, loss)
         margins = terms.chosen_P - terms.rejected_P
         return {
             "eval/loss": -float(terms.objective_P.mean()),

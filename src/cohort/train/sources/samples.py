@@ -16,8 +16,8 @@ from cohort.rollouts.collect import Round, collect, has_equal_rewards, statistic
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.train.monitors.rewards import RewardMonitor
-from cohort.train.sources.source import Attachment, Batch, Observer
-from cohort.types import Group, TrainerState
+from cohort.train.sources.source import Attachment, Batch, Observer, give_credit
+from cohort.types import Group, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
@@ -60,9 +60,20 @@ class Samples:
             metrics |= attach(groups)
         if self.observer is not None:
             metrics |= self.observer([group for each in rounds for group in each.groups], state.global_step + 1)
-        for group, advantages in zip(groups, self.method.credit(groups, config), strict=True):
-            group.advantages = advantages
+        give_credit(groups, self.method, config)
+        if config.takes_one_advantage:
+            self._require_one_advantage(groups)
         return Batch(groups, metrics, activations)
+
+    def _require_one_advantage(self, groups: list[Group]) -> None:
+        """Raise UserError where tokens of a completion have advantages of their own, which the loss would average."""
+        for advantages in (a for group in groups for a in group.advantages):
+            if len(advantages) and bool((advantages != advantages[0]).any()):
+                raise UserError(
+                    f"method {self.method.name} gives the tokens of a completion advantages of their own, and with "
+                    "these settings the loss takes one for each completion: use importance_sampling_level: "
+                    "sequence_token, and another loss_type than gmpo"
+                )
 
     def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
         prompts = [self.prompts[i] for i in chosen]

@@ -10,9 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from cohort.config import DistillConfig, DPOConfig, GRPOProcessConfig, OnlineConfig, SampledConfig
+from cohort.config import (
+    DistillConfig,
+    DPOConfig,
+    GreedyBaselineConfig,
+    GRPOProcessConfig,
+    OnlineConfig,
+    SampledConfig,
+)
+from cohort.rollouts.collect import training_sampling
 from cohort.rollouts.encoding import encode_prompts
-from cohort.train.sources.attachments import attach_reference, attach_step_ends
+from cohort.train.sources.attachments import attach_greedy, attach_kl_reference, attach_step_ends
 from cohort.train.sources.demonstrations import Demonstrations
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import Preferences, encoded_pairs, made_pairs
@@ -31,13 +39,18 @@ def _samples(parts: Parts, rows: list[Row]) -> Source:
     config = cast(OnlineConfig, parts.config)
     prompts, attachments = encode_prompts(rows, parts.policy, config), parts.attachments
     if parts.reference is not None:
-        reference = partial(attach_reference, reference=parts.reference, config=config)
+        reference = partial(attach_kl_reference, reference=parts.reference, config=config)
         attachments = [reference, *attachments]
     if parts.teacher is not None and isinstance(config, DistillConfig):
         require_room(prompts, parts.teacher, config)
         attachments = [partial(attach_teacher, teacher=parts.teacher, config=config), *attachments]
     if isinstance(config, GRPOProcessConfig):
         attachments = [partial(attach_step_ends, tokenizer=parts.policy.tokenizer), *attachments]
+    if isinstance(config, GreedyBaselineConfig):
+        assert parts.rewards is not None
+        sampling = training_sampling(config, parts.policy.eos_ids)
+        greedy = partial(attach_greedy, engine=parts.engine, rewards=parts.rewards, sampling=sampling)
+        attachments = [greedy, *attachments]
     return Samples(
         prompts, parts.policy, parts.engine, attachments, parts.rewards, config, parts.method, parts.observer
     )
