@@ -17,6 +17,7 @@ TRL_DEFAULTS = {
     "use_bias_correction_kl": True,
     "vllm_importance_sampling_correction": True,
     "vllm_importance_sampling_clip_max": 3.0,
+    "router_aux_loss_coef": 0.001,
     "num_generations": 8,
     "per_device_train_batch_size": 8,
     "max_completion_length": 512,

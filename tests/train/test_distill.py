@@ -4,6 +4,7 @@ and that a weak model reaches its teacher."""
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,19 @@ def test_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
         distill(tmp_path / "out", teacher)
 
 
+def test_a_teacher_may_have_more_padding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Qwen2.5-7B has for Qwen2.5-0.5B; what is sampled from the smaller layer can be looked up in the larger."""
+    config, tokenizer = DistillConfig(**QUICK, output_dir=str(tmp_path)), build_tokenizer()
+    small, large = small_model(vocab_size=1000), other_model(vocab_size=1010)
+    with caplog.at_level(logging.INFO, "cohort"):
+        Trainer(small, None, config, TRAIN, None, tokenizer, method="distill", teacher=large)
+    assert any("has 10 more rows in its output layer" in message for message in caplog.messages)
+    for other in (999, 1011):
+        with pytest.raises(UserError, match="one of 1,000"):
+            teacher = other_model(vocab_size=other)
+            Trainer(small, None, config, TRAIN, None, tokenizer, method="distill", teacher=teacher)
+
+
 def test_what_cannot_be_distilled_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="distill learns from a teacher and there is none"):
         distill(tmp_path, None)
@@ -181,7 +195,13 @@ def test_what_cannot_be_distilled_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [{"beta": 0.1}, {"scale_rewards": "none"}, {"dynamic_sampling": True}, {"gold_reward": "accuracy"}]
+    "key",
+    [
+        {"beta": 0.1},
+        {"scale_rewards": "none"},
+        {"dynamic_sampling": True, "num_generations": 2},
+        {"gold_reward": "accuracy"},
+    ],
 )
 def test_keys_without_a_meaning_are_refused(key: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(key))} is .* and would do nothing"):

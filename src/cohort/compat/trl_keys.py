@@ -40,7 +40,8 @@ SUPPORTED: dict[str, str] = {
     "off_policy_mask_threshold sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos "
     "vespo_k_neg vespo_lambda_neg use_bias_correction_kl vllm_importance_sampling_correction "
     "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
-    "mask_truncated_completions disable_dropout",
+    "mask_truncated_completions disable_dropout router_aux_loss_coef sync_ref_model "
+    "ref_model_mixup_alpha ref_model_sync_steps",
     "Sampling": "num_generations generation_batch_size steps_per_generation max_completion_length temperature top_p "
     "top_k min_p chat_template_kwargs max_prompt_length",
     "Optimiser": "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio optim weight_decay "
@@ -57,12 +58,6 @@ SUPPORTED: dict[str, str] = {
 
 GROUPS: dict[str, dict[str, Key]] = {
     "Objective": {
-        "sync_ref_model": Key("iterations and steps_per_iteration set the reference to the policy", refused=True),
-        "ref_model_mixup_alpha": Key("it has no effect without sync_ref_model", off=(0.6,)),
-        "ref_model_sync_steps": Key("it has no effect without sync_ref_model", off=(512,)),
-        "router_aux_loss_coef": Key(
-            "a mixture of experts is trained without a balancing loss", off=(0.0,), refused=True
-        ),
         "label_smoothing_factor": Key("targets are the tokens themselves", off=(0.0,), refused=True),
         "neftune_noise_alpha": Key("embeddings get no noise", refused=True),
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cohort.config.sampled import DSM
 from cohort.config.training import TrainingConfig
@@ -47,6 +47,13 @@ class RewardModelConfig(TrainingConfig):
     @property
     def max_sequence_length(self) -> int | None:
         return self.max_length
+
+    @field_validator("router_aux_loss_coef")
+    @classmethod
+    def _not_balanced(cls, value: float | None) -> float | None:
+        if value:
+            raise ValueError(f"{value:g} would do nothing: reward models are trained without a load-balancing loss")
+        return value
 
 
 class RewardConfig(RewardModelConfig):

@@ -75,6 +75,15 @@ class OnlineConfig(SampledConfig):
     entropy_coef_min: float = Field(0.0, ge=0, description="For use_adaptive_entropy: the lowest weight.")
     entropy_coef_max: float = Field(1.0, ge=0, description="For use_adaptive_entropy: the highest weight.")
     log_completions: int = Field(8, ge=0, description="Completions of each step written to completions.jsonl.")
+    sync_ref_model: bool = Field(
+        False,
+        description="Every ref_model_sync_steps the reference becomes alpha * policy + (1 - alpha) * reference, alpha "
+        "being ref_model_mixup_alpha. TR-DPO, arXiv 2404.09656",
+    )
+    ref_model_mixup_alpha: float = Field(
+        0.6, gt=0, le=1, description="For sync_ref_model: the policy's part. With an adapter it must be 1."
+    )
+    ref_model_sync_steps: int = Field(512, ge=1, description="For sync_ref_model: optimiser steps between two moves.")
     iterations: int = Field(
         1,
         ge=1,
@@ -138,6 +147,28 @@ class OnlineConfig(SampledConfig):
                 raise ValueError(
                     f"{key} is {getattr(self, key)!r} and would do nothing: use_adaptive_entropy is off. Leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _moving_reference(self) -> OnlineConfig:
+        if not self.sync_ref_model:
+            for key in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key} is {getattr(self, key)!r} and would do nothing: sync_ref_model is off. Leave it out"
+                    )
+            return self
+        if not self.needs_reference:
+            raise ValueError("sync_ref_model would do nothing: there is no KL term, so no reference. Leave it out")
+        if self.iterations > 1:
+            raise ValueError(
+                f"sync_ref_model and iterations, {self.iterations}, both move the reference: give one of them"
+            )
+        if 0 < self.max_steps < self.ref_model_sync_steps:
+            raise ValueError(
+                f"sync_ref_model would do nothing: ref_model_sync_steps is {self.ref_model_sync_steps}, and max_steps "
+                f"is {self.max_steps}"
+            )
         return self
 
     @model_validator(mode="after")

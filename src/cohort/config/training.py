@@ -90,6 +90,13 @@ class TrainingConfig(BaseModel):
         None, description="Name of a chat template (qwen, llama3, ...), for a tokenizer without one: docs/data.md"
     )
 
+    router_aux_loss_coef: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the load-balancing loss of a mixture of experts. None: the model's own where its "
+        "output_router_logits is true (model_init_kwargs), else 0. Switch Transformer, arXiv 2101.03961",
+    )
+
     finetuning_type: Literal["full", "lora", "freeze"] = Field(
         "full", description="All weights, an adapter through peft, or some layers."
     )

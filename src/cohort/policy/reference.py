@@ -1,10 +1,11 @@
-"""The reference model: the policy as it was at the start of the run, or of the current iteration."""
+"""The reference model: the policy as it was at the start of the run or of the current iteration, or an average of
+earlier policies."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -28,9 +29,13 @@ class Reference(ABC):
         """Whether it is known to have the policy's current weights. False at the first weight that differs, so it costs
         little once the policy has been updated."""
 
-    def follow(self) -> None:
-        """Set the reference to the policy's current weights."""
-        self._take([parameter.detach() for parameter in self.policy.parameters])
+    def follow(self, alpha: float = 1.0) -> None:
+        """Set the reference to alpha * policy + (1 - alpha) * reference; 1: to the policy's current weights."""
+        current = (parameter.detach() for parameter in self.policy.parameters)
+        if alpha == 1:
+            self._take(current)
+        else:
+            self._take(old.lerp(new, alpha) for old, new in zip(self._weights(), current, strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights for a checkpoint, named by their index among the trained parameters. Empty where the reference is
@@ -42,7 +47,7 @@ class Reference(ABC):
         if tensors:
             self._take([tensors[str(i)].to(self.policy.device) for i in range(len(tensors))])
 
-    def _take(self, weights: list[Tensor]) -> None:
+    def _take(self, weights: Iterable[Tensor]) -> None:
         self._set(weights)
         self.followed = True
 
@@ -50,7 +55,7 @@ class Reference(ABC):
     def _weights(self) -> list[Tensor]: ...
 
     @abstractmethod
-    def _set(self, weights: list[Tensor]) -> None: ...
+    def _set(self, weights: Iterable[Tensor]) -> None: ...
 
 
 class _Copy(Reference):
@@ -73,7 +78,7 @@ class _Copy(Reference):
         return [parameter.detach() for parameter in self._trained]
 
     @torch.no_grad()
-    def _set(self, weights: list[Tensor]) -> None:
+    def _set(self, weights: Iterable[Tensor]) -> None:
         for parameter, weight in zip(self._trained, weights, strict=True):
             parameter.copy_(weight)
 
@@ -117,7 +122,7 @@ class _Adapter(Reference):
     def _weights(self) -> list[Tensor]:
         return self._adapter
 
-    def _set(self, weights: list[Tensor]) -> None:
+    def _set(self, weights: Iterable[Tensor]) -> None:
         self._adapter = [weight.clone() for weight in weights]
 
 

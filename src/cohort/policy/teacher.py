@@ -15,6 +15,10 @@ log = logging.getLogger("cohort")
 PROBES = ("The sum of 19 and 28 is 47.\n\n", "  def f(x):\n\treturn x ** 2  # naïve, 漢字")
 """Texts that both tokenizers must encode alike: tokenizers of equal vocabularies may still cut texts differently."""
 
+PADDING = 0.01
+"""Rows that a teacher's output layer may have beyond the model's, as a share: models of one family pad the same
+vocabulary to different sizes (Qwen2.5-0.5B to 151,936 rows, 7B to 152,064)."""
+
 
 def chosen_teacher(given: Any, config: DistillConfig) -> Any:
     """The teacher, given in Python or named in the configuration. Raises UserError where it is neither or both."""
@@ -71,11 +75,12 @@ def _tokenizer_of(model: Any, config: DistillConfig) -> Any:
 def _require_same_tokens(teacher: Policy, policy: Policy) -> None:
     theirs, ours = (each.head.output.weight.shape[0] for each in (teacher, policy))
     who = f"teacher {teacher.name!r}"
-    if theirs != ours:
+    if ours < theirs <= (1 + PADDING) * ours:
+        log.info("%s has %d more rows in its output layer, taken for padding", who, theirs - ours)
+    elif theirs != ours:
         raise UserError(
             f"{who} has a vocabulary of {theirs:,} tokens and the model {policy.name!r} one of {ours:,}: both "
-            "score every token, so take a teacher of the same vocabulary. Where only unused rows at the end differ, "
-            f"resize_token_embeddings({min(theirs, ours)}) of the larger one makes them equal"
+            "score every token, so take a teacher of the same vocabulary"
         )
     vocabulary = teacher.tokenizer.get_vocab()
     for token, number in policy.tokenizer.get_vocab().items():

@@ -19,6 +19,7 @@ from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.chosen_tokens import ByCompletion, most_uncertain, selected
 from cohort.train.entropy import EntropyWeight
+from cohort.train.experts import Balance, balance_coef
 from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.weights import active_lengths, imitation, token_weights
 from cohort.types import Group
@@ -53,6 +54,7 @@ class Updater:
         self.token_budget = config.token_budget
         self.entropy = EntropyWeight(config)
         self.state = self.entropy.state
+        self.balance_coef = balance_coef(policy, config)
         self.told_far = False
 
     def step(
@@ -133,6 +135,9 @@ class _Pass:
         self.weights = token_weights(groups, generation_tokens, self.method, self.config)
         self.shared_critic = updater.shared_critic
         self.entropy = updater.entropy
+        self.balance_coef = updater.balance_coef
+        self.balance: Balance | None = None
+        """Of a mixture of experts with a load-balancing loss."""
         self.corrects_sampler = self.config.corrects_sampler
         # The policy that samples and the one that is trained are the same until the first update on the batch. Where
         # the sampler's difference is corrected for, the old policy is the one that first trains on the batch.
@@ -161,15 +166,20 @@ class _Pass:
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
         recorded: dict[tuple[int, int], Tensor] = {}
         micros = list(micro_batches(parts, self.token_budget, whole=self.unit == "group"))
-        for micro in micros:
+        if self.balance_coef and micros:
+            self.balance = Balance(self.policy, self.balance_coef, micros)
+        for i, micro in enumerate(micros):
             known = self._known(micro) if len(micros) == 1 else None
-            recorded.update(self._backward(micro, known))
+            recorded.update(self._backward(micro, i, known))
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
         means = {name: total / self.counts[name] for name, total in self.sums.items() if name != "ratio"}
         if "ratio" in self.sums:
             means |= {"ratio/min": self.ratio[0], "ratio/max": self.ratio[1]}
+        if self.balance is not None:
+            means["aux_loss"] = self.balance.loss
+            self.objective -= self.balance_coef * self.balance.loss
         if "kl" in self.sums:
             means["kl/max"] = self.largest_kl
         return {"loss": -self.objective, **means}
@@ -187,9 +197,10 @@ class _Pass:
 
     def _part(self, g: int, every: bool = False) -> Part:
         """The group's completions with a gradient, or with `every` all that carry loss. Without a KL term, an entropy
-        bonus or a selected token, an advantage of 0 gives no gradient."""
+        bonus, a selected token or a load-balancing loss, an advantage of 0 gives no gradient."""
         group = self.groups[g]
         always = every or group.reference_logprobs is not None or self.entropy.is_used or self.selected is not None
+        always = always or self.balance_coef > 0
         rows = [
             r
             for r in range(len(group.completions))
@@ -205,7 +216,7 @@ class _Pass:
         moved = any(completion.version != self.policy.version for completion in completions)
         return None if moved else self.activations.pack(parts, completions)
 
-    def _backward(self, parts: list[Part], pack: Pack | None = None) -> dict[tuple[int, int], Tensor]:
+    def _backward(self, parts: list[Part], micro: int, pack: Pack | None = None) -> dict[tuple[int, int], Tensor]:
         """Forward pass (with known activations: none), the head's closed-form gradient, backward pass. Returns the
         log-probabilities by (group, completion)."""
         policy = self.policy
@@ -214,7 +225,7 @@ class _Pass:
         lengths = [len(ids) for part in parts for ids in part.completion_ids]
         weights_B = torch.tensor([self.weights[g][r] for g, r in rows])
         weights_N = weights_B.repeat_interleave(torch.tensor(lengths)).to(policy.device)
-        hidden = policy.hidden(pack.inputs)
+        hidden, penalty = self.balance.forward(pack, micro) if self.balance else (policy.hidden(pack.inputs), None)
         hidden_N = hidden.detach()[pack.sources_N]
         tokens = self._tokens(rows, lengths)
         bonus_N = self._entropy_weights(rows, lengths)
@@ -245,7 +256,9 @@ class _Pass:
             self.objective += float((tokens.logprobs * imitation_N).sum())
         if self.shared_critic is not None:
             grad_N += self.shared_critic.backward(hidden_N, self.groups, rows, weights_N)
-        hidden.backward(torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype)))
+        of_hidden = torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype))
+        penalties = [] if penalty is None or not penalty.requires_grad else [penalty]
+        torch.autograd.backward([hidden, *penalties], [of_hidden, *[None for _ in penalties]])
         return dict(zip(rows, tokens.logprobs.cpu().split(lengths), strict=True))
 
     def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> TokenBatch:

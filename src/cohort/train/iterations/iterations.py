@@ -63,6 +63,8 @@ class Iterations:
             self.refits += 1
         if ends and self.config.iterations > 1 and self.reference is not None:
             self.reference.follow()
+        if self.config.sync_ref_model and self.reference is not None and step % self.config.ref_model_sync_steps == 0:
+            self.reference.follow(self.config.ref_model_mixup_alpha)
         return metrics
 
     def _within(self, step: int) -> bool:
@@ -92,20 +94,27 @@ class Iterations:
         for part, state in ((self.guard, record["guard"]), (self.gold, record["gold"])):
             if part is not None and state is not None:  # a guard that the run got only now starts with nothing
                 part.restore(state)
-        if self.reference is not None and self.config.iterations > 1:
-            if not (folder / REFERENCE).is_file():
-                raise UserError(f"{folder} has no {REFERENCE}: it is of a run of one iteration; resume without more")
-            self.reference.restore(load_file(folder / REFERENCE))
+        if self.reference is not None:
+            self._restore_reference(self.reference, folder)
         if self.refit is not None:
             self.refit.restore(folder)
+
+    def _restore_reference(self, reference: Reference, folder: Path) -> None:
+        has_moved = (folder / REFERENCE).is_file()
+        if self.config.iterations > 1 and not has_moved:
+            raise UserError(f"{folder} has no {REFERENCE}: it is of a run of one iteration; resume without more")
+        if has_moved and self.config.iterations == 1 and not self.config.sync_ref_model:
+            raise UserError(f"{folder} has a {REFERENCE}: resume with the iterations or sync_ref_model that moved it")
+        if has_moved:
+            reference.restore(load_file(folder / REFERENCE))
 
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {RECORD}: it is of a run without iterations, reward models or gold_reward; resume with "
-            "the settings it was made with"
+            f"{folder} has no {RECORD}: it is of a run without iterations, sync_ref_model, reward models or "
+            "gold_reward; resume with the settings it was made with"
         )
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record

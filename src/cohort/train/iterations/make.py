@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from cohort.config import OnlineConfig, TrainingConfig
@@ -17,6 +18,8 @@ from cohort.train.monitors.reward_models import RewardModelGuard, Validation
 from cohort.train.sources.attachments import logprobs_under
 from cohort.types import Group, UserError, did_you_mean
 
+log = logging.getLogger("cohort")
+
 
 def iterations_of(
     config: TrainingConfig, policy: Policy, rewards: Rewards | None, reference: Reference | None
@@ -30,6 +33,8 @@ def iterations_of(
             f"iterations is {config.iterations} and would do nothing: there is no KL term, so no reference, and no "
             "reward_model_refit. Leave it out"
         )
+    if config.sync_ref_model:
+        _check_mixture(config, policy)
     functions = reward_models(rewards)
     scorers = {name: function.scorer for name, function in functions.items()}
     known = {name: _validation(function) for name, function in functions.items()}
@@ -44,8 +49,20 @@ def iterations_of(
         weights = dict(zip(rewards.names, rewards.weights, strict=True))
         kl = StartingKL(policy, config, reference)
         gold = GoldGuard(weights, component_of(config.gold_reward), kl, config.stop_on_overoptimization)
-    needed = refit or guard or gold or config.iterations > 1
+    needed = refit or guard or gold or config.iterations > 1 or config.sync_ref_model
     return Iterations(config, reference, refit, guard, gold) if needed else None
+
+
+def _check_mixture(config: OnlineConfig, policy: Policy) -> None:
+    """Log how the reference moves. Raises UserError where policy and reference cannot be mixed."""
+    alpha, steps = config.ref_model_mixup_alpha, config.ref_model_sync_steps
+    if policy.peft is not None and alpha < 1:
+        raise UserError(
+            f"ref_model_mixup_alpha is {alpha:g}, and an adapter is trained: mixing the matrices A and B of two "
+            "adapters is not mixing what they add to the model. Set ref_model_mixup_alpha: 1, so that the reference "
+            "becomes the policy, or train all weights"
+        )
+    log.info("every %d steps the reference becomes %g * policy + %g * reference", steps, alpha, 1 - alpha)
 
 
 def rules_of(config: TrainingConfig) -> list[str]:
@@ -104,7 +121,7 @@ class StartingKL:
     def __init__(self, policy: Policy, config: OnlineConfig, reference: Reference | None):
         self.config = config
         # While the reference stays where it is, it is the start.
-        self.is_reference = reference is not None and config.iterations == 1
+        self.is_reference = reference is not None and config.iterations == 1 and not config.sync_ref_model
         self.start = reference if reference is not None and self.is_reference else reference_of(policy)
 
     def __call__(self, groups: list[Group]) -> float:

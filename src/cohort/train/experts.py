@@ -1,0 +1,91 @@
+"""The load-balancing loss of a mixture of experts, over one optimiser step's tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cohort.config import TrainingConfig
+from cohort.formulas.balance import load_balance, routing
+from cohort.policy.experts import balances_experts, hidden_and_router_logits
+from cohort.policy.model import Policy
+from cohort.policy.packed.pack import Pack, Part
+from cohort.types import UserError
+
+log = logging.getLogger("cohort")
+
+
+def balance_coef(policy: Policy, config: TrainingConfig) -> float:
+    """The weight of the loss; 0: there is none. Raises UserError for a weight where the model has no such loss."""
+    coef = config.router_aux_loss_coef
+    if coef is None:
+        asked = getattr(policy.model.config.get_text_config(), "output_router_logits", False)
+        coef = float(policy.model.router_aux_loss_coef) if asked and balances_experts(policy) else 0.0
+    if coef and not balances_experts(policy):
+        raise UserError(
+            f"router_aux_loss_coef is {coef:g}, and {type(policy.model).__name__} is no mixture of experts that "
+            "transformers balances by a loss: leave it out"
+        )
+    if coef:
+        log.info("the experts' load-balancing loss has the weight %g", coef)
+    return coef
+
+
+class Balance:
+    """The loss of one step: each token counts once, however the step is split into micro-batches.
+
+    The loss is the product of two means over tokens, of which the first has no gradient. Where there are several
+    micro-batches, a forward pass over all of them computes it first.
+    """
+
+    def __init__(self, policy: Policy, coef: float, micros: list[list[Part]]):
+        self.policy, self.coef = policy, coef
+        self.top_k: int = policy.model.num_experts_per_tok
+        seen: set[tuple[int, bytes]] = set()
+        self.weights = [new_tokens(micro, policy.packed, seen).to(policy.device) for micro in micros]
+        self.tokens = sum(float(weights_T.sum()) for weights_T in self.weights)
+        self.counts_E = self._counts(micros) if len(micros) > 1 else None
+        self.loss = 0.0
+        """Of the micro-batches so far."""
+
+    @torch.no_grad()
+    def _counts(self, micros: list[list[Part]]) -> Tensor:
+        totals: list[Tensor] = []
+        for micro, weights_T in zip(micros, self.weights, strict=True):
+            _, logits = hidden_and_router_logits(self.policy, self.policy.pack(micro).inputs)
+            totals.append(routing(logits, weights_T, self.top_k)[0])
+        return torch.stack(totals).sum(0)
+
+    def forward(self, pack: Pack, micro: int) -> tuple[Tensor, Tensor]:
+        """The hidden states [T, Dm] of a micro-batch, and its part of the weighted loss."""
+        hidden, logits = hidden_and_router_logits(self.policy, pack.inputs)
+        counts_E, probabilities_E = routing(logits, self.weights[micro], self.top_k)
+        counts_E = counts_E if self.counts_E is None else self.counts_E
+        loss = load_balance(counts_E, probabilities_E, self.tokens * len(logits))
+        self.loss += float(loss.detach())
+        return hidden, self.coef * loss
+
+
+def new_tokens(parts: list[Part], packed: bool, seen: set[tuple[int, bytes]]) -> Tensor:
+    """[T], in the order of the pack: 1 for tokens of prompts and completions that are not `seen` yet, 0 for repeated
+    ones and padding. Adds them to `seen`."""
+
+    def flags(group: int, key: bytes, length: int) -> Tensor:
+        is_new = (group, key) not in seen
+        seen.add((group, key))
+        return torch.full((length,), float(is_new))
+
+    def of_prompt(part: Part) -> Tensor:
+        return flags(part.group, b"", len(part.prompt_ids))
+
+    def of_completions(part: Part) -> Iterator[Tensor]:
+        return (flags(part.group, ids.numpy().tobytes(), len(ids) - 1) for ids in part.distinct[0])
+
+    if packed:
+        return torch.cat([piece for part in parts for piece in (of_prompt(part), *of_completions(part))])
+    rows = [torch.cat([of_prompt(part), completion]) for part in parts for completion in of_completions(part)]
+    return pad_sequence(rows, batch_first=True).flatten()
