@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_serializer, field_validator
 
 from cohort.config.grpo import GRPOConfig
+from cohort.config.loading import plain, with_dtype
 from cohort.config.variants import BaselineConfig
 
 
@@ -31,6 +32,15 @@ class DistillConfig(GRPOConfig):
         *("beta", "kl_estimator", "use_bias_correction_kl", "dynamic_sampling"),
         *("iterations", "steps_per_iteration", "reward_model_refit", "gold_reward", "stop_on_overoptimization"),
     )
+
+    @field_validator("teacher_model_init_kwargs")
+    @classmethod
+    def _one_teacher_dtype(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return with_dtype(value)
+
+    @field_serializer("teacher_model_init_kwargs", when_used="json")
+    def _plain_teacher(self, value: dict[str, Any]) -> Any:
+        return plain(value)
 
     @property
     def token_advantages(self) -> bool:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from cohort.config import DistillConfig
-from cohort.policy.load import find_device, load_model, load_tokenizer, make_policy, quantized_options
+from cohort.policy.load import find_device, load_model, load_tokenizer, loading_options, make_policy
 from cohort.policy.model import Policy
 from cohort.types import UserError
 
@@ -49,14 +49,14 @@ def load_teacher(teacher: Any, policy: Policy, config: DistillConfig) -> Policy:
     settings = frozen_settings(config)
     if isinstance(teacher, str):
         tokenizer = load_tokenizer(teacher, trust_remote_code=config.trust_remote_code)
-        options = quantized_options(settings, find_device(config.use_cpu), has_adapter=True)
+        options = loading_options(settings, find_device(config.use_cpu), has_adapter=True)
         trust = {"trust_remote_code": config.trust_remote_code, "allow_pickle": config.allow_pickle}
         teacher = load_model(teacher, **trust, **options)
     else:
         tokenizer = _tokenizer_of(teacher, config)
         if config.teacher_model_init_kwargs:
             log.warning("teacher_model_init_kwargs have no effect here: the teacher is loaded already")
-    frozen = make_policy(teacher, policy.tokenizer if tokenizer is None else tokenizer, settings)
+    frozen = make_policy(teacher, policy.tokenizer if tokenizer is None else tokenizer, settings, trained=False)
     frozen.model.eval()
     _require_same_tokens(frozen, policy)
     return frozen
