@@ -15,6 +15,12 @@ from cohort.types import Completion
 BLOCK = 256
 """Entries of a long row of weights that are summed together."""
 
+LIKELIEST = 1024
+"""Tokens of a row that top-p looks at first: nearly always enough, and quicker to find than all are to sort."""
+ROUNDING = 1e-9
+"""By which sums of a row's probabilities may differ where they are added in another order, for each entry of the row.
+Measured on a CPU: up to 4e-10."""
+
 OnTokens = Callable[[list[int], list[int]], None]
 """Called with numbers of completions (the j-th of prompt i is i * n + j) and the next token of each, as they are
 sampled."""
@@ -117,12 +123,37 @@ def truncate(logp_NV: Tensor, sampling: Sampling) -> Tensor:
         smallest = logp_NV.topk(sampling.top_k, -1).values[:, -1:]
         logp_NV = logp_NV.masked_fill(logp_NV < smallest, -torch.inf)
     if sampling.top_p < 1:
-        ordered, order = logp_NV.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        # A token stays if the probability before it is below top_p: the most likely one always stays.
-        cut = probabilities.cumsum(-1) - probabilities >= sampling.top_p
-        logp_NV = logp_NV.masked_fill(cut.scatter(1, order, cut), -torch.inf)
+        logp_NV = logp_NV.masked_fill(~_nucleus(logp_NV, sampling.top_p), -torch.inf)
     if sampling.min_p > 0:
         top = logp_NV.max(-1, keepdim=True).values
         logp_NV = logp_NV.masked_fill(logp_NV < top + torch.tensor(sampling.min_p).log(), -torch.inf)
     return logp_NV
+
+
+def _nucleus(logp_NV: Tensor, top_p: float) -> Tensor:
+    """bool [N, V], the tokens before which the probability is below `top_p`, in descending order and equal ones in the
+    vocabulary's: the most likely one always stays. Sorts a long row only where LIKELIEST tokens do not decide."""
+    if logp_NV.shape[1] <= 4 * LIKELIEST:
+        return _sorted_nucleus(logp_NV, top_p)
+    index = logp_NV.topk(LIKELIEST, -1).indices.sort(-1).values  # topk gives equal ones in any order
+    values, order = logp_NV.gather(1, index).sort(dim=-1, descending=True, stable=True)
+    before = _sums_before((values - logp_NV.logsumexp(-1, keepdim=True)).exp())
+    stays = before < top_p
+    # Undecided: the least likely one that stays is as likely as the last of these, so that others may stay or be equal
+    # to it; or rounding decides.
+    decided = values.masked_fill(~stays, torch.inf).amin(-1) > values[:, -1]
+    decided &= ((before - top_p).abs() > ROUNDING * logp_NV.shape[1]).all(-1)
+    stays_NV = torch.zeros_like(logp_NV, dtype=torch.bool).scatter_(1, index.gather(1, order), stays)
+    if len(undecided := (~decided).nonzero().squeeze(1)):
+        stays_NV[undecided] = _sorted_nucleus(logp_NV[undecided], top_p)
+    return stays_NV
+
+
+def _sorted_nucleus(logp_NV: Tensor, top_p: float) -> Tensor:
+    ordered, order = logp_NV.sort(dim=-1, descending=True, stable=True)
+    cut = _sums_before(ordered.softmax(-1)) >= top_p
+    return ~cut.scatter(1, order, cut)
+
+
+def _sums_before(probabilities: Tensor) -> Tensor:
+    return probabilities.cumsum(-1) - probabilities
