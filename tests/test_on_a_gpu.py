@@ -15,6 +15,7 @@ import torch
 from cohort import GRPOConfig, GRPOTrainer
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.methods.table import METHODS
+from cohort.policy import head
 from cohort.policy.fast import cuda_graph as graph
 from cohort.policy.model import Policy
 from cohort.policy.packed import layout as attention
@@ -192,3 +193,43 @@ def test_out_of_memory_halves_the_budget_and_the_step_goes_on() -> None:
     updater.gradient(groups, tokens_of(groups))
     assert updater.token_budget < 16_384
     assert_near({name: p.grad.cpu() for name, p in policy.model.named_parameters()}, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+def test_the_heads_gradient_of_many_spans_is_added_in_float32(
+    weights: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With cuBLAS's mixed products, and by two products in bfloat16."""
+    policy = policy_on("cuda", bf16=True, vocab_size=512)
+    policy.head.output.to(weights)
+    hidden = torch.randn(400, 128, device="cuda").to(weights)
+    targets = torch.randint(512, (400,), device="cuda")
+    monkeypatch.setattr(head, "BLOCK_BYTES", {"cuda": 4 * 512 * 4})
+    monkeypatch.setattr(head, "FEW_TOKENS", 1)
+    found = []
+    for mixed in (head._adds_in_float32, lambda device: False):
+        monkeypatch.setattr(head, "_adds_in_float32", mixed)
+        policy.head.output.weight.grad = None
+        with torch.autocast("cuda", torch.bfloat16, enabled=weights is torch.float32):
+            policy.head.backward(hidden, targets, 1.0, lambda span, logp: torch.ones_like(logp))
+        found.append(policy.head.output.weight.grad.double())
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < (1e-4 if weights is torch.float32 else 5e-3)
+
+
+def test_tiles_of_a_card_give_the_cpus_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_flex_works", lambda *_: False)
+    assert_near(gradient(policy_on("cuda")), gradient(policy_on("cpu")), TOLERANCE)
+
+
+def test_a_layer_is_first_tried_while_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention is compared with plain attention, gradients included, where PyTorch is in inference mode."""
+    monkeypatch.setattr(attention, "_FLEX_WORKS", {})
+    greedy(policy_on("cuda"))
+    assert attention._FLEX_WORKS and all(attention._FLEX_WORKS.values())
+
+
+def test_a_profile_has_the_gpus_work_of_two_steps(tmp_path: Path) -> None:
+    run(tmp_path, profile=True)
+    text = (tmp_path / "profile.txt").read_text(encoding="utf-8")
+    assert "stopped" not in text and "steps 2 to 2" in text
+    assert '"cat": "kernel"' in (tmp_path / "trace.json").read_text(encoding="utf-8")

@@ -80,3 +80,58 @@ def test_gradients_of_several_calls_add_up() -> None:
         head.backward(hidden[part], targets[part], 1.0, lambda span, found: torch.ones_like(found))
     for ours, theirs in zip(head.output.parameters(), whole, strict=True):
         torch.testing.assert_close(ours.grad, theirs)
+
+
+def exact_weight_gradient(head: Head, hidden: Tensor, targets: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Run the backward pass; returns the sum of the products of its factors, as they are, in double precision."""
+    exact, add = torch.zeros(V, D, dtype=torch.float64), module._add_product
+
+    def watched(total: Tensor, a: Tensor, b: Tensor, **options: bool) -> None:
+        if b.shape[0] == a.shape[1] and total.shape[0] == V:
+            exact.addmm_(a.double(), b.double())
+        add(total, a, b, **options)
+
+    monkeypatch.setattr(module, "_add_product", watched)
+    c = torch.randn(len(targets), generator=torch.Generator().manual_seed(1))
+    head.backward(hidden, targets, 1.0, lambda span, found: c[span])
+    monkeypatch.setattr(module, "_add_product", add)
+    return exact
+
+
+@pytest.mark.parametrize("rows", [1, 4, 600])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+def test_bfloat16_gradients_of_many_spans_are_added_in_float32(
+    weights: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under autocast the products are bfloat16 and the gradient is float32; a gradient in bfloat16 is rounded once."""
+    monkeypatch.setitem(module.BLOCK_BYTES, "cpu", 4 * V * rows)
+    monkeypatch.setattr(module, "FEW_TOKENS", 1)
+    head = a_head(bias=True)
+    head.output.to(weights)
+    hidden, targets = torch.randn(600, D).to(weights), torch.randint(V, (600,))
+    with torch.autocast("cpu", torch.bfloat16, enabled=weights is torch.float32):
+        exact = exact_weight_gradient(head, hidden, targets, monkeypatch)
+    grad, bias_grad = head.output.weight.grad, head.output.bias.grad
+    assert grad is not None and bias_grad is not None and grad.dtype is bias_grad.dtype is weights
+    error = float((grad.double() - exact).norm() / exact.norm())
+    assert error < (1e-5 if weights is torch.float32 else 2**-9)
+    before = grad.double().clone()
+    again = exact_weight_gradient(head, hidden, targets, monkeypatch) if weights is torch.bfloat16 else None
+    if again is not None:
+        assert float((grad.double() - before - again).norm() / again.norm()) < 2**-7
+
+
+def test_hidden_gradients_of_many_blocks_are_added_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, targets = a_head(), torch.randint(V, (N,))
+    hidden = torch.randn(N, D)
+    gradients = []
+    for dtype, width in ((torch.float32, V), (torch.bfloat16, V), (torch.bfloat16, 1)):
+        monkeypatch.setitem(module.BLOCK_BYTES, "cpu", 4 * N * width if width == V else 4 * N)
+        monkeypatch.setattr(module, "FEW_TOKENS", 1 if width == V else N + 1)
+        monkeypatch.setattr(module, "MANY_TOKENS", N)
+        head.output.to(dtype)
+        grad, _ = head.backward(hidden.bfloat16().to(dtype), targets, 1.0, lambda span, found: torch.ones_like(found))
+        assert grad.dtype is dtype
+        gradients.append(grad.double())
+    exact, whole, cut = gradients
+    assert float((cut - exact).norm()) < 1.2 * float((whole - exact).norm())

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils._python_dispatch import _disable_current_modes
 
 from cohort.policy.fast.products import prepared
 from cohort.types import UserError
@@ -94,7 +96,8 @@ class Head:
         d(-objective)/d logits = [-c (onehot - p) + b p (log p + entropy)] / T.
         """
         read = _Reading(self, hidden_N, targets_N, temperature)
-        grad_hidden = torch.zeros_like(hidden_N)
+        grad_hidden = torch.zeros_like(hidden_N, dtype=_sum_dtype(hidden_N))
+        totals = [(p, _total_of(p)) for p in self.output.parameters() if p.requires_grad]
         entropies_N = hidden_N.new_zeros(len(hidden_N), dtype=torch.float32)
         for span in read.spans:
             seen = read.survey(span, with_entropies=entropy_weights_N is not None)
@@ -114,10 +117,18 @@ class Head:
                     grad.mul_(1 - (capped / self.softcap) ** 2)
                 if self.scale != 1.0:
                     grad.mul_(self.scale)
-                read.pass_on(grad.to(read.dtype), span, block, grad_hidden)
+                grad = grad.to(read.dtype)
+                _add_product(grad_hidden[span], grad, read.weight[block])
+                for parameter, total in totals:
+                    if parameter.dim() == 2:
+                        _add_product(total[block], grad.t(), read.hidden_N[span], exact=True)
+                    else:
+                        total[block] += grad.sum(0, dtype=total.dtype)
             if entropy_weights_N is not None:
                 entropies_N[span] = seen.entropies
-        return grad_hidden, entropies_N
+        for parameter, total in totals:
+            _hand_over(total, parameter)
+        return grad_hidden.to(hidden_N.dtype), entropies_N
 
 
 class _Reading:
@@ -175,15 +186,6 @@ class _Reading:
             lse, last_scores = whole, scores
         return _Survey(self, span, lse, target - lse, entropies, last_scores if len(self.blocks) == 1 else None)
 
-    def pass_on(self, grad: Tensor, span: slice, block: slice, grad_hidden: Tensor) -> None:
-        """Add the gradient of a block of logits to the hidden states' and the output layer's gradients."""
-        _add_product(grad_hidden[span], grad, self.weight[block])
-        weight, bias = self.head.output.weight, self.head.output.bias
-        if weight.requires_grad:
-            _add_product(_grad_of(weight)[block], grad.t(), self.hidden_N[span])
-        if bias is not None and bias.requires_grad:
-            _grad_of(bias)[block] += grad.sum(0)
-
 
 class _Survey:
     """Log-sum-exp, log-probabilities and, if asked for, entropies, each [n]; the logits too where they are one
@@ -208,18 +210,60 @@ def _exp(values: Tensor) -> Tensor:
     return (values * (1 / math.log(2))).exp2_()
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, exact: bool = False) -> None:
+    """total += a @ b. `exact`: a product in half precision is added to a float32 total as it is, not rounded."""
     if total.dtype is a.dtype:
         total.addmm_(a, b)
+    elif _adds_in_float32(total.device.type):
+        with torch.autocast(total.device.type, enabled=False):
+            torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         product = a @ b
-        rows = max(1, ADDED // product.shape[1]) if product.device.type == "cpu" else len(product) or 1
-        for part, more in zip(total.split(rows), product.split(rows), strict=True):
-            part += more
+        _add(total, product)
+        if exact:
+            _add(total, torch.addmm(product, a, b, beta=-1))  # what rounding took from the product
 
 
-def _grad_of(parameter: Any) -> Tensor:
+def _add(total: Tensor, values: Tensor) -> None:
+    rows = max(1, ADDED // values.shape[1]) if values.device.type == "cpu" else len(values) or 1
+    for part, more in zip(total.split(rows), values.split(rows), strict=True):
+        part += more
+
+
+@cache
+def _adds_in_float32(device: str) -> bool:
+    """Whether PyTorch adds products in half precision to a float32 tensor in one operation, as it does on CUDA from 2.9
+    on; tried on a small product that bfloat16 would round."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return False
+    with _disable_current_modes():
+        factor = torch.full((16, 16), 1 + 2**-7, dtype=torch.bfloat16, device=device)
+        total = torch.ones(16, 16, device=device)
+        try:
+            torch.addmm(total, factor, factor, out_dtype=torch.float32, out=total)
+        except (NotImplementedError, RuntimeError, TypeError):
+            return False
+        return bool((total == 1 + 16 * (1 + 2**-7) ** 2).all())
+
+
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    """The dtype of a sum of many: in half precision it would lose small terms."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _total_of(parameter: Any) -> Tensor:
+    """Where a parameter's gradient is summed: in its `.grad`, or where that is in half precision, in another tensor."""
+    if parameter.dtype is not _sum_dtype(parameter):
+        return torch.zeros_like(parameter, dtype=_sum_dtype(parameter))
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     grad: Tensor = parameter.grad
     return grad
+
+
+def _hand_over(total: Tensor, parameter: Any) -> None:
+    """Add the sum to the parameter's `.grad`, if it is not that."""
+    if parameter.grad is None:
+        parameter.grad = total.to(parameter.dtype)
+    elif parameter.grad is not total:
+        parameter.grad += total
