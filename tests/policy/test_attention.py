@@ -7,11 +7,13 @@ from functools import partial
 from itertools import combinations, pairwise, product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +21,7 @@ from cohort.config import TrainingConfig
 from cohort.methods.table import METHODS
 from cohort.policy.head import BLOCK_BYTES
 from cohort.policy.packed import flex, tiles
+from cohort.policy.packed import layout as module
 from cohort.policy.packed.layout import GroupLayout
 from cohort.policy.packed.options import AttentionOptions
 from cohort.policy.packed.pack import Part
@@ -79,15 +82,32 @@ def test_tiles_are_cut_where_scores_are_fewest(shapes: list[tiles.Shape], tile: 
         sizes = [R * C * (L + C) for L, R, C in whole]
         return sum(sum(counts[a:b]) * size + tile for (a, b), size in zip(runs, sizes, strict=True))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "TILE", tile)
-        found = tiles._batches(shapes, counts, lambda shape: shape[1] * shape[2] * (shape[0] + shape[2]))
+    found = tiles._batches(shapes, counts, lambda shape: shape[1] * shape[2] * (shape[0] + shape[2]), tile)
     runs = [(first, last) for first, last, _ in found]
     every = range(1, len(shapes))
     cuts = [[0, *cut, len(shapes)] for n in range(len(shapes)) for cut in combinations(every, n)]
     assert scores(runs) == min(scores(list(pairwise(cut))) for cut in cuts)
     for first, last, whole in found:
         assert whole == tuple(map(max, zip(*shapes[first:last], strict=True)))
+
+
+def test_a_card_has_larger_tiles_than_a_cpu() -> None:
+    """Its plan is made without one: on tensors without storage."""
+    groups = [(np.arange(600), [tiles.TokenRun(np.arange(i, i + 90 + i % 7)) for i in range(600, 3600, 100)])]
+
+    def plan(device: str) -> list[tiles.Tile]:
+        return tiles.tiles_of_groups(groups, False, 3700, 4, 2, torch.device(device))
+
+    with FakeTensorMode():
+        of_card = plan("meta")
+    of_cpu = plan("cpu")
+    assert len(of_card) <= len(of_cpu) / 10
+
+    def scores(tile: tiles.Tile) -> int:
+        U, L, R, C = tile.shape
+        return U * R * C * 2 * (L + C)
+
+    assert max(map(scores, of_cpu)) <= tiles.SCORES < max(map(scores, of_card)) <= tiles.SCORES_OF_A_CARD
 
 
 @pytest.mark.parametrize("lengths", LAYOUTS)
@@ -131,6 +151,14 @@ def test_no_scores_are_kept_for_the_gradient() -> None:
         Updater(policy, METHODS["grpo"], config).gradient(groups, tokens_of(groups))
     tokens = 40 + 60 + 50 + 60 + 55
     assert max(sizes) <= tokens * 48  # the widest activation, the MLP's
+
+
+def test_flex_attention_is_tried_with_gradients_while_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer of a shape is met in inference mode, whose tensors autograd refuses."""
+    monkeypatch.setattr(GroupLayout, "_by_flex", GroupLayout._by_scores)
+    with torch.inference_mode():
+        inputs = [torch.zeros(5, heads, 16) for heads in (4, 2, 2)]
+        assert module._flex_equals_scores(*inputs, AttentionOptions(0, 0.25))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

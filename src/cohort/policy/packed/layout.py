@@ -270,11 +270,12 @@ def _flex_works(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> b
 
 
 def _flex_equals_scores(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> bool:
-    # Several blocks, as in a run: FlexAttention compiles a single block in another way.
-    layout = GroupLayout([150, 90], [[80, 45], [120, 73]], q.device)
     results = []
     try:
+        # A decoding step asks in inference mode, whose tensors autograd refuses: the layout's too are made outside.
         with torch.inference_mode(False), torch.enable_grad():
+            # Several blocks, as in a run: FlexAttention compiles a single block in another way.
+            layout = GroupLayout([150, 90], [[80, 45], [120, 73]], q.device)
             T, random = len(layout.places), torch.Generator(q.device).manual_seed(0)
             inputs = [
                 torch.randn(T, *x.shape[1:], dtype=x.dtype, device=x.device, generator=random, requires_grad=True)

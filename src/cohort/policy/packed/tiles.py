@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SCORES = 2**20
+SCORES, SCORES_OF_A_CARD = 2**20, 2**25
 """Scores of one tile. With the tensors computed from them they take 6 to 12 MB; a quarter of it, and four times as
-many, are slower."""
+many, are slower on a CPU. On a card, where a tile should keep all of it at work, they take 200 to 400 MB."""
 BLOCK = 256
 """Tokens of a block. Longer sequences are cut into blocks, so that most of what a causal mask hides is not computed."""
 SHORT = 128
@@ -25,9 +25,9 @@ SHORT = 128
 COPIED = 1
 """Shared keys are copied for each row where a row has at least this many queries per feature of a key. Then one product
 computes all scores in place; two products that each write a part of them are done row by row in MKL."""
-TILE = 2**16
+TILE, TILE_OF_A_CARD = 2**16, 2**22
 """The overhead of one more tile, counted in scores. Problems of unequal shapes share a tile where padding them costs
-fewer scores than this."""
+fewer scores than this. On a card it is the time to launch some twenty operations."""
 LOOK = 64
 """The most shapes that may share a tile."""
 
@@ -120,9 +120,10 @@ class Tile:
 
 
 def tiles(pieces: list[Problem], tokens: int, K: int, rep: int, device: torch.device) -> list[Tile]:
-    """Batch problems of similar shapes, and split the rows of large ones, so that a tile has at most SCORES scores; one
-    row for one head may have more."""
+    """Batch problems of similar shapes, and split the rows of large ones, so that a tile has at most SCORES scores, or
+    on a card SCORES_OF_A_CARD; one row for one head may have more."""
     made: list[Tile] = []
+    largest, overhead = (SCORES, TILE) if device.type == "cpu" else (SCORES_OF_A_CARD, TILE_OF_A_CARD)
 
     def size(shape: Shape) -> int:
         L, R, C = shape
@@ -131,21 +132,24 @@ def tiles(pieces: list[Problem], tokens: int, K: int, rep: int, device: torch.de
     by_shape: dict[Shape, list[Problem]] = {}
     for problem in pieces:
         L, _, C = problem.shape
-        most = max(1, SCORES // size((L, 1, C)))
+        most = max(1, largest // size((L, 1, C)))
         for i in range(0, len(problem.rows), most):
             piece = Problem(problem.shared, problem.rows[i : i + most])
             by_shape.setdefault(piece.shape, []).append(piece)
     shapes = sorted(by_shape, reverse=True)
-    for first, last, shape in _batches(shapes, [K * len(by_shape[shape]) for shape in shapes], size):
+    for first, last, shape in _batches(shapes, [K * len(by_shape[shape]) for shape in shapes], size, overhead):
         units = [(piece, head) for s in shapes[first:last] for piece in by_shape[s] for head in range(K)]
-        count = max(1, SCORES // size(shape))
+        count = max(1, largest // size(shape))
         made.extend(_tile(units[i : i + count], shape, tokens, K, rep, device) for i in range(0, len(units), count))
     return made
 
 
-def _batches(shapes: list[Shape], counts: list[int], size: Callable[[Shape], int]) -> list[tuple[int, int, Shape]]:
+def _batches(
+    shapes: list[Shape], counts: list[int], size: Callable[[Shape], int], overhead: int
+) -> list[tuple[int, int, Shape]]:
     """Cut the sorted shapes, `counts` problems of each, into runs that share a tile's shape: (first, last + 1, the
-    shape that fits all). The cut with the fewest scores, a tile counted as TILE of them, by dynamic programming."""
+    shape that fits all). The cut with the fewest scores, a tile counted as `overhead` of them, by dynamic
+    programming."""
     best: list[tuple[int, int, Shape]] = [(0, 0, (0, 0, 0))]
     """For the shapes up to each: the fewest scores, where the last run begins, the shape that fits that run."""
     for last in range(1, len(shapes) + 1):
@@ -154,7 +158,7 @@ def _batches(shapes: list[Shape], counts: list[int], size: Callable[[Shape], int
             a, b = whole, shapes[first]
             whole = max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2])
             units += counts[first]
-            ways.append((best[first][0] + units * size(whole) + TILE, first, whole))
+            ways.append((best[first][0] + units * size(whole) + overhead, first, whole))
         best.append(min(ways))
     runs, last = [], len(shapes)
     while last:
