@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import combinations, pairwise, product
 from typing import Any
@@ -25,6 +26,7 @@ from cohort.policy.packed import layout as module
 from cohort.policy.packed.layout import GroupLayout
 from cohort.policy.packed.options import AttentionOptions
 from cohort.policy.packed.pack import Part
+from cohort.policy.paths import FastPath
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
@@ -159,6 +161,23 @@ def test_flex_attention_is_tried_with_gradients_while_decoding(monkeypatch: pyte
     with torch.inference_mode():
         inputs = [torch.zeros(5, heads, 16) for heads in (4, 2, 2)]
         assert module._flex_equals_scores(*inputs, AttentionOptions(0, 0.25))
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_policys_paths_decide_on_flex_attention(taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def by_flex(layout: GroupLayout, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
+        calls.append(options.layer)
+        return layout._by_scores(q, k, v, options)
+
+    monkeypatch.setattr(GroupLayout, "_by_flex", by_flex)
+    monkeypatch.setattr(module, "_FLEX_WORKS", {})
+    policy = small_policy()
+    policy.paths = replace(policy.paths, flex_attention=FastPath(taken, "test"))
+    part = Part(0, torch.tensor([5, 6, 7]), range(1), [torch.tensor([8, 9])])
+    policy.logprobs(iter([[part]]), 1.0)
+    assert (len(calls) == 3) == taken and bool(calls) == taken  # once on trial, then in both layers
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -108,7 +108,9 @@ class Policy:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def pack(self, parts: list[Part]) -> Pack:
-        return (pack_groups if self.packed else pack_rows)(parts, self.device)
+        if not self.packed:
+            return pack_rows(parts, self.device)
+        return pack_groups(parts, self.device, self.paths.flex_attention.taken)
 
     def hidden(self, inputs: dict[str, Any], by_model_code: bool = False) -> Tensor:
         """Final hidden states of one forward pass, flattened to [T, Dm]. `by_model_code`: by the model's own layers

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from cohort.policy.memory import is_out_of_memory
-from cohort.policy.packed import flex, tiles
+from cohort.policy.packed import tiles
+from cohort.policy.packed.flex import FlexPlan
 from cohort.policy.packed.options import AttentionOptions, Layout, additive_mask
 
 log = logging.getLogger("cohort")
@@ -89,14 +90,16 @@ def _rearranged(rows: Tensor, index: Tensor, inverse: Tensor, valid: Tensor | No
 
 class GroupLayout:
     """The layout of P groups packed without padding: group after group, the prompt and then its completions. A
-    completion's last token predicts nothing and is left out.
+    completion's last token predicts nothing and is left out. `flex`: FlexAttention is used where it works.
 
     A completion attends to its prompt and, causally, to itself. Where attention computes whole score matrices, the
     stream is put on a grid: prompts [P, L], completions [P, R, C], with L the longest prompt, R the largest group and C
     the longest completion.
     """
 
-    def __init__(self, prompt_lengths: list[int], completion_lengths: list[list[int]], device: torch.device):
+    def __init__(
+        self, prompt_lengths: list[int], completion_lengths: list[list[int]], device: torch.device, flex: bool = False
+    ):
         P, L = len(prompt_lengths), max(prompt_lengths)
         R = max(len(lengths) for lengths in completion_lengths)
         C = max((n - 1 for lengths in completion_lengths for n in lengths if n), default=0)
@@ -141,12 +144,13 @@ class GroupLayout:
         self.prompt_lengths = torch.tensor(prompt_lengths, device=device)
         self._biases: dict[tuple[int | None, torch.dtype], tuple[Tensor, Tensor | None]] = {}
         self._tiles: dict[tuple[int, int, bool], list[tiles.Tile]] = {}
-        self._flex: flex.FlexPlan | None = None
+        self.tries_flex = flex
+        self._flex: FlexPlan | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, only_read: bool = False) -> Tensor:
         """`only_read`: results are needed for the tokens in `read` only; the other rows hold anything."""
         q, k, v = (autocasted(x) for x in (q, k, v))
-        if _flex_works(q, k, v, options):
+        if self.tries_flex and _flex_works(q, k, v, options):
             return self._by_flex(q, k, v, options)
         if self._causal_only(q, v, options):
             return self._by_tiles(q, k, v, options, only_read)
@@ -174,7 +178,7 @@ class GroupLayout:
 
     def _by_flex(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
         if self._flex is None:
-            self._flex = flex.FlexPlan(self.groups, self.segments, self.positions)
+            self._flex = FlexPlan(self.groups, self.segments, self.positions)
         return self._flex.attend(q, k, v, options)
 
     def _by_scores(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
@@ -261,7 +265,7 @@ _FLEX_WORKS: dict[tuple[Any, ...], bool] = {}
 def _flex_works(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> bool:
     """Whether FlexAttention gives the right results and gradients for a layer of this shape. Tried once for each shape
     on a small layout, since it must be compiled, which not every GPU and Triton version can."""
-    if q.device.type != "cuda" or options.sinks is not None:
+    if options.sinks is not None:
         return False
     key = (*q.shape[1:], *k.shape[1:], v.shape[-1], q.dtype, options.window, options.softcap)
     if key not in _FLEX_WORKS:

@@ -51,12 +51,14 @@ class Pack:
     targets_N: Tensor
 
 
-def pack_groups(parts: list[Part], device: torch.device) -> Pack:
-    """One stream without padding, each prompt once: for models that run the grouped attention."""
+def pack_groups(parts: list[Part], device: torch.device, flex: bool = False) -> Pack:
+    """One stream without padding, each prompt once: for models that run the grouped attention. `flex`: by
+    FlexAttention."""
     layout = GroupLayout(
         [len(part.prompt_ids) for part in parts],
         [[len(ids) for ids in part.distinct[0]] for part in parts],
         device,
+        flex,
     )
     stream = torch.cat([ids for part in parts for ids in (part.prompt_ids, *(c[:-1] for c in part.distinct[0]))])
     inputs = {
