@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.profiler import ProfilerActivity
 
 from cohort import GRPOConfig, GRPOTrainer
 from cohort.data.chains import build_tokenizer
+from cohort.train import profile as module
 from cohort.train.profile import phase_lines
-from helpers import small_model
+from helpers import ROOT, small_model
 
 
 def config(folder: Path, steps: int) -> GRPOConfig:
@@ -63,3 +70,57 @@ def test_shares_of_phases_are_of_the_whole_step() -> None:
         ["update", "12.000", "60.0%"],
         ["other", "2.000", "10.0%"],
     ]
+
+
+def test_kineto_has_room_for_the_gpus_records() -> None:
+    """As PyTorch's profiler says itself in a process of its own: what it logs of its configuration."""
+    code = (
+        "from cohort.train.profile import make_room_for_records\n"
+        "make_room_for_records()\n"
+        "from torch.profiler import ProfilerActivity, profile\n"
+        "with profile(activities=[ProfilerActivity.CPU]):\n    pass\n"
+    )
+    found = {}
+    for name, own in (("ours", {}), ("the user's", {"KINETO_CONFIG": "/nowhere"})):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "KINETO_LOG_LEVEL": "0", **own}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        found[name] = [line.split(":")[-1].strip() for line in run.stderr.splitlines() if "Max GPU buffer size" in line]
+    assert found == {"ours": ["2047MB"], "the user's": ["128MB"]}
+
+
+def test_a_trace_whose_records_had_no_room_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("cohort.train.profile.gpu_records_ended", lambda: True)
+    rows = [{"prompt": f"{i}+1="} for i in range(4)]
+    GRPOTrainer(small_model(), digits, config(tmp_path, 1), rows, processing_class=build_tokenizer()).train()
+    told = "The GPU's part of the trace is not whole"
+    assert told in (tmp_path / "profile.txt").read_text(encoding="utf-8") and told in capsys.readouterr().out
+    assert told in caplog.text
+
+
+def test_a_card_is_traced_after_it_has_finished_earlier_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PyTorch's profiler replaced: what it is asked for, and in which order."""
+    events: list[str] = []
+
+    class Recorded:
+        def __init__(self, activities: list[ProfilerActivity]):
+            events.append("+".join(activity.name for activity in activities))
+
+        def start(self) -> None:
+            events.append("start")
+
+    monkeypatch.setattr(module, "profile", Recorded)
+    monkeypatch.setattr(module, "make_room_for_records", lambda: events.append("room"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("wait"))
+    profiler = module.Profiler(tmp_path)
+    state = SimpleNamespace(max_steps=9, global_step=0, log_history=[{}])
+    profiler.on_train_begin(None, state, None)
+    assert events == []
+    state.global_step = 1
+    profiler.on_step_end(None, state, None)
+    assert events == ["room", "wait", "CPU+CUDA", "start"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +14,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from cohort.config import TrainingConfig
 
+log = logging.getLogger("cohort")
+
 TRACE = "trace.json"
 TABLE = "profile.txt"
 STEPS = 2
 """Steps in the trace. One step before them warms up, where the run has more than one."""
 TOP = 12
 """Operations in the table."""
+GPU_MEGABYTES = 2047
+"""Memory for records of the GPU's work, taken as it fills; the most that fits a 32-bit number of bytes. A decoding step
+makes some hundred records a layer: with Kineto's own 128 MB a trace ends among the first tokens."""
+CUT = "The GPU's part of the trace is not whole: its records filled {} MB. Trace shorter or fewer completions."
 PHASES = {
     "generate": "seconds/generate",
     "reward": "seconds/reward",
@@ -60,6 +70,9 @@ class Profiler:
     def _start_if_due(self, step: int) -> None:
         if step == self.first and self.first < self.last:
             on_gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            if on_gpu:
+                make_room_for_records()
+                torch.cuda.synchronize()  # what earlier steps launched is not of this one
             self.running = profile(activities=[ProfilerActivity.CPU, *on_gpu])
             self.running.start()
 
@@ -70,9 +83,30 @@ class Profiler:
         self.running.export_chrome_trace(str(self.folder / TRACE))
         steps = f"steps {self.first + 1} to {self.first + len(self.rows)}"
         text = "\n".join([f"Profile of {steps}", "", *phase_lines(self.rows), "", *operation_lines(self.running)])
+        if gpu_records_ended():
+            log.warning(CUT.format(GPU_MEGABYTES))
+            text += "\n\n" + CUT.format(GPU_MEGABYTES)
         (self.folder / TABLE).write_text(text + "\n", encoding="utf-8")
         print(f"{text}\n\nThe trace, for https://ui.perfetto.dev: {self.folder / TRACE}")
         self.running = None
+
+
+def make_room_for_records() -> None:
+    """Let PyTorch's profiler keep GPU_MEGABYTES of records, unless the user has configured it. Kineto reads the name of
+    its configuration once in a process, before its first trace, and the file before each."""
+    if "KINETO_CONFIG" in os.environ:
+        return
+    handle, name = tempfile.mkstemp(prefix="cohort-kineto-", suffix=".conf")
+    os.write(handle, f"ACTIVITIES_MAX_GPU_BUFFER_SIZE_MB={GPU_MEGABYTES}\n".encode())
+    os.close(handle)
+    os.environ["KINETO_CONFIG"] = name
+    atexit.register(Path(name).unlink, missing_ok=True)
+
+
+def gpu_records_ended() -> bool:
+    """Whether the last trace ran out of room for records of the GPU."""
+    has_ended = getattr(torch.autograd, "_is_kineto_stopped", None)
+    return torch.cuda.is_available() and has_ended is not None and bool(has_ended())
 
 
 def phase_lines(rows: list[dict[str, float]]) -> list[str]:
