@@ -182,7 +182,7 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     set_up(model, peft, config)
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
-    choose_paths(policy, config.fast_paths)
+    choose_paths(policy, config.fast_paths, config.longest_sequence)
     return policy
 
 
