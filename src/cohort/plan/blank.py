@@ -173,7 +173,15 @@ class BlankPolicy:
                 self.policy.paths = self.policy.paths.without("quantised weights", *OWN_LAYERS)
         for tensor in (*model.parameters(), *model.buffers()):
             self.meter.add(tensor)
-        if not self._attends_grouped():
+        reason, dependence = "", self.policy.length_dependence
+        if dependence is not None:
+            reason = dependence.why_rows(config.longest_sequence)
+            for module in dependence.modules:  # fake positions have no largest one, and all angles cost the same
+                kinds = module.rope_type
+                module.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
+        if reason:
+            self.policy.paths = self.policy.paths.without(reason, *NAMES)
+        elif not self._attends_grouped():
             self.policy.paths = self.policy.paths.without("the model does not run the grouped attention", *NAMES)
         model.train()
 
