@@ -98,7 +98,7 @@ def _training(policy: Policy, seed: int) -> Iterator[None]:
         policy.model.train(was_training)
 
 
-def _why_rows(policy: Policy) -> str:
+def _attention_dropout(policy: Policy) -> str:
     """Why a model that is trained needs padded rows: its attention drops weights. Empty where it does not."""
     try:
         with _training(policy, 0):
@@ -111,9 +111,8 @@ def _why_rows(policy: Policy) -> str:
 
 
 def _drop_wrong_paths(policy: Policy) -> None:
-    if policy.parameters and (reason := _why_rows(policy)):
-        policy.paths = policy.paths.without(reason, *NAMES)
-        log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, reason)
+    if policy.parameters and (reason := _attention_dropout(policy)):
+        _take_rows(policy, reason)
         return
     if policy.paths.decoder.taken and (reason := why_no_fused_decoder(policy)):
         policy.paths = policy.paths.without(reason, "decoder", "reuse", "cuda_graph")
@@ -132,6 +131,7 @@ def _take_rows(policy: Policy, reason: str) -> None:
 
 
 def _why_rows(policy: Policy, longest: int | None) -> str:
+    """Why sequences of this length need padded rows; empty where they do not."""
     dependence = policy.length_dependence
     reason = "" if dependence is None else dependence.why_rows(longest)
     if reason and dependence is not None and policy.context_length > dependence.limit:
