@@ -18,6 +18,7 @@ from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer, skipped
+from cohort.train.sums import read
 from cohort.train.weights import active_lengths, token_weights
 from cohort.types import Group
 
@@ -38,12 +39,18 @@ class CriticUpdater:
         self.token_budget = config.token_budget
         rate = config.critic_learning_rate
         self.learning_rate = config.learning_rate if rate is None else rate
-        self.sums: dict[str, float] = defaultdict(float)
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        """Parts of `sums`, on the device until they are read."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
         return self.critic.parameters
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """The weighted loss, and the numbers of clipped values and of tokens, since `zero_grad`."""
+        return defaultdict(float, {name: sum(read(parts)) for name, parts in self._parts.items()})
 
     @torch.no_grad()
     def attach(self, groups: list[Group]) -> dict[str, float]:
@@ -74,7 +81,7 @@ class CriticUpdater:
         policy's before; then only the head is updated here."""
         if self.critic.own_backbone:
             self._gradient(groups, token_weights(groups, generation_tokens, self.method, self.config))
-        sums, self.sums = self.sums, defaultdict(float)
+        sums, self._parts = self.sums, defaultdict(list)
         critic, rate = self.critic, share * self.learning_rate
         modules = nn.ModuleDict({"critic": critic.model.model, "critic_head": critic.head})
         norm = descend(self.optimizer, critic.parameters, rate, self.config, modules)
@@ -88,7 +95,7 @@ class CriticUpdater:
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.sums = defaultdict(float)
+        self._parts = defaultdict(list)
 
     def backward(self, hidden_N: Tensor, groups: list[Group], rows: Rows, weights_N: Tensor) -> Tensor:
         """Run the backward pass of the critic's weighted loss on hidden states [N, D]. Returns the gradient for them,
@@ -100,9 +107,9 @@ class CriticUpdater:
         returns = [value + advantages[g][r] for value, (g, r) in zip(old, rows, strict=True)]
         old_N, returns_N = (torch.cat(pieces).to(hidden_N.device) for pieces in (old, returns))
         loss: ValueLoss = value_loss(self.critic.values(hidden_N), old_N, returns_N, self.config.cliprange_value)
-        self.sums["loss"] += float((weights_N * loss.value_N).sum())
-        self.sums["clipped"] += float(loss.clipped_N.sum())
-        self.sums["tokens"] += len(loss.clipped_N)
+        self._parts["loss"].append((weights_N * loss.value_N).sum())
+        self._parts["clipped"].append(loss.clipped_N.sum())
+        self._parts["tokens"].append(torch.tensor(len(loss.clipped_N)))
         return self.critic.backward(hidden_N, self.config.vf_coef * weights_N * loss.slope_N)
 
     def _gradient(self, groups: list[Group], weights: list[list[float]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
 from typing import Protocol
 
 import torch
@@ -21,6 +20,7 @@ from cohort.train.chosen_tokens import ByCompletion, most_uncertain, selected
 from cohort.train.entropy import EntropyWeight
 from cohort.train.experts import Balance, balance_coef
 from cohort.train.optimizer import descend, make_optimizer, skipped
+from cohort.train.sums import Sums
 from cohort.train.weights import active_lengths, imitation, token_weights
 from cohort.types import Group
 
@@ -153,11 +153,7 @@ class _Pass:
         self.imitated = imitation(groups, self.weights, self.config)
         self.learning = float(active_lengths(groups, self.config).sum())
         """The number of tokens that are trained in the step."""
-        self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
-        self.objective = 0.0
-        self.ratio = (1.0, 1.0)
-        self.largest_kl = 0.0
+        self.sums = Sums()
 
     def run(self) -> dict[str, float]:
         self._choose_tokens()
@@ -174,15 +170,11 @@ class _Pass:
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
-        means = {name: total / self.counts[name] for name, total in self.sums.items() if name != "ratio"}
-        if "ratio" in self.sums:
-            means |= {"ratio/min": self.ratio[0], "ratio/max": self.ratio[1]}
+        metrics, objective = self.sums.metrics(), self.sums.objective
         if self.balance is not None:
-            means["aux_loss"] = self.balance.loss
-            self.objective -= self.balance_coef * self.balance.loss
-        if "kl" in self.sums:
-            means["kl/max"] = self.largest_kl
-        return {"loss": -self.objective, **means}
+            metrics["aux_loss"] = self.balance.loss
+            objective -= self.balance_coef * self.balance.loss
+        return {"loss": -objective, **metrics}
 
     def _choose_tokens(self) -> None:
         share, select = self.config.trained_fraction, self.method.selects(self.config)
@@ -246,14 +238,14 @@ class _Pass:
 
         with policy.autocast():
             grad_N, entropies_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
-        self._log({"entropy": entropies_N})
+        self.sums.log({"entropy": entropies_N})
         if self.entropy.state:
             kept_N = None if self.kept is None else self._gather([self.kept[row] for row in rows]).bool()
-            self._log({"entropy/trained": entropies_N if kept_N is None else entropies_N[kept_N]})
+            self.sums.log({"entropy/trained": entropies_N if kept_N is None else entropies_N[kept_N]})
         if bonus_N is not None:
-            self.objective += float((entropies_N * bonus_N).sum())
+            self.sums.add((entropies_N * bonus_N).sum().view(1))
         if imitation_N is not None:
-            self.objective += float((tokens.logprobs * imitation_N).sum())
+            self.sums.add((tokens.logprobs * imitation_N).sum().view(1))
         if self.shared_critic is not None:
             grad_N += self.shared_critic.backward(hidden_N, self.groups, rows, weights_N)
         of_hidden = torch.zeros_like(hidden).index_add_(0, pack.sources_N, grad_N.to(hidden.dtype))
@@ -301,8 +293,8 @@ class _Pass:
 
     def _terms(self, tokens: TokenBatch, weights: Tensor) -> Objective:
         terms = self.method.coefficient(tokens, self.config)
-        self.objective += float((terms.value * weights).cpu().double().sum())
-        self._log(terms.logged)
+        self.sums.add(terms.value * weights)
+        self.sums.log(terms.logged)
         return terms
 
     def _old(self, g: int, r: int) -> Tensor:
@@ -312,13 +304,3 @@ class _Pass:
 
     def _gather(self, pieces: list[Tensor]) -> Tensor:
         return torch.cat(pieces).to(self.policy.device)
-
-    def _log(self, logged: dict[str, Tensor]) -> None:
-        for name, values in logged.items():
-            self.sums[name] += float(values.sum())
-            self.counts[name] += len(values)
-        if "kl" in logged:
-            self.largest_kl = max(self.largest_kl, float(logged["kl"].max()))
-        if "ratio" in logged:
-            low, high = logged["ratio"].aminmax()
-            self.ratio = (min(self.ratio[0], float(low)), max(self.ratio[1], float(high)))
