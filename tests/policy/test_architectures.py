@@ -22,8 +22,6 @@ from cohort.train.step import Updater
 from cohort.types import Completion, Group, Row
 
 DROPOUT = 0.3
-CALLED_AS_A_FUNCTION = 0.0
-"""Dropout of models that call torch's function with a rate of the layer's, which `disable_dropout` does not reach yet."""
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -68,14 +66,14 @@ LATENT = {
 RESIDUAL = {"resid_pdrop": DROPOUT, "embd_pdrop": DROPOUT, "hidden_dropout": DROPOUT, "attn_pdrop": DROPOUT}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 128, **RESIDUAL}
 FUNCTION = {
-    "dropout": CALLED_AS_A_FUNCTION,
-    "hidden_dropout": CALLED_AS_A_FUNCTION,
-    "hidden_dropout_prob": CALLED_AS_A_FUNCTION,
-    "activation_dropout": CALLED_AS_A_FUNCTION,
-    "attention_dropout": CALLED_AS_A_FUNCTION,
-    "attention_probs_dropout_prob": CALLED_AS_A_FUNCTION,
-    "residual_dropout": CALLED_AS_A_FUNCTION,
-    "embedding_dropout": CALLED_AS_A_FUNCTION,
+    "dropout": DROPOUT,
+    "hidden_dropout": DROPOUT,
+    "hidden_dropout_prob": DROPOUT,
+    "activation_dropout": DROPOUT,
+    "attention_dropout": DROPOUT,
+    "attention_probs_dropout_prob": DROPOUT,
+    "residual_dropout": DROPOUT,
+    "embedding_dropout": DROPOUT,
     "layerdrop": 0.0,
 }
 
