@@ -276,6 +276,16 @@ LLAMA3 = {
 }
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [3.0, 4.0, 5.0, 6.0],
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("Qwen2", {}),
     "Qwen3": ("Qwen3", {}),

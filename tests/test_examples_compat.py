@@ -51,7 +51,7 @@ def test_six_rewards_added_up(
     assert len(names) == 6 and "keywords" in rows[-1] and [row["step"] for row in rows] == [1, 2]
     assert rows[-1]["reward"] == pytest.approx(sum(rows[-1][f"rewards/{name}/mean"] for name in names), abs=1e-6)
     assert any("each step: 1 prompts x 8 completions" in message for message in caplog.messages)
-    assert any("paged_adamw_8bit needs CUDA" in message for message in caplog.messages)
+    assert any("paged_adamw_8bit" in message for message in caplog.messages)
 
 
 def test_gsm8k_with_tags(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_a_run_says_how_cispo_is_capped(tmp_path: Path, caplog: pytest.LogCaptur
     config = GRPOConfig(str(tmp_path), loss_type="cispo", **QUICK)
     Trainer(small_model(vocab_size=22), digits, config, ROWS, processing_class=build_tokenizer())
     assert "cispo caps the ratio at 1 + epsilon_high = 1.2" in caplog.text
-    assert [r.levelno for r in caplog.records if "cispo" in r.message] == [logging.WARNING]
+    assert [r.levelno for r in caplog.records if "cispo caps" in r.message] == [logging.WARNING]
 
 
 def test_a_row_of_ones_own_does_not_lose_advantages_of_tokens(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from typer.testing import CliRunner
 
 from cohort.cli.app import app
@@ -29,7 +30,7 @@ from cohort.plan.passes import update
 from cohort.policy.load import make_policy
 from cohort.policy.packed.pack import Part
 from cohort.types import UserError
-from helpers import ROOT, SHAPE, small_model
+from helpers import LONGROPE, ROOT, SHAPE, small_model
 
 GPU = Machine("cuda", True, 80 * 2.0**30, 400e12, 2e12)
 CPU = Machine("cpu", False, 16 * 2.0**30, 50e9, 5e9)
@@ -98,6 +99,24 @@ def test_activations_are_what_autograd_saves(changes: dict[str, Any]) -> None:
     again = update(blank, parts, accumulates=True)
     trained = sum(p.nbytes for p in policy.parameters)
     assert again.activations == found.activations and found.peak <= again.peak <= found.peak + trained
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "packed"),
+    [
+        ("Gemma2", {"head_dim": 8, "sliding_window": 6}, True),
+        ("Llama", {"rope_parameters": LONGROPE}, False),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, False),
+    ],
+)
+def test_the_planned_path_is_the_runs(architecture: str, changes: dict[str, Any], packed: bool) -> None:
+    config = GRPOConfig(num_generations=2, use_cpu=True, bf16=False)
+    model_shape = getattr(transformers, f"{architecture}Config")(**SHAPE, **changes)
+    blank = BlankPolicy(model_shape, config, "cpu", bf16=False)
+    assert blank.policy.packed == packed
+    assert make_policy(small_model(architecture, **changes), build_tokenizer(), config).packed == packed
+    found = update(blank, [Part(0, torch.arange(2, 9), range(2), [torch.arange(2, 6), torch.arange(3, 9)])], False)
+    assert found.activations > 0
 
 
 def test_longer_models_are_extrapolated_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:

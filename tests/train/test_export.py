@@ -139,15 +139,6 @@ def test_a_merge_that_changes_the_logits_is_refused(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_pad_token_in_a_completion_trains_adapted_embeddings_too() -> None:
-    config = TrainingConfig(finetuning_type="lora", lora_target="embed_tokens", bf16=False, use_cpu=True)
-    embeddings = make_policy(small_model("Llama"), build_tokenizer(), config).model.get_input_embeddings()
-    embeddings.lora_embedding_B["default"].data.fill_(1.0)
-    embeddings(torch.tensor([0, 5])).sum().backward()
-    of_pad, of_other = embeddings.lora_embedding_A["default"].grad[:, [0, 5]].T
-    assert torch.equal(of_pad, of_other) and of_pad.all()
-
-
 def test_merged_weights_have_the_base_models_precision_unless_told(tmp_path: Path) -> None:
     saved_adapter(tmp_path)
     small_model("Llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")

@@ -231,7 +231,7 @@ def test_dynamic_sampling_stops_at_its_bound_and_at_the_datas_end(tmp_path: Path
 def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:
     for values, message in (
         ({"delta": 1.1}, "above the clip"),
-        ({"delta": 2.0, "loss_type": "cispo"}, "cispo has one bound"),
+        ({"delta": 2.0, "loss_type": "cispo"}, "loss_type: cispo does not read it"),
         ({"max_sampling_rounds": 3}, "dynamic_sampling is off"),
         ({"vllm_importance_sampling_clip_max": 3.0}, "correction is off"),
         (

@@ -230,6 +230,14 @@ class TrainingConfig(BaseModel):
         return None
 
     @property
+    def longest_sequence(self) -> int | None:
+        """Most tokens of a sampled sequence and of one in the data, where keys limit both; else None."""
+        lengths = [self.max_prompt_length and self.max_prompt_length + self.max_completion_length]
+        if "max_length" in type(self).model_fields:
+            lengths.append(self.max_sequence_length)
+        return None if None in lengths else max(n for n in lengths if n is not None)
+
+    @property
     def masks_truncated(self) -> bool:
         """Whether a completion that hit the length limit has no loss."""
         return False

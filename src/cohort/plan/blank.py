@@ -71,9 +71,11 @@ def shortened(model_config: Any, layers: int) -> Any:
     return shorter
 
 
-def blank_model(model_config: Any, config: TrainingConfig, bf16: bool) -> tuple[Any, Any, list[nn.Linear]]:
-    """(model on the meta device, its PeftModel or None, the layers that are in 4 bits). Raises UserError unless it is a
-    causal language model."""
+def blank_model(
+    model_config: Any, config: TrainingConfig, bf16: bool, trained: bool = True
+) -> tuple[Any, Any, list[nn.Linear]]:
+    """(model on the meta device, its PeftModel or None, the layers that are in 4 bits). Without `trained` all weights
+    are frozen. Raises UserError unless it is a causal language model."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -85,7 +87,9 @@ def blank_model(model_config: Any, config: TrainingConfig, bf16: bool) -> tuple[
             for layer in quantized:
                 layer.to(torch.bfloat16 if bf16 else dtype).requires_grad_(False)
             model.is_quantized = bool(quantized)
-            peft = adapt(model, config)
+            if not trained:
+                model.requires_grad_(False)
+            peft = adapt(model, config) if trained else None
             widen(model, bf16)
             return model, peft, quantized
     except ValueError as error:
@@ -157,11 +161,11 @@ def reward_model_bytes(name: str, device: str) -> float:
 class BlankPolicy:
     """A policy whose passes run on fake tensors inside `with blank.running() as meter:`; nothing is computed."""
 
-    def __init__(self, model_config: Any, config: TrainingConfig, device: str, bf16: bool):
+    def __init__(self, model_config: Any, config: TrainingConfig, device: str, bf16: bool, trained: bool = True):
         self.config, self.gpu, self.bf16 = config, device == "cuda", bf16
         self.meter = Meter()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        model, peft, quantized = blank_model(model_config, config, bf16)
+        model, peft, quantized = blank_model(model_config, config, bf16, trained)
         self.weights = weights(model, config, quantized, bf16)
         with self._fake:
             # On the CPU, so that planning for a GPU needs none: autocast and attention choose by device.
@@ -173,7 +177,15 @@ class BlankPolicy:
                 self.policy.paths = self.policy.paths.without("quantised weights", *OWN_LAYERS)
         for tensor in (*model.parameters(), *model.buffers()):
             self.meter.add(tensor)
-        if not self._attends_grouped():
+        reason, dependence = "", self.policy.length_dependence
+        if dependence is not None:
+            reason = dependence.why_rows(config.longest_sequence)
+            for module in dependence.modules:  # fake positions have no largest one, and all angles cost the same
+                kinds = module.rope_type
+                module.rope_type = dict.fromkeys(kinds, "default") if isinstance(kinds, dict) else "default"
+        if reason:
+            self.policy.paths = self.policy.paths.without(reason, *NAMES)
+        elif not self._attends_grouped():
             self.policy.paths = self.policy.paths.without("the model does not run the grouped attention", *NAMES)
         model.train()
 

@@ -132,12 +132,12 @@ def count_costs(model_config: Any, config: TrainingConfig, machine: Machine, bat
 
 def count_teacher(model_config: Any, config: TrainingConfig, machine: Machine, batch: Batch) -> Teacher:
     """The weights and the scoring pass of a frozen model with these settings."""
-    model, _, quantized = blank_model(model_config, config, machine.bf16)
+    model, _, quantized = blank_model(model_config, config, machine.bf16, trained=False)
     layers = model_config.get_text_config().num_hidden_layers
 
     def score(first_layers: int) -> ForwardCost:
         short = model_config if first_layers == layers else shortened(model_config, first_layers)
-        return passes.score(BlankPolicy(short, config, machine.device, machine.bf16), batch.micro[0])
+        return passes.score(BlankPolicy(short, config, machine.device, machine.bf16, trained=False), batch.micro[0])
 
     if layers <= MAX_WHOLE_LAYERS:
         cost = score(layers)

@@ -204,7 +204,7 @@ def make_policy(
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
     if config.disable_dropout and policy.parameters:
         check_repeatable(policy)
-    choose_paths(policy, config.fast_paths)
+    choose_paths(policy, config.fast_paths, config.longest_sequence)
     return policy
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
 from cohort.policy.fast.activations import ReusedLayout
 from cohort.policy.fast.functions import LayerActivations
@@ -22,6 +24,7 @@ from cohort.policy.head import Head
 from cohort.policy.packed.layout import NAME, CapturingLayout
 from cohort.policy.packed.pack import Pack, Part, pack_groups, pack_rows
 from cohort.policy.paths import possible_paths
+from cohort.policy.rotary import length_dependence
 from cohort.types import UserError
 
 
@@ -49,9 +52,11 @@ class Policy:
         self.model, self.tokenizer, self.peft, self.bf16 = model, tokenizer, peft, bf16
         self.device: torch.device = next(model.parameters()).device
         self.head = Head(model)
-        self.backbone = model.base_model
+        self.backbone = _backbone(model)
         """The model without its output layer."""
         self.paths = possible_paths(self.device, why_unsupported(self.backbone))
+        self.length_dependence = length_dependence(self.backbone)
+        """Where the model's rotary embedding depends on the length of a sequence; None: nowhere."""
         self.native_attention: str = model.config._attn_implementation
         self.version = 0
         """Counts updates; a completion records the version that sampled it."""
@@ -108,20 +113,54 @@ class Policy:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def pack(self, parts: list[Part]) -> Pack:
+        self.check_length(max(len(part.prompt_ids) + max(map(len, part.completion_ids), default=0) for part in parts))
         if not self.packed:
             return pack_rows(parts, self.device)
         return pack_groups(parts, self.device, self.paths.flex_attention.taken)
 
+    def check_length(self, tokens: int) -> None:
+        """Raise UserError for a sequence that the packed stream would give wrong angles."""
+        if self.packed and self.length_dependence is not None and tokens > self.length_dependence.limit:
+            raise UserError(
+                f"a sequence of up to {tokens} tokens is longer than the run's settings allow, and the packed stream "
+                f"is right up to {self.length_dependence.limit}: beyond, the {self.length_dependence.kind} rotary "
+                f"embedding of {self.name!r} depends on the length. Set max_prompt_length, max_completion_length and "
+                "max_length to what the sequences have, or fast_paths: off"
+            )
+
     def hidden(self, inputs: dict[str, Any], by_model_code: bool = False) -> Tensor:
         """Final hidden states of one forward pass, flattened to [T, Dm]. `by_model_code`: by the model's own layers
         even where they can be replaced; the two order the features of keys differently."""
+        if self.length_dependence is not None:
+            self.length_dependence.forget()
         with self.autocast(), self.attending():
             if self.packed and self.paths.layers.taken and not by_model_code:
                 forward = hidden_states_of_known if isinstance(inputs["grouped"], ReusedLayout) else hidden_states
                 return forward(self.backbone, inputs["input_ids"][0], inputs["position_ids"][0], inputs["grouped"])
-            out = self.backbone(**inputs, use_cache=False)
-        hidden: Tensor = out.last_hidden_state
+            if self.packed:
+                hidden: Tensor = self.backbone(**inputs, use_cache=False).last_hidden_state
+            else:
+                hidden = self._hidden_of_rows(**inputs)
         return hidden.flatten(0, 1)
+
+    def _hidden_of_rows(self, input_ids: Tensor, attention_mask: Tensor, lengths: list[int]) -> Tensor:
+        """Final hidden states [rows, T, Dm] of padded rows; those with other angles in calls of their own."""
+
+        def run(ids: Tensor, mask: Tensor) -> Tensor:
+            out: Tensor = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return out
+
+        dependence = self.length_dependence
+        if dependence is None:
+            return run(input_ids, attention_mask)
+        calls, pieces = dependence.same_angles(lengths), []
+        for rows in calls:
+            longest = max(lengths[row] for row in rows)
+            out = run(input_ids[rows, :longest], attention_mask[rows, :longest])
+            pieces.append(pad(out, (0, 0, 0, input_ids.shape[1] - longest)))
+            dependence.forget()
+        order = torch.tensor([row for rows in calls for row in rows], device=self.device)
+        return torch.cat(pieces)[order.argsort()]
 
     def prefill(self, pack: Pack, by_model_code: bool = False, keep_activations: bool = False) -> Prefill:
         """A forward pass over packed prompts, with what a decoding cache needs."""
@@ -176,3 +215,9 @@ class Policy:
         finally:
             self.model.train(was_training)
         return results
+
+
+def _backbone(model: Any) -> Any:
+    """transformers' base model, or where it takes the whole model for it (Llama4ForCausalLM), the model inside."""
+    inside = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    return inside[0] if model.base_model is model and len(inside) == 1 else model.base_model

@@ -32,14 +32,18 @@ ERRORS = (TypeError, AssertionError, KeyError, IndexError, RuntimeError)
 """What a model that does not run the grouped attention raises."""
 
 
-def choose_paths(policy: Policy, fast_paths: str = "auto") -> None:
+def choose_paths(policy: Policy, fast_paths: str = "auto", longest: int | None = None) -> None:
     """Set `policy.paths`: those that equal the model's own forward pass on two small groups; none of them where
-    `fast_paths` is "off". Raises UserError where the head does not give the model's logits."""
+    `fast_paths` is "off". Raises UserError where the head does not give the model's logits. `longest`: tokens of the
+    longest sequence; None: not known."""
     was_training = policy.model.training
     policy.model.eval()
+    reason = _why_rows(policy, longest)
     try:
         if fast_paths == "off":
             policy.paths = policy.paths.without("fast_paths: off", *NAMES)
+        elif reason:
+            _take_rows(policy, reason)
         else:
             _drop_wrong_paths(policy)
         if not policy.packed:
@@ -94,7 +98,7 @@ def _training(policy: Policy, seed: int) -> Iterator[None]:
         policy.model.train(was_training)
 
 
-def _why_rows(policy: Policy) -> str:
+def _attention_dropout(policy: Policy) -> str:
     """Why a model that is trained needs padded rows: its attention drops weights. Empty where it does not."""
     try:
         with _training(policy, 0):
@@ -107,9 +111,8 @@ def _why_rows(policy: Policy) -> str:
 
 
 def _drop_wrong_paths(policy: Policy) -> None:
-    if policy.parameters and (reason := _why_rows(policy)):
-        policy.paths = policy.paths.without(reason, *NAMES)
-        log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, reason)
+    if policy.parameters and (reason := _attention_dropout(policy)):
+        _take_rows(policy, reason)
         return
     if policy.paths.decoder.taken and (reason := why_no_fused_decoder(policy)):
         policy.paths = policy.paths.without(reason, "decoder", "reuse", "cuda_graph")
@@ -119,8 +122,27 @@ def _drop_wrong_paths(policy: Policy) -> None:
         difference, error = _difference(policy)
     if difference is None or difference > _tolerance(policy):
         reason = error or f"packed log-probabilities differ from its own by {difference:.1e}"
-        policy.paths = policy.paths.without(reason, *NAMES)
-        log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, reason)
+        _take_rows(policy, reason)
+
+
+def _take_rows(policy: Policy, reason: str) -> None:
+    policy.paths = policy.paths.without(reason, *NAMES)
+    log.warning("%s takes the row path: %s. Slower, equally right.", type(policy.model).__name__, reason)
+
+
+def _why_rows(policy: Policy, longest: int | None) -> str:
+    """Why sequences of this length need padded rows; empty where they do not."""
+    dependence = policy.length_dependence
+    reason = "" if dependence is None else dependence.why_rows(longest)
+    if reason and dependence is not None and policy.context_length > dependence.limit:
+        log.warning(
+            "%s: where prompt and completion have more than %d tokens together, the completion's first ones are "
+            "sampled with other angles of the %s rotary embedding than they are scored and trained with",
+            type(policy.model).__name__,
+            dependence.limit,
+            dependence.kind,
+        )
+    return reason
 
 
 def _check_head(policy: Policy) -> None:
@@ -159,6 +181,8 @@ def _difference(policy: Policy) -> tuple[float | None, str]:
     for part in parts:
         for ids in part.completion_ids:
             row = torch.cat([part.prompt_ids, ids]).unsqueeze(0).to(policy.device)
+            if policy.length_dependence is not None:
+                policy.length_dependence.forget()
             with policy.autocast():
                 logits = policy.model(input_ids=row, use_cache=False).logits[0].float()
             logp = torch.log_softmax(logits[len(part.prompt_ids) - 1 : -1], -1)

@@ -109,6 +109,7 @@ class Decoding:
             Piece(i, first, min(max_rows, n - first)) for i in range(len(prompts)) for first in range(0, n, max_rows)
         )
         self.limits = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
+        policy.check_length(max((len(p) + n for p, n in zip(prompts, self.limits, strict=True)), default=0))
         self.transcript = Transcript(policy, len(prompts), n, max(self.limits, default=0))
         self.stops = StopStrings(policy.tokenizer, sampling.stop) if sampling.stop else None
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)

@@ -120,6 +120,8 @@ class RowEngine:
     def _rows(self, prompt: Tensor, count: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
         batch = prompt.to(self.policy.device).expand(count, -1)
         config = _generation_config(sampling, min(sampling.max_tokens, self.policy.context_length - len(prompt)))
+        if self.policy.length_dependence is not None:
+            self.policy.length_dependence.forget()
         with self.policy.autocast(), _without_generation_config(self.policy.model):
             out = self.policy.model.generate(
                 batch,

@@ -87,5 +87,6 @@ def new_tokens(parts: list[Part], packed: bool, seen: set[tuple[int, bytes]]) ->
 
     if packed:
         return torch.cat([piece for part in parts for piece in (of_prompt(part), *of_completions(part))])
-    rows = [torch.cat([of_prompt(part), completion]) for part in parts for completion in of_completions(part)]
+    # A row ends with the completion's last token, which is no token of a stream.
+    rows = [torch.cat([of_prompt(part), own, torch.zeros(1)]) for part in parts for own in of_completions(part)]
     return pad_sequence(rows, batch_first=True).flatten()

@@ -50,6 +50,10 @@ def grouped_attention(
     assert grouped is not None, "the grouped attention was called without a layout: use Policy, not model(...)"
     if dropout and module.training:
         raise AttentionDropout(f"attention dropout of {dropout:g} is left on, which needs the model's own attention")
+    if attention_mask is not None:
+        if attention_mask.numel() > 1:
+            raise RuntimeError("it makes an attention mask of its own")
+        sliding_window = int(attention_mask)
     options = AttentionOptions(
         layer=getattr(module, "layer_idx", None) or 0,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -61,8 +65,18 @@ def grouped_attention(
     return out.unsqueeze(0), None
 
 
+def window_as_mask(*_: Any, local_size: int | None = None, config: Any = None, **__: Any) -> Tensor | None:
+    """The function that transformers calls for the mask of a kind of layers: a layout masks by itself, so only a
+    sliding window is passed on, [1, 1, 1, 1], since some models give it to their masks and not to their attention."""
+    if local_size is None:
+        return None
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise RuntimeError("its attention is divided into chunks")
+    return torch.tensor([[[[local_size]]]], device="cpu")
+
+
 AttentionInterface.register(NAME, grouped_attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(NAME, window_as_mask)
 
 
 class _Rearrange(torch.autograd.Function):

@@ -43,7 +43,7 @@ class Part:
 class Pack:
     """The inputs of one forward pass. `sources_N` are the rows of the flattened hidden states [T, D] that predict the
     tokens `targets_N`, part after part and completion after completion. Equal completions of a part have the same
-    sources. A completion's last token predicts nothing and is no input."""
+    sources. A completion's last token predicts nothing: it is no input of a stream, only of a row."""
 
     parts: list[Part]
     inputs: dict[str, Any]
@@ -70,8 +70,9 @@ def pack_groups(parts: list[Part], device: torch.device, flex: bool = False) -> 
 
 
 def pack_rows(parts: list[Part], device: torch.device) -> Pack:
-    """A padded row for each completion, with its prompt repeated: for models with an attention of their own."""
-    rows = [torch.cat([part.prompt_ids, ids[:-1]]) for part in parts for ids in part.distinct[0]]
+    """A padded row for each completion, with its prompt repeated: for models with an attention of their own. The last
+    token predicts nothing, but counts where the model's angles depend on the length of the sequence."""
+    rows = [torch.cat([part.prompt_ids, ids]) for part in parts for ids in part.distinct[0]]
     prompts = [len(part.prompt_ids) for part in parts for _ in part.distinct[0]]
     lengths = [len(ids) for part in parts for ids in part.distinct[0]]
     longest = max(len(row) for row in rows)
@@ -82,7 +83,11 @@ def pack_rows(parts: list[Part], device: torch.device) -> Pack:
         input_ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
         sources.append(i * longest + torch.arange(prompt - 1, prompt - 1 + n))
-    inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+    inputs = {
+        "input_ids": input_ids.to(device),
+        "attention_mask": mask.to(device),
+        "lengths": [len(row) for row in rows],
+    }
     return Pack(parts, inputs, _of_rows(torch.cat(sources).to(device), parts), targets(parts, device))
 
 

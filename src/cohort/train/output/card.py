@@ -133,10 +133,15 @@ def describe(
 def settings_of(config: TrainingConfig) -> dict[str, Any]:
     """The settings that differ from the defaults, without paths, secrets, and keys that do not affect learning."""
     fields = type(config).model_fields
-    values = config.model_dump(mode="json", exclude_defaults=True)
+    values = config.model_dump(mode="json")
+    values = {key: values[key] for key, field in fields.items() if getattr(config, key) != _default(field)}
     if "teacher" in values:
         values["teacher"] = _public_name(values["teacher"])
     return {key: _open(value) for key, value in values.items() if key in fields and key not in NOT_SETTINGS}
+
+
+def _default(field: Any) -> Any:
+    return field.get_default(call_default_factory=True)
 
 
 def _open(value: Any) -> Any:
