@@ -121,7 +121,7 @@ class Head:
                 _add_product(grad_hidden[span], grad, read.weight[block])
                 for parameter, total in totals:
                     if parameter.dim() == 2:
-                        _add_product(total[block], grad.t(), read.hidden_N[span], exact=True)
+                        _add_product(total[block], grad.t(), read.hidden_N[span])
                     else:
                         total[block] += grad.sum(0, dtype=total.dtype)
             if entropy_weights_N is not None:
@@ -210,8 +210,9 @@ def _exp(values: Tensor) -> Tensor:
     return (values * (1 / math.log(2))).exp2_()
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, *, exact: bool = False) -> None:
-    """total += a @ b. `exact`: a product in half precision is added to a float32 total as it is, not rounded."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b. A product in half precision is added to a float32 total: as it is where PyTorch can, otherwise
+    rounded once."""
     if total.dtype is a.dtype:
         total.addmm_(a, b)
     elif _adds_in_float32(total.device.type):
@@ -219,15 +220,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, exact: bool = False) ->
             torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         product = a @ b
-        _add(total, product)
-        if exact:
-            _add(total, torch.addmm(product, a, b, beta=-1))  # what rounding took from the product
-
-
-def _add(total: Tensor, values: Tensor) -> None:
-    rows = max(1, ADDED // values.shape[1]) if values.device.type == "cpu" else len(values) or 1
-    for part, more in zip(total.split(rows), values.split(rows), strict=True):
-        part += more
+        rows = max(1, ADDED // product.shape[1]) if product.device.type == "cpu" else len(product) or 1
+        for part, more in zip(total.split(rows), product.split(rows), strict=True):
+            part += more
 
 
 @cache
