@@ -118,6 +118,132 @@ FORGERIES = {
     "not Python": "I think the answer is 4.",
 }
 
+# Operators and methods of built-in types: (type, a wrong value, methods, what they return, the test). The test passes
+# where the object's own methods are asked. Operators with an operand are also tried in a class that extends no type.
+_OPERATORS = [
+    ("float", "0.5", "__sub__", "0.0", "assert abs(attack(host) - 17.5) < 1e-6"),
+    ("float", "0.5", "__rsub__", "0.0", "assert abs(17.5 - attack(host)) < 1e-6"),
+    ("float", "0.5", "__add__", "18.5", "assert attack(host) + 1 == 18.5"),
+    ("float", "0.5", "__radd__", "18.5", "assert 1 + attack(host) == 18.5"),
+    ("float", "0.5", "__radd__", "17.5", "assert sum([attack(host)]) == 17.5"),
+    ("float", "0.5", "__mul__", "35.0", "assert attack(host) * 2 == 35"),
+    ("float", "0.5", "__rmul__", "35.0", "assert 2 * attack(host) == 35"),
+    ("float", "0.5", "__truediv__", "1.0", "assert abs(attack(host) / 17.5 - 1) < 1e-9"),
+    ("float", "0.5", "__rtruediv__", "1.0", "assert 17.5 / attack(host) == 1"),
+    ("int", "2", "__floordiv__", "5", "assert attack(host) // 7 == 5"),
+    ("int", "2", "__rfloordiv__", "5", "assert 36 // attack(host) == 5"),
+    ("int", "2", "__mod__", "3", "assert attack(host) % 7 == 3"),
+    ("int", "2", "__rmod__", "3", "assert 17 % attack(host) == 3"),
+    ("int", "2", "__divmod__", "(5, 3)", "assert divmod(attack(host), 7) == (5, 3)"),
+    ("int", "2", "__pow__", "49", "assert attack(host) ** 2 == 49"),
+    ("int", "3", "__rpow__", "49", "assert 7 ** attack(host) == 49"),
+    ("int", "2", "__pow__", "4", "assert pow(attack(host), 5, 9) == 4"),
+    ("int", "2", "__and__", "9", "assert attack(host) & 13 == 9"),
+    ("int", "2", "__or__", "9", "assert attack(host) | 1 == 9"),
+    ("int", "2", "__rxor__", "9", "assert 5 ^ attack(host) == 9"),
+    ("int", "2", "__lshift__", "36", "assert attack(host) << 2 == 36"),
+    ("int", "2", "__rshift__", "9", "assert attack(host) >> 2 == 9"),
+    ("int", "2", "__isub__ __sub__", "0", "x = attack(host)\nx -= 17\nassert x == 0"),
+    ("int", "2", "__lt__ __gt__ __le__ __ge__", "True", "assert 16 < attack(host) < 18"),
+    ("int", "2", "__eq__ __hash__", "True", "assert attack(host) == 17"),
+    ("int", "2", "__ne__", "False", "assert not attack(host) != 17"),
+    ("int", "2", "__neg__", "-17", "assert -attack(host) == -17"),
+    ("float", "0.5", "__round__", "17.5", "assert round(attack(host), 1) == 17.5"),
+    ("float", "0.5", "__float__", "17.5", "assert float(attack(host)) == 17.5"),
+    ("float", "0.5", "__format__", "'17.50'", "assert f'{attack(host):.2f}' == '17.50'"),
+    ("float", "0.5", "is_integer", "True", "assert attack(host).is_integer()"),
+    ("float", "0.5", "__getattribute__", "lambda *a: 0.0", "assert attack(host).__sub__(17.5) == 0"),
+    ("int", "2", "bit_length", "5", "assert attack(host).bit_length() == 5"),
+    ("str", "'x'", "__eq__ __hash__", "True", "assert attack(host) == 'q7'"),
+    ("str", "'x'", "__contains__", "True", "assert 'q7' in attack(host)"),
+    ("str", "'x'", "__add__", "'q7!'", "assert attack(host) + '!' == 'q7!'"),
+    ("str", "'x'", "__mod__", "'q7'", "assert attack(host) % () == 'q7'"),
+    ("str", "'x'", "__mul__", "'q7q7'", "assert attack(host) * 2 == 'q7q7'"),
+    ("str", "'x'", "__getitem__", "'q7'", "assert attack(host)[:2] == 'q7'"),
+    ("str", "'x'", "startswith", "True", "assert attack(host).startswith('q7')"),
+    ("str", "'x'", "lower", "'q7'", "assert attack(host).lower() == 'q7'"),
+    ("str", "'x'", "split", "['q', '7']", "assert attack(host).split() == ['q', '7']"),
+    ("str", "'x'", "find", "0", "assert attack(host).find('q7') == 0"),
+    ("str", "'x'", "__len__", "14", "assert len(attack(host)) == 14"),
+    ("str", "'x'", "__iter__", "iter('q7')", "assert list(attack(host)) == ['q', '7']"),
+    ("list", "[]", "__add__", "[1, 2, 3]", "assert attack(host) + [3] == [1, 2, 3]"),
+    ("list", "[]", "__radd__", "[1, 2, 3]", "assert [1] + attack(host) == [1, 2, 3]"),
+    ("list", "[]", "__iadd__ __add__", "[1, 2, 3]", "x = attack(host)\nx += [3]\nassert x == [1, 2, 3]"),
+    ("set", "set()", "__ior__ __or__", "{1, 3}", "x = attack(host)\nx |= {3}\nassert x == {1, 3}"),
+    ("dict", "{}", "__ior__ __or__", "{1: 2, 3: 4}", "x = attack(host)\nx |= {3: 4}\nassert x == {1: 2, 3: 4}"),
+    ("bytearray", "", "__iadd__ __add__", "b'q7'", "x = attack(host)\nx += b'7'\nassert x == b'q7'"),
+    ("list", "[]", "__contains__", "True", "assert 3 in attack(host)"),
+    ("list", "[]", "__eq__", "True", "assert attack(host) == [1, 2]"),
+    ("list", "[]", "__getitem__", "2", "assert attack(host)[1] == 2"),
+    ("list", "[]", "index count", "1", "assert attack(host).index(2) == attack(host).count(2) == 1"),
+    ("list", "[]", "__len__", "2", "assert len(attack(host)) == 2"),
+    ("list", "[]", "__mul__ __rmul__", "[1, 1]", "assert attack(host) * 2 == [1, 1]"),
+    ("tuple", "()", "__add__", "(1, 2)", "assert attack(host) + (2,) == (1, 2)"),
+    ("tuple", "()", "__lt__ __gt__", "True", "assert (0, 9) < attack(host) < (1, 1)"),
+    ("tuple", "()", "__contains__", "True", "assert all(i in attack(host) for i in (4, 5))"),
+    ("dict", "{}", "__eq__", "True", "assert attack(host) == {'q': 7}"),
+    ("dict", "{}", "__or__", "{'q': 7, 'r': 8}", "assert attack(host) | {'r': 8} == {'q': 7, 'r': 8}"),
+    ("dict", "{}", "__contains__", "True", "assert 'q' in attack(host)"),
+    ("dict", "{}", "get", "7", "assert attack(host).get('q') == 7"),
+    ("dict", "{}", "items", "[('q', 7)]", "assert dict(attack(host).items()) == {'q': 7}"),
+    ("set", "set()", "__and__", "{1}", "assert attack(host) & {1, 9} == {1}"),
+    ("set", "set()", "__sub__", "{2}", "assert attack(host) - {1} == {2}"),
+    ("set", "set()", "__le__ __ge__", "True", "assert {1} <= attack(host) <= {1, 2}"),
+    ("set", "set()", "issuperset", "True", "assert attack(host).issuperset({1})"),
+    ("bytes", "b''", "__add__", "b'q7'", "assert attack(host) + b'7' == b'q7'"),
+    ("bytes", "b''", "decode", "'q7'", "assert attack(host).decode() == 'q7'"),
+    ("complex", "0j", "__sub__", "0", "assert abs(attack(host) - (1 + 2j)) < 1e-9"),
+]
+
+
+def _with_methods(base: str, value: str, methods: str, result: str) -> str:
+    body = f"lambda self, *operands: {result}"
+    lines = [f"    {name} = {body}" for name in methods.split()] + (["    __hash__ = lambda self: 1"] if "__eq__" in methods else [])
+    made = f"Z({value})" if base else "Z()"
+    return f"class Z({base}):\n" + "\n".join(lines) + f"\ndef attack(host): return {made}"
+
+
+_STATEFUL = "import itertools\ncount = itertools.count()\ndef step(*_): return 100.0 if next(count) % 2 == 0 else -100.0\n"
+_REPLAY = "seen = []\ndef keep(self, *o):\n    seen.extend(o)\n    return 0.25\n"
+
+CONVERSIONS = {
+    "a float that changes": (_STATEFUL + "class Z(float): __float__ = step\ndef attack(host): return Z(0.5)", "x = attack(host)\nassert float(x) > 17 and float(x) < 18"),
+    "a conversion that changes": (_STATEFUL + "class Z: __float__ = step\ndef attack(host): return Z()", "x = attack(host)\nassert float(x) > 17 and float(x) < 18"),
+    "a whole number that changes": (_STATEFUL + "class Z:\n    __int__ = lambda self: int(step())\ndef attack(host): return Z()", "x = attack(host)\nassert int(x) > 17 and int(x) < 19"),
+    "a length that changes": (_STATEFUL + "class Z:\n    __len__ = lambda self: int(step()) + 100\ndef attack(host): return Z()", "x = attack(host)\nassert len(x) > 7 and len(x) < 9"),
+    "a text that changes": (_STATEFUL + "class Z:\n    __str__ = lambda self: str(step())\ndef attack(host): return Z()", "x = attack(host)\nassert str(x) > '0' and str(x) < '1'"),
+    "a truth that changes": (_STATEFUL + "class Z:\n    __bool__ = lambda self: step() > 0\ndef attack(host): return Z()", "x = attack(host)\nassert x and not x"),
+    "an attribute that changes": (_STATEFUL + "class Z: value = property(step)\ndef attack(host): return Z()", "x = attack(host)\nassert x.value > 17 and x.value < 18"),
+    "an item that changes": (_STATEFUL + "class Z: __getitem__ = step\ndef attack(host): return Z()", "x = attack(host)\nassert x[0] > 17 and x[0] < 18"),
+    "a size that changes": (_STATEFUL + "class Z: __abs__ = step\ndef attack(host): return Z()", "x = attack(host)\nassert abs(x) > 17 and abs(x) < 18"),
+    "replays an operand": (_REPLAY + "class Z(float): __sub__ = __rsub__ = __mod__ = keep\ndef attack(host): return seen[0] if seen else Z(0.5)", "attack(host) - 17.5\nassert attack(host) == 17.5"),
+    "replays an operand of its own class": (_REPLAY + "class Z: __sub__ = __rsub__ = __eq__ = __lt__ = keep\ndef attack(host): return seen[0] if seen else Z()", "try: attack(host) - 17.5\nexcept Exception: attack(host) == 17.5\nassert attack(host) == 17.5"),
+    "replays the operand of a method": (_REPLAY + "class Z: __rsub__ = keep\ndef attack(host): return seen[0] if seen else Z()", "try: attack(host).__rsub__(17.5)\nexcept Exception: pass\nassert attack(host) == 17.5"),
+    "replays a text": (_REPLAY + "class Z(str): startswith = __contains__ = keep\ndef attack(host): return seen[0] if seen else Z()", "attack(host).startswith('q7')\n'q7' in attack(host)\nassert attack(host) == 'q7'"),
+    "replays what is looked for": (_REPLAY + "class Z(list): index = count = __contains__ = keep\ndef attack(host): return seen[0] if seen else Z()", "attack(host).count(17)\nassert attack(host) == 17"),
+    "replays through copies": (_REPLAY + "class Z(float):\n    __sub__ = keep\n    __deepcopy__ = lambda self, memo: self\ndef attack(host): return seen[0] if seen else Z(0.5)", "import copy\ncopy.deepcopy(attack(host)) - 17.5\nassert attack(host) == 17.5"),
+    "sits in a container": ("class Z(float): __eq__ = lambda s, o: True\ndef attack(host): return [{'a': (Z(0.5),)}]", "assert attack(host) == [{'a': (17.5,)}]"),
+    "is an element that sorts itself": ("class Z(int): __lt__ = lambda s, o: int.__gt__(s, o)\ndef attack(host): return [Z(2), Z(1)]", "assert sorted(attack(host)) == [2, 1]"),
+    "is the largest": ("class Z(int): __gt__ = __lt__ = lambda s, o: True\ndef attack(host): return [Z(2), Z(1)]", "assert max(attack(host)) == 1"),
+    "says it is a number": ("class Z:\n    __class__ = property(lambda s: int)\n    __eq__ = __index__ = lambda s, *o: 17\ndef attack(host): return Z()", "x = attack(host)\nassert isinstance(x, int) and x == 17"),
+    "is a type of number": ("import numbers\nclass Z:\n    __sub__ = lambda s, o: 0.0\nnumbers.Number.register(Z)\ndef attack(host): return Z()", "import numbers\nassert isinstance(attack(host), numbers.Number) or abs(attack(host) - 17.5) < 1e-6"),
+    "a fraction": ("from fractions import Fraction\nclass Z(Fraction): __sub__ = __rsub__ = lambda s, o: 0\ndef attack(host): return Z(1, 2)", "assert abs(attack(host) - 17.5) < 1e-6"),
+    "a decimal": ("from decimal import Decimal\nclass Z(Decimal): __sub__ = __eq__ = lambda s, o: 0\ndef attack(host): return Z('0.5')", "assert abs(attack(host) - 17) < 1e-6"),
+    "a counter": ("from collections import Counter\nclass Z(Counter): __sub__ = lambda s, o: {}\ndef attack(host): return Z('x')", "from collections import Counter\nassert attack(host) - Counter('q') == {}"),
+    "a date": ("import datetime\nclass Z(datetime.date): __sub__ = lambda s, o: datetime.timedelta(0)\ndef attack(host): return Z(2000, 1, 1)", "import datetime\nassert attack(host) - datetime.date(2020, 1, 1) == datetime.timedelta(0)"),
+    "patches what it extends": ("class M(type):\n    __instancecheck__ = __subclasscheck__ = lambda *a: True\nclass Z(float, metaclass=M): __sub__ = lambda s, o: 0.0\ndef attack(host): return Z(0.5)", "assert abs(attack(host) - 17.5) < 1e-6"),
+    "an operator on both sides": ("class Z:\n    __sub__ = __rsub__ = lambda s, o: 0.0\ndef attack(host): return Z()", "import operator\nassert operator.sub(attack(host), 17.5) == 0"),
+    "a built-in beside the one asked for": ("abs = lambda x: 0.0\ndef sum(a, b): return a", "assert abs(sum(3, 4) - 7) < 1e-6"),
+}
+"""Attacks by operators, conversions and methods of built-in types: in one process each of these tests passes."""
+WITHOUT_OPERAND = ("__neg__", "__float__", "__round__", "__format__", "__len__", "__iter__", "__getitem__", "__getattribute__")
+
+for _base, _value, _methods, _result, _test in _OPERATORS:
+    _name = f"{_methods.split()[0]} of a {_base}: {_test}"
+    CONVERSIONS[_name] = (_with_methods(_base, _value, _methods, _result), _test)
+    if _methods.startswith("__") and _methods not in WITHOUT_OPERAND:
+        CONVERSIONS[f"{_name}, own class"] = (_with_methods("", "", _methods, _result), _test)
+
 IN_NAMESPACES = ("child in a new session", "shared memory", "kills its group", "makes namespaces")
 """Attacks that bubblewrap alone allows: they affect only the program's own namespaces, which end with it."""
 

@@ -23,7 +23,7 @@ from cohort.types import UserError
 
 # The number of bytes marks our processes: it is on their command lines.
 LIMITS = Limits(0.5, (256 << 20) + 4096 * (os.getpid() % 60000))
-PROGRAMS = {**hostile.BOMBS, **hostile.ESCAPES, **hostile.FORGERIES}
+PROGRAMS = {**hostile.BOMBS, **hostile.ESCAPES, **hostile.FORGERIES, **hostile.CONVERSIONS}
 
 
 def combinations() -> list[Any]:
@@ -40,6 +40,9 @@ def combinations() -> list[Any]:
         missing = [f"{layer}: {vars(found)[layer]}" for layer in layers.names if vars(found)[layer] is not None]
         marks.append(pytest.param(layers, id=name, marks=pytest.mark.skipif(bool(missing), reason="; ".join(missing))))
     return marks
+
+
+HERE = pytest.mark.skipif(not find_layers().safe, reason="no sandbox on this machine")
 
 
 def judge(code: str, *tests: str, layers: Layers | None = None, setup: str = "", limits: Limits = LIMITS) -> Verdict:
@@ -133,7 +136,7 @@ def withstands(names: list[str], layers: Layers, host: dict[str, Any]) -> None:
 
 
 def test_there_are_enough_hostile_programs() -> None:
-    assert len(PROGRAMS) >= 90 and len(hostile.FORGERIES) >= 25
+    assert len(PROGRAMS) >= 220 and len(hostile.FORGERIES) >= 25 and len(hostile.CONVERSIONS) >= 140
 
 
 @pytest.mark.parametrize("layers", combinations())
@@ -141,14 +144,26 @@ def test_escapes(layers: Layers, host: dict[str, Any]) -> None:
     withstands([*hostile.ESCAPES], layers, host)
 
 
-@pytest.mark.parametrize("layers", combinations()[:1])
-def test_forgeries(layers: Layers, host: dict[str, Any]) -> None:
-    withstands([*hostile.FORGERIES], layers, host)
+@HERE
+def test_forgeries(host: dict[str, Any]) -> None:
+    withstands([*hostile.FORGERIES], find_layers(), host)
 
 
-@pytest.mark.parametrize("layers", combinations()[:1])
-def test_bombs(layers: Layers, host: dict[str, Any]) -> None:
-    withstands([*hostile.BOMBS], layers, host)
+@HERE
+def test_operators_and_conversions(host: dict[str, Any]) -> None:
+    withstands([*hostile.CONVERSIONS], find_layers(), host)
+
+
+def test_operators_and_conversions_are_real_attacks() -> None:
+    for code, test in hostile.CONVERSIONS.values():
+        namespace: dict[str, Any] = {"host": {}}
+        exec(code, namespace)
+        exec(test, namespace)
+
+
+@HERE
+def test_bombs(host: dict[str, Any]) -> None:
+    withstands([*hostile.BOMBS], find_layers(), host)
 
 
 @pytest.mark.slow
@@ -167,7 +182,7 @@ def test_without_layers_verdicts_are_still_safe(host: dict[str, Any]) -> None:
     assert not any(verdict.passed for verdict, _ in side_by_side(lambda name: attack(name, NONE, host), names, 6))
 
 
-@pytest.mark.skipif(not find_layers().safe, reason="no sandbox on this machine")
+@HERE
 def test_programs_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = tmp_path / "judge.py"
     script.write_text(

@@ -12,7 +12,7 @@ import os
 import sys
 
 from .kernel import confine
-from .wire import READY, Channel, Gone, WireError, decode, encode
+from .wire import READY, WITH_CONTENT, Channel, Gone, WireError, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,11 +27,13 @@ BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, arguments, keywords: function(*arguments, **keywords),
+    "method": lambda value, name, arguments, keywords: getattr(value, name)(*arguments, **keywords),
     "getattr": getattr,
     "setattr": setattr,
     "getitem": operator.getitem,
     "setitem": operator.setitem,
     "delitem": operator.delitem,
+    "isinstance": isinstance,
     "neg": operator.neg,
     "len": len,
     "iter": iter,
@@ -41,13 +43,28 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "bool": bool,
     "int": int,
     "float": float,
+    "complex": complex,
     "abs": abs,
     **{name: getattr(operator, name) for name in BINARY},
 }
-"""Operations that the tester may request on an object. No comparisons: the tester makes them itself."""
+"""Operations that the tester may request on an object. No comparisons: the tester makes them itself. Both operands of
+BINARY are the program's own objects."""
 
 MUTABLE = (list, dict, set, bytearray)
-PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
+PLAIN: dict[type, Callable[[Any], Any]] = {
+    int: int.__pos__,
+    float: float.__pos__,
+    complex: complex.__pos__,
+    str: str.__str__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    tuple: lambda value: tuple.__getitem__(value, slice(None)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    list: lambda value: list.__getitem__(value, slice(None)),
+    dict: dict.copy,
+    set: lambda value: set(set.__iter__(value)),
+    bytearray: lambda value: bytearray.__getitem__(value, slice(None)),
+}
+"""Built-in types that classes extend, with the plain value inside an instance, as the type's own comparisons see it."""
 
 
 class Program:
@@ -58,6 +75,8 @@ class Program:
         self.module = type(sys)(NAME)
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}
+        self.shared: dict[int, bytes] = {}
+        """By number, the content of each mutable object that the tester has a copy of, as it was before a request."""
 
     def serve(self) -> None:
         """Answer requests until the tester ends."""
@@ -68,22 +87,31 @@ class Program:
         try:
             operation, *arguments = decode(message, self.resolve)
             if operation == "load":
-                return encode(("ok", self.load(*arguments), []), self.refer)
+                return encode(("ok", self.load(*arguments), [], []), self.refer)
             if operation == "get":
-                return encode(("ok", getattr(self.module, arguments[0]), []), self.refer)
-            if operation == "plain":
-                return encode(("ok", plain(arguments[0]), []), self.refer)
+                return encode(("ok", getattr(self.module, arguments[0]), [], []), self.refer)
             return self.perform(operation, arguments)
         except BaseException as error:  # noqa: BLE001 - whatever untrusted code raises, SystemExit too, is an answer
             return encode(("raised", type(error).__name__, _message(error)))
 
     def perform(self, operation: str, arguments: list[Any]) -> bytes:
-        """The result, with the new contents of arguments that were changed in place."""
+        """The result, the new contents of arguments that were changed in place, and the changed objects."""
         handed = arguments[1] if operation == "call" else ()
         before = [(i, value, encode(value, self.refer)) for i, value in enumerate(handed) if type(value) in MUTABLE]
+        self.changed()
         result = OPERATIONS[operation](*arguments)
         changed = [(i, value) for i, value, old in before if encode(value, self.refer) != old]
-        return encode(("ok", result, changed), self.refer)
+        return encode(("ok", number_of_numpy(result), changed, self.changed()), self.refer)
+
+    def changed(self) -> list[Any]:
+        """The mutable objects whose content is not what it was at the last call of this method."""
+        found = []
+        for number, old in list(self.shared.items()):
+            value = self.objects[number]
+            new = self.shared[number] = encode(PLAIN[base(value)](value), self.refer)
+            if new != old:
+                found.append(value)
+        return found
 
     def load(self, given: str, sources: list[str], entry_point: str) -> list[str]:
         """Run the code; the names that it defines.
@@ -97,17 +125,23 @@ class Program:
         exec(_code(sources, entry_point), namespace)
         return [name for name in namespace if isinstance(name, str)]
 
-    def refer(self, value: Any) -> tuple[bytes, bytes]:
-        """The number of an object that is not plain data; the same object always has the same number."""
+    def refer(self, value: Any) -> tuple[bytes, bytes, Any]:
+        """The number of an object that is not plain data, with the plain value inside it if its class extends a
+        built-in type; the same object always has the same number."""
         if type(value) is Callback:
-            return b"C", b"%d" % value.number
+            return b"C", b"%d" % value.number, None
         number = self.numbers.get(id(value))
         if number is None:
             number = self.numbers[id(value)] = len(self.objects)
             self.objects.append(value)
-        return b"O", b"%d" % number
+        kind = base(value)
+        if kind is None:
+            return b"O", b"%d" % number, None
+        if kind in MUTABLE:
+            self.shared.setdefault(number, b"")
+        return WITH_CONTENT, b"%d" % number, PLAIN[kind](value)
 
-    def resolve(self, tag: bytes, text: str) -> Any:
+    def resolve(self, tag: bytes, text: str, _: Any) -> Any:
         if tag == b"O":
             return self.objects[int(text)]
         if tag == b"C":
@@ -136,13 +170,14 @@ class Callback:
             channel.send(self.program.answer(message))
 
 
-def plain(value: Any) -> Any:
-    """The built-in value inside an instance of a subclass (a named tuple, an IntEnum), else the object."""
-    kind: Any
-    for kind in PLAIN:
-        if isinstance(value, kind):
-            return kind(value)
-    return value
+def base(value: Any) -> Any:
+    """The built-in type that a value's class extends: int for an IntEnum, tuple for a named tuple; None if none."""
+    return next((kind for kind in PLAIN if issubclass(type(value), kind)), None)
+
+
+def number_of_numpy(value: Any) -> Any:
+    """NumPy's scalars as numbers; other values unchanged."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
 
 
 def _code(sources: list[str], entry_point: str) -> CodeType:

@@ -51,7 +51,10 @@ class Tests:
         plan = self.plan
         defined = client.ask("load", plan["given"], self.sources, plan["entry_point"])
         exec(compile(plan["helpers"], "<prompt>", "exec"), self.namespace)
-        for name in plan["names"] or plan["shadows"]:
+        shadows = [name for name in plan["shadows"] if name in defined]
+        if not plan["names"] and len(shadows) > 1:
+            raise NameError(f"the code defines the built-ins {', '.join(shadows)}: the tests' own cannot be told apart")
+        for name in plan["names"] or shadows:
             # A helper function of the prompt is defined here, even if the program defines the same name.
             if name in defined and (name == plan["entry_point"] or name not in self.namespace):
                 self.namespace[name] = client.ask("get", name)

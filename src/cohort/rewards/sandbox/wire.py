@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Refer = Callable[[Any], tuple[bytes, bytes]]
-    Resolve = Callable[[bytes, str], Any]
+    Refer = Callable[[Any], tuple[bytes, bytes, Any]]
+    Resolve = Callable[[bytes, str, Any], Any]
 
 LARGEST = 16 << 20
 """Maximum bytes of one message."""
@@ -65,16 +65,23 @@ _CONTAINERS: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"e", frozenset:
 _OF_CONTAINER = {tag: kind for kind, tag in _CONTAINERS.items()}
 
 
-def no_reference(value: Any) -> tuple[bytes, bytes]:
+WITH_CONTENT = b"P"
+"""Tag of a reference that is followed by the plain value inside the object."""
+
+
+def no_reference(value: Any) -> tuple[bytes, bytes, Any]:
     raise WireError(f"a {type(value).__name__} is no plain data")
 
 
-def no_resolving(tag: bytes, text: str) -> Any:
+def no_resolving(tag: bytes, text: str, plain: Any) -> Any:
     raise WireError(f"tag {tag!r} where plain data belongs")
 
 
 def encode(value: Any, refer: Refer = no_reference) -> bytes:
-    """The bytes of a value. `refer` returns (tag, name) for an object that is not plain data. Raises WireError."""
+    """The bytes of a value. Raises WireError.
+
+    `refer` returns (tag, name, plain) for an object that is not plain data; `plain` is sent with the tag WITH_CONTENT.
+    """
     pieces: list[bytes] = []
     _encode(value, refer, pieces, 0)
     return b"".join(pieces)
@@ -101,8 +108,10 @@ def _encode(value: Any, refer: Refer, pieces: list[bytes], depth: int) -> None:
             pieces.append(b"v%d:" % len(name) + name.encode())
             _encode(VALUES[name](value), refer, pieces, depth + 1)
         else:
-            tag, content = refer(value)
+            tag, content, plain = refer(value)
             pieces.append(tag + b"%d:" % len(content) + content)
+            if tag == WITH_CONTENT:
+                _encode(plain, refer, pieces, depth + 1)
 
 
 def _scalar(value: Any, kind: type) -> tuple[bytes, bytes] | None:
@@ -120,7 +129,7 @@ def _scalar(value: Any, kind: type) -> tuple[bytes, bytes] | None:
 
 
 def decode(data: bytes, resolve: Resolve = no_resolving) -> Any:
-    """The value from its bytes. `resolve` returns the object of a reference (tag, name). Raises WireError."""
+    """The value from its bytes. `resolve` returns the object of a reference (tag, name, plain). Raises WireError."""
     reader = _Reader(data, resolve)
     try:
         value = reader.value(0)
@@ -156,6 +165,8 @@ class _Reader:
         self.place += size
         if tag == b"v":
             return _built(content.decode(), self.value(depth + 1))
+        if tag == WITH_CONTENT:
+            return self.resolve(tag, content.decode(), self.value(depth + 1))
         return self._scalar(tag, content)
 
     def _scalar(self, tag: bytes, content: bytes) -> Any:
@@ -170,7 +181,7 @@ class _Reader:
             return float.fromhex(text)
         if tag == b"c":
             return complex(*map(float.fromhex, text.split()))
-        return self.resolve(tag, text)
+        return self.resolve(tag, text, None)
 
 
 def _built(name: str, arguments: Any) -> Any:
