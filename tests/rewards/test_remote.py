@@ -4,13 +4,23 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cohort.rewards.sandbox.layers import Limits, find_layers
 from cohort.rewards.sandbox.plan import plan
+from cohort.rewards.sandbox.program import Program
+from cohort.rewards.sandbox.remote import Client
 from cohort.rewards.sandbox.run import Verdict, run_tests
+from cohort.rewards.sandbox.wire import Channel, Gone
 
-pytestmark = pytest.mark.skipif(not find_layers().safe, reason="no sandbox on this machine")
+SANDBOX = pytest.mark.skipif(not find_layers().safe, reason="no sandbox on this machine")
 
 
 def judge(code: str, test: str, setup: str = "") -> Verdict:
@@ -46,6 +56,7 @@ class V:
 GENERATOR = "def f():\n    yield 1\n    yield 2\n"
 
 
+@SANDBOX
 @pytest.mark.parametrize(
     ("code", "test"),
     [
@@ -99,3 +110,99 @@ def test_an_object_is_sent_no_plain_operand(test: str) -> None:
         f"    __{name}__ = lambda *o: 1\n" for name in ("mul", "rmul", "sub", "lt", "mod", "round", "divmod")
     )
     assert "TypeError" in judge(VECTOR + every, test).reason
+
+
+PLAIN_VALUES = st.sampled_from(
+    ["0", "2", "-3", "0.5", "'ab'", "''", "b'x'", "[1, 2]", "[]", "(1, 'a')", "{'a': 1}", "{1, 2}", "1j"]
+)
+OVERRIDDEN = [
+    *[f"__{side}{name}__" for side in ("", "r", "i") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")],
+    *[f"__{name}__" for name in ["eq", "ne", "lt", "le", "gt", "ge", "contains", "len", "getitem", "iter", "bool", "float", "int", "index", "abs", "neg", "round", "hash", "format", "reversed"]],
+    *["index", "count", "get", "keys", "items", "startswith", "split", "upper", "find", "issubset", "is_integer"],
+]  # fmt: skip
+ANSWERS = st.sampled_from(
+    ["True", "False", "NotImplemented", "0.0", "1", "'ab'", "(a or [0])[0]", "self", "[1, 2, 3]", "iter(())"]
+)
+TESTS = st.sampled_from(
+    [f"x {operator} {value} == {result}" for operator in ("+", "-", "*", "%", "/", "//", "**", "&", "|", "^") for value in ("2", "0.5", "[3]", "{2}", "'b'") for result in ("1", "0", "4", "[1, 2, 3]", "'abb'", "{2}")]
+    + [f"{value} {operator} x == {value}" for operator in ("+", "-", "*", "&", "|") for value in ("2", "[3]", "{2}", "'b'")]
+    + [f"x {operator} {value}" for operator in ("==", "!=", "<", "<=", ">", ">=") for value in ("0", "2", "'ab'", "[1, 2]", "(1, 'a')", "{'a': 1}", "{1, 2}")]
+    + ["2 in x", "'a' in x", "len(x) == 2", "x[0] == 1", "list(x) == [1, 2]", "bool(x)", "float(x) == 0.5", "int(x) == 2", "abs(x) == 3", "-x == 3",
+       "round(x) == 2", "f'{x:>3}' == '  2'", "sorted(x) == [1, 2]", "max(x) == 2", "sum(x) == 3", "x.index(2) == 1", "x.count(1) == 1", "x.get('a') == 1",
+       "list(x.items()) == [('a', 1)]", "x.startswith('a')", "x.split('b') == ['a', '']", "x.upper() == 'AB'", "x.find('b') == 1", "x.issubset({1, 2, 3})",
+       "hash(x) == hash(2)", "{x: 1}[2] == 1", "[x] == [2]", "(1, x) < (1, 3)", "isinstance(x, (int, list))", "divmod(x, 2) == (1, 0)", "x is not None"]
+)  # fmt: skip
+
+
+def passes(expression: str, x: Any) -> bool:
+    try:
+        return bool(eval(expression, {"x": x}))
+    except Exception:  # noqa: BLE001 - a test fails by any exception
+        return False
+
+
+def agree(value: str, overridden: dict[str, str], expression: str) -> None:
+    """A test of an object whose class extends a built-in type says what it says of the plain value."""
+    kind = type(eval(value))
+    # Methods that the type does not have are the program's to answer.
+    names = [name for name in overridden if name.startswith("__") or hasattr(kind, name)]
+    methods = [f"Z.{name} = lambda self, *a: {overridden[name]}" for name in names]
+    code = "\n".join([f"class Z({kind.__name__}): pass", f"z = Z({value})", *methods, "def f(): return z"])
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        program = Program(Channel(theirs.fileno()))
+        thread = threading.Thread(target=served, args=(program,))
+        thread.start()
+        client = Client(Channel(ours.fileno()))
+        try:
+            client.ask("load", "", [code], "")
+            assert passes(expression, client.ask("get", "f")()) == passes(expression, eval(value)), code
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def served(program: Program) -> None:
+    with suppress(Gone):
+        program.serve()
+
+
+CASES = given(PLAIN_VALUES, st.dictionaries(st.sampled_from(OVERRIDDEN), ANSWERS, max_size=8), TESTS)
+test_overridden_methods_change_no_verdict = settings(max_examples=60, deadline=None)(CASES(agree))
+test_overridden_methods_change_no_verdict_often = pytest.mark.slow(
+    settings(max_examples=5000, deadline=None)(CASES(agree))
+)
+
+
+class Replay:
+    """A channel whose other end answers with given bytes."""
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self.answers = answers
+
+    def send(self, message: bytes) -> None:
+        pass
+
+    def receive(self) -> bytes:
+        if not self.answers:
+            raise Gone("the other process has ended")
+        return self.answers.pop(0)
+
+
+WIRE = st.lists(
+    st.sampled_from([b"t4:", b"s2:ok", b"s6:raised", b"s8:callback", b"l0:", b"l1:", b"O1:0", b"O1:1", b"P1:1", b"P1:0l0:", b"C1:0", b"i1:1", b"f3:0x0", b"d0:", b"s1:a", b"t2:"])
+).map(b"".join)  # fmt: skip
+
+
+def survives(answers: list[bytes], expression: str) -> None:
+    """Whatever bytes a program sends, a test passes or raises an Exception, as the tester expects."""
+    client = Client(Replay([b"t4:s2:okO1:0l0:l0:", *answers]))  # type: ignore[arg-type]
+    with suppress(Exception):
+        eval(expression, {"x": client.ask("get", "f")()})
+
+
+BYTES = given(st.lists(WIRE, max_size=5), TESTS)
+test_any_bytes_are_an_answer_or_an_error = settings(max_examples=60, deadline=None)(BYTES(survives))
+test_any_bytes_are_an_answer_or_an_error_often = pytest.mark.slow(
+    settings(max_examples=5000, deadline=None)(BYTES(survives))
+)

@@ -60,7 +60,7 @@ PLAIN: dict[type, Callable[[Any], Any]] = {
     tuple: lambda value: tuple.__getitem__(value, slice(None)),
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
     list: lambda value: list.__getitem__(value, slice(None)),
-    dict: dict.copy,
+    dict: lambda value: dict(dict.items(value)),
     set: lambda value: set(set.__iter__(value)),
     bytearray: lambda value: bytearray.__getitem__(value, slice(None)),
 }
