@@ -49,7 +49,8 @@ class Tests:
     def _prepare(self, client: Client) -> None:
         """Load the program and bind the names that tests use."""
         plan = self.plan
-        defined = client.ask("load", plan["given"], self.sources, plan["entry_point"])
+        wanted = [plan["entry_point"]] if plan["entry_point"] else list(plan["names"] or plan["shadows"])
+        defined = client.ask("load", plan["given"], self.sources, wanted)
         exec(compile(plan["helpers"], "<prompt>", "exec"), self.namespace)
         for name in plan["names"] or plan["shadows"]:
             # A helper function of the prompt is defined here, even if the program defines the same name.
