@@ -40,7 +40,7 @@ def measure(comparison: Comparison, model: str, held_out: list[Row], config: Onl
     component, K = rewards.names[0], comparison.final_generations
     accuracy = evaluated(config.num_generations_eval, config.eval_temperature).metrics()[f"eval/{component}"]
     ks = [k for k in (2**i for i in range(K.bit_length())) if k < K] + [K]
-    several = summary(evaluated(K, config.temperature), component, ks)
+    several = summary(evaluated(K, config.temperature), rewards.parts[0], ks)
     return {
         "problems": len(prompts),
         "accuracy": as_accuracy(accuracy, comparison.correct),
