@@ -16,6 +16,7 @@ from cohort.data.order import derive
 from cohort.data.templates import as_completion
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
+from cohort.policy.text import text_of
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import Split, cut
 from cohort.rollouts.collect import score
@@ -116,7 +117,7 @@ class Labeller:
 
     def _joined(self, prefix: torch.Tensor, rest: Completion) -> Completion:
         ids = torch.cat([prefix, rest.ids])
-        text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        text = text_of(self.tokenizer, ids.tolist(), self.sampling.eos_ids)
         return Completion(ids, torch.zeros(len(ids)), text, rest.truncated)
 
 
