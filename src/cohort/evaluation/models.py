@@ -13,6 +13,7 @@ from cohort.data.templates import prompt_text
 from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
+from cohort.rewards.check.references import require_references
 from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
 from cohort.rewards.votes import ballot_of, candidates
@@ -55,6 +56,7 @@ def evaluate_model(
         raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
     functions = Rewards(list(rewards) or [BENCHMARKS[benchmark].reward if benchmark else "accuracy"])
     rows = _rows(data, benchmark, split, limit, columns, system_prompt, dataset_kwargs)
+    require_references(functions, rows)
     config = TrainingConfig(
         seed=seed,
         max_completion_length=max_completion_length,
