@@ -57,6 +57,7 @@ def test_the_first_rows_are_named_and_another_reward_may_apply(caplog: pytest.Lo
     with pytest.raises(UserError, match="no reward applies to 10 of 20 rows"):
         require_references(Rewards(["accuracy", {"name": "format", "weight": 0}]), rows)
     caplog.clear()
+    require_references(Rewards(["accuracy"]), [])
     require_references(Rewards(["accuracy"]), rows_of("4", 4, True, ["4", None], 0))
     assert not caplog.records
 

@@ -27,6 +27,8 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 def require_references(rewards: Rewards, rows: Sequence[Row]) -> None:
     """Raise UserError for empty prompts, for references that a reward cannot read, and for rows to which no reward
     applies, with their number and the first of them. Rows to which another reward applies are told in one line."""
+    if not rows:
+        return
     empty = [i for i, row in enumerate(rows) if not _has_text(row.prompt)]
     if empty:
         raise UserError(
