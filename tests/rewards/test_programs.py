@@ -70,6 +70,13 @@ def names_of(sources: list[str], *wanted: str, given: str = "") -> dict[str, Any
         f"```python\n{F}",
         f"{FENCED}\n```python\n",
         f"```python\n{F}\nNow with a test:\n```python\nprint(f(3))\n```\n{FENCED}",
+        f"{FENCED}\nTests:\n```python\nfrom solution import f\nassert f(3) == 4\n```",
+        f"````\n{FENCED}\n````",
+        f"```\n```python\n{F}```",
+        f"{F}```",
+        f"{F}```\nIt adds one.\n```\n4\n```",
+        f"```python\n{F.rstrip()}```",
+        f"\ufeff{F}",
         f"<answer>\n{FENCED}\n</answer>",
         f"<answer>{FENCED}</answer>",
         f"<answer>{F}</answer>",
@@ -119,6 +126,7 @@ def test_what_is_no_program_or_a_wrong_one(text: str) -> None:
         "```python\ndef f(x):\n    return plus(x)\n```\nThe helper:\n```python\ndef plus(x):\n    return x + 1\n```",
         f"```python\ndef plus(x):\n    return x + 1\n{OTHER}```\nBetter:\n```python\ndef f(x):\n    return plus(x)\n```",
         f"```python\n1 / 0\n```\n{FENCED}",
+        "```python\nfrom operator import add\n```\n```python\ndef f(x):\n    return add(x, 1)\n```",
     ],
 )  # fmt: skip
 def test_blocks_that_belong_together_are_joined(text: str) -> None:

@@ -111,13 +111,16 @@ def blocks(text: str, strings: bool = False) -> list[Block]:
         if opened is not None and (tag is not None or _closes(match, opened[0])):
             found.append(_block(text, opened, match.start()))
             opened = None
+        # A fence without a tag right before one with a tag is around it, or ends a block that the prompt began.
+        if opened is None and tag == "" and (inner := _OUTSIDE.match(text, match.end() + 1)) and inner["info"].strip():
+            continue
         if opened is None and tag is not None:
             lead = match["lead"]
             # In a list item, the block is indented by the item's marker; behind other text, not at all.
             indent = len(lead) if not lead.strip(" \t-*+.)0123456789") else len(lead) - len(lead.lstrip())
             opened = (match["run"], indent, tag, match.end() + 1)
     if opened is not None:
-        found.append(_block(text, opened, len(text)))
+        found.append(_block(text, opened, len(text.rstrip().removesuffix(opened[0]))))
     return [block for block in found if block.text.strip()]
 
 
@@ -154,7 +157,8 @@ def _block(text: str, opened: tuple[str, int, str, int], end: int) -> Block:
 def programs(completion: str) -> list[str]:
     """The texts that may be the completion's Python program, the last first.
 
-    They are the fenced blocks of Python and of unknown languages, the content of `<answer>`, and the whole text. Only
+    They are the fenced blocks of Python and of unknown languages, the content of `<answer>`, the whole text, and the
+    text before the first fence. Only
     what follows the last `</think>` counts, except a block whose own text has that tag.
     """
     text = _lines(completion)
@@ -163,12 +167,18 @@ def programs(completion: str) -> list[str]:
     spanning = [block for block in _both(text) if any(block.start <= cut < block.end for cut in cuts)] if cuts else []
     inside, around = [] if answer == said else _sources(_both(answer)), _sources([*_both(said), *spanning])
     # An answer without blocks comes before the blocks around it.
-    sources = dict.fromkeys([*inside, *([] if answer == said else [answer]), *around, said, text])
+    sources = dict.fromkeys([*inside, *([] if answer == said else [answer]), *around, said, _before_fences(said), text])
     return _within(MOST, [source for source in sources if source.strip()])
 
 
+def _before_fences(said: str) -> str:
+    """The text up to its first fence: the program where the prompt begins the block."""
+    first = _OUTSIDE.search(said)
+    return said if first is None else said[: first.start()]
+
+
 def _lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _said(text: str) -> tuple[str, list[int]]:

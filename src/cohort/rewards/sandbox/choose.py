@@ -21,12 +21,14 @@ STAR = "*"
 
 
 class Reading:
-    """A text as Python. `defines`: names that its top level binds; `lacks`: names that it reads and binds nowhere."""
+    """A text as Python. `defines`: names that its top level binds; `makes`: those that it does not import; `lacks`:
+    names that it reads and binds nowhere."""
 
     def __init__(self, source: str) -> None:
         tree: Any = compile(source, "<program>", "exec", _ast.PyCF_ONLY_AST)
         self.code: CodeType = compile(source, "<program>", "exec")
         self.defines: set[str] = set()
+        self.makes: set[str] = set()
         bound: set[str] = set()
         read: set[str] = set()
         pending = [(tree, True)]
@@ -36,6 +38,7 @@ class Reading:
             bound.update(names)
             if top:
                 self.defines.update(names)
+                self.makes.update(() if isinstance(node, _ast.alias) else names)
             if isinstance(node, _ast.Name) and isinstance(node.ctx, _ast.Load):
                 read.add(node.id)
             top = top and not isinstance(node, SCOPES)
@@ -44,6 +47,9 @@ class Reading:
                 inner = value if isinstance(value, list) else (value,)
                 pending += [(item, top) for item in inner if isinstance(item, _ast.AST)]
         self.lacks = read - bound
+
+    def counts(self, wanted: set[str]) -> tuple[int, int]:
+        return len(wanted & self.makes), len(wanted & self.defines)
 
 
 def _bound(node: Any) -> list[str]:
@@ -77,9 +83,10 @@ def choose(sources: Sequence[str], wanted: set[str], given: Container[str]) -> l
             readings.append(None)
             continue
         readings.append(reading)
-        if best is None or len(wanted & reading.defines) > len(wanted & best.defines):
+        # Of `from solution import f` and a definition of f, the definition is the program.
+        if best is None or reading.counts(wanted) > best.counts(wanted):
             best = reading
-        if wanted and wanted <= best.defines:
+        if wanted and wanted <= best.makes:
             break
     if best is None:
         raise failure or ValueError("there is no code")
