@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cohort import GRPOConfig
 from cohort.data.chains import build_tokenizer
+from cohort.data.inspect import check_file
 from cohort.data.rows import load_rows
 from cohort.rewards import accuracy, correctness, facts
 from cohort.rewards.check.preflight import preflight
@@ -130,6 +131,12 @@ def test_nan_is_missing_in_data_of_any_kind(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "a"}\n{"prompt": NaN, "answer": "4"}\n')
     with pytest.raises(UserError, match="b.jsonl row 2: `prompt` is null or NaN: give it some text"):
         load_rows(tmp_path / "b.jsonl")
+
+
+def test_checking_a_file_finds_empty_references(tmp_path: Path) -> None:
+    values = ["4", "", " ", [], None, NAN]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": "a", "answer": value}) + "\n" for value in values))
+    assert len(check_file(tmp_path / "a.jsonl", {}, ("answer",)).problems) == 5
 
 
 def test_the_text_nan_is_a_text() -> None:
