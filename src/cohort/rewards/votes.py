@@ -60,7 +60,7 @@ def _of_accuracy(part: Component) -> Ballot:
 
 def _of_correctness(part: Component) -> Ballot:
     def read(text: str, row: Mapping[str, Any]) -> str | None:
-        answer = (extract.last_tagged(text, "answer") or "").strip()
+        answer = matched.tagged_answer(text, row).found or ""
         return None if answer in ("", "...") else answer
 
     return Ballot(read, equal=lambda a, b: _pays(part, f"<answer>{a}</answer>", b))
