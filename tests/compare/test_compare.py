@@ -18,8 +18,8 @@ from cohort import UserError
 from cohort.compare.config import Comparison, completions_after, read_comparison
 from cohort.compare.runs import _data, run_comparison
 from cohort.config import GRPOConfig, OnlineConfig, PPOConfig
-from cohort.report.comparison import curve_of, differences, table_row
-from cohort.report.comparison_plots import accuracy
+from cohort.report.comparison import curve_of, differences, markdown, table_row
+from cohort.report.comparison_plots import accuracy, maj_pass
 from cohort.report.intervals import of_mean, wilson
 from cohort.train.trainer import Trainer
 from helpers import ROOT, StopAfter, fresh, numbers, rows_of
@@ -272,3 +272,14 @@ def test_one_seed_has_the_interval_of_its_problems() -> None:
     row = table_row("grpo", [result("grpo", 0, 0.1, 0.7)])
     assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx(wilson(70, 100))
     assert row["maj@K"] == 1.0 and row["maj@K_low"] is None and row["peak_bytes"] is None
+
+
+def test_results_without_answers_to_vote_on_have_no_majorities() -> None:
+    results = {"start": [result("start", 0, 0.1)], "grpo": [result("grpo", 0, 0.1, 0.7)]}
+    assert "maj@16" in markdown(results, [table_row(name, runs) for name, runs in results.items()])
+    for runs in results.values():
+        runs[0]["maj@k"] = {}
+    rows = [table_row(name, runs) for name, runs in results.items()]
+    text = markdown(results, rows)
+    assert all("maj@K" not in row for row in rows) and "maj@" not in text and "`sampled` and pass@16 are of 16" in text
+    assert [axis.get_title() for axis in maj_pass(results).axes] == ["Pass@K"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections import Counter
 
@@ -10,7 +11,12 @@ import pytest
 import torch
 
 from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
-from cohort.types import Completion
+from cohort.evaluation.models import summary
+from cohort.report.tables import evaluation_table
+from cohort.rewards.component import Component
+from cohort.rewards.compose import Rewards
+from cohort.rollouts.encoding import Prompt
+from cohort.types import Completion, Row
 
 
 def majority_by_enumeration(answers: list[str | None], right: str, k: int) -> float:
@@ -43,6 +49,35 @@ def test_worked_majorities() -> None:
     assert maj_at_k([[None, None, "7"]], [[False, False, True]], 3, str) == 1.0, "what cannot be read does not vote"
     with pytest.raises(ValueError, match="maj@3 needs at least 3 samples"):
         maj_at_k([one_of_two], [[True, False]], 3, str)
+
+
+def evaluation_of(reward: str, texts: list[str], **columns: str) -> tuple[Evaluation, Component]:
+    rewards, row = Rewards([reward]), Row("?", columns=columns)
+    prompt, n = Prompt(row, torch.tensor([1])), len(texts)
+    scores = rewards(["?"] * n, texts, [[1]] * n, {name: [value] * n for name, value in columns.items()})
+    samples = [Completion(torch.tensor([1]), torch.zeros(1), text) for text in texts]
+    return Evaluation([prompt], [samples], scores.components, scores.totals, 0.1), rewards.parts[0]
+
+
+def test_a_summary_votes_by_the_rewards_equality() -> None:
+    pairs = ["\\boxed{(1,2)}", "\\boxed{(1, 2)}", "\\boxed{\\left(1,2\\right)}", "\\boxed{(2,1)}", "\\boxed{(2,1)}"]
+    result = summary(*evaluation_of("accuracy", pairs, answer="(1,2)"), [1, 5])
+    assert result["maj@k"] == {1: pytest.approx(0.6), 5: 1.0} and result["pass@k"][5] == 1.0
+    letters = ["so <answer>B</answer>", "\\boxed{b}", "It is C", "\\boxed{C}", "The answer is B."]
+    assert summary(*evaluation_of("choice", letters, answer="B"), [5])["maj@k"] == {5: 1.0}
+
+
+def test_no_majority_without_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "cohort"):
+        result = summary(*evaluation_of("format", ["<think>a</think><answer>1</answer>", "2"]), [1, 2])
+    assert result["maj@k"] == {} and result["pass@k"] == {1: 0.5, 2: 1.0}
+    assert "no maj@k: format reads no answer" in caplog.text
+    lines = [str(cell) for cell in evaluation_table("t", {**result, "interval": (0.1, 0.9)}).columns[0].cells]
+    assert "pass@2" in lines and not any("maj" in line for line in lines)
+
+
+def test_equal_answers_of_different_verdicts_count_by_their_share() -> None:
+    assert maj_at_k([["a", "a"]], [[True, False]], 2) == maj_at_k([["a", "a"]], [[False, True]], 2) == 0.5
 
 
 def test_several_samples_of_a_problem_have_pass_at_n() -> None:

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
 
 from cohort.rewards import Rewards, resolve, unit_tests, unit_tests_reward
-from cohort.rewards.functions.code import last_block
 from cohort.rewards.sandbox.layers import NONE, Limits, find_layers
 from cohort.rewards.sandbox.plan import plan
 from cohort.rewards.sandbox.run import run_tests
@@ -24,6 +25,7 @@ MBPP = ROOT.parent / "shared" / "data" / "mbpp" / "mbpp.jsonl"
 pytestmark = pytest.mark.skipif(not find_layers().safe, reason="no sandbox on this machine")
 ADD = "def add(a, b):\n    return a + b"
 SUBTRACT = "def add(a, b):\n    return a - b"
+IMPORTS_ACT = ("antigravity", "this", "idlelib", "turtledemo", "tkinter", "turtle", "lib2to3")
 ADDS = ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add('a', 'b') == 'ab'"]
 
 
@@ -80,27 +82,6 @@ def test_without_a_sandbox_a_run_does_not_start(
     Rewards([allowed])
     assert "run as you, with your files and your network" in caplog.text
     assert allowed([ADD, SUBTRACT], test_list=[ADDS, ADDS]) == [1.0, -1.0]
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("x = 1", "x = 1"),
-        ("a\n```\nx = 1\n```\nb", "x = 1"),
-        ("```python\nx = 1\n```\n```py\nx = 2\n```", "x = 2"),
-        ("```python\r\nx = 1\r\ny = 2\r\n```\r\n", "x = 1\ny = 2"),
-        ("```python\nx = 1", "x = 1"),
-        ("```python\nx = 1\n```\nmore\n```", "x = 1"),
-        ("```python\nx = 1\n```\n```\n\n```", "x = 1"),
-        ("~~~python\ns = '```'\n~~~", "s = '```'"),
-        ("1. This:\n   ```python\n   def f():\n       return 1\n   ```", "def f():\n    return 1"),
-        ("```python\n    return 1\n```", "    return 1"),
-        ("", ""),
-        ("```\n", "```\n"),
-    ],
-)
-def test_the_last_fenced_block(text: str, code: str) -> None:
-    assert last_block(text) == code
 
 
 NODE = "class Node:\n    def __init__(self, v): self.v, self.next = v, None\n"
@@ -235,6 +216,45 @@ def test_other_languages() -> None:
     perl = unit_tests_reward(command="perl {file}.pl", share=True)
     columns: dict[str, Any] = {"test_inputs": [["3", "4"], None], "test_outputs": [["6", "9"], None]}
     assert perl(["```perl\nprint 2 * <STDIN>;\n```", "x"], **columns) == [0.5, None]
+
+
+def test_an_explained_program_is_the_program() -> None:
+    explained = f"```python\n{ADD}\n```\nOutput:\n```\n3\n```\nRun it:\n```bash\npython add.py\n```"
+    demonstrated = f"```python\n{ADD}\n```\nFor example:\n```python\nprint(add(1, 2))\n```"
+    in_pieces = "```python\nimport operator\n```\nthen\n```python\ndef add(a, b):\n    return operator.add(a, b)\n```"
+    draft = f"<think>\n```python\n{ADD}\n```\n</think>\nI do not know."
+    corrected = f"```python\n{ADD}\n```\nOr rather:\n```python\n{SUBTRACT}\n```"
+    completions = [explained, demonstrated, in_pieces, draft, corrected]
+    assert unit_tests(completions, test_list=[ADDS[:2]] * 5) == [1.0, 1.0, 1.0, -1.0, -1.0]
+
+
+def test_every_module_of_the_standard_library_can_be_imported() -> None:
+    # Only those that this Python has: tkinter and its like may be missing; antigravity opens a browser.
+    names = [name for name in sorted(sys.stdlib_module_names) if not name.startswith("_") and name not in IMPORTS_ACT]
+    here = [name for name in names if importlib.util.find_spec(name) is not None]
+    assert {"code", "doctest", "pdb", "platform", "types", "calendar"} <= set(here)
+    program = f"""
+import importlib
+def failures():
+    failed = []
+    for name in {here}:
+        try:
+            module = importlib.import_module(name)
+        except BaseException as error:
+            failed.append((name, repr(error)))
+        else:
+            if 'cohort' in (getattr(module, '__file__', None) or ''):
+                failed.append((name, module.__file__))
+    return failed
+"""
+    assert passes(program, "assert failures() == []")
+
+
+def test_no_file_on_a_module_path_hides_the_standard_library() -> None:
+    rewards = ROOT / "src" / "cohort" / "rewards"
+    # The sandbox's parent folder, and the folders of files that are started by their path.
+    for folder in (rewards, rewards / "sandbox", rewards / "answers"):
+        assert not {path.stem for path in folder.iterdir()} & sys.stdlib_module_names
 
 
 def test_the_example() -> None:

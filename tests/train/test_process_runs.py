@@ -156,7 +156,8 @@ def length(completions: list[Any], **_: Any) -> list[float]:
 
 
 def test_a_process_run_credits_steps_and_logs_outcomes_beside(tmp_path: Path) -> None:
-    run = trainer(tmp_path, "grpo_process", [digits, length], step_pattern="[+=-]", log_completions=4, max_steps=1)
+    settings = {"step_pattern": "[+=-]", "log_completions": 4, "max_steps": 1, "reward_clip": None}
+    run = trainer(tmp_path, "grpo_process", [digits, length], **settings)
     groups, metrics, _ = run.loop.source.batch(0, run.state)
     assert isinstance(groups[0], Group) and groups[0].steps is not None
     for group in groups:

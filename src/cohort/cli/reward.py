@@ -82,9 +82,12 @@ def audit(
 
     from cohort.report.rewards import as_csv, as_json, audit_table
     from cohort.rewards.check.audit import audit as audit_rewards
+    from cohort.rewards.check.references import require_references
 
     functions = _configured_rewards(run, settings)
-    result = audit_rewards(functions, _rows(run, rows), progress=lambda kinds: _with_progress(kinds, "trying"))
+    tried = _rows(run, rows)
+    require_references(functions, tried)
+    result = audit_rewards(functions, tried, progress=lambda kinds: _with_progress(kinds, "trying"))
     if output_format is Output.csv:
         typer.echo(as_csv(result.records()), nl=False)
     elif output_format is Output.json:

@@ -15,6 +15,7 @@ from cohort.evaluation.evaluate import Evaluation
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.evaluation.models import summary
 from cohort.report.metrics import read_metrics, series
+from cohort.rewards.check.references import require_references
 from cohort.rewards.compose import Rewards
 from cohort.rewards.resolve import with_run_defaults
 from cohort.train.output.record import SAMPLES
@@ -32,6 +33,7 @@ def measure(comparison: Comparison, model: str, held_out: list[Row], config: Onl
     loaded = LoadedModel(model, config)
     prompts = loaded.encode(held_out)
     rewards = Rewards(with_run_defaults([comparison.correct], config.max_completion_length))
+    require_references(rewards, held_out)
 
     def evaluated(n: int, temperature: float) -> Evaluation:
         sampling = loaded.sampling(temperature=temperature, max_tokens=config.max_completion_length, stop=config.stop)
@@ -40,7 +42,7 @@ def measure(comparison: Comparison, model: str, held_out: list[Row], config: Onl
     component, K = rewards.names[0], comparison.final_generations
     accuracy = evaluated(config.num_generations_eval, config.eval_temperature).metrics()[f"eval/{component}"]
     ks = [k for k in (2**i for i in range(K.bit_length())) if k < K] + [K]
-    several = summary(evaluated(K, config.temperature), component, ks)
+    several = summary(evaluated(K, config.temperature), rewards.parts[0], ks)
     return {
         "problems": len(prompts),
         "accuracy": as_accuracy(accuracy, comparison.correct),

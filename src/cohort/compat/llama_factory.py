@@ -136,7 +136,10 @@ GROUPS: dict[str, dict[str, Key]] = {
         "do_sample": Key("sampling by temperature", off=(True,)),
         "num_beams": Key("sampling by temperature", off=(1,)),
         "length_penalty": Key("sampling by temperature", off=(1.0,)),
-        "skip_special_tokens": Key("reward functions get text without special tokens", off=(True,)),
+        "skip_special_tokens": Key(
+            "reward functions get text without bos, eos and pad; other tokens stay",
+            off=(True,),
+        ),
         "include_effective_tokens_per_second": Key("the metric tokens_per_second", off=(True,)),
         "use_swanlab": Key("metrics.jsonl and report_to: tensorboard"),
         "export_dir": Key(_EXPORT),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cohort.data.rows import FILE_KINDS, read_records
+from cohort.data.rows import FILE_KINDS, read_records, without_missing
 from cohort.types import Message, Row, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
@@ -170,6 +170,7 @@ def entry_row(record: Any, entry: Entry, where: str) -> Row:
     """A record of the entry as a row. Raises UserError for a record that lacks what the format needs."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
+    record = without_missing(record)
     formatting = entry.formatting or _guess_format(record)
     return _alpaca(record, entry, where) if formatting == "alpaca" else _sharegpt(record, entry, where, formatting)
 

@@ -145,7 +145,7 @@ def _check_row(row: Row, needs: tuple[str, ...]) -> None:
         raise UserError(f"{row.source}: the prompt is empty")
     for name in needs:
         value = row.completion if name == "completion" else row.columns.get(name)
-        if value is None or value == "":
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{row.source}: no {name}; it has {', '.join(row.columns) or 'a prompt only'}")
 
 

@@ -200,6 +200,7 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
     """A record as a row; `columns` maps our column to the record's. Raises UserError for an invalid record."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
+    record = without_missing(record)
     for ours, theirs in columns.items():
         if theirs not in record:
             raise UserError(
@@ -208,6 +209,8 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
     mapped = {**record, **{ours: record[theirs] for ours, theirs in columns.items()}}
     mapped = with_prompt(mapped)
     name = next((name for name in PROMPT_COLUMNS if mapped.get(name) is not None), None)
+    if name is None and (null := next((name for name in PROMPT_COLUMNS if name in mapped), None)) is not None:
+        raise UserError(f"{where}: `{null}` is null or NaN: give it some text, or leave the row out")
     if name is None:
         raise UserError(
             f"{where}: no prompt column; it has {', '.join(map(str, record)) or 'no columns'}. Name it `prompt`, or "
@@ -227,6 +230,19 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
         completion = [{"role": "assistant", "content": completion}]
     others = {k: v for k, v in mapped.items() if k not in (name, "prompt", "completion") or k in columns.values()}
     return Row(prompt, completion, others, where)
+
+
+def without_missing(value: Any) -> Any:
+    """The value with None for NaN, NaT and NA, as which pandas writes missing values, and with Python's own numbers and
+    lists for numpy's."""
+    if isinstance(value, dict):
+        return {key: without_missing(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_missing(item) for item in value]
+    if type(value).__module__ == "numpy":
+        return without_missing(value.tolist())
+    is_missing = isinstance(value, float) and value != value
+    return None if is_missing or type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def turns(prompt: str, system_prompt: str) -> list[Message]:

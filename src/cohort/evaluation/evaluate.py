@@ -84,12 +84,14 @@ def pass_at_k(correct: list[list[bool]], k: int) -> float:
     return sum(1 - math.comb(len(row) - sum(row), k) / math.comb(len(row), k) for row in correct) / len(correct)
 
 
-def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int, same: Callable[[str], str]) -> float:
+def maj_at_k(
+    answers: list[list[str | None]], correct: list[list[bool]], k: int, same: Callable[[str], str] = str
+) -> float:
     """Probability that the most frequent answer among k of the n samples, drawn without replacement, is correct; mean
     over problems. Answers that are equally frequent share it; None (no answer could be read) does not vote.
 
-    `same` maps equal answers to one key; an answer is correct where its first sample is. maj@1 is pass@1 where every
-    correct sample has a readable answer. Raises ValueError if k exceeds a problem's samples.
+    `same` maps equal answers to one key. Of equal answers that are not all correct, the correct share counts. maj@1 is
+    pass@1 where every correct sample has a readable answer. Raises ValueError if k exceeds a problem's samples.
     """
     if not all(1 <= k <= len(row) for row in correct):
         raise ValueError(f"maj@{k} needs at least {k} samples of each problem")
@@ -97,10 +99,10 @@ def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int,
     for of_problem, verdicts in zip(answers, correct, strict=True):
         keys = [None if answer is None else same(answer) for answer in of_problem]
         counts = Counter(key for key in keys if key is not None)
-        for key in counts:
-            if verdicts[keys.index(key)]:
-                others = [count for other, count in counts.items() if other != key]
-                total += _win(counts[key], others, keys.count(None), k)
+        right = Counter(key for key, verdict in zip(keys, verdicts, strict=True) if verdict and key is not None)
+        for key in right:
+            others = [count for other, count in counts.items() if other != key]
+            total += right[key] / counts[key] * _win(counts[key], others, keys.count(None), k)
     return total / len(answers)
 
 

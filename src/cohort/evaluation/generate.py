@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from cohort.data.rows import turns
 from cohort.data.templates import encode_prompt
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
+from cohort.policy.text import text_of
 from cohort.rollouts.sampling import OnTokens
 from cohort.types import Completion, Row, Text, UserError
 
@@ -27,8 +28,8 @@ CHUNK = 256
 class TextStream:
     """Decodes the tokens of one completion as they arrive and writes the text in pieces of whole characters."""
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]):
-        self.tokenizer, self.write = tokenizer, write
+    def __init__(self, tokenizer: Any, write: Callable[[str], None], eos_ids: Collection[int] = ()):
+        self.tokenizer, self.write, self.eos_ids = tokenizer, write, eos_ids
         self.ids: list[int] = []
         self.context = 0
         """Index of the first token of the piece that was written last."""
@@ -52,8 +53,7 @@ class TextStream:
         """The text of the unwritten tokens. They are decoded after the previous piece, because some tokenizers drop a
         space at the start of a text."""
         before, now = (
-            self.tokenizer.decode(self.ids[self.context : end], skip_special_tokens=True)
-            for end in (self.written, len(self.ids))
+            text_of(self.tokenizer, self.ids[self.context : end], self.eos_ids) for end in (self.written, len(self.ids))
         )
         return str(now[len(before) :])
 
@@ -100,7 +100,7 @@ class Generator:
 
     def stream(self, prompt: Text, sampling: dict[str, Any], write: Callable[[str], None]) -> Completion:
         """One completion; `write` gets its text piece by piece while it is sampled."""
-        text = TextStream(self.model.tokenizer, write)
+        text = TextStream(self.model.tokenizer, write, self.model.policy.eos_ids)
         completion = self.generate([prompt], sampling, on_tokens=lambda _, tokens: text.add(tokens))[0][0]
         text.end()
         return completion

@@ -16,6 +16,8 @@ from cohort.data.order import derive
 from cohort.data.templates import as_completion
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
+from cohort.policy.text import text_of
+from cohort.rewards.check.references import require_references
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import Split, cut
 from cohort.rollouts.collect import score
@@ -116,7 +118,7 @@ class Labeller:
 
     def _joined(self, prefix: torch.Tensor, rest: Completion) -> Completion:
         ids = torch.cat([prefix, rest.ids])
-        text = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        text = text_of(self.tokenizer, ids.tolist(), self.sampling.eos_ids)
         return Completion(ids, torch.zeros(len(ids)), text, rest.truncated)
 
 
@@ -176,6 +178,7 @@ def label_model(
     """The records of one prompt after the other: labelled rows, pairs, or rows with step labels (`hard`, `soft`).
     Raises UserError for bad input."""
     functions = Rewards(list(rewards))
+    require_references(functions, rows)
     config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
     seed_everything(seed)
     loaded = LoadedModel(model, config)

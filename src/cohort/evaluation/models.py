@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,13 @@ from cohort.data.templates import prompt_text
 from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
-from cohort.rewards.answers.extract import extract_answer
-from cohort.rewards.answers.quantities import quantity
+from cohort.rewards.check.references import require_references
+from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
+from cohort.rewards.votes import ballot_of, candidates
 from cohort.types import Row, UserError
+
+log = logging.getLogger("cohort")
 
 
 def evaluate_model(
@@ -52,6 +56,7 @@ def evaluate_model(
         raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
     functions = Rewards(list(rewards) or [BENCHMARKS[benchmark].reward if benchmark else "accuracy"])
     rows = _rows(data, benchmark, split, limit, columns, system_prompt, dataset_kwargs)
+    require_references(functions, rows)
     config = TrainingConfig(
         seed=seed,
         max_completion_length=max_completion_length,
@@ -64,7 +69,7 @@ def evaluate_model(
         rows = as_chat(rows, system_prompt or "")
     sampling = loaded.sampling(temperature=temperature, max_tokens=max_completion_length)
     evaluation = loaded.evaluate(loaded.encode(rows), functions, sampling, samples, seed)
-    return summary(evaluation, functions.names[0], ks)
+    return summary(evaluation, functions.parts[0], ks)
 
 
 def _rows(
@@ -89,17 +94,17 @@ def _rows(
     )
 
 
-def summary(evaluation: Evaluation, component: str, ks: Sequence[int]) -> dict[str, Any]:
-    """The evaluation as plain numbers and texts for a table or JSON; `component` says what is correct."""
-    correct = evaluation.correct(component)
-    answers = [[extract_answer(c.text) for c in row] for row in evaluation.sampled]
+def summary(evaluation: Evaluation, part: Component, ks: Sequence[int]) -> dict[str, Any]:
+    """The evaluation as plain numbers and texts for a table or JSON; `part` is the reward that says what is correct.
+    Its maj@k is empty where the reward reads no answer that samples could vote on."""
+    correct = evaluation.correct(part.name)
     return {
         "problems": len(correct),
         "samples": evaluation.n,
         "accuracy": sum(sum(row) for row in correct) / (len(correct) * evaluation.n),
         "correct": sum(sum(row) for row in correct),
         "pass@k": {k: pass_at_k(correct, k) for k in ks},
-        "maj@k": {k: maj_at_k(answers, correct, k, _answer_key) for k in ks},
+        "maj@k": _majorities(evaluation, correct, part, ks),
         "metrics": evaluation.metrics(),
         "completions": [
             {
@@ -112,7 +117,14 @@ def summary(evaluation: Evaluation, component: str, ks: Sequence[int]) -> dict[s
     }
 
 
-def _answer_key(answer: str) -> str:
-    """One key for equal answers: a number's value, else its normalised text."""
-    value = quantity(answer)
-    return " ".join(answer.casefold().split()) if value is None else str(value)
+def _majorities(
+    evaluation: Evaluation, correct: list[list[bool]], part: Component, ks: Sequence[int]
+) -> dict[int, float]:
+    ballot = ballot_of(part)
+    if ballot is None:
+        if evaluation.n > 1:
+            log.info("no maj@k: %s reads no answer on which samples could vote", part.name)
+        return {}
+    texts = [[completion.text for completion in row] for row in evaluation.sampled]
+    answers = candidates(ballot, texts, [prompt.row.columns for prompt in evaluation.prompts])
+    return {k: maj_at_k(answers, correct, k) for k in ks}

@@ -30,7 +30,8 @@ MEASURES: dict[str, Callable[[Result], float]] = {
     "pass@K": lambda result: _last(result["pass@k"]),
     "maj@K": lambda result: _last(result["maj@k"]),
 }
-"""Columns of the table, each a share of the held-out problems; K is the largest k."""
+"""Columns of the table, each a share of the held-out problems; K is the largest k. Results without answers to vote on
+have no maj@k."""
 MIB = 2**20
 
 
@@ -70,7 +71,10 @@ def table_row(name: str, results: Sequence[Result]) -> dict[str, Any]:
     held-out problems. Bytes are the largest over seeds.
     """
     row: dict[str, Any] = {"method": name, "seeds": len(results)}
+    voted = all(result["maj@k"] for result in results)
     for measure, of in MEASURES.items():
+        if measure == "maj@K" and not voted:
+            continue
         mean, low, high = _value([of(result) for result in results])
         if measure == "accuracy" and len(results) == 1:
             problems = results[0]["problems"]
@@ -122,21 +126,23 @@ def markdown(results: dict[str, list[Result]], rows: list[dict[str, Any]]) -> st
     start = results[START][0]
     K, seeds = max(start["pass@k"], key=int), len(results[START])
     budgets = sorted({row["completions"] for row in rows if row["method"] != START})
+    measures = [name for name in MEASURES if all(name in row for row in rows)]
+    several = f"`sampled`, pass@{K} and maj@{K}" if "maj@K" in measures else f"`sampled` and pass@{K}"
+    heads = ["held-out accuracy", *(name.replace("@K", f"@{K}") for name in measures[1:])]
     spread = "Student's over seeds" if seeds > 1 else "Wilson's over problems, and do not cover other seeds"
     lines = [
         "# Comparison",
         "",
         f"{seeds} seed{'s' * (seeds > 1)}; each method starts from its seed's `{START}` and samples "
         f"{' or '.join(map(str, budgets))} completions; {start['problems']} held-out problems. 95% intervals are "
-        f"{spread}. `sampled`, pass@{K} and maj@{K} are of {K} completions a problem. Methods that sample only the "
+        f"{spread}. {several} are of {K} completions a problem. Methods that sample only the "
         "start (rft, dpo) sample all completions before their first step; their curves are placed by the share of "
         "steps done. Seconds are of sampling and updates, without evaluation. Training state: trained weights, their "
         "gradients and the optimiser's.",
         "",
         *_table(
-            ["method", "held-out accuracy", "sampled", f"pass@{K}", f"maj@{K}", "completions", "seconds",
-             "peak memory, MiB", "training state, MiB"],
-            [_cells(row) for row in rows],
+            ["method", *heads, "completions", "seconds", "peak memory, MiB", "training state, MiB"],
+            [_cells(row, measures) for row in rows],
         ),
         "",
         "Held-out accuracy by completions:",
@@ -145,16 +151,16 @@ def markdown(results: dict[str, list[Result]], rows: list[dict[str, Any]]) -> st
     ]  # fmt: skip
     compared = differences(results)
     if compared:
-        heads = {"end": "at the end", "curve": "along the curve", "pass@K": f"pass@{K} at the end"}
-        heads |= {"curve of pass@n": "pass@n along the curve"} if "curve of pass@n" in compared[0] else {}
-        cells = [[f"{d['method']} - {d['before']}", *(_points(d[key]) for key in heads)] for d in compared]
+        changes = {"end": "at the end", "curve": "along the curve", "pass@K": f"pass@{K} at the end"}
+        changes |= {"curve of pass@n": "pass@n along the curve"} if "curve of pass@n" in compared[0] else {}
+        cells = [[f"{d['method']} - {d['before']}", *(_points(d[key]) for key in changes)] for d in compared]
         lines += ["", "Differences in points, paired by seed (along the curve: mean over its evaluations):", ""]
-        lines += _table(["", *heads.values()], cells)
+        lines += _table(["", *changes.values()], cells)
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    shares = [_percent((row[name], row[f"{name}_low"], row[f"{name}_high"])) for name in MEASURES]
+def _cells(row: dict[str, Any], measures: Sequence[str]) -> list[str]:
+    shares = [_percent((row[name], row[f"{name}_low"], row[f"{name}_high"])) for name in measures]
     memory = ["" if row[key] is None else f"{row[key] / MIB:.1f}" for key in ("peak_bytes", "training_bytes")]
     return [row["method"], *shares, str(row["completions"]), f"{row['seconds']:.0f}", *memory]
 
@@ -187,7 +193,8 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

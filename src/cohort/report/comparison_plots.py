@@ -56,13 +56,16 @@ def accuracy(results: Results) -> Any:
 
 
 def maj_pass(results: Results) -> Any:
-    """Maj@K and Pass@K against K, before and after (Fig. 7): means, and bands from the lowest to the highest seed."""
+    """Maj@K and Pass@K against K, before and after (Fig. 7): means, and bands from the lowest to the highest seed. Only
+    Pass@K where there are no answers to vote on."""
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-    figure, axes = panels(["Maj@K", "Pass@K"])
+    voted = all(run["maj@k"] for runs in results.values() for run in runs)
+    keys = ("maj@k", "pass@k") if voted else ("pass@k",)
+    figure, axes = panels([key.title() for key in keys])
     start = next(iter(results))
     colours = [START_COLOUR, *_colours(len(results) - 1)]
-    for axis, key in zip(axes, ("maj@k", "pass@k"), strict=True):
+    for axis, key in zip(axes, keys, strict=True):
         ks = sorted(map(int, results[start][0][key]))
         for (name, runs), colour in zip(results.items(), colours, strict=True):
             values = [[run[key][str(k)] for run in runs] for k in ks]

@@ -7,9 +7,9 @@ function.
 The rooms: `functions/` (the built-in rewards), `answers/` (extracting and comparing answers), `models/` (reward
 models), `check/` (testing a reward set before training), `sandbox/` (running untrusted programs).
 
-For other packages: the names exported here, and `steps` (cutting a completion into steps of reasoning),
-`resolve.with_run_defaults`, `resolve.with_tokenizers`, and what each room's docstring names. `component`, `calls`,
-`pool` and `pool_worker` serve `compose` only.
+For other packages: the names exported here, and `steps` (cutting a completion into steps of reasoning), `votes` (what
+the samples of a problem vote on), `resolve.with_run_defaults`, `resolve.with_tokenizers`, and what each room's
+docstring names. `component`, `calls`, `pool` and `pool_worker` serve `compose` only.
 """
 
 from __future__ import annotations

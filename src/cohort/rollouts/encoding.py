@@ -12,6 +12,7 @@ from cohort.config import TrainingConfig
 from cohort.data.configured import fit_prompt, log_fitted, prompt_limit
 from cohort.data.templates import encode_prompt
 from cohort.policy.model import Policy
+from cohort.policy.text import text_of
 from cohort.types import Row, UserError
 
 
@@ -43,7 +44,7 @@ def token_ends(ids: list[int], text: str, text_ends: list[int], tokenizer: Any) 
         low, high = first, len(ids) - 1
         while low < high:
             middle = (low + high) // 2
-            if tokenizer.decode(ids[: middle + 1], skip_special_tokens=True).startswith(text[:end]):
+            if text_of(tokenizer, ids[: middle + 1]).startswith(text[:end]):
                 high = middle
             else:
                 low = middle + 1

@@ -28,7 +28,8 @@ class Engine(Protocol):
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
     ) -> Generation:
-        """Sample `n` completions of each prompt, int64 [p] on the CPU. The same seed gives the same completions.
+        """Sample `n` completions of each prompt, int64 [p] on the CPU. The same seed gives the same completions. Their
+        texts are those of `policy.text.texts_of`, which keeps tags that are special tokens.
 
         `on_tokens` and `on_group` may be called as tokens and groups are done; `on_group` must be where the run sets
         overlap_rewards. `keep_tokens`: the most tokens whose activations may be returned; an engine need not return

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from cohort.policy.finite import why_no_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
+from cohort.policy.text import texts_of
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
 from cohort.rollouts.stop_strings import StopStrings
 from cohort.types import Completion, NotFinite
@@ -134,7 +135,7 @@ class RowEngine:
         rows = [self._cut(row[len(prompt) :].cpu(), sampling) for row in out]
         part = Part(0, prompt, range(count), [ids for ids, _ in rows])
         logprobs = self.policy.logprobs(iter([[part]]), sampling.temperature or 1.0)
-        texts = self.policy.tokenizer.batch_decode([ids.tolist() for ids, _ in rows], skip_special_tokens=True)
+        texts = texts_of(self.policy.tokenizer, [ids.tolist() for ids, _ in rows], sampling.eos_ids)
         return [
             Completion(ids, logprobs[0, i], texts[i], truncated=not ended, version=self.policy.version)
             for i, (ids, ended) in enumerate(rows)

@@ -33,6 +33,7 @@ class StopStrings:
         return [any(string in text for string in self.stop) for text in texts]
 
     def _texts(self, sequences: list[list[int]]) -> list[str]:
+        # With every special token: a stop string may be one.
         texts: list[str] = self.tokenizer.batch_decode(sequences) if sequences else []  # of none it gives one text
         return texts
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cohort.policy.model import Policy
+from cohort.policy.text import texts_of
 from cohort.types import Completion
 
 
@@ -51,7 +52,7 @@ class Transcript:
                 pairs = [tuple(torch.from_numpy(row[:count].copy()) for row in rows) for *rows, count in both]
             rows = [tuple(ids.tolist()) for ids, _ in pairs]
             distinct = list(dict.fromkeys(rows))
-            texts = self.policy.tokenizer.batch_decode(distinct, skip_special_tokens=True)
+            texts = texts_of(self.policy.tokenizer, distinct, self.policy.eos_ids)
             text_of = dict(zip(distinct, texts, strict=True))
             self._groups[prompt] = [
                 Completion(ids, logprobs, text_of[row], truncated=not done, version=self.policy.version)

@@ -31,6 +31,7 @@ from cohort.policy.packed.pack import Part, micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
+from cohort.rewards.check.references import require_references
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
 from cohort.rollouts.engine import Engine, local_engine
@@ -179,6 +180,10 @@ class Trainer:
                 f"{self.method.name} learns from rewarded samples and reward_funcs is empty: name at least one "
                 "reward, for example accuracy"
             )
+        if self.rewards is not None:
+            samples = learns_from_rewards or self.method.source not in ("demonstrations", "preferences")
+            for sampled in (rows if samples else [], eval_rows):
+                require_references(self.rewards, sampled)
 
     @property
     def model(self) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cohort.rewards.answers import verify
 from cohort.rewards.answers.quantities import quantity, same
+from cohort.types import UserError
 
 REFERENCE_COLUMNS = (
     "answer",
@@ -112,16 +113,34 @@ def last_number(text: str) -> str | None:
 def reference_from(columns: Mapping[str, Sequence[Any]], i: int) -> Any | None:
     """The reference of row i, from the first of `REFERENCE_COLUMNS` that has a value; None if none has."""
     for name in REFERENCE_COLUMNS:
-        if name in columns and columns[name][i] is not None:
+        if name in columns and not is_missing(columns[name][i]):
             return columns[name][i]
     return None
 
 
 def accepted(reference: Any) -> list[str]:
     """The final answers that a reference value accepts: one for a text or number, several for a list."""
+    reference = reference.tolist() if hasattr(reference, "tolist") else reference
     values = reference if isinstance(reference, list | tuple) else [reference]
-    answers = [final_answer(str(value)) for value in values if value is not None]
+    answers = [final_answer(_as_text(value)) for value in values if not is_missing(value)]
     return [answer for answer in answers if answer]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: None, and pandas' NaN, NaT and NA."""
+    is_nan = isinstance(value, float) and value != value
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _as_text(value: Any) -> str:
+    """Raises UserError for a value whose text would be Python's notation of it."""
+    if isinstance(value, Mapping | list | tuple | set | bytes):
+        form = f"a mapping with {', '.join(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
+        raise UserError(
+            f"a reference is {form}: {str(value)[:100]}. It must be a text, a number or a list of these; only `facts` "
+            "reads mappings"
+        )
+    return str(value)
 
 
 def final_answer(reference: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cohort.rewards.answers.extract import accepted, equal, reference_from
+from cohort.rewards.answers.extract import equal
 from cohort.rewards.answers.quantities import quantity
 from cohort.rewards.calls import Arguments
 from cohort.rewards.compose import Rewards, Scores
+from cohort.rewards.functions.matched import names_of
 from cohort.rewards.functions.text import content
 from cohort.types import Row, Text, TrainerState
 
@@ -122,8 +123,7 @@ def _form_only(wrong: str) -> str:
 def _right(row: Row, programs: bool) -> str | None:
     if programs:
         return next((str(row.columns[name]) for name in PROGRAM_COLUMNS if row.columns.get(name)), None)
-    one = {name: [value] for name, value in row.columns.items()}
-    return next(iter(accepted(reference_from(one, 0))), None)
+    return next(iter(names_of(row.columns)), None)
 
 
 def _case(row: Row, right: str | None, references: Sequence[str | None], programs: bool) -> Case:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
 
+from cohort.rewards.functions.programs import bodies, of_command, programs
 from cohort.rewards.functions.text import content
 from cohort.rewards.sandbox.layers import Limits, find_layers, require
 from cohort.rewards.sandbox.plan import plan
@@ -70,12 +72,12 @@ class UnitTests:
 
     def verdict(self, row: Row) -> Verdict | None:
         """The verdict on a row's program; None for a row without tests."""
-        code = last_block(row["completion"])
         if self.command:
             inputs, expected = (list(row.get(name) or ()) for name in COMMAND_COLUMNS)
             if len(inputs) != len(expected):
                 raise UserError(f"unit_tests: a row has {len(inputs)} test_inputs and {len(expected)} test_outputs")
             cases = list(zip(map(str, inputs), map(str, expected), strict=True))
+            code = of_command(row["completion"], self.command)
             run = (self.command, code, cases, self.share, self.limits, find_layers())
             return run_command(*run) if cases else None
         statements, script = row.get("test_list") or [], row.get("test") or ""
@@ -91,7 +93,8 @@ class UnitTests:
         helpers = ast.unparse(ast.Module(helper_nodes, []))
         setup = row.get("test_setup_code") or ""
         planned = plan(tuple(statements), "" if statements else script, setup, helpers, entry, self.share)
-        sources = [code, *_bodies(signature, code)] if signature else [code]
+        sources = programs(row["completion"])
+        sources += bodies(signature, sources) if signature else []
         return run_tests(sources, planned, self.share, self.limits, find_layers())
 
     def _score(self, verdict: Verdict) -> float:
@@ -123,43 +126,18 @@ def unit_tests_reward(
 unit_tests = unit_tests_reward()
 
 
-def last_block(text: str) -> str:
-    """The content of the last fenced block that is not empty, closed or not; the whole text if there is none."""
-    block: list[str] = []
-    last, fence, indent = "", "", 0
-    for line in text.replace("\r\n", "\n").split("\n"):
-        bare = line.lstrip(" ")
-        if not fence and bare.startswith(("```", "~~~")):
-            fence, indent, block = bare[:3], len(line) - len(bare), []
-        elif fence and bare.rstrip() == fence:
-            last, fence = "\n".join(block) if any(map(str.strip, block)) else last, ""
-        elif fence:
-            # A block inside a list item is indented with its fence.
-            block.append(line[min(indent, len(line) - len(bare)) :])
-    if fence and any(map(str.strip, block)):
-        last = "\n".join(block)
-    return last or text
-
-
 def _last(prompt: Text) -> str:
     return prompt if isinstance(prompt, str) else content(prompt[-1:])
 
 
 def _signature(prompt: str) -> tuple[str, list[ast.stmt]]:
     """(the prompt's Python, its statements); ("", []) if the prompt is not Python that defines a function."""
-    code = last_block(prompt)
     # A signature may have no body at all, not even a docstring.
-    for source in (code, code.rstrip() + "\n    pass"):
+    for code, ending in itertools.product(programs(prompt), ("", "\n    pass")):
         try:
-            body = ast.parse(source).body
+            body = ast.parse(code.rstrip() + ending if ending else code).body
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
-        return (code, body) if any(isinstance(node, ast.FunctionDef) for node in body) else ("", [])
+        if any(isinstance(node, ast.FunctionDef) for node in body):
+            return code, body
     return "", []
-
-
-def _bodies(signature: str, code: str) -> list[str]:
-    """The code as the body of the prompt's last function: unchanged, with its first line indented, fully indented."""
-    head = signature.rstrip() + "\n"
-    indented = "\n".join("    " + line for line in code.split("\n"))
-    return [head + code, head + "    " + code.lstrip(), head + indented]

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cohort.rewards.answers.extract import REFERENCE_COLUMNS, accepted, reference_from
+from cohort.rewards.answers.extract import REFERENCE_COLUMNS
 from cohort.rewards.functions.endpoint import Endpoint, Replies
+from cohort.rewards.functions.matched import names_of
 from cohort.rewards.functions.text import content
 from cohort.types import Text, UserError
 
@@ -200,7 +201,8 @@ def _references(columns: dict[str, Any], rows: int) -> list[str | None]:
     """The reference answer of each row as the judge sees it; None for rows without one."""
     if not any(column in columns for column in REFERENCE_COLUMNS):
         return [None] * rows
-    answers = [accepted(reference_from(columns, i)) for i in range(rows)]
+    present = [name for name in REFERENCE_COLUMNS if name in columns]
+    answers = [names_of({name: columns[name][i] for name in present}) for i in range(rows)]
     return [" or ".join(row) if row else None for row in answers]
 
 

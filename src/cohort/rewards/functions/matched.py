@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from cohort.rewards.answers.extract import accepted, extract_answer, last_boxed, last_tagged, reference_from
+from cohort.rewards.functions import facts
 from cohort.rewards.functions.text import words
 
 TAGS = ("<think>", "</think>", "<reasoning>", "</reasoning>", "<answer>", "</answer>")
@@ -64,5 +65,10 @@ def gym_answer(text: str, row: Mapping[str, Any]) -> Matched:
 
 
 def _reference(row: Mapping[str, Any]) -> str | None:
-    answers = accepted(reference_from({name: [value] for name, value in row.items()}, 0))
-    return " or ".join(answers) or None
+    return " or ".join(names_of(row)) or None
+
+
+def names_of(row: Mapping[str, Any]) -> list[str]:
+    """The accepted answers of a row; of a mapping, which only `facts` reads, the names in it."""
+    reference = reference_from({name: [value] for name, value in row.items()}, 0)
+    return list(facts._names(reference)) if isinstance(reference, Mapping) else accepted(reference)

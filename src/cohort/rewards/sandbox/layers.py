@@ -135,7 +135,8 @@ def confinement(
 
 def python(layers: Layers, code: str, folder: str = "", paths: tuple[str, ...] = ()) -> list[str]:
     """The command of a bare Python that can import `sandbox` and the standard library, under bubblewrap if it works."""
-    start = f"import sys; sys.path.insert(0, {str(FOLDER.parent)!r})\n"
+    # Last: no file beside the sandbox may hide a module of the standard library.
+    start = f"import sys; sys.path.append({str(FOLDER.parent)!r})\n"
     command = [os.path.realpath(sys.executable), "-I", "-S", "-c", start + code]
     return [*_bubblewrap(folder, paths), *command] if layers.bubblewrap is None else command
 

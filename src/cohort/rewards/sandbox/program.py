@@ -11,13 +11,13 @@ import operator
 import os
 import sys
 
+from .choose import choose
 from .kernel import confine
 from .wire import READY, WITH_CONTENT, Channel, Gone, WireError, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType
     from typing import Any
 
 NAME = "program"
@@ -113,16 +113,17 @@ class Program:
                 found.append(value)
         return found
 
-    def load(self, given: str, sources: list[str], entry_point: str) -> list[str]:
+    def load(self, given: str, sources: list[str], wanted: list[str]) -> list[str]:
         """Run the code; the names that it defines.
 
-        given: the row's own imports and classes. sources: readings of the completion, best first; the first that
-        compiles and defines the entry point runs.
+        given: the row's own imports and classes. sources: readings of the completion, best first. wanted: the names
+        that the tests use, by which one is chosen.
         """
         sys.modules[NAME] = self.module
         namespace = self.module.__dict__
         exec(compile(given, "<setup>", "exec"), namespace)
-        exec(_code(sources, entry_point), namespace)
+        for code in choose(sources, set(wanted) - namespace.keys(), namespace):
+            exec(code, namespace)
         return [name for name in namespace if isinstance(name, str)]
 
     def refer(self, value: Any) -> tuple[bytes, bytes, Any]:
@@ -178,23 +179,6 @@ def base(value: Any) -> Any:
 def number_of_numpy(value: Any) -> Any:
     """NumPy's scalars as numbers; other values unchanged."""
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
-
-
-def _code(sources: list[str], entry_point: str) -> CodeType:
-    """The first source that compiles and defines the entry point; else the first that compiles."""
-    compiled: list[CodeType] = []
-    failure: Exception = ValueError("there is no code")
-    for source in reversed(sources):
-        try:
-            compiled.insert(0, compile(source, "<program>", "exec"))
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            failure = error
-    for code in compiled:
-        if entry_point in code.co_names:
-            return code
-    if not compiled:
-        raise failure
-    return compiled[0]
 
 
 def _message(error: BaseException) -> str:

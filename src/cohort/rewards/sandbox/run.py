@@ -51,7 +51,7 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], proc
 def run_tests(sources: Sequence[str], plan: Plan, share: bool, limits: Limits, layers: Layers) -> Verdict:
     """Judge one Python program. Raises RuntimeError where the sandbox does not start.
 
-    sources: readings of the completion, best first; the first that compiles and defines the entry point runs.
+    sources: readings of the completion, best first; `choose.choose` takes one by the names that it defines.
     share: go on after the first failure.
     """
     job = encode((asdict(plan), list(sources), share))

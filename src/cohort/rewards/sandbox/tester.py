@@ -49,7 +49,8 @@ class Tests:
     def _prepare(self, client: Client) -> None:
         """Load the program and bind the names that tests use."""
         plan = self.plan
-        defined = client.ask("load", plan["given"], self.sources, plan["entry_point"])
+        wanted = [plan["entry_point"]] if plan["entry_point"] else list(plan["names"] or plan["shadows"])
+        defined = client.ask("load", plan["given"], self.sources, wanted)
         exec(compile(plan["helpers"], "<prompt>", "exec"), self.namespace)
         shadows = [name for name in plan["shadows"] if name in defined]
         if not plan["names"] and len(shadows) > 1:
