@@ -114,7 +114,9 @@ def run_configuration(folder: Path, model: str, **settings: Any) -> Path:
     quick = {"max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 8}
     files = {"model": model, "dataset": str(folder / "rows.jsonl"), "output_dir": str(folder / "out")}
     path = folder / "run.yaml"
-    path.write_text(json.dumps({**files, **quick, "use_cpu": True, **settings}), encoding="utf-8")
+    path.write_text(
+        json.dumps({**files, **quick, "use_cpu": True, "apply_chat_template": False, **settings}), encoding="utf-8"
+    )
     return path
 
 

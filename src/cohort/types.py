@@ -26,6 +26,14 @@ Text = str | list[Message]
 """A plain string, or chat messages: `[{"role": "user", "content": "2+2=?"}]`."""
 
 
+def joined(prompt: list[Message], completion: list[Message]) -> list[Message]:
+    """Prompt and completion as one conversation. A prompt that ends in an assistant turn is continued by it."""
+    if not (prompt and completion and prompt[-1].get("role") == completion[0].get("role") == "assistant"):
+        return [*prompt, *completion]
+    both = f"{prompt[-1].get('content') or ''}{completion[0].get('content') or ''}"
+    return [*prompt[:-1], {**prompt[-1], **completion[0], "content": both}, *completion[1:]]
+
+
 class UserError(ValueError):
     """A user's mistake. The message says what was seen, where, and what to do; the command line exits with 2."""
 
@@ -53,6 +61,8 @@ class Row:
     completion: Text | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    conversation: bool = False
+    """Prompt and completion are one conversation of the data: its earlier assistant turns are demonstrations too."""
 
 
 @dataclass

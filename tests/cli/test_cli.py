@@ -245,6 +245,7 @@ def test_eval_passes_its_options_and_prints_the_table(evaluated: Calls, tmp_path
             "dataset_kwargs": {"name": "main"},
             "system_prompt": "Think first.",
             "template": None,
+            "plain": False,
             "seed": 7,
             "trust_remote_code": False,
             "allow_pickle": False,

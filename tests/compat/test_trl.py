@@ -343,7 +343,7 @@ def test_demonstrations_too_long_keep_their_beginning(tmp_path: Path) -> None:
     for truncation in ("drop", "cut"):
         args = SFTConfig(str(tmp_path), max_length=4, truncation=truncation, bf16=False, use_cpu=True)
         trainer = SFTTrainer(small_model(), args, rows, tokenizer=tokenizer)
-        kept[truncation] = [tokenizer.decode([*p, *c]) for _, p, c in trainer.loop.source.examples]
+        kept[truncation] = [tokenizer.decode([*d.prompt, *d.completion]) for _, d in trainer.loop.source.examples]
     assert kept == {"drop": ["1=1<|im_end|>"], "cut": ["1=1<|im_end|>", "2=3+"]}
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from cohort.cli.app import app
 from cohort.config import TrainingConfig
-from cohort.data.benchmarks import BENCHMARKS, as_chat, benchmark_rows
+from cohort.data.benchmarks import BENCHMARKS, benchmark_rows
 from cohort.policy.load import make_policy
 from cohort.rewards.compose import Rewards
 from cohort.rewards.sandbox.layers import find_layers
@@ -148,13 +148,6 @@ def test_benchmarks_without_data() -> None:
         benchmark_rows("choice")
     with pytest.raises(UserError, match="dataset 'openai/gsm8k' is no file here, and could not be loaded from the hub"):
         benchmark_rows("gsm8k")
-
-
-def test_chat_turns() -> None:
-    plain = [Row("2+2=?"), Row([{"role": "user", "content": "hi"}])]
-    assert as_chat(plain, "")[0].prompt == [{"role": "user", "content": "2+2=?"}]
-    turns = as_chat(plain, "Think.")
-    assert [message["role"] for message in turns[0].prompt] == ["system", "user"] and turns[1] == plain[1]
 
 
 def run(*arguments: Any) -> Result:

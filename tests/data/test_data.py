@@ -131,12 +131,12 @@ def test_gsm8k_loads_whole() -> None:
 
 def test_prompts_and_demonstrations_as_tokens(tokenizer: Any) -> None:
     row = load_rows([{"prompt": "7+5=", "completion": "<answer>2</answer>"}], system_prompt="")[0]
-    prompt, completion = encode_demonstration(tokenizer, row)
+    prompt, completion, _ = encode_demonstration(tokenizer, row)
     assert tokenizer.decode(prompt) == "<|user|>7+5=<|im_end|><|assistant|>"
     assert tokenizer.decode(completion) == "<answer>2</answer><|im_end|>"
     plain = Row("7+5=", "2")
     assert encode_demonstration(tokenizer, plain)[1] == [*tokenizer("2")["input_ids"], tokenizer.eos_token_id]
-    assert tokenizer.decode(encode_prompt(tokenizer, "7+5=")) == "7+5="
+    assert tokenizer.decode(encode_prompt(tokenizer, Row("7+5="))) == "7+5="
 
 
 def test_a_tokenizers_own_end_token_is_not_part_of_a_prompt(tokenizer: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_tokenizers_own_end_token_is_not_part_of_a_prompt(tokenizer: Any) -> N
     end = ("<|im_end|>", ending.eos_token_id)
     ending.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|im_end|>", special_tokens=[end])
     assert ending("7")["input_ids"][-1] == ending.eos_token_id
-    assert encode_prompt(ending, "7") == tokenizer("7")["input_ids"]
+    assert encode_prompt(ending, Row("7")) == tokenizer("7")["input_ids"]
 
 
 def test_template_errors_are_told(tokenizer: Any) -> None:
@@ -157,10 +157,10 @@ def test_template_errors_are_told(tokenizer: Any) -> None:
     bare = build_tokenizer()
     bare.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        encode_prompt(bare, [{"role": "user", "content": "hi"}])
+        encode_prompt(bare, Row([{"role": "user", "content": "hi"}]))
     bare.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match="refuses a conversation of roles user: roles must alternate"):
-        encode_prompt(bare, [{"role": "user", "content": "hi"}])
+        encode_prompt(bare, Row([{"role": "user", "content": "hi"}]))
     bare.chat_template = "{% if messages|length > 1 %}7{% else %}8{% endif %}"
     with pytest.raises(UserError, match="row 1: the chat template renders this prompt differently"):
         encode_demonstration(bare, load_rows([{"prompt": "1", "completion": "2"}], system_prompt="")[0])

@@ -297,7 +297,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("dpo", {"train_dataset": TRAIN}, "row 1: dpo needs `chosen` and `rejected`; this file has `prompt`, `answer`: "
      "make pairs with `dpo_pairs: best-worst`"),
     ("dpo", {"dpo_pairs": "random", "rewards": None}, "dpo learns from rewarded samples and reward_funcs is empty"),
-    ("dpo", {"train_dataset": [{**PLAIN, "chosen": 2}]}, "row 1: `chosen` is '2'; it must be text or a list"),
+    ("dpo", {"train_dataset": [{**PLAIN, "chosen": 2}]}, "row 1: `chosen` is int '2'; it must be text or a list"),
     ("dpo", {"train_dataset": [{**PLAIN, "chosen": ANSWERS["chosen"], "rejected": ANSWERS["rejected"]}]},
      "`system_prompt: ''` makes the prompt a chat message too"),
     ("dpo", {"dpo_pairs": "random", **SAMPLED, "rewards": lambda completions, **_: [1.0] * len(completions)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,18 +32,21 @@ def show(
     """Print prompts as the model sees them, the tokens that are trained on, lengths, and rows over the limit."""
     from rich.console import Console
 
+    from cohort.cli.console import log_console
     from cohort.cli.runs import read_run
     from cohort.config import RewardModelConfig
     from cohort.data.configured import check_names, configured_rows
 
     run, settings = read_run(config, overrides or [])
     check_names(run, settings)
+    log_console()
     if isinstance(settings, RewardModelConfig):
         raise UserError(f"{config}: method {run.method}: prompts are shown for methods that train a policy")
     loaded, held_out = configured_rows(run, settings.seed)
 
     from cohort.data.chat_templates import use_template
     from cohort.data.inspect import inspect_rows
+    from cohort.data.templates import for_template
     from cohort.methods.named import find_method
     from cohort.policy.load import context_length, load_tokenizer
 
@@ -50,6 +54,7 @@ def show(
     use_template(tokenizer, settings.template)
     context = context_length(run.model, trust_remote_code=settings.trust_remote_code)
     sampled = find_method(run.method).source != "demonstrations"
+    loaded = for_template(loaded, tokenizer, settings.apply_chat_template)
     inspection = inspect_rows(loaded, tokenizer, settings, context, sampled)
     console = Console(highlight=False)
     for i, row in enumerate(inspection.rows[:rows], 1):
@@ -65,8 +70,11 @@ def _print_row(console: Console, i: int, row: EncodedRow, tokenizer: Any, ids: b
     if row.completion is None:
         console.print(f"completion, sampled, up to {limit} tokens, trained on", style="bold")
     else:
-        title = f"completion, {len(row.completion)} tokens, trained on"
-        _print_tokens(console, title, row.completion, tokenizer, ids, "green")
+        marked = zip(row.completion, row.trained or [True] * len(row.completion), strict=True)
+        for trained, run in itertools.groupby(marked, lambda pair: pair[1]):
+            part = [token for token, _ in run]
+            title = f"completion, {len(part)} tokens, {'trained on' if trained else 'no loss'}"
+            _print_tokens(console, title, part, tokenizer, ids, "green" if trained else "dim")
     columns = {name: value for name, value in row.row.columns.items() if value is not None}
     for name, value in columns.items():
         console.print(f"column {name}: {str(value)[:200]!r}", markup=False)

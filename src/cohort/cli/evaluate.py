@@ -15,6 +15,7 @@ from cohort.cli.options import (
     Columns,
     DatasetKwargs,
     MaxCompletionLength,
+    Plain,
     Seed,
     SystemPrompt,
     TrustRemoteCode,
@@ -45,6 +46,7 @@ def evaluate(
     dataset_kwargs: DatasetKwargs = "",
     system_prompt: SystemPrompt = None,
     template: ChatTemplate = None,
+    plain: Plain = False,
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="Solved examples in each prompt, for --lm-eval.")
     ] = None,
@@ -74,6 +76,7 @@ def evaluate(
         "dataset_kwargs": parse_pairs(dataset_kwargs, "--dataset-kwargs", "name=main"),
         "system_prompt": system_prompt,
         "template": template,
+        "plain": plain,
         "seed": seed,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,

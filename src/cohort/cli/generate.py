@@ -17,6 +17,7 @@ from cohort.cli.options import (
     ChatTemplate,
     Columns,
     MaxCompletionLength,
+    Plain,
     Seed,
     SystemPrompt,
     TrustRemoteCode,
@@ -48,7 +49,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends a completion; repeat it for more.")] = None,
     system_prompt: SystemPrompt = None,
     template: ChatTemplate = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Pass the prompt unchanged, in no chat turn.")] = False,
+    plain: Plain = False,
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
     columns: Columns = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first prompts of --data only.")] = None,
@@ -64,6 +65,8 @@ def generate(
             "--output is for the answers to --data; the answer to one prompt is printed: redirect it by > FILE"
         )
     check_folder_of(output)
+    if plain and system_prompt is not None:
+        raise UserError("a plain prompt has no system turn: leave --system-prompt or --plain out")
     mapped = parse_pairs(columns, "--columns", "prompt=question")
     sampling = {
         "temperature": _temperature(temperature, num_generations),
@@ -83,11 +86,11 @@ def generate(
     from cohort.evaluation.generate import Generator
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "seed": seed}
-    generator = Generator(model, template=template, **options)
+    generator = Generator(model, template=template, plain=plain, **options)
     if rows is not None:
         _write(generator.records(rows, sampling, num_generations), output)
     elif prompt is not None:
-        _print(generator, generator.as_prompt(prompt, system_prompt, plain), sampling, num_generations)
+        _print(generator, generator.as_prompt(prompt, system_prompt), sampling, num_generations)
     else:
         _chat(generator, sampling, system_prompt)
 

@@ -16,6 +16,9 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors, which can run code.")
 ]
 SystemPrompt = Annotated[str | None, typer.Option(help="Makes plain prompts conversational.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Pass plain prompts as they are, also where the tokenizer has a chat template.")
+]
 ChatTemplate = Annotated[str | None, typer.Option(help="Chat template, for a tokenizer that has none.")]
 DatasetKwargs = Annotated[str, typer.Option(help="Arguments of the data set's loader, such as name=main.")]
 Columns = Annotated[str, typer.Option(help="ours=theirs, such as prompt=question,answer=solution.")]

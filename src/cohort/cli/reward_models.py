@@ -14,6 +14,7 @@ from cohort.cli.options import (
     Columns,
     DatasetKwargs,
     MaxCompletionLength,
+    Plain,
     Seed,
     SystemPrompt,
     check_folder_of,
@@ -56,6 +57,7 @@ def label(
     columns: Columns = "",
     dataset_kwargs: DatasetKwargs = "",
     system_prompt: SystemPrompt = None,
+    plain: Plain = False,
     limit: Limit = None,
     temperature: Annotated[float, typer.Option(min=0, help="Temperature of sampling.")] = 1.0,
     max_completion_length: MaxCompletionLength = 1024,
@@ -87,6 +89,7 @@ def label(
         split=make_split(_separator(step_separator), step_pattern, None),
         temperature=temperature,
         max_completion_length=max_completion_length,
+        plain=plain,
         seed=seed,
     )
     labels: list[dict[str, Any]] = []
@@ -122,6 +125,7 @@ def evaluate(
     columns: Columns = "",
     dataset_kwargs: DatasetKwargs = "",
     system_prompt: SystemPrompt = None,
+    plain: Plain = False,
     limit: Limit = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts scored in one batch.")] = 16,
     max_length: Annotated[
@@ -148,6 +152,7 @@ def evaluate(
         separator,
         batch_size=batch_size,
         max_length=max_length,
+        plain=plain,
     )
     result = judgement(scores)
     output.mkdir(parents=True, exist_ok=True)

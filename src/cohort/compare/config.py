@@ -103,7 +103,7 @@ def read_comparison(
 ) -> Comparison:
     """Read a YAML file and overrides (`sft.max_steps=400` sets a nested key). Raises UserError for unknown keys,
     impossible values, and methods that would sample different numbers of completions."""
-    values = _nested(read_values(path, list(overrides)))
+    values = {"apply_chat_template": True, **_nested(read_values(path, list(overrides)))}
     where = str(path)
     kinds = _kinds(methods, config_of)
     for key, why in REFUSED.items():
@@ -276,8 +276,8 @@ def _sft(
     return run.model_copy(update=_checked_data(of_data, run, place)), config
 
 
-SHARED_WITH_SFT = ("max_completion_length", "token_budget", "bf16", "use_cpu", "gradient_checkpointing",
-                   "model_init_kwargs", "trust_remote_code", "chat_template_kwargs", "max_rows")  # fmt: skip
+SHARED_WITH_SFT = ("max_completion_length", "token_budget", "bf16", "use_cpu", "gradient_checkpointing", "max_rows",
+                   "model_init_kwargs", "trust_remote_code", "chat_template_kwargs", "apply_chat_template")  # fmt: skip
 """Keys at the top that apply to the start's SFT too, unless `sft:` sets them."""
 
 

@@ -70,7 +70,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "packing": Key(_PACKED, off=(True,)),
         "neat_packing": Key(_PACKED, off=(True,)),
         "train_on_prompt": Key("the loss is on completions", refused=True),
-        "mask_history": Key("the last answer of a conversation is trained on", off=(True,)),
+        "mask_history": Key("for sft: the last answer of a conversation only", ours="mask_history"),
         "streaming": Key(_LOADED),
         "buffer_size": Key(_LOADED),
         "mix_strategy": Key("data sets are joined, then shuffled", off=("concat",)),

@@ -118,4 +118,6 @@ def split_run(
     keys = [*RunConfig.model_fields, *kind.model_fields]
     of_run = {key: value for key, value in values.items() if key in RunConfig.model_fields}
     of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}
+    if of_method.get("apply_chat_template") is None:
+        of_method["apply_chat_template"] = True
     return build(RunConfig, of_run, where, keys), build(kind, of_method, where, keys)

@@ -86,6 +86,11 @@ class TrainingConfig(BaseModel):
         default_factory=dict, description="For the chat template, such as {enable_thinking: false}."
     )
 
+    apply_chat_template: bool | None = Field(
+        None,
+        description="Make a plain prompt a user turn where the tokenizer has a chat template; false: it reaches the "
+        "model as it is. None: true in YAML and on the command line, false in Python, as in TRL.",
+    )
     template: str | None = Field(
         None, description="Name of a chat template (qwen, llama3, ...), for a tokenizer without one: docs/data.md"
     )
@@ -296,6 +301,10 @@ class SFTConfig(TrainingConfig):
         None,
         ge=2,
         description="Most tokens of prompt and completion; see truncation. None: the model's positions.",
+    )
+
+    mask_history: bool = Field(
+        False, description="Train on the last answer of a conversation only; false: on every assistant turn."
     )
 
     @property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from cohort.data.rows import make_row, read_records, turns
+from cohort.data.rows import make_row, read_records
 from cohort.types import Row, UserError
 
 Record = dict[str, Any]
@@ -141,13 +141,6 @@ def benchmark_rows(
     if not rows:
         raise UserError(f"--benchmark {name}: the data is empty")
     return rows
-
-
-def as_chat(rows: list[Row], system_prompt: str) -> list[Row]:
-    """Plain prompts as conversations."""
-    return [
-        replace(row, prompt=turns(row.prompt, system_prompt)) if isinstance(row.prompt, str) else row for row in rows
-    ]
 
 
 def _row(name: str, benchmark: Benchmark, record: Any, where: str) -> Row:

@@ -12,6 +12,7 @@ from cohort.config import RunConfig, TrainingConfig
 from cohort.data.chat_templates import named_template
 from cohort.data.dataset_info import entry_rows, find_entries
 from cohort.data.rows import check_source, load_rows
+from cohort.data.templates import Demonstration
 from cohort.types import Row, UserError
 
 log = logging.getLogger("cohort")
@@ -93,16 +94,16 @@ def fit_prompt(ids: list[int], limit: int, truncation: str) -> list[int] | None:
     return ids[-limit:] if truncation == "cut" else None
 
 
-def fit_demonstration(
-    prompt: list[int], completion: list[int], limit: int, truncation: str
-) -> tuple[list[int], list[int]] | None:
-    """Prompt and completion within `limit` tokens: unchanged, the completion's end cut off, or None if the pair is
-    dropped, by `truncation` or because no token of the completion would remain."""
+def fit_demonstration(demonstration: Demonstration, limit: int, truncation: str) -> Demonstration | None:
+    """The demonstration within `limit` tokens: unchanged, the completion's end cut off, or None if it is dropped, by
+    `truncation` or because no token to train on would remain."""
+    prompt, completion, trained = demonstration
     if len(prompt) + len(completion) <= limit:
-        return prompt, completion
-    if truncation != "cut" or len(prompt) >= limit:
+        return demonstration
+    kept = max(0, limit - len(prompt))
+    if truncation != "cut" or not kept or (trained is not None and not any(trained[:kept])):
         return None
-    return prompt, completion[: limit - len(prompt)]
+    return Demonstration(prompt, completion[:kept], None if trained is None else trained[:kept])
 
 
 def log_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str) -> None:

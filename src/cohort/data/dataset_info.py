@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +144,13 @@ def _entry(name: str, values: Any, path: Path) -> Entry:
 
 def entry_rows(entry: Entry, *, max_samples: int | None, system_prompt: str | None, seed: int) -> list[Row]:
     """Conversational rows of one entry. Raises UserError naming file and row for an invalid record."""
-    rows, with_several = [], 0
+    rows = []
     for where, record in read_records(entry.source, entry.split, entry.kwargs):
-        row = entry_row(record, entry, where)
-        with_several += any(message["role"] == "assistant" for message in _turns(row))
-        rows.append(_with_system(row, system_prompt))
+        rows.append(_with_system(entry_row(record, entry, where), system_prompt))
         if max_samples is not None and len(rows) == max_samples and entry.num_samples is None:
             break
     if not rows:
         raise UserError(f"dataset {entry.name!r} ({entry.source}) is empty: it needs at least one row")
-    if with_several:
-        log.info(
-            "%s: %d of %d conversations have several answers: the last is trained on",
-            entry.name,
-            with_several,
-            len(rows),
-        )
     if entry.num_samples is not None:
         times, rest = divmod(entry.num_samples, len(rows))
         rows = rows * times + random.Random(seed).sample(rows, rest)
@@ -191,7 +182,7 @@ def _with_system(row: Row, system_prompt: str | None) -> Row:
     prompt = _turns(row)
     if not system_prompt or prompt[0]["role"] == "system":
         return row
-    return Row([{"role": "system", "content": system_prompt}, *prompt], row.completion, row.columns, row.source)
+    return replace(row, prompt=[{"role": "system", "content": system_prompt}, *prompt])
 
 
 def _alpaca(record: dict[str, Any], entry: Entry, where: str) -> Row:
@@ -218,7 +209,7 @@ def _alpaca(record: dict[str, Any], entry: Entry, where: str) -> Row:
             f"{where}: {names['response']!r} is a list: name its parts as chosen and rejected, and set ranking: true"
         )
     completion = [_message("assistant", answer, where)] if answer not in (None, "") else None
-    return Row(messages, completion, _columns(record, entry, names, where), where)
+    return Row(messages, completion, _columns(record, entry, names, where), where, conversation=True)
 
 
 def _sharegpt(record: dict[str, Any], entry: Entry, where: str, formatting: str) -> Row:
@@ -238,7 +229,7 @@ def _sharegpt(record: dict[str, Any], entry: Entry, where: str, formatting: str)
     columns = _columns(record, entry, names, where, tags)
     if completion is not None and "answer" not in columns and "output" not in columns:
         columns["output"] = completion[0]["content"]
-    return Row(messages, completion, columns, where)
+    return Row(messages, completion, columns, where, conversation=True)
 
 
 def _turn(turn: Any, tags: dict[str, str], where: str, i: int) -> Message:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cohort.config import TrainingConfig
+from cohort.config import SFTConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, fit_prompt, prompt_limit
 from cohort.data.dataset_info import Entry, entry_row
 from cohort.data.rows import make_row, read_records
-from cohort.data.templates import encode_demonstration, encode_prompt
+from cohort.data.templates import encode_demonstrations, encode_prompt
 from cohort.types import Row, UserError
 
 
@@ -27,6 +27,8 @@ class EncodedRow:
     """None if completions are sampled during training."""
     fitted: tuple[list[int], list[int] | None] | None
     """(prompt, completion) within the limits; None if the row is dropped."""
+    trained: list[bool] | None = None
+    """For each token of the completion whether it is trained on; None: all are."""
 
     @property
     def length(self) -> int:
@@ -56,17 +58,18 @@ def inspect_rows(rows: list[Row], tokenizer: Any, config: TrainingConfig, contex
     if sampled:
         limit = prompt_limit(context, config)
         key = "max_prompt_length" if config.max_prompt_length else "the model's positions"
-        encoded = [_encoded_prompt(row, encode_prompt(tokenizer, row.prompt, kwargs), limit, config) for row in rows]
+        encoded = [_encoded_prompt(row, encode_prompt(tokenizer, row, kwargs), limit, config) for row in rows]
         return Inspection(encoded, limit, key)
     limit, key = demonstration_limit(context, config)
+    last_only = isinstance(config, SFTConfig) and config.mask_history
     encoded = []
     for row in rows:
         if row.completion is None:
             raise UserError(f"{row.source}: no completion; it has the columns {', '.join(row.columns) or 'prompt'}")
-        prompt, completion = encode_demonstration(tokenizer, row, kwargs)
-        encoded.append(
-            EncodedRow(row, prompt, completion, fit_demonstration(prompt, completion, limit, config.truncation))
-        )
+        for each in encode_demonstrations(tokenizer, row, kwargs, last_only):
+            fitted = fit_demonstration(each, limit, config.truncation)
+            kept = None if fitted is None else (fitted.prompt, fitted.completion)
+            encoded.append(EncodedRow(row, each.prompt, each.completion, kept, each.trained))
     return Inspection(encoded, limit, key)
 
 

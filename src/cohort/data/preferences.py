@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from cohort.types import Row, Text, UserError
+from cohort.data.messages import checked_text
+from cohort.types import Row, UserError
 
 
 def with_prompt(record: dict[str, Any]) -> dict[str, Any]:
@@ -45,20 +47,12 @@ def pair(row: Row) -> tuple[Row, Row]:
 
 def _with_completion(row: Row, column: str) -> Row:
     value: Any = row.columns[column]
-    if isinstance(value, dict):
-        value = [value]
-    messages = isinstance(value, list) and all(isinstance(m, dict) and "role" in m and "content" in m for m in value)
-    if not (isinstance(value, str) or messages):
-        raise UserError(
-            f"{row.source}: `{column}` is {str(value)[:60]!r}; it must be text or a list of messages with `role` and "
-            "`content`"
-        )
-    completion: Text = value
-    if isinstance(row.prompt, list) and isinstance(value, str):
-        completion = [{"role": "assistant", "content": value}]
-    if isinstance(row.prompt, str) and isinstance(value, list):
+    completion = checked_text([value] if isinstance(value, dict) else value, row.source, column)
+    if isinstance(row.prompt, list) and isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    if isinstance(row.prompt, str) and isinstance(completion, list):
         raise UserError(
             f"{row.source}: `{column}` is chat messages but the prompt is plain text: `system_prompt: ''` makes the "
             "prompt a chat message too"
         )
-    return Row(row.prompt, completion, row.columns, row.source)
+    return replace(row, completion=completion)

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cohort.data.messages import checked_text, in_turns
 from cohort.data.preferences import with_prompt
-from cohort.types import Message, Row, Text, UserError, did_you_mean
+from cohort.types import Row, Text, UserError, did_you_mean
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages", "conversations")
 """Columns that can hold the prompt; the first that a record has is used."""
+CONVERSATIONS = ("messages", "conversations")
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
 Records = Iterator[tuple[str, Any]]
@@ -216,20 +218,10 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
             f"{where}: no prompt column; it has {', '.join(map(str, record)) or 'no columns'}. Name it `prompt`, or "
             "map it: `columns: {prompt: your_column}`"
         )
-    prompt, completion = mapped[name], mapped.get("completion")
-    _check_text(prompt, where, name)
-    if completion is not None:
-        _check_text(completion, where, "completion")
-    if name == "instruction" and mapped.get("input"):
-        prompt = f"{prompt}\n{mapped['input']}"
-    if name in ("messages", "conversations") and prompt[-1]["role"] == "assistant" and completion is None:
-        prompt, completion = prompt[:-1], prompt[-1:]
-    if system_prompt is not None and isinstance(prompt, str):
-        prompt = turns(prompt, system_prompt)
-    if isinstance(prompt, list) and isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
+    prompt, completion = _prompt_and_completion(mapped, name, where)
     others = {k: v for k, v in mapped.items() if k not in (name, "prompt", "completion") or k in columns.values()}
-    return Row(prompt, completion, others, where)
+    row = Row(prompt, completion, others, where, name in CONVERSATIONS)
+    return row if system_prompt is None and isinstance(prompt, str) else in_turns(row, system_prompt or "")
 
 
 def without_missing(value: Any) -> Any:
@@ -245,20 +237,20 @@ def without_missing(value: Any) -> Any:
     return None if is_missing or type(value).__name__ in ("NAType", "NaTType") else value
 
 
-def turns(prompt: str, system_prompt: str) -> list[Message]:
-    """A plain prompt as a conversation, without a system turn if `system_prompt` is empty."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": prompt}]
-
-
-def _check_text(value: Text, where: str, name: str) -> None:
-    """Raise UserError unless the value is a string or a list of {"role", "content"} messages."""
-    if isinstance(value, str):
-        return
-    if not isinstance(value, list) or not value:
-        raise UserError(
-            f"{where}: `{name}` is {type(value).__name__} {str(value)[:60]!r}; it must be text or a list of messages"
-        )
-    for i, message in enumerate(value, 1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise UserError(f"{where}: message {i} of `{name}` is {str(message)[:80]}; each needs `role` and `content`")
+def _prompt_and_completion(record: dict[str, Any], name: str, where: str) -> tuple[Text, Text | None]:
+    """The record's prompt, from its column `name`, and its completion: a conversation's last turn if it has none."""
+    prompt, completion = checked_text(record[name], where, name), record.get("completion")
+    if completion is not None:
+        completion = checked_text(completion, where, "completion")
+        if isinstance(completion, list) and completion[-1]["role"] != "assistant":
+            raise UserError(f"{where}: `completion` ends with the {completion[-1]['role']}'s turn, not the assistant's")
+    if isinstance(prompt, str):
+        if name in CONVERSATIONS:
+            raise UserError(f"{where}: `{name}` is text {prompt[:60]!r}; it must be a list of messages")
+        more = record.get("input") if name == "instruction" else None
+        return f"{prompt}\n{more}" if more else prompt, completion
+    if name in CONVERSATIONS and prompt[-1]["role"] == "assistant" and completion is None:
+        if len(prompt) == 1:
+            raise UserError(f"{where}: `{name}` is one assistant turn: there is no question before the answer")
+        return prompt[:-1], prompt[-1:]
+    return prompt, completion

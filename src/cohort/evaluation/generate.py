@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from cohort.config import TrainingConfig
-from cohort.data.rows import turns
-from cohort.data.templates import encode_prompt
+from cohort.data.messages import turns
+from cohort.data.templates import encode_prompt, for_template, prompt_text
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
 from cohort.policy.text import text_of
@@ -66,32 +66,37 @@ class Generator:
         model: str,
         *,
         template: str | None = None,
+        plain: bool = False,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         seed: int = 42,
     ):
-        config = TrainingConfig(seed=seed, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        config = TrainingConfig(
+            seed=seed,
+            apply_chat_template=not plain,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         seed_everything(seed)
         self.model = LoadedModel(model, config, template)
         self.seed = seed
 
-    def as_prompt(self, text: str, system_prompt: str | None, plain: bool) -> Text:
-        """The text as a chat turn if there is a template or a system prompt; unchanged if `plain`."""
-        if plain and system_prompt is not None:
-            raise UserError("a plain prompt has no system turn: leave --system-prompt or --plain out")
-        chat = not plain and (self.model.has_chat_template or system_prompt is not None)
-        return turns(text, system_prompt or "") if chat else text
+    def as_prompt(self, text: str, system_prompt: str | None = None) -> Text:
+        """The text as a chat turn if there is a system prompt, or a template that plain prompts go through."""
+        templated = self.model.config.apply_chat_template and self.model.has_chat_template
+        return turns(text, system_prompt or "") if templated or system_prompt is not None else text
 
     def generate(
-        self, prompts: list[Text], sampling: dict[str, Any], n: int = 1, on_tokens: OnTokens | None = None
+        self, prompts: list[Text] | list[Row], sampling: dict[str, Any], n: int = 1, on_tokens: OnTokens | None = None
     ) -> list[list[Completion]]:
         """`n` completions of each prompt. `sampling` holds Sampling's fields except `eos_ids`. Raises UserError for a
         prompt that fills the model's positions."""
-        encoded = [torch.tensor(encode_prompt(self.model.tokenizer, prompt)) for prompt in prompts]
+        rows = [prompt if isinstance(prompt, Row) else Row(prompt) for prompt in prompts]
+        encoded = [torch.tensor(encode_prompt(self.model.tokenizer, row)) for row in rows]
         positions = self.model.policy.context_length
-        for prompt, ids in zip(prompts, encoded, strict=True):
+        for row, ids in zip(rows, encoded, strict=True):
             if len(ids) >= positions:
-                start = str(prompt if isinstance(prompt, str) else prompt[-1]["content"])[:60]
+                start = prompt_text(row.prompt)[:60]
                 raise UserError(
                     f"a prompt has {len(ids)} tokens and the model {positions} positions: no room for an answer "
                     f"({start!r})"
@@ -107,9 +112,10 @@ class Generator:
 
     def records(self, rows: list[Row], sampling: dict[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
         """One record for each row, in order: prompt, columns, the completions' texts, and whether each was cut."""
+        asked = for_template(rows, self.model.tokenizer, self.model.config.apply_chat_template)
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            sampled = self.generate([row.prompt for row in chunk], sampling, n)
+            sampled = self.generate(asked[start : start + CHUNK], sampling, n)
             for row, completions in zip(chunk, sampled, strict=True):
                 yield {
                     "prompt": row.prompt,

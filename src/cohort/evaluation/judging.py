@@ -10,6 +10,7 @@ import torch
 
 from cohort.data.labels import label, sides, step_labels
 from cohort.data.preferences import has_pair
+from cohort.data.templates import for_template
 from cohort.policy.load import find_device, quiet
 from cohort.rewards.compose import Rewards
 from cohort.rewards.compose import Scores as RuleScores
@@ -73,6 +74,7 @@ def score_rows(
     *,
     batch_size: int = 16,
     max_length: int | None = None,
+    plain: bool = False,
     trust_remote_code: bool = False,
 ) -> ModelScores:
     """Score rows by a reward model: pairs, labelled completions, or labelled steps if it is a process reward model.
@@ -83,6 +85,7 @@ def score_rows(
     classifier = load_classifier(model, torch.float32, trust_remote_code=trust_remote_code)
     require_one_label(model, classifier.config)
     scorer = Scorer(classifier.to(find_device()).eval(), load_tokenizer(model, trust_remote_code), max_length)
+    rows = for_template(rows, scorer.tokenizer, not plain)
     log_odds = classifier.config.problem_type != "regression"
     if scorer.of_steps:
         labelled = (

@@ -173,13 +173,14 @@ def label_model(
     split: Split,
     temperature: float,
     max_completion_length: int,
+    plain: bool = False,
     seed: int,
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of one prompt after the other: labelled rows, pairs, or rows with step labels (`hard`, `soft`).
     Raises UserError for bad input."""
     functions = Rewards(list(rewards))
     require_references(functions, rows)
-    config = TrainingConfig(seed=seed, max_completion_length=max_completion_length)
+    config = TrainingConfig(seed=seed, max_completion_length=max_completion_length, apply_chat_template=not plain)
     seed_everything(seed)
     loaded = LoadedModel(model, config)
     sampling = loaded.sampling(temperature=temperature, max_tokens=max_completion_length)

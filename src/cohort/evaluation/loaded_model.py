@@ -6,6 +6,7 @@ from typing import Any
 
 from cohort.config import TrainingConfig
 from cohort.data.chat_templates import use_template
+from cohort.data.templates import for_template
 from cohort.evaluation.evaluate import Evaluation, evaluate
 from cohort.policy.load import make_policy
 from cohort.rewards.compose import Rewards
@@ -37,6 +38,7 @@ class LoadedModel:
 
     def encode(self, rows: list[Row]) -> list[Prompt]:
         """The rows' prompts as token ids. Raises UserError where none fits the model's positions."""
+        rows = for_template(rows, self.tokenizer, self.config.apply_chat_template)
         return encode_prompts(rows, self.policy, self.config)
 
     def sampling(self, **settings: Any) -> Sampling:

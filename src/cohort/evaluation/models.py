@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cohort.config import TrainingConfig
-from cohort.data.benchmarks import BENCHMARKS, as_chat, benchmark_rows
+from cohort.data.benchmarks import BENCHMARKS, benchmark_rows
+from cohort.data.messages import in_turns
 from cohort.data.rows import load_rows
 from cohort.data.templates import prompt_text
 from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
@@ -39,12 +40,13 @@ def evaluate_model(
     dataset_kwargs: dict[str, Any] | None = None,
     seed: int = 42,
     template: str | None = None,
+    plain: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Accuracy (the first reward above 0), pass@k and maj@k of a model, or an adapter, on a data set or a benchmark.
 
-    A benchmark's problems become chat turns where the tokenizer has a chat template. `temperature=None` means 0
+    Plain prompts become chat turns where the tokenizer has a chat template, unless `plain`. `temperature=None` means 0
     (greedy) for one sample of each problem and 1 for several. Raises UserError where a k exceeds `samples`.
     """
     too_many = [k for k in ks if k > samples]
@@ -60,13 +62,12 @@ def evaluate_model(
     config = TrainingConfig(
         seed=seed,
         max_completion_length=max_completion_length,
+        apply_chat_template=not plain,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
     seed_everything(seed)
     loaded = LoadedModel(model, config, template)
-    if benchmark is not None and (system_prompt is not None or loaded.has_chat_template):
-        rows = as_chat(rows, system_prompt or "")
     sampling = loaded.sampling(temperature=temperature, max_tokens=max_completion_length)
     evaluation = loaded.evaluate(loaded.encode(rows), functions, sampling, samples, seed)
     return summary(evaluation, functions.parts[0], ks)
@@ -82,7 +83,8 @@ def _rows(
     dataset_kwargs: dict[str, Any] | None,
 ) -> list[Row]:
     if benchmark is not None:
-        return benchmark_rows(benchmark, data, split=split, max_samples=limit, dataset_kwargs=dataset_kwargs)
+        rows = benchmark_rows(benchmark, data, split=split, max_samples=limit, dataset_kwargs=dataset_kwargs)
+        return rows if system_prompt is None else [in_turns(row, system_prompt) for row in rows]
     assert data is not None
     return load_rows(
         data,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -95,6 +95,16 @@ class Policy:
     def context_length(self) -> int:
         """The model's number of positions; a large number where its configuration does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+    def require_known(self, ids: Sequence[int], where: str) -> None:
+        """Raise UserError if a token has no row in the model's embedding. `where` begins the message."""
+        known, largest = self.model.get_input_embeddings().num_embeddings, max(ids, default=0)
+        if largest >= known:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise UserError(
+                f"{where}: the tokenizer's token {token!r} is number {largest}, and the model's embedding has {known} "
+                "rows: give the model's own tokenizer, or make room: model.resize_token_embeddings(len(tokenizer))"
+            )
 
     @property
     def eos_ids(self) -> list[int]:

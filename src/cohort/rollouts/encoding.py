@@ -21,12 +21,13 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     UserError where none is left."""
     limit = prompt_limit(policy.context_length, config)
     prompts = [
-        Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row.prompt, config.chat_template_kwargs)))
-        for row in rows
+        Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row, config.chat_template_kwargs))) for row in rows
     ]
     empty = next((prompt for prompt in prompts if not len(prompt.ids)), None)
     if empty is not None:
         raise UserError(f"{empty.row.source}: the prompt has no tokens; give it some text")
+    for prompt in prompts:
+        policy.require_known(prompt.ids.tolist(), prompt.row.source)
     fitted = [fit_prompt(prompt.ids.tolist(), limit, config.truncation) for prompt in prompts]
     log_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
     return [Prompt(p.row, torch.tensor(ids)) for p, ids in zip(prompts, fitted, strict=True) if ids is not None]

@@ -21,13 +21,14 @@ from cohort.config import (
 from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
 from cohort.data.rows import load_rows
+from cohort.data.templates import for_template
 from cohort.evaluation.evaluate import Evaluation, evaluate
 from cohort.methods.method import Method
 from cohort.methods.named import find_method
 from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.packed.pack import micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
@@ -95,7 +96,7 @@ class Trainer:
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
         # Data first: its mistakes are told before a model is loaded.
-        rows = self.rows = _rows(train_dataset)
+        rows = _rows(train_dataset)
         eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
         self._check(rows, eval_rows)
         if isinstance(config, DistillConfig):
@@ -108,6 +109,9 @@ class Trainer:
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
         use_template(self.policy.tokenizer, config.template)
+        both = for_template([*rows, *eval_rows], self.policy.tokenizer, config.apply_chat_template)
+        rows = self.rows = both[: len(rows)]
+        eval_rows = both[len(rows) :]
         self.engine = _engine(engine, self.policy, config.max_rows)
         self.state = TrainerState()
         self.prepared = False
@@ -282,12 +286,13 @@ class Trainer:
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
 
     def _demonstration_loss(self, demonstrations: Demonstrations) -> float:
-        """Mean over demonstrations of the mean negative log-probability of their tokens."""
-        parts = [Part(i, p, range(1), [c]) for i, (_, p, c) in enumerate(demonstrations.examples)]
+        """Mean over demonstrations of the mean negative log-probability of their trained tokens."""
+        parts = demonstrations.parts()
         self.policy.model.eval()
         logprobs_of = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
-        return -sum(float(logprobs.mean()) for logprobs in logprobs_of.values()) / len(logprobs_of)
+        means = [float(logprobs_of[i, 0][demonstrations.trained(i)].mean()) for i in range(len(parts))]
+        return -sum(means) / len(means)
 
 
 def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:

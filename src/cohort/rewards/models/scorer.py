@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohort.rewards.functions.text import content
-from cohort.types import Text, UserError
+from cohort.types import Text, UserError, joined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +48,9 @@ class Scorer:
         end."""
         tokenizer = self.tokenizer
         templated = not isinstance(prompt, str) and tokenizer.chat_template
-        if templated:
+        if templated and not isinstance(prompt, str):
             reply = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-            written = tokenizer.apply_chat_template([*prompt, *reply], tokenize=False, **self.template)
+            written = tokenizer.apply_chat_template(joined(prompt, reply), tokenize=False, **self.template)
             ids = tokenizer(written, add_special_tokens=False)
         elif self.pairs:
             ids = tokenizer(_plain(prompt), content(completion))
@@ -108,8 +108,10 @@ class Scorer:
             spans, parts = encoding.pop("offset_mapping"), encoding.sequence_ids()
             starts = [(i, span[0]) for i, span in enumerate(spans) if parts[i] == 1]
             return dict(encoding), starts, limit is not None and len(spans) == limit
-        if templated:
-            options = {"add_generation_prompt": True, "tokenize": False, **self.template}
+        if templated and not isinstance(prompt, str):
+            opened = prompt[-1].get("role") == "assistant"
+            ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
+            options = {**ending, "tokenize": False, **self.template}
             before, special = tokenizer.apply_chat_template(prompt, **options), False
         else:
             before, special = _plain(prompt), True

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cohort.config import TrainingConfig
+from cohort.config import SFTConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, log_fitted
 from cohort.data.order import picks
-from cohort.data.templates import encode_demonstration
+from cohort.data.templates import Demonstration, encode_demonstrations
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
+from cohort.policy.packed.pack import Part
 from cohort.train.sources.source import Batch, give_credit
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
@@ -27,18 +28,32 @@ class Demonstrations:
                 f"{missing.source}: no completion; {method.name} learns from demonstrations and needs a column "
                 f"`completion` (here: {', '.join(missing.columns) or 'none'}): map it: `columns: {{completion: ...}}`"
             )
-        pairs = [encode_demonstration(policy.tokenizer, row, config.chat_template_kwargs) for row in rows]
-        lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
-        limit, key = demonstration_limit(policy.context_length, config)
-        fitted = [fit_demonstration(*pair, limit, config.truncation) for pair in pairs]
-        log_fitted(lengths, fitted, limit, key, "demonstrations")
-        self.examples = [
-            (row, torch.tensor(pair[0]), torch.tensor(pair[1]))
-            for row, pair in zip(rows, fitted, strict=True)
-            if pair is not None
+        last_only = isinstance(config, SFTConfig) and config.mask_history
+        kwargs = config.chat_template_kwargs
+        encoded = [
+            (row, each) for row in rows for each in encode_demonstrations(policy.tokenizer, row, kwargs, last_only)
         ]
+        for row, (prompt, completion, _) in encoded:
+            policy.require_known([*prompt, *completion], row.source)
+        lengths = [len(each.prompt) + len(each.completion) for _, each in encoded]
+        limit, key = demonstration_limit(policy.context_length, config)
+        fitted = [(row, fit_demonstration(each, limit, config.truncation)) for row, each in encoded]
+        log_fitted(lengths, [each for _, each in fitted], limit, key, "demonstrations")
+        self.examples = [(row, each) for row, each in fitted if each is not None]
         self.policy, self.config, self.method = policy, config, method
         self.size, self.per_batch = len(self.examples), config.batch_size
+
+    def parts(self) -> list[Part]:
+        """All demonstrations, for a forward pass."""
+        return [
+            Part(i, torch.tensor(each.prompt), range(1), [torch.tensor(each.completion)])
+            for i, (_, each) in enumerate(self.examples)
+        ]
+
+    def trained(self, i: int) -> Tensor:
+        """bool [n], which tokens of the i-th completion are trained on."""
+        _, (_, completion, trained) = self.examples[i]
+        return torch.tensor([True] * len(completion) if trained is None else trained)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing to prepare."""
@@ -48,7 +63,20 @@ class Demonstrations:
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
         groups = [self._group(*self.examples[i]) for i in chosen]
         give_credit(groups, self.method, config)
+        for group, i in zip(groups, chosen, strict=True):
+            _leave_out_others(group, self.trained(i))
         return Batch(groups, {})
 
-    def _group(self, row: Row, prompt: Tensor, completion: Tensor) -> Group:
-        return Group(prompt, [Completion(completion, torch.zeros(len(completion)), version=self.policy.version)], row)
+    def _group(self, row: Row, demonstration: Demonstration) -> Group:
+        completion = torch.tensor(demonstration.completion)
+        zeros = torch.zeros(len(completion))
+        return Group(
+            torch.tensor(demonstration.prompt), [Completion(completion, zeros, version=self.policy.version)], row
+        )
+
+
+def _leave_out_others(group: Group, trained: Tensor) -> None:
+    """Give tokens that are not the assistant's no advantage. The others' grows by their share of the completion, so
+    that its mean over all tokens stays the mean over the trained ones."""
+    if not bool(trained.all()):
+        group.advantages[0] = group.advantages[0] * trained * (len(trained) / trained.sum())

@@ -14,7 +14,7 @@ import torch
 from cohort.config import DPOConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, log_fitted
 from cohort.data.preferences import pair
-from cohort.data.templates import encode_demonstration
+from cohort.data.templates import Demonstration, encode_demonstration
 from cohort.formulas.preference import PREFERENCE_LOSSES, preference
 from cohort.formulas.spread import equal
 from cohort.methods.method import Method
@@ -80,17 +80,19 @@ def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Gr
         [encode_demonstration(policy.tokenizer, each, config.chat_template_kwargs) for each in pair(row)]
         for row in rows
     ]
+    for row, both in zip(rows, encoded, strict=True):
+        policy.require_known([token for each in both for token in (*each.prompt, *each.completion)], row.source)
     limit, key = demonstration_limit(policy.context_length, config)
-    cut = [[fit_demonstration(*each, limit, config.truncation) for each in both] for both in encoded]
+    cut = [[fit_demonstration(each, limit, config.truncation) for each in both] for both in encoded]
     fitted = [None if None in both else [each for each in both if each is not None] for both in cut]
-    lengths = [max(len(prompt) + len(completion) for prompt, completion in both) for both in encoded]
+    lengths = [max(len(each.prompt) + len(each.completion) for each in both) for both in encoded]
     log_fitted(lengths, fitted, limit, key, "pairs")
     return [_pair_group(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
 
 
-def _pair_group(row: Row, both: list[tuple[list[int], list[int]]]) -> Group:
-    completions = [Completion(torch.tensor(ids), torch.zeros(len(ids))) for _, ids in both]
-    return Group(torch.tensor(both[0][0]), completions, row)
+def _pair_group(row: Row, both: list[Demonstration]) -> Group:
+    completions = [Completion(torch.tensor(each.completion), torch.zeros(len(each.completion))) for each in both]
+    return Group(torch.tensor(both[0].prompt), completions, row)
 
 
 def best_worst(group: Group, rng: random.Random) -> tuple[int, int]:
