@@ -20,7 +20,9 @@ from cohort.rewards.calls import (
     arguments_of,
     await_all,
     failure,
+    own_copies,
     start_of,
+    user_code,
     warn_when_slow,
 )
 from cohort.rewards.component import Bounds, Component, checked_bounds, components, importable, weights_of
@@ -190,12 +192,15 @@ def clipped(value: float, bounds: Bounds | None) -> float:
 
 def _call(part: Component, wanted: Arguments, offered: Arguments, logs: Logs) -> Any:
     """What the function returns; for an async function, its awaitable."""
+    pressed: list[int] = []
     try:
-        with warn_when_slow(part.name, len(offered["completions"])):
-            return part.function(**wanted | accepted_by(part.function, logs.for_function(part.name)))
+        with warn_when_slow(part.name, len(offered["completions"])), user_code() as pressed:
+            return part.function(**own_copies(wanted) | accepted_by(part.function, logs.for_function(part.name)))
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if pressed and isinstance(error, KeyboardInterrupt):
+            raise
         raise failure(part.name, part.function, wanted, offered, error) from error
 
 
