@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cohort.rewards import supervise
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
 from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, accepted_by, at_row, rows_of
 from cohort.types import TrainerState, UserError
@@ -176,14 +177,12 @@ class _Worker:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._where = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
-        process = self._process = subprocess.Popen(
+        process = self._process = supervise.start(
             [sys.executable, str(Path(__file__).with_name("pool_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             pass_fds=(self._where.fileno(),),
             env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
         )
-        self._end = weakref.finalize(self, _kill, process, self._where)
+        self._end = weakref.finalize(self, _kill, process, self._where, os.getpid())
         setup = {"path": sys.path, "spec": self.spec, "timeout": self.timeout, "where": self._where.fileno()}
         _send(process, json.dumps(setup))
         greeting = read_reply(process, START_SECONDS)
@@ -208,19 +207,17 @@ def _send(process: subprocess.Popen[bytes], line: str) -> None:
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
     try:
-        process.wait(0.5)
+        process.wait(2)
     except subprocess.TimeoutExpired:
         return False
     return True
 
 
-def _kill(process: subprocess.Popen[bytes], where: Any) -> None:
-    process.kill()
-    # A write buffer that still holds a request for the dead process raises when it is closed.
-    process.stdin.detach().close()  # type: ignore[union-attr]
-    process.stdout.close()  # type: ignore[union-attr]
-    process.wait()
-    where.close()
+def _kill(process: subprocess.Popen[bytes], where: Any, owner: int) -> None:
+    # A process that this one forked runs the finalizers at its end too.
+    if os.getpid() == owner:
+        supervise.end(process)
+        where.close()
 
 
 def _stack(dump: str) -> str:
