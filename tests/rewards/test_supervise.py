@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -175,6 +176,34 @@ def test_nothing_outlives_a_killed_trainer(file: str, tmp_path: Path) -> None:
     while any(map(alive, started)) and time.monotonic() < until:
         time.sleep(0.05)
     assert [pid for pid in started if alive(pid)] == []
+
+
+@on_linux
+@pytest.mark.parametrize("to", ["the trainer", "its group"])
+def test_ctrl_c_ends_a_call_that_hangs(file: str, tmp_path: Path, to: str) -> None:
+    marker = str(tmp_path / "marker")
+    code = (
+        "from cohort.rewards import Rewards\n"
+        f"rewards = Rewards([{{'name': {file + ':reward'!r}, 'processes': 1}}])\n"
+        "try:\n"
+        f"    rewards(['p'], ['c'], [[1]], dict(marker=[{marker!r}], start=['daemon'], then=['regex']))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', flush=True)\n"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ, text=True, start_new_session=True
+    )
+    try:
+        until = time.monotonic() + 60
+        while not running(f"# {marker}") and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        (os.kill if to == "the trainer" else os.killpg)(trainer.pid, signal.SIGINT)
+        assert trainer.communicate(timeout=30)[0] == "interrupted\n"
+    finally:
+        trainer.kill()
+        trainer.wait()
+    assert gone(f"# {marker}")
 
 
 def alive(pid: int) -> bool:

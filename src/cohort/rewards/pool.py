@@ -6,9 +6,11 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -36,6 +38,10 @@ class Died(Exception):
     """A worker process ended during a call. The text has its exit code or signal."""
 
 
+class Interrupted(Exception):
+    """A worker process was ended during a call by Ctrl-C or by `Pool.stop`."""
+
+
 class Pool:
     """One function in `processes` worker processes. They start at the first call, and again after a kill.
 
@@ -45,11 +51,14 @@ class Pool:
     def __init__(self, name: str, spec: str | Mapping[str, Any], processes: int, timeout: float | None) -> None:
         self.name, self.timeout, self.processes = name, timeout, processes
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(processes):
-            self._idle.put(_Worker(spec, timeout))
+        self._stopped = False
+        self._workers = [_Worker(spec, timeout) for _ in range(processes)]
+        for worker in self._workers:
+            self._idle.put(worker)
 
     def call(self, function: Callable[..., Any], arguments: Arguments, offered: Arguments, logs: Logs) -> list[Any]:
         """The scores of all rows, in order. RewardFunctionError where a call raises, hangs or loses its process."""
+        self._stopped = False
         rows = len(offered["completions"])
         portions = 1 if self.processes == 1 else min(rows, CHUNKS_PER_PROCESS * self.processes)
         size = max(1, math.ceil(rows / max(1, portions)))
@@ -58,7 +67,12 @@ class Pool:
 
         def portion(start: int) -> dict[str, Any]:
             stop = min(start + size, rows)
-            return self._portion(rows_of(arguments, start, stop, rows), wanted, range(start, stop), offered)
+            try:
+                if self._stopped:
+                    raise Interrupted
+                return self._portion(rows_of(arguments, start, stop, rows), wanted, range(start, stop), offered)
+            except Interrupted:
+                raise RewardFunctionError(f"reward function {self.name!r} was interrupted") from None
 
         with ThreadPoolExecutor(self.processes) as threads:
             waiting = [threads.submit(portion, start) for start in starts]
@@ -68,6 +82,12 @@ class Pool:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
         return self._joined(replies, logs)
+
+    def stop(self) -> None:
+        """End the calls that run in other threads, and their worker processes. The next call starts new ones."""
+        self._stopped = True
+        for worker in self._workers:
+            worker.interrupt()
 
     def _portion(self, arguments: Arguments, wanted: list[str], rows: range, offered: Arguments) -> dict[str, Any]:
         """The reply for the given rows of `offered`."""
@@ -146,9 +166,24 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._where: Any = None
         self._end: Any = None
+        self._lock = threading.Lock()
+        self._asked: subprocess.Popen[bytes] | None = None
+        """The process while it works on a call; None when it was interrupted."""
 
     def ask(self, line: str) -> dict[str, Any]:
         process = self.start()
+        with self._lock:
+            self._asked = process
+        try:
+            return self._reply(process, line)
+        finally:
+            with self._lock:
+                interrupted, self._asked = self._asked is None, None
+            if interrupted and self._process is not None:
+                self._end()
+                self._process = None
+
+    def _reply(self, process: subprocess.Popen[bytes], line: str) -> dict[str, Any]:
         limit = math.inf if self.timeout is None else self.timeout + GRACE_SECONDS
         try:
             _send(process, line)
@@ -158,6 +193,12 @@ class _Worker:
         if reply is None:
             raise self._failed(process)
         return reply
+
+    def interrupt(self) -> None:
+        with self._lock:
+            process, self._asked = self._asked, None
+        if process is not None:
+            process.send_signal(signal.SIGINT)
 
     def _failed(self, process: subprocess.Popen[bytes]) -> Exception:
         # A process that is still alive exceeded the limit; one that ended may have written its stack.
@@ -169,6 +210,8 @@ class _Worker:
         if self.timeout is not None and (stack or not ended):
             return Hung(f"did not return within its time limit of {self.timeout:g} s{stack}")
         code = process.returncode
+        if code == -signal.SIGINT:
+            return Interrupted()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return Died(f"lost its worker process, which {how}")
 

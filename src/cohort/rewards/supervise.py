@@ -18,6 +18,8 @@ from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that end a supervisor and its processes. The terminal sends it those that it sends the trainer."""
 END_SECONDS = 5.0
 """Time that a supervisor has to end its processes, before it is killed itself, and the worker with it."""
 
@@ -25,10 +27,7 @@ END_SECONDS = 5.0
 def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     """The supervisor of a process that runs the command. Its pipes, its exit code and its signal are the worker's."""
     supervisor = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
-    # A session of its own: Ctrl-C in the terminal is for the process that uses the worker.
-    return subprocess.Popen(
-        supervisor + command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, **options
-    )
+    return subprocess.Popen(supervisor + command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -45,18 +44,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(parent: int, command: list[str]) -> None:
-    """Run the command until it ends, SIGTERM comes, standard input is closed, or the parent is gone."""
+    """Run the command until it ends, one of ENDS comes, standard input is closed, or the parent is gone."""
     signals, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    for number in (signal.SIGCHLD, *ENDS):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has the parent ignore SIGHUP
+            signal.signal(number, lambda *_: None)
     # Descendants whose own parents end become children of this process, also after a double fork or setsid.
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     supervisor = os.getpid()
     worker = os.fork()
     if not worker:
-        os.setpgid(0, 0)
+        os.setpgid(0, 0)  # Ctrl-C is for the trainer and for the supervisor
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(1)
@@ -69,9 +69,10 @@ def main(parent: int, command: list[str]) -> None:
     code: int | None = None
     while code is None and os.getppid() == parent:
         ready = dict(poll.poll(1000))
-        if 0 in ready or (signals in ready and signal.SIGTERM in os.read(signals, 4096)):
+        if 0 in ready:
             break
-        code = _reap(worker)
+        asked = [-number for number in (os.read(signals, 4096) if signals in ready else b"") if number in ENDS]
+        code = asked[0] if asked else _reap(worker)
     _end_all(worker)
     if code is not None and code < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
