@@ -31,8 +31,9 @@ def _load_file(place: str, reader: str) -> ModuleType:
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[key]
+            _refuse_exit(error, place, reader)
             raise
     return sys.modules[key]
 
@@ -40,8 +41,20 @@ def _load_file(place: str, reader: str) -> ModuleType:
 def _import(place: str, reader: str) -> ModuleType:
     try:
         return importlib.import_module(place)
+    except SystemExit as error:
+        _refuse_exit(error, place, reader)
+        raise
     except ModuleNotFoundError as error:
         # Where the module exists but imports something that does not, its own error passes through.
         if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
             raise
         raise UserError(f"{reader}: there is no module {error.name!r}; is it installed?") from None
+
+
+def _refuse_exit(error: BaseException, place: str, reader: str) -> None:
+    """Raises UserError for SystemExit, which would end the run without a message."""
+    if isinstance(error, SystemExit):
+        raise UserError(
+            f"{reader}: importing {place} calls sys.exit({error.code!r}); put what it does as a script under "
+            "`if __name__ == '__main__':`"
+        ) from error

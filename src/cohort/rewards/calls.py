@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS, reference_from
 from cohort.rewards.functions.text import content
-from cohort.types import Text, UserError, did_you_mean
+from cohort.types import Text, TrainerState, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
 Arguments = dict[str, Any]
 LOGS = ("log_extra", "log_metric")
+
+_UNCHANGEABLE = frozenset({str, int, float, bool, complex, bytes, type(None)})
 
 SLOW_SECONDS = 60.0
 """A call without a time limit that runs longer than this is reported in a warning."""
@@ -93,14 +100,46 @@ def rows_of(arguments: Arguments, start: int, stop: int, rows: int) -> Arguments
     return {k: v[start:stop] if isinstance(v, list) and len(v) == rows else v for k, v in arguments.items()}
 
 
+def own_copies(arguments: Arguments) -> Arguments:
+    """The arguments for one call: what the function changes in them is seen by no one else."""
+    return {name: (_copied_ids if name == "completion_ids" else _own_copy)(value) for name, value in arguments.items()}
+
+
+def _copied_ids(value: Any) -> Any:
+    # Token ids are the bulk of a batch, so lists of them are not looked through.
+    return [ids[:] if type(ids) is list else _own_copy(ids) for ids in value]
+
+
+def _own_copy(value: Any) -> Any:
+    """The value if it cannot be changed or copied, else a copy. An object that occurs twice is copied twice."""
+    kind = type(value)
+    if kind in _UNCHANGEABLE:
+        return value
+    if kind is list or kind is tuple:
+        return kind(value) if _UNCHANGEABLE.issuperset(map(type, value)) else kind(map(_own_copy, value))
+    if kind is dict:
+        return {key: _own_copy(item) for key, item in value.items()}
+    if kind is TrainerState:
+        return replace(value, log_history=list(map(dict, value.log_history)))
+    with suppress(AttributeError, RuntimeError, TypeError, ValueError, copy.Error):
+        return copy.deepcopy(value)
+    return value
+
+
 def await_all(awaitables: list[Awaitable[Any]]) -> list[Any]:
     """Run awaitables concurrently; the result or the exception of each."""
     if not awaitables:
         return []
     import asyncio
 
+    async def outcome(awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except BaseException as error:  # noqa: BLE001 - SystemExit in a task would end the loop's thread
+            return error
+
     async def together() -> list[Any]:
-        return await asyncio.gather(*awaitables, return_exceptions=True)
+        return await asyncio.gather(*map(outcome, awaitables))
 
     return asyncio.run_coroutine_threadsafe(together(), _event_loop()).result()
 
@@ -120,8 +159,42 @@ def _event_loop() -> Any:
     with _loop_lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="async rewards", daemon=True).start()
+            threading.Thread(target=_run_forever, args=(_loop,), name="async rewards", daemon=True).start()
     return _loop
+
+
+def _run_forever(loop: Any) -> None:
+    while True:
+        # asyncio hands these two to the task that waits for the one that raised them, and ends the loop too.
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+
+
+@contextmanager
+def user_code() -> Iterator[list[int]]:
+    """Around a call of a reward function; yields the list of Ctrl-C signals that arrive during the call.
+
+    With it, an interrupt by the user is told from a KeyboardInterrupt that the function raises. A process that the
+    function forked ends at the end of the block: it must not go on as a second trainer.
+    """
+    process, pressed = os.getpid(), list[int]()
+    handler = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        pressed.append(number)
+        assert callable(handler)
+        return handler(number, frame)
+
+    noted = callable(handler) and threading.current_thread() is threading.main_thread()
+    if noted:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+        if noted and signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
@@ -169,16 +242,17 @@ def _ignore(*_: Any) -> None:
 
 
 def _raises_alone(function: Callable[..., Any], arguments: Arguments, kind: type[BaseException]) -> bool:
-    arguments = arguments | accepted_by(function, dict.fromkeys(LOGS, _ignore))
-    # A different exception proves nothing: the function may need more than one row.
-    with suppress(Exception):
-        try:
+    arguments = own_copies(arguments) | accepted_by(function, dict.fromkeys(LOGS, _ignore))
+    pressed: list[int] = []
+    try:
+        with user_code() as pressed:
             result = function(**arguments)
-            if inspect.isawaitable(result):
-                return isinstance(await_all([result])[0], kind)
-        except kind:
-            return True
-    return False
+            return inspect.isawaitable(result) and isinstance(await_all([result])[0], kind)
+    except BaseException as error:
+        if pressed:
+            raise
+        # A different exception proves nothing: the function may need more than one row.
+        return isinstance(error, kind)
 
 
 def start_of(text: Text) -> str:

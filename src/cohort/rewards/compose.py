@@ -6,8 +6,9 @@ import inspect
 import math
 import numbers
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +21,9 @@ from cohort.rewards.calls import (
     arguments_of,
     await_all,
     failure,
+    own_copies,
     start_of,
+    user_code,
     warn_when_slow,
 )
 from cohort.rewards.component import Bounds, Component, checked_bounds, components, importable, weights_of
@@ -154,7 +157,7 @@ class Rewards:
             seconds[name] = time.perf_counter() - start
 
         results: list[Any] = []
-        with ThreadPoolExecutor(max(1, len(self._pools))) as threads:
+        with ThreadPoolExecutor(max(1, len(self._pools))) as threads, self._stopping_pools():
             pooled: dict[str, Future[Any]] = {}
             for part, wanted in zip(self.parts, calls, strict=True):
                 if part.name in self._pools:
@@ -171,6 +174,16 @@ class Rewards:
                 if part.name in pooled:
                     results[i] = pooled[part.name].result()
         return results
+
+    @contextmanager
+    def _stopping_pools(self) -> Iterator[None]:
+        """Where the block raises, calls in worker processes end too: the threads that wait for them are joined."""
+        try:
+            yield
+        except BaseException:
+            for pool in self._pools.values():
+                pool.stop()
+            raise
 
     def _sum(self, row: tuple[float | None, ...], prompt: Text) -> float:
         counted = [weight != 0 and not steps for weight, steps in zip(self.weights, self.of_steps, strict=True)]
@@ -190,12 +203,15 @@ def clipped(value: float, bounds: Bounds | None) -> float:
 
 def _call(part: Component, wanted: Arguments, offered: Arguments, logs: Logs) -> Any:
     """What the function returns; for an async function, its awaitable."""
+    pressed: list[int] = []
     try:
-        with warn_when_slow(part.name, len(offered["completions"])):
-            return part.function(**wanted | accepted_by(part.function, logs.for_function(part.name)))
+        with warn_when_slow(part.name, len(offered["completions"])), user_code() as pressed:
+            return part.function(**own_copies(wanted) | accepted_by(part.function, logs.for_function(part.name)))
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if pressed and isinstance(error, KeyboardInterrupt):
+            raise
         raise failure(part.name, part.function, wanted, offered, error) from error
 
 

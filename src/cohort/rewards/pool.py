@@ -6,9 +6,11 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cohort.rewards import supervise
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
 from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, accepted_by, at_row, rows_of
 from cohort.types import TrainerState, UserError
@@ -35,6 +38,10 @@ class Died(Exception):
     """A worker process ended during a call. The text has its exit code or signal."""
 
 
+class Interrupted(Exception):
+    """A worker process was ended during a call by Ctrl-C or by `Pool.stop`."""
+
+
 class Pool:
     """One function in `processes` worker processes. They start at the first call, and again after a kill.
 
@@ -44,11 +51,14 @@ class Pool:
     def __init__(self, name: str, spec: str | Mapping[str, Any], processes: int, timeout: float | None) -> None:
         self.name, self.timeout, self.processes = name, timeout, processes
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(processes):
-            self._idle.put(_Worker(spec, timeout))
+        self._stopped = False
+        self._workers = [_Worker(spec, timeout) for _ in range(processes)]
+        for worker in self._workers:
+            self._idle.put(worker)
 
     def call(self, function: Callable[..., Any], arguments: Arguments, offered: Arguments, logs: Logs) -> list[Any]:
         """The scores of all rows, in order. RewardFunctionError where a call raises, hangs or loses its process."""
+        self._stopped = False
         rows = len(offered["completions"])
         portions = 1 if self.processes == 1 else min(rows, CHUNKS_PER_PROCESS * self.processes)
         size = max(1, math.ceil(rows / max(1, portions)))
@@ -57,7 +67,12 @@ class Pool:
 
         def portion(start: int) -> dict[str, Any]:
             stop = min(start + size, rows)
-            return self._portion(rows_of(arguments, start, stop, rows), wanted, range(start, stop), offered)
+            try:
+                if self._stopped:
+                    raise Interrupted
+                return self._portion(rows_of(arguments, start, stop, rows), wanted, range(start, stop), offered)
+            except Interrupted:
+                raise RewardFunctionError(f"reward function {self.name!r} was interrupted") from None
 
         with ThreadPoolExecutor(self.processes) as threads:
             waiting = [threads.submit(portion, start) for start in starts]
@@ -67,6 +82,12 @@ class Pool:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
         return self._joined(replies, logs)
+
+    def stop(self) -> None:
+        """End the calls that run in other threads, and their worker processes. The next call starts new ones."""
+        self._stopped = True
+        for worker in self._workers:
+            worker.interrupt()
 
     def _portion(self, arguments: Arguments, wanted: list[str], rows: range, offered: Arguments) -> dict[str, Any]:
         """The reply for the given rows of `offered`."""
@@ -145,9 +166,24 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._where: Any = None
         self._end: Any = None
+        self._lock = threading.Lock()
+        self._asked: subprocess.Popen[bytes] | None = None
+        """The process while it works on a call; None when it was interrupted."""
 
     def ask(self, line: str) -> dict[str, Any]:
         process = self.start()
+        with self._lock:
+            self._asked = process
+        try:
+            return self._reply(process, line)
+        finally:
+            with self._lock:
+                interrupted, self._asked = self._asked is None, None
+            if interrupted and self._process is not None:
+                self._end()
+                self._process = None
+
+    def _reply(self, process: subprocess.Popen[bytes], line: str) -> dict[str, Any]:
         limit = math.inf if self.timeout is None else self.timeout + GRACE_SECONDS
         try:
             _send(process, line)
@@ -157,6 +193,12 @@ class _Worker:
         if reply is None:
             raise self._failed(process)
         return reply
+
+    def interrupt(self) -> None:
+        with self._lock:
+            process, self._asked = self._asked, None
+        if process is not None:
+            process.send_signal(signal.SIGINT)
 
     def _failed(self, process: subprocess.Popen[bytes]) -> Exception:
         # A process that is still alive exceeded the limit; one that ended may have written its stack.
@@ -168,6 +210,8 @@ class _Worker:
         if self.timeout is not None and (stack or not ended):
             return Hung(f"did not return within its time limit of {self.timeout:g} s{stack}")
         code = process.returncode
+        if code == -signal.SIGINT:
+            return Interrupted()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return Died(f"lost its worker process, which {how}")
 
@@ -176,14 +220,12 @@ class _Worker:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._where = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process lives
-        process = self._process = subprocess.Popen(
+        process = self._process = supervise.start(
             [sys.executable, str(Path(__file__).with_name("pool_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             pass_fds=(self._where.fileno(),),
             env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
         )
-        self._end = weakref.finalize(self, _kill, process, self._where)
+        self._end = weakref.finalize(self, _kill, process, self._where, os.getpid())
         setup = {"path": sys.path, "spec": self.spec, "timeout": self.timeout, "where": self._where.fileno()}
         _send(process, json.dumps(setup))
         greeting = read_reply(process, START_SECONDS)
@@ -208,19 +250,17 @@ def _send(process: subprocess.Popen[bytes], line: str) -> None:
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
     try:
-        process.wait(0.5)
+        process.wait(2)
     except subprocess.TimeoutExpired:
         return False
     return True
 
 
-def _kill(process: subprocess.Popen[bytes], where: Any) -> None:
-    process.kill()
-    # A write buffer that still holds a request for the dead process raises when it is closed.
-    process.stdin.detach().close()  # type: ignore[union-attr]
-    process.stdout.close()  # type: ignore[union-attr]
-    process.wait()
-    where.close()
+def _kill(process: subprocess.Popen[bytes], where: Any, owner: int) -> None:
+    # A process that this one forked runs the finalizers at its end too.
+    if os.getpid() == owner:
+        supervise.end(process)
+        where.close()
 
 
 def _stack(dump: str) -> str:

@@ -11,26 +11,28 @@ import json
 import numbers
 import os
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 
 def main() -> None:
+    process = os.getpid()
     # The pipes move to other descriptors than 0 and 1: what the function prints goes to stderr, not into a reply.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
-    def reply(value: Any) -> None:
-        replies.write(json.dumps(value, default=_plain).encode() + b"\n")
+    def reply(line: str) -> None:
+        # A process that the function forked ends here: it must not answer too.
+        if os.getpid() != process:
+            os._exit(0)
+        replies.write(line.encode() + b"\n")
         replies.flush()
 
     setup = json.loads(requests.readline())
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.path[:] = setup["path"]
     from cohort.rewards.resolve import resolve
     from cohort.types import TrainerState, UserError
@@ -38,10 +40,10 @@ def main() -> None:
     mistakes = (UserError,)
     try:
         _, function = resolve(setup["spec"])
-    except Exception as error:  # noqa: BLE001 - the other process raises it
-        reply(_error_reply(error, mistakes))
+    except BaseException as error:  # noqa: BLE001 - the other process raises it
+        reply(json.dumps(_error_reply(error, mistakes)))
         return
-    reply({"ready": True})
+    reply(json.dumps({"ready": True}))
     for line in requests:
         call = json.loads(line)
         state = call["arguments"].get("trainer_state")
@@ -51,9 +53,9 @@ def main() -> None:
             # Its watchdog thread does not need the interpreter lock: it also stops a long regular expression.
             faulthandler.dump_traceback_later(setup["timeout"], exit=True, file=setup["where"])
         try:
-            answer = _call(function, call)
-        except Exception as error:  # noqa: BLE001 - the other process raises it
-            answer = _error_reply(error, mistakes)
+            answer = json.dumps(_call(function, call), default=_plain)
+        except BaseException as error:  # noqa: BLE001 - the other process raises it; SystemExit too
+            answer = json.dumps(_error_reply(error, mistakes))
         faulthandler.cancel_dump_traceback_later()
         reply(answer)
 
@@ -67,9 +69,27 @@ def _call(function: Callable[..., Any], call: dict[str, Any]) -> dict[str, Any]:
     }
     result = function(**call["arguments"], **{name: logs[name] for name in call["logs"]})
     if inspect.isawaitable(result):
-        result = _loop().run_until_complete(result)
+        result = _awaited(result)
     values = result.tolist() if hasattr(result, "tolist") else result
     return {"result": list(values) if isinstance(values, tuple) else values, "metrics": metrics, "extra": extra}
+
+
+def _awaited(awaitable: Awaitable[Any]) -> Any:
+    async def outcome() -> tuple[Any, BaseException | None]:
+        try:
+            return await awaitable, None
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            return None, error
+
+    task = _loop().create_task(outcome())
+    while not task.done():
+        # asyncio hands these two to the task that waits for the one that raised them, and stops the loop too.
+        with suppress(SystemExit, KeyboardInterrupt):
+            _loop().run_until_complete(task)
+    result, error = task.result()
+    if error is not None:
+        raise error
+    return result
 
 
 @lru_cache
@@ -80,7 +100,7 @@ def _loop() -> Any:
     return asyncio.new_event_loop()
 
 
-def _error_reply(error: Exception, mistakes: tuple[type[Exception], ...]) -> dict[str, Any]:
+def _error_reply(error: BaseException, mistakes: tuple[type[Exception], ...]) -> dict[str, Any]:
     if isinstance(error, mistakes):
         return {"mistake": str(error)}
     kind = type(error).__name__
@@ -92,12 +112,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return float(value) if isinstance(value, numbers.Real) else repr(value)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ def cut(text: str, split: Split) -> Cut:
 
     Raises UserError where the split's pieces do not join to the text.
     """
-    pieces = split(text)
+    try:
+        pieces = split(text)
+    except SystemExit as error:
+        raise UserError(f"the step splitter calls sys.exit({error.code!r}) for the text {text[:100]!r}") from error
     if not isinstance(pieces, list) or "".join(pieces) != text:
         raise UserError(
             f"the step splitter must cut the text {text[:100]!r} into pieces that join to it; it gave "

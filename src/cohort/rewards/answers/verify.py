@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from cohort.rewards import supervise
 from cohort.types import UserError
 
 SECONDS = 2.0
@@ -54,11 +55,7 @@ class Worker:
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return
-        process.kill()
-        # A write buffer that still holds a request for the dead process raises when it is closed.
-        process.stdin.detach().close()  # type: ignore[union-attr]
-        process.stdout.close()  # type: ignore[union-attr]
-        process.wait()
+        supervise.end(process)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
@@ -67,10 +64,8 @@ class Worker:
         atexit.unregister(self.close)
         atexit.register(self.close)
         self._owner = os.getpid()
-        process = self._process = subprocess.Popen(
+        process = self._process = supervise.start(
             [sys.executable, str(Path(__file__).with_name("verify_worker.py")), self.kind, str(self.seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             # One thread: the memory limit is not spent on thread pools. Fixed hashes: repeatable judgements.
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},

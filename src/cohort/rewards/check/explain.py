@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS
+from cohort.rewards.calls import own_copies
 from cohort.rewards.check.probes import Encode, score
 from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
@@ -92,7 +93,14 @@ def try_rewards(rewards: Rewards, rows: Sequence[Row], encode: Encode | None = N
             scores.totals[i],
             {name: values[i] for name, values in scores.components.items()},
             {name: values[i] for name, values in scores.counted.items()},
-            {name: how(text, row.columns) for name, how in explain.items() if how is not None},
+            {name: _matched(name, how, text, row) for name, how in explain.items() if how is not None},
         )
         for i, (row, text) in enumerate(zip(rows, texts, strict=True))
     ]
+
+
+def _matched(name: str, how: Explain, text: str, row: Row) -> Matched:
+    try:
+        return how(text, own_copies(row.columns))
+    except SystemExit as error:
+        raise UserError(f"{row.source}: `explain` of reward {name!r} calls sys.exit({error.code!r})") from error

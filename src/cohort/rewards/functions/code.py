@@ -12,7 +12,7 @@ from cohort.rewards.functions.programs import bodies, of_command, programs
 from cohort.rewards.functions.text import content
 from cohort.rewards.sandbox.layers import Limits, find_layers, require
 from cohort.rewards.sandbox.plan import plan
-from cohort.rewards.sandbox.run import Verdict, run_command, run_tests, side_by_side
+from cohort.rewards.sandbox.run import Verdict, run_command, run_tests, side_by_side, try_command
 from cohort.types import Text, UserError
 
 log = logging.getLogger("cohort")
@@ -46,12 +46,15 @@ class UnitTests:
         self.allow_unsandboxed = allow_unsandboxed
 
     def start(self) -> None:
-        """Called before a run. Raises UserError if this machine has no sandbox, unless allow_unsandboxed is true."""
+        """Called before a run. Raises UserError if this machine has no sandbox, unless allow_unsandboxed is true, or if
+        the command does not start."""
         if not require(find_layers(), self.allow_unsandboxed):
             log.warning(
                 "WARNING: allow_unsandboxed is true and this machine has no sandbox. Programs that a model writes run "
                 "as you, with your files and your network; only time, memory and file size are limited."
             )
+        if self.command:
+            try_command(self.command, self.limits, find_layers())
 
     def __call__(
         self, completions: Sequence[Text], prompts: Sequence[Text] | None = None, log_extra: Any = None, **columns: Any

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS
-from cohort.rewards.functions.endpoint import Endpoint, Replies
+from cohort.rewards.functions.endpoint import Endpoint, Replies, well_formed
 from cohort.rewards.functions.matched import names_of
 from cohort.rewards.functions.text import content
 from cohort.types import Text, UserError
@@ -132,7 +132,7 @@ class _Grader:
         """The score from 0 to 1; None if no reply of the judge has a score."""
         messages = self._messages(prompt, content(completion), reference)
         request = {**self.body, "messages": messages}
-        reply = self.replies.get(self.endpoint.url, request) if self.replies else None
+        reply = self.replies.get(self.endpoint.target, request) if self.replies else None
         score = None if reply is None else parsed_score(reply, self.low, self.high)
         for _ in range(self.retries + 1):
             if score is not None:
@@ -141,11 +141,12 @@ class _Grader:
             reply = self.endpoint.chat({**request, "messages": messages + again}, stop)
             score = parsed_score(reply, self.low, self.high)
             if score is not None and self.replies:
-                self.replies.put(self.endpoint.url, request, reply)
+                self.replies.put(self.endpoint.target, request, reply)
         if score is None and self.must_be_readable:
+            last = self.endpoint.shown(reply or "", None)[-200:]
             raise UserError(
                 f"the judge at {self.endpoint.url} gave no score from {self.low:g} to {self.high:g} in "
-                f"{self.retries + 1} replies; the last ends {(reply or '')[-200:]!r}. Reword the rubric, raise "
+                f"{self.retries + 1} replies; the last ends {last!r}. Reword the rubric, raise "
                 "max_tokens, or set unreadable: lowest"
             )
         return None if score is None else (score - self.low) / (self.high - self.low)
@@ -154,7 +155,7 @@ class _Grader:
         with_reference = "" if reference is None else ", and the reference answer"
         rules = INSTRUCTIONS.format(rubric=self.rubric, low=self.low, high=self.high, reference=with_reference)
         parts = {"question": _plain(prompt), "reference": reference, "answer": completion}
-        fenced = [_fenced(tag, text) for tag, text in parts.items() if text is not None]
+        fenced = [_fenced(tag, well_formed(text)) for tag, text in parts.items() if text is not None]
         return [{"role": "system", "content": rules}, {"role": "user", "content": "\n\n".join(fenced)}]
 
 
@@ -185,7 +186,7 @@ def _reminder(reply: str) -> list[dict[str, str]]:
 
 def _fenced(tag: str, text: str) -> str:
     # A text cannot contain its own digest, so it cannot contain its closing tag.
-    code = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    code = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"<{tag}-{code}>\n{text}\n</{tag}-{code}>"
 
 
@@ -212,4 +213,6 @@ def _key(variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(f"judge: the environment variable {variable}, named by api_key_env, is not set")
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"judge: the environment variable {variable} has characters that no key can have")
     return key

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 TMP_SIZE = 64 << 20
-"""Size of the private /tmp under bubblewrap in bytes."""
+"""Size of the private /tmp under bubblewrap in bytes; without it, of all files that a program may write."""
 PROBE_SECONDS = 20.0
 
 
@@ -133,15 +133,15 @@ def confinement(
     }
 
 
-def python(layers: Layers, code: str, folder: str = "", paths: tuple[str, ...] = ()) -> list[str]:
+def python(layers: Layers, code: str, paths: tuple[str, ...] = ()) -> list[str]:
     """The command of a bare Python that can import `sandbox` and the standard library, under bubblewrap if it works."""
     # Last: no file beside the sandbox may hide a module of the standard library.
     start = f"import sys; sys.path.append({str(FOLDER.parent)!r})\n"
     command = [os.path.realpath(sys.executable), "-I", "-S", "-c", start + code]
-    return [*_bubblewrap(folder, paths), *command] if layers.bubblewrap is None else command
+    return [*_bubblewrap(paths), *command] if layers.bubblewrap is None else command
 
 
-def _bubblewrap(folder: str, paths: tuple[str, ...]) -> list[str]:
+def _bubblewrap(paths: tuple[str, ...]) -> list[str]:
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
     command += ["--cap-drop", "ALL", "--dev", "/dev", "--remount-ro", "/dev"]
     # This mount comes first, because Python or this package may be under /tmp.
@@ -151,9 +151,7 @@ def _bubblewrap(folder: str, paths: tuple[str, ...]) -> list[str]:
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
             command += ["--ro-bind", path, path]
-    if folder:
-        command += ["--bind", folder, folder]
-    return [*command, "--remount-ro", "/", "--chdir", folder or "/tmp", "--"]
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 
 def _tasks() -> int:

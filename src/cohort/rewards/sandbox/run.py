@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -10,12 +11,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from cohort.rewards.sandbox.layers import Layers, Limits, confinement, python
+from cohort.rewards.sandbox.folder import scratch, size
+from cohort.rewards.sandbox.layers import TMP_SIZE, Layers, Limits, confinement, python
 from cohort.rewards.sandbox.plan import Plan
 from cohort.rewards.sandbox.tester import STARTED
 from cohort.rewards.sandbox.wire import WireError, decode, encode
@@ -23,6 +28,10 @@ from cohort.types import UserError
 
 PYTHON_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
 ENDED = "the program ended"
+WATCH_SECONDS = 0.02
+"""Time between two looks at the size of a program's folder: a disk takes some tens of MiB meanwhile."""
+FEW_BYTES = 1 << 20
+"""A program that has written more is stopped while its files are counted."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -126,6 +135,9 @@ def _verdict(tester: subprocess.Popen[bytes], job: bytes, total: int, limits: Li
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    # Without a sandbox, a program's own processes are in its group.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
@@ -141,22 +153,11 @@ def run_command(
     command: a template with `{file}`, such as `perl {file}.pl`; no shell reads it. Trailing whitespace of lines and
     of the whole does not count. Raises UserError for a template that cannot run.
     """
-    words = shlex.split(command)
-    named = [word for word in words if "{file}" in word]
-    interpreter = shutil.which(words[0]) if words else None
-    if interpreter is None or len(named) != 1:
-        problem = "no such program" if named and words else "it must name the program's file once, as {file}"
-        raise UserError(f"unit_tests' command {command!r}: {problem}")
+    try_command(command, limits, layers)
     passed, reason = 0, ""
     for given, expected in cases:
-        with tempfile.TemporaryDirectory(prefix="cohort-") as folder:
-            # If we are root, the program runs as another user: see kernel._own_user.
-            os.chmod(folder, 0o777)
-            file = os.path.join(folder, named[0].replace("{file}", "program"))
-            with open(file, "w", encoding="utf-8", errors="surrogateescape") as opened:
-                opened.write(source)
-            argv = [os.path.realpath(interpreter), *(file if word is named[0] else word for word in words[1:])]
-            output, problem = _output(argv, given, folder, limits, layers)
+        with scratch() as folder:
+            output, problem = _output(_arguments(command, folder, source), given, folder, limits, layers)
         same = not problem and _lines(output) == _lines(expected)
         passed += same
         if not same:
@@ -166,34 +167,122 @@ def run_command(
     return Verdict(passed, len(cases), reason)
 
 
-def _output(argv: list[str], given: str, folder: str, limits: Limits, layers: Layers) -> tuple[str, str]:
+@lru_cache(maxsize=64)
+def try_command(command: str, limits: Limits, layers: Layers) -> None:
+    """Raises UserError where the template is wrong or its interpreter does not start in the sandbox.
+
+    An interpreter that starts reads its program: it runs an empty one, or says something else about an empty file
+    than about a missing one, as a compiler does. One that does not start says the same about both.
+    """
+    said = []
+    for source in ("", None):
+        with scratch() as folder, tempfile.TemporaryFile() as errors:
+            _, problem = _output(_arguments(command, folder, source), "", folder, limits, layers, errors)
+            if not problem:
+                return
+            errors.seek(0)
+            text = errors.read(1 << 20).decode("utf-8", "replace").replace(folder, "").strip()
+            said.append((problem, text))
+    # Addresses and process numbers differ from one start to the next.
+    same = [(problem, re.sub(r"0x[0-9a-fA-F]+|[0-9]+", "0", text)) for problem, text in said]
+    if same[0] == same[1]:
+        problem, text = said[0]
+        raise UserError(
+            f"unit_tests' command {command!r} does not start in the sandbox, so every program would fail: {problem}; "
+            f"it said {text[-500:]!r}. It can read the system's folders, itself and the `lib` next to its own folder, "
+            f"has {limits.memory >> 20} MiB of memory (memory_mb), and cannot start other processes"
+        )
+
+
+def _arguments(command: str, folder: str, source: str | None) -> list[str]:
+    """The template's words for the program's file, which is written into the folder; None: no file."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"unit_tests' command {command!r}: {error}") from None
+    if command.count("{file}") != 1:
+        raise UserError(f"unit_tests' command {command!r}: it must name the program's file once, as {{file}}")
+    interpreter = shutil.which(words[0]) if "\0" not in command else None
+    if interpreter is None:
+        raise UserError(f"unit_tests' command {command!r}: no such program: {words[0]!r}")
+    place = next(i for i, word in enumerate(words) if "{file}" in word)
+    before, after = words[place].split("{file}")
+    # `-f{file}` and `--file={file}` are options with a file; other letters belong to the file's name.
+    option = before if before.startswith("-") or before.endswith("=") else ""
+    name = f"{before[len(option) :]}program{after}"
+    if "/" in name:
+        raise UserError(
+            f"unit_tests' command {command!r}: {{file}} stands for a whole path; add letters to it, no folders"
+        )
+    file = os.path.join(folder, name)
+    if source is not None:
+        with open(file, "wb") as opened:
+            opened.write(_encoded(source))
+    return [os.path.realpath(interpreter), *words[1:place], option + file, *words[place + 1 :]]
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _output(
+    argv: list[str], given: str, folder: str, limits: Limits, layers: Layers, errors: Any = subprocess.DEVNULL
+) -> tuple[str, str]:
     """(standard output, the reason of a failure or "")."""
     # An interpreter may be outside the system's folders: it and the `lib` next to its `bin` must be readable.
-    needed = (argv[0], os.path.join(os.path.dirname(os.path.dirname(argv[0])), "lib"))
-    confined = confinement(layers, limits, folder, needed, execute=True)
+    needed = [argv[0], os.path.join(os.path.dirname(os.path.dirname(argv[0])), "lib")]
+    # Under bubblewrap a program writes in its private /tmp, which has a size and leaves nothing behind.
+    private = layers.bubblewrap is None
+    home = "/tmp" if private else folder
+    needed += [folder] if private else []
+    confined = confinement(layers, limits, "" if private else folder, tuple(needed), execute=True)
     code = f"from sandbox.kernel import confine; import os; confine(**{confined!r}); os.execv({argv[0]!r}, {argv!r})"
     # Files, not pipes, because the limit on a file's size then applies to the output.
     with tempfile.TemporaryFile() as read, tempfile.TemporaryFile() as written:
-        read.write(given.encode("utf-8", "surrogateescape"))
+        read.write(_encoded(given))
         read.seek(0)
         process = subprocess.Popen(
-            python(layers, code, folder, needed),
+            python(layers, code, tuple(needed)),
             stdin=read,
             stdout=written,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"},
+            stderr=errors,
+            env={"PATH": "/usr/bin:/bin", "HOME": home, "TMPDIR": home, "LC_ALL": "C.UTF-8"},
             cwd=folder,
             start_new_session=True,
         )
         try:
-            status = process.wait(limits.wall_seconds)
-        except subprocess.TimeoutExpired:
-            return "", f"still running after {limits.wall_seconds:g} seconds"
+            problem = _ended(process, folder, limits)
         finally:
             _stop(process)
         written.seek(0)
         text = written.read(limits.file_size).decode("utf-8", "replace")
-    return text, f"exit {status}" if status else ""
+    return text, problem
+
+
+def _ended(process: subprocess.Popen[bytes], folder: str, limits: Limits) -> str:
+    """Wait until the program ends, runs too long or has written too much; the reason of a failure or ""."""
+    until = time.monotonic() + limits.wall_seconds
+    status, written, counting = None, 0, 0.0
+    while status is None and time.monotonic() < until:
+        with suppress(subprocess.TimeoutExpired):
+            status = process.wait(max(WATCH_SECONDS, counting))
+        # Counting many files takes a while, in which the program would write more.
+        pause, started = status is None and written > FEW_BYTES, time.monotonic()
+        if pause:
+            process.send_signal(signal.SIGSTOP)
+        written = size(folder, process.pid, TMP_SIZE)
+        if written >= TMP_SIZE:
+            return f"wrote over {TMP_SIZE >> 20} MiB of files"
+        if pause:
+            process.send_signal(signal.SIGCONT)
+            counting = time.monotonic() - started
+            until += counting
+    if status is None:
+        return f"still running after {limits.wall_seconds:g} seconds"
+    return f"exit {status}" if status else ""
 
 
 def _lines(text: str) -> list[str]:
