@@ -158,8 +158,8 @@ def programs(completion: str) -> list[str]:
     """The texts that may be the completion's Python program, the last first.
 
     They are the fenced blocks of Python and of unknown languages, the content of `<answer>`, the whole text, and the
-    text before the first fence. Only
-    what follows the last `</think>` counts, except a block whose own text has that tag.
+    text before the first fence. Only what follows the last `</think>` counts, except a block whose own text has that
+    tag.
     """
     text = _lines(completion)
     said, cuts = _said(text)
