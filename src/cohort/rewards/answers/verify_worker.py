@@ -47,6 +47,8 @@ def math_judge() -> Callable[..., Any]:
 
     # Its own comparison takes numbers that differ by less than 1e-15 for equal, such as 1/2004! and 1/2006!.
     grader.sympy_numeric_eq = numerically_equal
+    simplified = grader.sympy_symbolic_eq
+    grader.sympy_symbolic_eq = lambda a, b: not decided(a, b) and simplified(a, b)
 
     def judge(candidate: str | list[str], reference: str | list[str]) -> bool:
         if isinstance(candidate, str) or isinstance(reference, str):
@@ -85,6 +87,17 @@ def numerically_equal(a: Any, b: Any, *_: int) -> bool:
     size = max(_size(a), _size(b))
     digits = size + DIGITS
     return size <= MOST_DIGITS and _agree(a.evalf(digits), b.evalf(digits), size + SURE_DIGITS)
+
+
+def decided(a: Any, b: Any) -> bool:
+    """Whether digits have decided on two numbers: there are no variables, and neither may be a zero with an error."""
+    from sympy import Expr, Integral, Limit, Product, Sum
+
+    if not isinstance(a, Expr) or not isinstance(b, Expr) or a.free_symbols or b.free_symbols:
+        return False
+    if a.has(Integral, Limit, Product, Sum) or b.has(Integral, Limit, Product, Sum):
+        return False
+    return all(bool(abs(x.evalf(DIGITS)) * 10**SURE_DIGITS > 1) for x in (a, b))
 
 
 def _agree(x: Any, y: Any, digits: int) -> bool:
