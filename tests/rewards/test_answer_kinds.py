@@ -295,6 +295,7 @@ DIFFERENT = {
         10\%  ##  20\%
         \sqrt{2} cm  ##  \sqrt{2} m
         9\pi cm^2  ##  9\pi cm^3
+        \angle ABC  ##  \angle ACB
         2\sqrt{3} apples  ##  2\sqrt{2} apples
     """,
 }

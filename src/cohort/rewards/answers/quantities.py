@@ -86,6 +86,7 @@ _POWER = {"sq": 2, "square": 2, "cu": 3, "cubic": 3, "2": 2, "Â²": 2, "3": 3, "Â
 _BEFORE_A_UNIT = re.compile(r"(?:[\w)}\]!]|\\pi)$")
 _NAME = re.compile(r"^[a-zA-Z]\s*=|\\[a-zA-Z]+|\b(?:sqrt|sin|cos|tan|log|exp|pi|i|e)\b")
 _LETTER = re.compile(r"[^\W\d_]")
+_DIGIT = re.compile(r"\d")
 
 
 class Quantity(NamedTuple):
@@ -147,7 +148,8 @@ def measured(text: str) -> tuple[str, str | None]:
             return formula, unit
         if phrase.removeprefix("square ").removeprefix("cubic ") in ("unit", "units"):
             return formula, None
-        if not variables and all(_names_a_thing(word, False) for word in phrase.split()):
+        # Without a digit, the words may be names: `\angle ABC`.
+        if not variables and _DIGIT.search(formula) and all(_names_a_thing(word, False) for word in phrase.split()):
             return formula, None
     return text, None
 
