@@ -175,13 +175,15 @@ def test_soft_format() -> None:
         "<reasoning>r</reasoning> \n<answer>it is B.</answer>",
         STRICT,
         "<reasoning></reasoning><answer>D</answer>",
+        "<reasoning>r</reasoning> so <answer>B</answer>",
+        "<reasoning>r</reasoning>\nTherefore:\n\n<answer>\nB\n</answer>\n",
     ]
-    assert soft_format(right) == [0.5] * 3
+    assert soft_format(right) == [0.5] * 5
     wrong = [
         "<reasoning>r</reasoning><answer>Apple</answer>",
         "<reasoning>r</reasoning><answer>E</answer>",
-        "<reasoning>r</reasoning> so <answer>B</answer>",
         "<answer>B</answer><reasoning>r</reasoning>",
+        "<reasoning>r <answer>B</answer>",
         "</reasoning><answer>B</answer>",
         "<reasoning>r</reasoning><answer>B",
     ]

@@ -6,6 +6,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from cohort.rewards.answers.notations import with_exponents
 from cohort.rewards.answers.numerals import in_digits
 
 LONGEST = 200
@@ -79,7 +80,13 @@ _QUANTITY = re.compile(
     rf"(?:\s*/\s*(?P<bottom>{_NUMBER}))?(?P<rest>(?:\s*[^\d\s.,].*)?)"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_UNIT_WORD = re.compile(r"([^\W\d_²³]+)(?:/([^\W\d_²³]+))?(?:\^?[23²³])?")
+_UNIT_WORD = re.compile(r"([^\W\d_²³]+)(?:/([^\W\d_²³]+))?(?:\^?(?:[23²³]|\{[23]\}))?")
+_POWERED = re.compile(r"(?:(sq|square|cu|cubic)\.? )?([^\W\d_²³]+|°)\s?(?:\^?(?:([23²³])|\{([23])\}))?")
+_POWER = {"sq": 2, "square": 2, "cu": 3, "cubic": 3, "2": 2, "²": 2, "3": 3, "³": 3}
+_BEFORE_A_UNIT = re.compile(r"(?:[\w)}\]!]|\\pi)$")
+_NAME = re.compile(r"^[a-zA-Z]\s*=|\\[a-zA-Z]+|\b(?:sqrt|sin|cos|tan|log|exp|pi|i|e)\b")
+_LETTER = re.compile(r"[^\W\d_]")
+_DIGIT = re.compile(r"\d")
 
 
 class Quantity(NamedTuple):
@@ -92,7 +99,7 @@ def quantity(text: str) -> Quantity | None:
     """The number and unit that the text consists of; None for any other text."""
     if len(text) > LONGEST:
         return None
-    text = in_digits(text.strip(), _COUNTED)
+    text = with_exponents(in_digits(text.strip(), _COUNTED))
     match = _QUANTITY.fullmatch(_FRACTION.sub(r" \1/\2", text).strip().replace("- ", "-"))
     if match is None or (match["whole"] and not match["bottom"]):
         return None
@@ -111,18 +118,40 @@ def quantity(text: str) -> Quantity | None:
     return Quantity(value * factor, match["currency"] or unit)
 
 
-def same(a: Quantity, b: Quantity) -> bool:
+def same(a: Quantity, b: Quantity, rounded: bool = False) -> bool:
     """Whether two quantities are equal: 5 km equals 5000 m. A number without a unit equals the same number with any
-    unit, and `50%` equals both 50 and 0.5."""
+    unit, and `50%` equals both 50 and 0.5. `rounded`: one of them is a decimal, which may round the other's (1/3)."""
     if a.unit and b.unit and a.unit != b.unit:
-        (a_base, a_scale), (b_base, b_scale) = (_IN_BASE.get(unit, (unit, 1)) for unit in (a.unit, b.unit))
-        return a_base == b_base and _close(a.value * a_scale, b.value * b_scale)
-    if _close(a.value, b.value):
+        (a_base, a_scale), (b_base, b_scale) = _in_base(a.unit), _in_base(b.unit)
+        return a_base == b_base and _close(a.value * a_scale, b.value * b_scale, rounded)
+    if _close(a.value, b.value, rounded):
         return True
     if a.unit == b.unit or "%" not in (a.unit, b.unit):
         return False
     percent, bare = (a, b) if a.unit == "%" else (b, a)
-    return _close(percent.value / 100, bare.value)
+    return _close(percent.value / 100, bare.value, rounded)
+
+
+def measured(text: str) -> tuple[str, str | None]:
+    """A formula and the unit after it: `9\\pi square cm` -> ("9\\pi", "cm^2"), `9\\pi units` -> ("9\\pi", None).
+
+    After a formula with variables, only words of two letters and more that are units count as such.
+    """
+    words = text.split(" ")
+    for count in (3, 2, 1):
+        formula, phrase = " ".join(words[:-count]), " ".join(words[-count:]).rstrip(".").casefold()
+        if not _BEFORE_A_UNIT.search(formula):
+            continue
+        variables = _LETTER.search(_NAME.sub(" ", formula)) is not None
+        unit = _known(phrase)
+        if unit and not (variables and len(phrase) == 1 and phrase.isalpha()):
+            return formula, unit
+        if phrase.removeprefix("square ").removeprefix("cubic ") in ("unit", "units"):
+            return formula, None
+        # Without a digit, the words may be names: `\angle ABC`.
+        if not variables and _DIGIT.search(formula) and all(_names_a_thing(word, False) for word in phrase.split()):
+            return formula, None
+    return text, None
 
 
 def number_word(text: str) -> Fraction | None:
@@ -144,9 +173,9 @@ def _scale(rest: str) -> tuple[int, str | None] | None:
         if words.startswith(name) and words not in _UNITS:
             factor, words, attached = multiplier, words[len(name) :].strip(), False
             break
-    if not words or words in _UNITS:
+    if not words or _known(words):
         algebra = attached and len(words) == 1 and words.isascii() and words.isalpha()
-        return None if algebra else (factor, _UNITS.get(words))
+        return None if algebra else (factor, _known(words))
     return (factor, None) if all(_names_a_thing(word, attached) for word in words.split()) else None
 
 
@@ -166,11 +195,29 @@ def _greek(word: str) -> bool:
     return any("\u0370" <= letter <= "\u03ff" for letter in word)
 
 
-def _close(a: Fraction, b: Fraction) -> bool:
-    """Whether two values are equal; to six significant digits if the decimals of one never end (1/3)."""
+def _known(words: str) -> str | None:
+    """The short form of a unit: `cm` for `centimeters`, `cm^2` for `square centimeters`, `cm²` and `cm^2`."""
+    if words in _UNITS:
+        return _UNITS[words]
+    match = _POWERED.fullmatch(words)
+    if match is None or match[2] not in _UNITS:
+        return None
+    power = match[1] or match[3] or match[4]
+    return f"{_UNITS[match[2]]}^{_POWER[power]}" if power else _UNITS[match[2]]
+
+
+def _in_base(unit: str) -> tuple[str, Fraction]:
+    """(unit, factor) in the base unit: ("m^2", 1/10000) for `cm^2`."""
+    name, _, power = unit.partition("^")
+    base, scale = _IN_BASE.get(name, (name, Fraction(1)))
+    return f"{base}^{power}", scale ** int(power or 1)
+
+
+def _close(a: Fraction, b: Fraction, rounded: bool) -> bool:
+    """Whether two values are equal; `rounded`: to six significant digits if the decimals of one never end (1/3)."""
     if a == b:
         return True
-    return (_repeats(a) or _repeats(b)) and abs(a - b) <= max(abs(a), abs(b)) / 10**6
+    return rounded and (_repeats(a) or _repeats(b)) and abs(a - b) <= max(abs(a), abs(b)) / 10**6
 
 
 def _repeats(value: Fraction) -> bool:

@@ -100,6 +100,9 @@ _math = Worker("math")
 
 
 @lru_cache(maxsize=4096)
-def equal(candidate: str, reference: str) -> bool:
-    """math-verify's judgement of two LaTeX answers; False if it exceeds the time limit. Thread-safe."""
+def equal(candidate: str | tuple[str, ...], reference: str | tuple[str, ...]) -> bool:
+    """math-verify's judgement of two LaTeX answers, or of all pairs of two tuples; False if it exceeds the time limit.
+
+    Thread-safe.
+    """
     return _math.ask([candidate, reference]) is True

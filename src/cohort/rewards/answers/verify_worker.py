@@ -16,6 +16,15 @@ from typing import Any, BinaryIO
 MEMORY = 4 << 30
 """Limit of the address space in bytes, so that an answer cannot use up the trainer's memory."""
 
+DIGITS = 400
+"""Digits to which numbers are computed."""
+
+SURE_DIGITS = 350
+"""Digits in which two numbers must agree to be equal."""
+
+MOST_DIGITS = 20_000
+"""Greater numbers are equal only if their formulas are."""
+
 MALFORMED = (
     ArithmeticError,
     AttributeError,
@@ -33,18 +42,85 @@ GRIDS_ARE_TUPLES = ("arc_agi", "rearc")
 
 
 def math_judge() -> Callable[..., Any]:
-    """Judge [candidate, reference] as whole LaTeX expressions."""
-    from math_verify import parse, verify
+    """Judge [candidate, reference] as whole LaTeX expressions; of two lists, all pairs must be equal."""
+    from math_verify import grader, parse, verify
 
-    def judge(candidate: str, reference: str) -> bool:
-        # In a box, the whole answer is read; without, math-verify takes only a number out of `(1, 2)`. Its time limits
-        # are off: they use SIGALRM, and sympy's simplification ignores them. _serve_in_a_child has the time limit.
-        gold, guess = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, candidate))
-        return bool(verify(gold, guess, timeout_seconds=None))
+    # Its own comparison takes numbers that differ by less than 1e-15 for equal, such as 1/2004! and 1/2006!.
+    grader.sympy_numeric_eq = numerically_equal
+    simplified = grader.sympy_symbolic_eq
+    grader.sympy_symbolic_eq = lambda a, b: not decided(a, b) and simplified(a, b)
+
+    def judge(candidate: str | list[str], reference: str | list[str]) -> bool:
+        if isinstance(candidate, str) or isinstance(reference, str):
+            # In a box, the whole answer is read; without, math-verify takes only a number out of `(1, 2)`. Its time
+            # limits are off: they use SIGALRM, and sympy's simplification ignores them. _serve_in_a_child has one.
+            gold, guess = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, candidate))
+            return bool(verify(gold, guess, timeout_seconds=None))
+        return all(judge(*pair) for pair in zip(candidate, reference, strict=True))
 
     judge("x^2 + 2x + 1 + \\frac{1}{2}", "(x + 1)^2 + 0.5")
     judge("(1, 2]", "\\sqrt{2}")
     return judge
+
+
+def numerically_equal(a: Any, b: Any, *_: int) -> bool:
+    """Whether two sympy expressions are equal: numbers in their first 350 digits, formulas in those of each term.
+
+    If only one of two numbers is written as a decimal, it may round the other, to six digits.
+    """
+    from sympy import Float, Integral, Limit, MatrixBase, Product, Rational, Sum, UnevaluatedExpr
+
+    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+        return a.shape == b.shape and all(map(numerically_equal, a.flat(), b.flat()))
+    rounded = a.has(Float) != b.has(Float)
+    a, b = (x.xreplace({number: Rational(str(number)) for number in x.atoms(Float)}) for x in (a, b))
+    a, b = (x.replace(UnevaluatedExpr, lambda inner: inner) if x.has(UnevaluatedExpr) else x for x in (a, b))
+    if a == b:
+        return True
+    if a.free_symbols or b.free_symbols:
+        terms, others = (x.expand().evalf(DIGITS).as_coefficients_dict() for x in (a, b))
+        return all(_agree(terms[term], others[term], SURE_DIGITS) for term in {*terms, *others})
+    if rounded:
+        return not (_terminates(a) and _terminates(b)) and _agree(a.evalf(30), b.evalf(30), 6)
+    if a.has(Integral, Limit, Product, Sum) or b.has(Integral, Limit, Product, Sum):
+        return _agree(a.evalf(15), b.evalf(15), 12)
+    size = max(_size(a), _size(b))
+    digits = size + DIGITS
+    return size <= MOST_DIGITS and _agree(a.evalf(digits), b.evalf(digits), size + SURE_DIGITS)
+
+
+def decided(a: Any, b: Any) -> bool:
+    """Whether digits have decided on two numbers: there are no variables, and neither may be a zero with an error."""
+    from sympy import Expr, Integral, Limit, Product, Sum
+
+    if not isinstance(a, Expr) or not isinstance(b, Expr) or a.free_symbols or b.free_symbols:
+        return False
+    if a.has(Integral, Limit, Product, Sum) or b.has(Integral, Limit, Product, Sum):
+        return False
+    return all(bool(abs(x.evalf(DIGITS)) * 10**SURE_DIGITS > 1) for x in (a, b))
+
+
+def _agree(x: Any, y: Any, digits: int) -> bool:
+    return bool(x.is_finite and y.is_finite and abs(x - y) * 10**digits <= max(abs(x), abs(y)))
+
+
+def _size(number: Any) -> int:
+    """The number of digits before the decimal point."""
+    from sympy import Float
+
+    value = abs(number.evalf(15))
+    if not isinstance(value, Float):
+        return 0 if value == 0 else MOST_DIGITS + 1
+    _, _, exponent, bits = value._mpf_
+    return max(0, int((exponent + bits) * 0.30103))
+
+
+def _terminates(number: Any) -> bool:
+    """Whether a number has an end as a decimal."""
+    if not number.is_rational or _size(number) > DIGITS:
+        return False
+    value = number.doit()
+    return bool(value.is_Rational and 10**DIGITS % value.q == 0)
 
 
 def gym_judge() -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cohort.rewards.answers.extract import last_boxed, last_tagged
+from cohort.rewards.answers.extract import answer_part, last_boxed, last_tagged
 from cohort.rewards.answers.verify import Worker
 from cohort.rewards.functions.text import content
 from cohort.types import Text, UserError
@@ -34,6 +34,7 @@ def reasoning_gym(
 def _score(text: str, task: str | None, entry: str | None) -> float | None:
     if task is None or entry is None:
         return None
+    text = answer_part(text)
     answer = last_tagged(text, "answer")
     if answer is None:
         answer = last_boxed(text)

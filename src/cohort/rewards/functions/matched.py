@@ -6,7 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from cohort.rewards.answers.extract import accepted, extract_answer, last_boxed, last_tagged, reference_from
+from cohort.rewards.answers.extract import (
+    accepted,
+    answer_part,
+    extract_answer,
+    last_boxed,
+    last_tagged,
+    reference_from,
+)
 from cohort.rewards.functions import facts
 from cohort.rewards.functions.text import words
 
@@ -31,13 +38,13 @@ def answer(text: str, row: Mapping[str, Any]) -> Matched:
 
 def tagged_answer(text: str, row: Mapping[str, Any]) -> Matched:
     """The content of the last `<answer>…</answer>`."""
-    content = last_tagged(text, "answer")
+    content = last_tagged(answer_part(text), "answer")
     return Matched(None if content is None else content.strip(), _reference(row))
 
 
 def boxed_answer(text: str, row: Mapping[str, Any]) -> Matched:
     """The content of the last `\\boxed{…}` inside the last `<answer>…</answer>`."""
-    return Matched(last_boxed(last_tagged(text, "answer") or ""), _reference(row))
+    return Matched(last_boxed(last_tagged(answer_part(text), "answer") or ""), _reference(row))
 
 
 def tags(text: str, row: Mapping[str, Any]) -> Matched:
@@ -58,6 +65,7 @@ def word_count(text: str, row: Mapping[str, Any]) -> Matched:
 
 def gym_answer(text: str, row: Mapping[str, Any]) -> Matched:
     """The answer that Reasoning Gym's verifier gets, and the entry's own answer."""
+    text = answer_part(text)
     content = last_tagged(text, "answer")
     content = last_boxed(text) if content is None else content
     entry = json.loads(row.get("reasoning_gym_entry") or "{}")

@@ -119,8 +119,9 @@ def _soft_format(text: str) -> float:
     answer = last_tagged(text, "answer")
     if answer is None or not _ONE_LETTER.search(answer):
         return 0.0
-    before = text[: text.rfind("<answer>", 0, text.rfind("</answer>"))].rstrip()
-    return 0.5 if before.endswith("</reasoning>") and "<reasoning>" in before else 0.0
+    before = text[: text.rfind("<answer>", 0, text.rfind("</answer>"))]
+    reasoning, closed, between = before.rpartition("</reasoning>")
+    return 0.5 if closed and "<reasoning>" in reasoning and "<answer>" not in between else 0.0
 
 
 def _whole_choice(text: str) -> float:

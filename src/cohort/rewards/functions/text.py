@@ -15,13 +15,16 @@ from cohort.rewards.answers.extract import (
     REFERENCE_COLUMNS,
     TO_ASCII,
     accepted,
+    answer_part,
     equal,
     extract_answer,
     last_tagged,
     marked_answer,
     reference_from,
 )
+from cohort.rewards.answers.notations import without_repeats
 from cohort.rewards.answers.quantities import number_word
+from cohort.rewards.answers.thoughts import opens_thoughts
 from cohort.types import Text, UserError
 
 RewardFunction = Callable[..., "Sequence[float | None]"]
@@ -36,7 +39,10 @@ _WORD = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
     "|[^\\s\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]+"
 )
-_NUMERAL = re.compile(r"(?:(?<![\w)\]}])-)?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?")
+_NUMERAL = re.compile(
+    r"(?:(?<![\w)\]}])-\\?\$?)?(?:\\[dt]?frac\{\d+\}\{\d+\}"
+    r"|(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][+-]?\d{1,3}\b)?(?:/\d[\d,]*)?)"
+)
 
 
 def content(completion: Text) -> str:
@@ -146,14 +152,24 @@ def words(text: str) -> list[str]:
 
 
 def with_references(name: str, completions: Sequence[Text], columns: dict[str, Any]) -> list[tuple[str, Any]]:
-    """(text, reference or None) of each completion. Raises UserError if the rows have no reference column."""
+    """(text after any thoughts, reference or None) of each completion.
+
+    Raises UserError if the rows have no reference column.
+    """
     if not any(column in columns for column in REFERENCE_COLUMNS):
         present = [column for column in columns if column not in CALL_ARGUMENTS]
         raise UserError(
             f"{name} compares with a reference answer, and the rows have no column for one. It may be named "
             f"{', '.join(REFERENCE_COLUMNS)}; the columns are: {', '.join(present) or 'none'}"
         )
-    return [(content(c), reference_from(columns, i)) for i, c in enumerate(completions)]
+    prompts = columns.get("prompts") or [""] * len(completions)
+    rows = zip(completions, prompts, strict=True)
+    texts = [answer_part(content(text), opened=opens_thoughts(_end_of(prompt))) for text, prompt in rows]
+    return [(text, reference_from(columns, i)) for i, text in enumerate(texts)]
+
+
+def _end_of(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else content(prompt[-1:])
 
 
 def _accurate(text: str, answer: str) -> float:
@@ -174,10 +190,10 @@ def _correctness(text: str, reference: str) -> float:
         return 2.0
     if max(len(answer), len(reference)) > LONGEST:
         return 0.0
-    numbers = [_NUMERAL.findall(text.translate(TO_ASCII)) for text in (answer, reference)]
+    numbers = [_NUMERAL.findall(without_repeats(text.translate(TO_ASCII))) for text in (answer, reference)]
     if any(len(each) != 1 for each in numbers):
         return 0.0
-    a, b = (number_word(each[0].rstrip(",")) for each in numbers)
+    a, b = (number_word(each[0].rstrip(",").replace("\\$", "").replace("$", "")) for each in numbers)
     return 1.5 if a is not None and a == b else 0.0
 
 
