@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass
 
 from cohort.rewards.answers.extract import last_tagged
+from cohort.rewards.answers.thoughts import MARKS
 
 MOST = 2_000_000
 """Maximum characters of all candidates of a completion: a message to the sandbox has a limit in bytes."""
@@ -73,8 +74,7 @@ _ENDS = {
 }
 _TAG = re.compile(r"\s*\{?\s*\.?([\w+#-]*)")
 _RETURNS = re.compile(r"\b(?:return|yield)\b")
-_THOUGHT = re.compile(r"^[ \t]*<think>", re.MULTILINE)
-THOUGHT_END = "</think>"
+_THOUGHT = re.compile(rf"^[ \t]*(?:{'|'.join(re.escape(opening) for opening, _ in MARKS)})", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,7 @@ def programs(completion: str) -> list[str]:
     """The texts that may be the completion's Python program, the last first.
 
     They are the fenced blocks of Python and of unknown languages, the content of `<answer>`, the whole text, and the
-    text before the first fence. Only what follows the last `</think>` counts, except a block whose own text has that
-    tag.
+    text before the first fence. Only what follows the thoughts counts, except a block whose own text has their mark.
     """
     text = _lines(completion)
     said, cuts = _said(text)
@@ -182,10 +181,10 @@ def _lines(text: str) -> str:
 
 
 def _said(text: str) -> tuple[str, list[int]]:
-    """What follows the last `</think>`, up to a thought that does not end, and where the text was cut."""
-    start = text.rfind(THOUGHT_END)
+    """What follows the last thoughts that end, up to thoughts that do not, and where the text was cut."""
+    start, mark = max((text.rfind(closing), closing) for _, closing in MARKS)
     cuts = [start] if start >= 0 else []
-    start = start + len(THOUGHT_END) if cuts else 0
+    start = start + len(mark) if cuts else 0
     if unfinished := _THOUGHT.search(text, start):
         return text[start : unfinished.start()], [*cuts, unfinished.start()]
     return text[start:], cuts
