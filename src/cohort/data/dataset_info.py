@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cohort.data.rows import FILE_KINDS, read_records, without_missing
+from cohort.data.files import FILE_KINDS, parsed, text_of
+from cohort.data.rows import plain_record, read_records
 from cohort.types import Message, Row, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
@@ -58,6 +58,15 @@ UNSUPPORTED = {
 UNSUPPORTED_COLUMNS = ("images", "videos", "audios", "tools", "kto_tag")
 
 
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("file_name", "hf_hub_url", "formatting", "split", "subset", "folder"), str),
+    **dict.fromkeys(("columns", "tags"), dict),
+    "num_samples": int,
+    "ranking": bool,
+}
+_KINDS = {str: "text", dict: "an object", int: "a whole number", bool: "true or false"}
+
+
 @dataclass(frozen=True)
 class Entry:
     """Entry("math", source="data/math.json", formatting="alpaca", columns={"response": "solution"})"""
@@ -83,10 +92,7 @@ def find_entries(names: str, folder: str) -> list[Entry]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+    info = parsed(text_of(path), str(path))
     if not isinstance(info, dict):
         raise UserError(f"{path}: expected an object of data sets, found {type(info).__name__}")
     return info
@@ -110,7 +116,14 @@ def _entry(name: str, values: Any, path: Path) -> Entry:
     where = f"{path}, data set {name!r}"
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object with file_name or hf_hub_url, found {type(values).__name__}")
+    for key, type_ in TYPES.items():
+        if values.get(key) is not None and not isinstance(values[key], type_):
+            raise UserError(f"{where}: {key} is {str(values[key])[:60]!r}; it must be {_KINDS[type_]}")
     columns, tags = values.get("columns") or {}, values.get("tags") or {}
+    for part, mapping in (("columns", columns), ("tags", tags)):
+        wrong = next((key for key, value in mapping.items() if not isinstance(value, str)), None)
+        if wrong is not None:
+            raise UserError(f"{where}: {part} {wrong!r} is {str(mapping[wrong])[:60]!r}; it must be a name")
     if "hf_hub_url" not in values and "file_name" not in values:
         reason = next((UNSUPPORTED[key] for key in UNSUPPORTED if key in values), "it needs file_name or hf_hub_url")
         raise UserError(f"{where}: {reason}")
@@ -161,7 +174,7 @@ def entry_row(record: Any, entry: Entry, where: str) -> Row:
     """A record of the entry as a row. Raises UserError for a record that lacks what the format needs."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
-    record = without_missing(record)
+    record = plain_record(record, where)
     formatting = entry.formatting or _guess_format(record)
     return _alpaca(record, entry, where) if formatting == "alpaca" else _sharegpt(record, entry, where, formatting)
 

@@ -12,6 +12,7 @@ from typing import Any
 from cohort.config import SFTConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, fit_demonstration, fit_prompt, prompt_limit
 from cohort.data.dataset_info import Entry, entry_row
+from cohort.data.files import parsed
 from cohort.data.rows import make_row, read_records
 from cohort.data.templates import encode_demonstrations, encode_prompt
 from cohort.types import Row, UserError
@@ -160,7 +161,7 @@ def _every_record(path: Path) -> Iterator[tuple[str, Any]]:
         return
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -168,8 +169,6 @@ def _every_record(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 if "\ufffd" in line:
                     raise UserError(f"{where}: not UTF-8 text")
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield where, UserError(f"{where}: not valid JSON ({error.msg}): {line[:80]!r}")
+                yield where, parsed(line, where)
             except UserError as error:
                 yield where, error

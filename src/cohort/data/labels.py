@@ -61,11 +61,22 @@ def probability(value: float, row: Row, column: str) -> float:
 
 
 def _number(value: Any, row: Row, column: str) -> float:
+    if isinstance(value, str):  # a cell of a CSV file
+        value = _as_number(value)
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(
             f"{row.source}: `{column}` holds {str(value)[:60]!r}; it must be a finite number, true or false"
         )
     return float(value)
+
+
+def _as_number(text: str) -> float | str:
+    """The number that a text is, 1 for `true` and 0 for `false`; any other text unchanged."""
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        return words[text.strip().lower()] if text.strip().lower() in words else float(text)
+    except ValueError:
+        return text
 
 
 def _columns(row: Row) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import datetime
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from cohort.data.files import FILE_KINDS, Records, records_of_file
 from cohort.data.messages import checked_text, in_turns
 from cohort.data.preferences import with_prompt
 from cohort.types import Row, Text, UserError, did_you_mean
 
+log = logging.getLogger("cohort")
+
 PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages", "conversations")
 """Columns that can hold the prompt; the first that a record has is used."""
 CONVERSATIONS = ("messages", "conversations")
-FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
-
-Records = Iterator[tuple[str, Any]]
-"""(location, record) pairs, such as ("train.jsonl row 3", {...})."""
 
 
 def load_rows(
@@ -45,6 +48,22 @@ def load_rows(
     return rows
 
 
+def as_rows(dataset: Any, most: int = 0) -> list[Row]:
+    """The rows of a trainer's dataset: rows, or what load_rows takes. Of one without a length, which may be endless,
+    the first `most` are read. Raises UserError for an IterableDataset if `most` is not positive."""
+    if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row):
+        return dataset
+    endless = isinstance(dataset, Iterable) and not isinstance(dataset, str | Path) and not hasattr(dataset, "__len__")
+    if endless and most > 0:
+        log.info("the dataset has no length: its first %d rows are read, enough for max_steps", most)
+        return load_rows(dataset, max_samples=most)
+    if endless and type(dataset).__name__ == "IterableDataset":
+        raise UserError(
+            "the dataset is an IterableDataset, which has no length: set max_steps, and give an eval_dataset as a list"
+        )
+    return load_rows(dataset)
+
+
 def _name(spec: Any) -> str:
     return repr(spec) if isinstance(spec, str | Path) else f"of type {type(spec).__name__}"
 
@@ -60,7 +79,7 @@ def read_records(spec: Any, split: str = "train", kwargs: dict[str, Any] | None 
         return _from_reasoning_gym(spec.partition(":")[2], kwargs)
     path = Path(spec).expanduser()
     if path.is_file():
-        return _from_file(path)
+        return records_of_file(path)
     if path.is_dir():
         return _from_folder(path, split)
     check_source(spec)
@@ -83,67 +102,16 @@ def _near(path: Path) -> str:
 
 
 def _from_object(spec: Any) -> Records:
+    for method, arguments in (("to_dicts", ()), ("to_pylist", ()), ("to_dict", ("records",))):
+        # Tables: polars, pyarrow, pandas. A datasets.Dataset is read row by row.
+        if hasattr(spec, method) and hasattr(spec, "columns") and not hasattr(spec, "features"):
+            spec = getattr(spec, method)(*arguments)
+            break
     if isinstance(spec, dict) or not isinstance(spec, Iterable):
         raise UserError(
             f"the dataset is a {type(spec).__name__}: give a path, a hub name, a datasets.Dataset or a list of dicts"
         )
     return ((f"row {i}", record) for i, record in enumerate(spec, 1))
-
-
-def _from_file(path: Path) -> Records:
-    if path.suffix == ".jsonl":
-        return _from_jsonl(path)
-    if path.suffix == ".json":
-        return _from_json(path)
-    if path.suffix in (".csv", ".parquet"):
-        return _from_table(path)
-    raise UserError(f"{path}: {path.suffix or 'no'} extension is not supported; use {', '.join(FILE_KINDS)}")
-
-
-def _from_jsonl(path: Path) -> Records:
-    with open(path, encoding="utf-8") as file:
-        number = 0
-        for line_number, line in enumerate(_decoded(file, path), 1):
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                yield f"{path.name} row {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {line_number}: not valid JSON ({error.msg}): {line[:80]!r}") from None
-
-
-def _decoded(file: Iterable[str], path: Path) -> Iterator[str]:
-    try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
-
-
-def _from_json(path: Path) -> Records:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        hint = "; a file with one object a line must be named .jsonl" if error.msg == "Extra data" else ""
-        raise UserError(f"{path} line {error.lineno}: not valid JSON ({error.msg}){hint}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
-    if not isinstance(content, list):
-        raise UserError(f"{path}: expected a list of objects, found {type(content).__name__}")
-    return ((f"{path.name} row {i}", record) for i, record in enumerate(content, 1))
-
-
-def _from_table(path: Path) -> Records:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    try:
-        read = pyarrow.csv.read_csv if path.suffix == ".csv" else pyarrow.parquet.read_table
-        table = read(path)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UserError(f"{path}: not readable as {path.suffix[1:]}: {error}") from None
-    return ((f"{path.name} row {i}", record) for i, record in enumerate(table.to_pylist(), 1))
 
 
 def _from_folder(path: Path, split: str) -> Records:
@@ -160,7 +128,7 @@ def _from_folder(path: Path, split: str) -> Records:
     files = sorted(p for p in path.iterdir() if p.suffix in FILE_KINDS)
     if not files:
         raise UserError(f"{path}: no data files in this directory; it needs {', '.join(FILE_KINDS)} files")
-    return (pair for file in files for pair in _from_file(file))
+    return (pair for file in files for pair in records_of_file(file))
 
 
 def _from_hub(name: str, split: str, kwargs: dict[str, Any]) -> Records:
@@ -202,13 +170,8 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
     """A record as a row; `columns` maps our column to the record's. Raises UserError for an invalid record."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
-    record = without_missing(record)
-    for ours, theirs in columns.items():
-        if theirs not in record:
-            raise UserError(
-                f"{where}: no column {theirs!r} (columns: {{{ours}: {theirs}}}); it has {', '.join(record)}"
-            )
-    mapped = {**record, **{ours: record[theirs] for ours, theirs in columns.items()}}
+    record = plain_record(record, where)
+    mapped = {**record, **{ours: _found(record, ours, theirs, where) for ours, theirs in columns.items()}}
     mapped = with_prompt(mapped)
     name = next((name for name in PROMPT_COLUMNS if mapped.get(name) is not None), None)
     if name is None and (null := next((name for name in PROMPT_COLUMNS if name in mapped), None)) is not None:
@@ -224,17 +187,61 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
     return row if system_prompt is None and isinstance(prompt, str) else in_turns(row, system_prompt or "")
 
 
-def without_missing(value: Any) -> Any:
-    """The value with None for NaN, NaT and NA, as which pandas writes missing values, and with Python's own numbers and
-    lists for numpy's."""
+def _found(record: dict[str, Any], ours: str, theirs: str, where: str) -> Any:
+    """The value of a column, or of a place inside one: `reward_model.ground_truth`, `choices.0`."""
+    if theirs in record:
+        return record[theirs]
+    value: Any = record
+    for part in theirs.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise UserError(
+                f"{where}: no column {theirs!r} (columns: {{{ours}: {theirs}}}); it has {', '.join(record)}"
+            )
+    return value
+
+
+def plain_record(record: dict[Any, Any], where: str) -> dict[str, Any]:
+    return {str(name): plain_value(value, f"{where}: `{name}`") for name, value in record.items()}
+
+
+def plain_value(value: Any, where: str) -> Any:
+    """The value as JSON has it, which a checkpoint can hold: None for NaN, NaT and NA, as which pandas writes missing
+    values; dates in ISO form, decimals and bytes as text; Python's numbers and lists for numpy's. Other objects are
+    unchanged. Raises UserError for text that is not Unicode."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where} holds half of a surrogate pair, {value[error.start : error.end]!r}, at character "
+                f"{error.start}, which is no text: mend the data"
+            ) from None
+        return value
     if isinstance(value, dict):
-        return {key: without_missing(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_missing(item) for item in value]
+        return {key: plain_value(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(item, where) for item in value]
     if type(value).__module__ == "numpy":
-        return without_missing(value.tolist())
-    is_missing = isinstance(value, float) and value != value
-    return None if is_missing or type(value).__name__ in ("NAType", "NaTType") else value
+        return plain_value(value.tolist(), where)
+    if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Decimal | datetime.timedelta):
+        return str(value)
+    return _text_of_bytes(bytes(value)) if isinstance(value, bytes | bytearray) else value
+
+
+def _text_of_bytes(value: bytes) -> str:
+    """The bytes as UTF-8 text, or, where they are none, in base64."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode()
 
 
 def _prompt_and_completion(record: dict[str, Any], name: str, where: str) -> tuple[Text, Text | None]:

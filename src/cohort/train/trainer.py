@@ -20,7 +20,7 @@ from cohort.config import (
 )
 from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
-from cohort.data.rows import load_rows
+from cohort.data.rows import as_rows
 from cohort.data.templates import for_template
 from cohort.evaluation.evaluate import Evaluation, evaluate
 from cohort.methods.method import Method
@@ -96,8 +96,8 @@ class Trainer:
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
         # Data first: its mistakes are told before a model is loaded.
-        rows = _rows(train_dataset)
-        eval_rows = [] if eval_dataset is None else _rows(eval_dataset)
+        rows = as_rows(train_dataset, config.max_steps * config.batch_size)
+        eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)
         self._check(rows, eval_rows)
         if isinstance(config, DistillConfig):
             teacher = chosen_teacher(teacher, config)
@@ -314,7 +314,3 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
         seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign
         raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {seen}")
     return args
-
-
-def _rows(dataset: Any) -> list[Row]:
-    return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)

@@ -17,7 +17,7 @@ from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.chat_templates import use_template
 from cohort.data.configured import log_fitted
 from cohort.data.order import picks
-from cohort.data.rows import load_rows
+from cohort.data.rows import as_rows
 from cohort.data.templates import for_template
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.train.loop import Learners, Loop
@@ -30,7 +30,7 @@ from cohort.train.reward_models.examples import Example, loss_type
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.train.sources.source import Batch
-from cohort.types import Row, TrainerState, UserError
+from cohort.types import TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
@@ -75,7 +75,8 @@ class RewardTrainer:
             )
         config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
-        self.rows, held_out = _rows(train_dataset), [] if eval_dataset is None else _rows(eval_dataset)
+        self.rows = as_rows(train_dataset, config.max_steps * config.batch_size)
+        held_out = [] if eval_dataset is None else as_rows(eval_dataset)
         kind = loss_type(self.rows, config)
         if config.push_to_hub:
             hub.require_token()
@@ -174,7 +175,3 @@ class RewardTrainer:
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         metrics = self.updater.measure(self.held_out)
         return {**{f"eval/{name}": value for name, value in metrics.items()}, "eval/samples": float(len(self.held_out))}
-
-
-def _rows(dataset: Any) -> list[Row]:
-    return dataset if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row) else load_rows(dataset)
