@@ -27,7 +27,7 @@ from cohort.formulas.divergence import k3
 from cohort.policy.load import make_policy
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.sampling import Sampling
-from cohort.types import Completion
+from cohort.types import Completion, Row
 
 STEPS, P, G, UPDATES = 20, 4, 8, 2
 LEARNING_RATE, EPSILON, BETA, LENGTH = 1e-3, 0.2, 0.04, 16
@@ -59,7 +59,7 @@ def train(seed: int = 0) -> list[float]:
     engine = local_engine(policy, max_rows=P * G)
     sampling = Sampling(temperature=1.0, max_tokens=LENGTH, eos_ids=policy.eos_ids)
     _, problems, _ = make_chains(2, STEPS * P, 0, seed)
-    prompts = [torch.tensor(encode_prompt(tokenizer, problem["prompt"])) for problem in problems]
+    prompts = [torch.tensor(encode_prompt(tokenizer, Row(problem["prompt"]))) for problem in problems]
 
     mean_rewards = []
     for step in range(STEPS):

@@ -72,7 +72,7 @@ BAD: list[tuple[str, str, str]] = [
     ("a.jsonl", '{"prompt": "a"}\n{oops\n', "a.jsonl line 2: not valid JSON"),
     ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": 5}\n', "a.jsonl row 2: `prompt` is int '5'"),
     ("a.jsonl", '["prompt"]\n', "a.jsonl row 1: expected an object with columns, found list"),
-    ("a.jsonl", '{"text": "a"}\n', "a.jsonl row 1: no prompt column; it has text."),
+    ("a.jsonl", '{"body": "a"}\n', "a.jsonl row 1: no prompt column; it has body."),
     ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', "message 1 of `prompt`"),
     ("a.jsonl", '{"prompt": []}\n', "a.jsonl row 1: `prompt` is list"),
     ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "must be named .jsonl"),

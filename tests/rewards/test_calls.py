@@ -115,12 +115,16 @@ def test_ctrl_c_still_interrupts() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(10)
 
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        score([ends(pressed)], ["a", "end"])
-    assert signal.getsignal(signal.SIGINT) is handler
-    score([ends(pressed)], ["a"])
-    assert signal.getsignal(signal.SIGINT) is handler
+    # A shell starts what runs in its background with the signal ignored.
+    handler, before = signal.default_int_handler, signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            score([ends(pressed)], ["a", "end"])
+        assert signal.getsignal(signal.SIGINT) is handler
+        score([ends(pressed)], ["a"])
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_forked_process_is_no_second_trainer() -> None:

@@ -227,5 +227,5 @@ def test_a_long_hostile_text_takes_linear_time(piece: str) -> None:
         of_command(text, "perl {file}.pl")
         return time.process_time() - started
 
-    # In quadratic time, 10 times the text would take 100 times as long.
-    assert seconds(100_000) < 30 * max(seconds(10_000), 0.005)
+    # In quadratic time, 10 times the text would take 100 times as long. The best of several, beside other programs.
+    assert min(seconds(100_000) for _ in range(3)) < 30 * max(seconds(10_000), 0.01)

@@ -183,6 +183,9 @@ def test_nothing_outlives_a_killed_trainer(file: str, tmp_path: Path) -> None:
 def test_ctrl_c_ends_a_call_that_hangs(file: str, tmp_path: Path, to: str) -> None:
     marker = str(tmp_path / "marker")
     code = (
+        # A shell starts what runs in its background with the signal ignored.
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from cohort.rewards import Rewards\n"
         f"rewards = Rewards([{{'name': {file + ':reward'!r}, 'processes': 1}}])\n"
         "try:\n"
@@ -193,6 +196,7 @@ def test_ctrl_c_ends_a_call_that_hangs(file: str, tmp_path: Path, to: str) -> No
     trainer = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ, text=True, start_new_session=True
     )
+    assert trainer.stdout is not None
     try:
         until = time.monotonic() + 60
         while not running(f"# {marker}") and time.monotonic() < until:
@@ -203,6 +207,7 @@ def test_ctrl_c_ends_a_call_that_hangs(file: str, tmp_path: Path, to: str) -> No
     finally:
         trainer.kill()
         trainer.wait()
+        trainer.stdout.close()
     assert gone(f"# {marker}")
 
 

@@ -83,7 +83,9 @@ def _wrapped(content: dict[str, Any], path: Path) -> list[Any]:
     lists = {key: value for key, value in content.items() if isinstance(value, list) and value}
     lists = {key: value for key, value in lists.items() if all(isinstance(item, dict) for item in value)}
     if len(lists) != 1:
-        found = f"lists of objects under {', '.join(lists)}" if lists else f"dict with {', '.join(content) or 'no keys'}"
+        found = (
+            f"lists of objects under {', '.join(lists)}" if lists else f"dict with {', '.join(content) or 'no keys'}"
+        )
         raise UserError(f"{path}: expected a list of objects, found {found}")
     ((key, rows),) = lists.items()
     log.info("%s: the rows are the list under %r", path, key)

@@ -20,7 +20,25 @@ def checked_text(value: Any, where: str, name: str) -> Text:
     return [_message(message, f"{where}: message {i} of `{name}`") for i, message in enumerate(value, 1)]
 
 
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""ShareGPT's speakers (`from`), and the roles."""
+
+
 def _message(message: Any, where: str) -> Message:
+    if isinstance(message, dict) and "from" in message and "value" in message and "role" not in message:
+        speaker = message["from"]
+        if not isinstance(speaker, str) or speaker not in ROLES:
+            raise UserError(f"{where} is from {str(speaker)[:40]!r}; the speakers are {', '.join(ROLES)}")
+        message = {"role": ROLES[speaker], "content": message["value"]}
     calls = isinstance(message, dict) and message.get("tool_calls") and message.get("content") is None
     if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not ("content" in message or calls):
         raise UserError(f"{where} is {str(message)[:80]}; each needs `role` and `content`")

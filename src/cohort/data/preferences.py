@@ -9,20 +9,6 @@ from cohort.data.messages import checked_text
 from cohort.types import Row, UserError
 
 
-def with_prompt(record: dict[str, Any]) -> dict[str, Any]:
-    """If `chosen` and `rejected` are whole conversations, the record with their common turns as `prompt` and the rest
-    as `chosen` and `rejected`; else the record unchanged."""
-    chosen, rejected = record.get("chosen"), record.get("rejected")
-    if not isinstance(chosen, list) or not isinstance(rejected, list) or isinstance(record.get("prompt"), list):
-        return record
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    if not shared:
-        return record
-    return {**record, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
-
-
 def has_pair(row: Row) -> bool:
     return row.columns.get("chosen") is not None and row.columns.get("rejected") is not None
 

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cohort.data.files import FILE_KINDS, Records, records_of_file
+from cohort.data.forms import PROMPTS, in_columns
 from cohort.data.messages import checked_text, in_turns
-from cohort.data.preferences import with_prompt
 from cohort.types import Row, Text, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
-PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages", "conversations")
-"""Columns that can hold the prompt; the first that a record has is used."""
 CONVERSATIONS = ("messages", "conversations")
 
 
@@ -172,9 +170,9 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
     record = plain_record(record, where)
     mapped = {**record, **{ours: _found(record, ours, theirs, where) for ours, theirs in columns.items()}}
-    mapped = with_prompt(mapped)
-    name = next((name for name in PROMPT_COLUMNS if mapped.get(name) is not None), None)
-    if name is None and (null := next((name for name in PROMPT_COLUMNS if name in mapped), None)) is not None:
+    mapped = in_columns(mapped, where)
+    name = next((name for name in PROMPTS if mapped.get(name) is not None), None)
+    if name is None and (null := next((name for name in PROMPTS if name in mapped), None)) is not None:
         raise UserError(f"{where}: `{null}` is null or NaN: give it some text, or leave the row out")
     if name is None:
         raise UserError(
@@ -184,7 +182,8 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
     prompt, completion = _prompt_and_completion(mapped, name, where)
     others = {k: v for k, v in mapped.items() if k not in (name, "prompt", "completion") or k in columns.values()}
     row = Row(prompt, completion, others, where, name in CONVERSATIONS)
-    return row if system_prompt is None and isinstance(prompt, str) else in_turns(row, system_prompt or "")
+    plain = isinstance(prompt, str) and (system_prompt is None or not prompt)
+    return row if plain else in_turns(row, system_prompt or "")
 
 
 def _found(record: dict[str, Any], ours: str, theirs: str, where: str) -> Any:

@@ -18,7 +18,7 @@ log = logging.getLogger("cohort")
 def for_template(rows: list[Row], tokenizer: Any, wanted: bool | None) -> list[Row]:
     """The rows with plain prompts as user turns, where the tokenizer has a chat template and `wanted`
     (apply_chat_template) is true. What becomes of plain prompts is logged."""
-    plain = sum(isinstance(row.prompt, str) for row in rows)
+    plain = sum(_is_plain(row) for row in rows)
     if not plain or wanted is False or not getattr(tokenizer, "chat_template", None):
         return rows
     if wanted is None:
@@ -36,7 +36,12 @@ def for_template(rows: list[Row], tokenizer: Any, wanted: bool | None) -> list[R
         plain,
         len(rows),
     )
-    return [in_turns(row) for row in rows]
+    return [in_turns(row) if _is_plain(row) else row for row in rows]
+
+
+def _is_plain(row: Row) -> bool:
+    """Whether the prompt is plain text. A row with a text alone has none."""
+    return isinstance(row.prompt, str) and bool(row.prompt)
 
 
 def encode_prompt(tokenizer: Any, row: Row, chat_template_kwargs: dict[str, Any] | None = None) -> list[int]:
@@ -122,6 +127,8 @@ def encode_demonstration(tokenizer: Any, row: Row, chat_template_kwargs: dict[st
         completion = _continuation(tokenizer, row.prompt, prompt, row.completion)
         if completion[-1:] == [tokenizer.eos_token_id]:  # the tokenizer's own
             completion.pop()
+        if not prompt:  # a text alone: nothing predicts its first token
+            prompt, completion = completion[:1], completion[1:]
     elif isinstance(row.prompt, str) or isinstance(row.completion, str):
         kinds = ["plain text" if isinstance(text, str) else "chat messages" for text in (row.prompt, row.completion)]
         raise UserError(f"{row.source}: the prompt is {kinds[0]} and its completion {kinds[1]}: make both the same")

@@ -32,8 +32,8 @@ def require_references(rewards: Rewards, rows: Sequence[Row]) -> None:
     empty = [i for i, row in enumerate(rows) if not _has_text(row.prompt)]
     if empty:
         raise UserError(
-            f"the prompt of {_count(empty, rows)} is empty: {_places(empty, rows)}. Give each some text, or leave "
-            "these rows out"
+            f"the prompt of {_count(empty, rows)} is empty: {_places(empty, rows)}. Give each some text (a "
+            "column of another name: `columns: {prompt: ...}`), or leave these rows out"
         )
     weighed = zip(rewards.weights, rewards.of_steps, strict=True)
     counting = [weight != 0 and not of_steps for weight, of_steps in weighed]
