@@ -26,7 +26,7 @@ _LEAD = re.compile(
 _CONCLUSION = re.compile(r"(?:so|thus|hence|therefore|then|we (?:get|have|find|obtain|conclude))\b", re.IGNORECASE)
 _JOINED = re.compile(r"\s*(?:,\s*(?:and|or)?|and|or)\s*(?=\$|\\[(\[])")
 # A period after fewer than three letters may be an abbreviation's.
-_CLAUSE_END = re.compile(r"(?:(?<=[^\W\d_]{3})|(?<=[\d)$}\]%*]))\.(?=\s|$)|[;。]|\b(?:because|since)\b")
+_CLAUSE_END = re.compile(r"(?:(?<=[^\W\d_]{3})|(?<=[\d)$}\]%*]))\.(?=\s|$)|(?<!\\)[;。]|\b(?:because|since)\b")
 _LABEL = re.compile(r"(?:option\s+)?\(?([A-Z])(?:[).:](?:\s.*)?)?", re.DOTALL)
 _DIGIT = re.compile(r"\d")
 _CHOSEN = re.compile(
