@@ -16,14 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from cohort.cli.app import app
-from cohort.config import TrainingConfig
+from cohort.config import ProcessRewardConfig, RewardConfig, TrainingConfig
 from cohort.data.chains import build_tokenizer
 from cohort.policy.adapter import merged
 from cohort.policy.load import add_lora, load_model, make_policy
+from cohort.rewards import resolve
 from cohort.train.output import export as exporting
 from cohort.train.output.checkpoint import save_policy
+from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.types import UserError
-from helpers import small_model
+from helpers import LORA, QUICK_REWARD, byte_tokenizer, classifier, small_model, step_rows
 
 
 def run(*arguments: Any) -> Result:
@@ -288,3 +290,38 @@ def test_the_card_of_a_merged_model_is_a_models(tmp_path: Path) -> None:
 def test_lora_on_nothing_that_is_there_names_the_layers() -> None:
     with pytest.raises(UserError, match=r"LoRA: .*linear layers of this model: down_proj, gate_proj, k_proj"):
         add_lora(small_model("Llama"), TrainingConfig(finetuning_type="lora", lora_target=["query"]))
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("process", [False, True], ids=["outcome", "process"])
+def test_a_reward_models_export_is_a_reward_model(process: bool, head: str, tmp_path: Path) -> None:
+    classifier("Qwen2").base_model.save_pretrained(tmp_path / "trunk")
+    byte_tokenizer(template=False).save_pretrained(tmp_path / "trunk")
+    settings = {**QUICK_REWARD, **LORA, "head": head, "max_steps": 3, "learning_rate": 0.1}
+    if process:
+        config: Any = ProcessRewardConfig(str(tmp_path / "rm"), **settings)
+        rows = step_rows(16)
+    else:
+        config = RewardConfig(str(tmp_path / "rm"), **settings)
+        rows = [{"prompt": "3>", "completion": str(i % 10), "label": i % 2} for i in range(16)]
+    RewardTrainer(str(tmp_path / "trunk"), config, rows).train()
+    done = run("export", tmp_path / "rm", "--merge", "--output", tmp_path / "merged")
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    words = {"prompts": ["3>"] * 4, "completions": ["1", "2\n3", "77", ""]}
+    steps = {"steps": [["1"], ["2", "3"], ["77"], [""]]} if process else {}
+    found = [resolve(str(tmp_path / name))[1](**words, **steps) for name in ("rm", "merged")]
+    flat = [[score for row in scores for score in (row if process else [row])] for scores in found]
+    assert flat[0] == pytest.approx(flat[1], abs=1e-4) and len(set(flat[0])) > 2
+    for name in ("rm", "merged"):
+        with pytest.raises(UserError, match="reward model|ForSequenceClassification|ForTokenClassification|MLPHead"):
+            make_policy(str(tmp_path / name), None, TrainingConfig(use_cpu=True))
+
+
+def test_a_model_whose_weights_are_not_all_there_is_no_policy(tmp_path: Path) -> None:
+    base = saved_base(tmp_path)
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"has no weights for 1 parameters .*: model.layers.1.mlp.up_proj.weight"):
+        make_policy(str(base), None, TrainingConfig(use_cpu=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -41,6 +42,16 @@ def base_of(name: str, revision: str | None = None) -> str:
     if not base:
         raise UserError(f"adapter {name!r}: its {CONFIG} names no base model: write base_model_name_or_path into it")
     return str(base)
+
+
+def of_reward_model(name: str) -> bool:
+    """Whether the adapter in a directory is a reward model's: of a classifier of texts or of tokens."""
+    path = Path(name) / CONFIG
+    try:
+        task = json.loads(path.read_text(encoding="utf-8")).get("task_type") if path.is_file() else None
+    except (OSError, ValueError, AttributeError):
+        return False  # base_of tells what is wrong with the file
+    return task in ("SEQ_CLS", "TOKEN_CLS")
 
 
 def put_on(base: Any, name: str, *, allow_pickle: bool = False, revision: str | None = None) -> Any:

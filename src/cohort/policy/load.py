@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cohort.config import TrainingConfig
-from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, put_on
+from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, of_reward_model, put_on
 from cohort.policy.device import device_of, one_device, release
 from cohort.policy.dropout import zero_dropout
 from cohort.policy.freeze import freeze
@@ -60,16 +61,34 @@ def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool
         **kwargs,
     }
     try:
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError) as error:
         hint = _remote_code_hint(error)
         if not allow_pickle and "safetensors" in str(error):
             hint = ". Weights of another form are pickles, which can run code: allow_pickle loads them"
         raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
+    model, loading = loaded
+    _must_be_whole(name, model.config, loading)
+    return model
+
+
+def _must_be_whole(name: str, config: Any, loading: Mapping[str, Any]) -> None:
+    """Raise UserError where transformers found no weights, or weights of another shape, and made random ones."""
+    random = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+    if not random:
+        return
+    kind = ", ".join(config.architectures or []) or "none"
+    reward_model = "; a reward model scores completions: name it in reward_funcs" if "Classification" in kind else ""
+    raise UserError(
+        f"model {name!r} has no weights for {len(random)} parameters of a causal language model, which would be random: "
+        f"{', '.join(random[:3])}{', ...' if len(random) > 3 else ''}. It was saved as {kind}{reward_model}"
+    )
 
 
 def _load_adapter(name: str, *, allow_pickle: bool, revision: str | None = None, **options: Any) -> Any:
     base = base_of(name, revision)
+    if of_reward_model(name):
+        raise UserError(f"{name!r} is a reward model's adapter, not a policy's: name it in reward_funcs")
     try:
         model = load_model(base, allow_pickle=allow_pickle, **options)
     except UserError as error:

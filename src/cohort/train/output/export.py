@@ -11,8 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cohort.policy.adapter import CONFIG, WEIGHTS, base_of, merged
+from cohort.policy.adapter import CONFIG, WEIGHTS, base_of, merged, of_reward_model
 from cohort.policy.load import load_model, load_tokenizer, quiet
+from cohort.rewards.models.classifier import is_classifier, load_classifier, load_config
 from cohort.train.output.card import merged_card
 from cohort.train.output.checkpoint import newest
 from cohort.types import UserError
@@ -121,7 +122,10 @@ def _copy(folder: Path, names: list[str], partial: Path) -> None:
 
 
 def _merge(folder: Path, partial: Path, dtype: str, options: dict[str, bool]) -> None:
-    model = merged(load_model(str(folder), dtype=dtype, **options))
+    if of_reward_model(str(folder)):
+        model = load_classifier(str(folder), dtype, **options)
+    else:
+        model = merged(load_model(str(folder), dtype=dtype, **options))
     _save(model, folder, partial, options)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -129,7 +133,8 @@ def _merge(folder: Path, partial: Path, dtype: str, options: dict[str, bool]) ->
 
 
 def _rewrite(folder: Path, partial: Path, dtype: str, options: dict[str, bool]) -> None:
-    _save(load_model(str(folder), dtype=dtype, **options), folder, partial, options)
+    load = load_classifier if is_classifier(load_config(str(folder))) else load_model
+    _save(load(str(folder), dtype=dtype, **options), folder, partial, options)
     if (folder / "README.md").is_file():
         shutil.copyfile(folder / "README.md", partial / "README.md")
 
