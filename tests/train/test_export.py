@@ -314,7 +314,7 @@ def test_a_reward_models_export_is_a_reward_model(process: bool, head: str, tmp_
     flat = [[score for row in scores for score in (row if process else [row])] for scores in found]
     assert flat[0] == pytest.approx(flat[1], abs=1e-4) and len(set(flat[0])) > 2
     for name in ("rm", "merged"):
-        with pytest.raises(UserError, match="reward model|ForSequenceClassification|ForTokenClassification|MLPHead"):
+        with pytest.raises(UserError, match=r"reward model|ForSequenceClassification|ForTokenClassification|MLPHead"):
             make_policy(str(tmp_path / name), None, TrainingConfig(use_cpu=True))
 
 

@@ -13,12 +13,13 @@ import torch
 
 import cohort
 from cohort import DPOConfig, DPOTrainer, GRPOConfig, PPOConfig, PPOTrainer, RFTConfig, RFTTrainer, Trainer, UserError
-from cohort.config import METHOD_CONFIGS, read_run
+from cohort.config import METHOD_CONFIGS, RewardConfig, read_run
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.train.output import checkpoint
 from cohort.train.output.record import SAMPLES, Recorder
+from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.run import train_from_config
-from helpers import StopAfter, digits, numbers, rows_of, small_model
+from helpers import StopAfter, byte_tokenizer, classifier, digits, numbers, rows_of, small_model
 
 DEMONSTRATIONS, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
 WRONG = [{"role": "assistant", "content": "<answer>0</answer>"}]
@@ -376,3 +377,35 @@ def test_a_configuration_file_names_the_method(tmp_path: Path) -> None:
     assert RFTTrainer.row == "rft"
     with pytest.raises(UserError, match="unknown key `kl_coef`"):
         read_run(config, ["kl_coef=1"])
+
+
+@pytest.mark.parametrize("method", ["dpo", "reward"])
+def test_pairs_that_are_alike_for_the_model_are_told_and_left_out(
+    method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here behind a length limit that cuts what differs off."""
+    same = "2" * 12  # a policy's completion loses its end, a reward model's text its beginning
+    rows = [
+        {"prompt": "1+1=", "chosen": part + same, "rejected": other + same}
+        if method == "reward"
+        else {"prompt": "1+1=", "chosen": same + part, "rejected": same + other}
+        for part, other in ("34", "56")
+    ]
+    rows.append({"prompt": "1+1=", "chosen": "2", "rejected": "3"})
+    settings = {"max_steps": 1, "max_length": 10, "truncation": "cut", "use_cpu": True, "apply_chat_template": False}
+
+    def trainer(rows: list[dict[str, str]]) -> Any:
+        if method == "dpo":
+            config: Any = DPOConfig(str(tmp_path), **settings)
+            return Trainer(small_model(), None, config, rows, processing_class=build_tokenizer(), method="dpo")
+        return RewardTrainer(
+            classifier("Qwen2"),
+            RewardConfig(str(tmp_path), **settings),
+            rows,
+            processing_class=byte_tokenizer(template=False),
+        )
+
+    trainer(rows).train()
+    assert "chosen and rejected of 2 of 3 pairs (row 1, row 2) are alike, after the length limit" in caplog.text
+    with pytest.raises(UserError, match=r"of all 2 pairs \(row 1, row 2, ...\) are alike"):
+        trainer(rows[:2]).train()

@@ -120,3 +120,25 @@ def log_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, 
             log.warning(
                 "%d of %d %s are longer than %d tokens (%s) and are %s", count, len(lengths), what, limit, key, fate
             )
+
+
+def log_equal(sides: Sequence[tuple[Any, Any]], sources: Sequence[str]) -> list[bool]:
+    """For each pair whether its sides are the same tokens, as the model gets them: such a pair teaches nothing. Logs
+    how many there are. Raises UserError if all are."""
+    alike = [chosen == rejected for chosen, rejected in sides]
+    if not any(alike):
+        return alike
+    first = ", ".join([source for source, same in zip(sources, alike, strict=True) if same][:3])
+    why = "alike, after the length limit or because the template leaves out what differs"
+    if all(alike):
+        raise UserError(
+            f"chosen and rejected of all {len(alike)} pairs ({first}, ...) are {why}: nothing can be learnt"
+        )
+    log.warning(
+        "chosen and rejected of %d of %d pairs (%s) are %s: nothing is learnt from these, they are left out",
+        sum(alike),
+        len(alike),
+        first,
+        why,
+    )
+    return alike

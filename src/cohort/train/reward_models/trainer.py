@@ -15,7 +15,7 @@ from typing import Any
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.chat_templates import use_template
-from cohort.data.configured import log_fitted
+from cohort.data.configured import log_equal, log_fitted
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import for_template
@@ -30,7 +30,7 @@ from cohort.train.reward_models.examples import Example, loss_type
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.train.sources.source import Batch
-from cohort.types import TrainerState, UserError
+from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
@@ -87,8 +87,8 @@ class RewardTrainer:
         both = for_template([*self.rows, *held_out], self.reward_model.tokenizer, config.apply_chat_template)
         self.rows, held_out = both[: len(self.rows)], both[len(self.rows) :]
         self.updater = RewardUpdater(self.reward_model, config, kind)
-        self.examples = self._fitting(self.updater.lessons(self.rows), "rows")
-        self.held_out = self._fitting(self.updater.examples(held_out), "held-out rows") if held_out else []
+        self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
+        self.held_out = self._fitting(self.updater.examples(held_out), held_out, "held-out rows") if held_out else []
         self._tell(kind)
         self.state = TrainerState()
         folder, patience = Path(config.output_dir), config.early_stopping_patience
@@ -102,15 +102,20 @@ class RewardTrainer:
             self._evaluate if held_out else None,
         )
 
-    def _fitting(self, examples: list[Example], what: str) -> list[Example]:
+    def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
-        out."""
+        out; so are pairs of equal texts."""
         dropped = [self.args.truncation != "cut" and example.truncated for example in examples]
         fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
         limit = self.reward_model.scorer.max_length or 2**31
         lengths = [limit + 1 if example.truncated else limit for example in examples]
         log_fitted(lengths, fitted, limit, "max_length", what)
-        return [example for example in fitted if example is not None]
+        kept = [(example, row) for example, row in zip(fitted, rows, strict=True) if example is not None]
+        if len(kept[0][0].texts) == 1:
+            return [example for example, _ in kept]
+        sides = [(example.texts[0].inputs, example.texts[1].inputs) for example, _ in kept]
+        alike = log_equal(sides, [row.source for _, row in kept])
+        return [example for (example, _), same in zip(kept, alike, strict=True) if not same]
 
     def _tell(self, kind: str) -> None:
         """Raise UserError where the data cannot teach anything; warn where overfitting would not be noticed."""

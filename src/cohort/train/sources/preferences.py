@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cohort.config import DPOConfig, TrainingConfig
-from cohort.data.configured import demonstration_limit, fit_demonstration, log_fitted
+from cohort.data.configured import demonstration_limit, fit_demonstration, log_equal, log_fitted
 from cohort.data.preferences import pair
 from cohort.data.templates import Demonstration, encode_demonstration
 from cohort.formulas.preference import PREFERENCE_LOSSES, preference
@@ -87,7 +87,9 @@ def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Gr
     fitted = [None if None in both else [each for each in both if each is not None] for both in cut]
     lengths = [max(len(each.prompt) + len(each.completion) for each in both) for both in encoded]
     log_fitted(lengths, fitted, limit, key, "pairs")
-    return [_pair_group(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
+    pairs = [(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
+    alike = log_equal([(both[0], both[1]) for _, both in pairs], [row.source for row, _ in pairs])
+    return [_pair_group(row, both) for (row, both), same in zip(pairs, alike, strict=True) if not same]
 
 
 def _pair_group(row: Row, both: list[Demonstration]) -> Group:
