@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import random
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from cohort.data.chains import build_tokenizer
 from cohort.evaluation.evaluate import Evaluation, maj_at_k, pass_at_k
-from cohort.evaluation.models import summary
+from cohort.evaluation.models import evaluate_model, summary
 from cohort.report.tables import evaluation_table
 from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.encoding import Prompt
 from cohort.types import Completion, Row
+from helpers import small_model
 
 
 def majority_by_enumeration(answers: list[str | None], right: str, k: int) -> float:
@@ -88,3 +93,21 @@ def test_several_samples_of_a_problem_have_pass_at_n() -> None:
     assert both.metrics()["eval/accuracy"] == 0.25 and both.metrics()["eval/accuracy/pass@2"] == 0.5
     single = Evaluation([], [samples[:1], samples[1:2]], {"accuracy": scores[:2]}, [0.0, 1.0], 0.1)
     assert "eval/accuracy/pass@1" not in single.metrics()
+
+
+def test_problems_too_long_for_the_model_count_as_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small_model(max_position_embeddings=24).save_pretrained(tmp_path / "m")
+    build_tokenizer().save_pretrained(tmp_path / "m")
+    rows = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "1+" * 20 + "1=", "answer": "21"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"rewards": ["too_short"], "samples": 2, "ks": (1, 2), "max_completion_length": 4, "split": "train"}
+    found = evaluate_model(str(tmp_path / "m"), str(tmp_path / "rows.jsonl"), **settings)
+    assert (found["problems"], found["unanswered"], found["accuracy"], len(found["completions"])) == (2, 1, 0.0, 1)
+    assert "1 of 2 problems are too long for the model and count as wrong" in caplog.text
+    always = {**settings, "rewards": [f"{__file__}:always"]}
+    found = evaluate_model(str(tmp_path / "m"), str(tmp_path / "rows.jsonl"), **always)
+    assert (found["accuracy"], found["pass@k"]) == (0.5, {1: 0.5, 2: 0.5})
+
+
+def always(completions: list[Any], **_: Any) -> list[float]:
+    return [1.0] * len(completions)

@@ -70,7 +70,10 @@ def evaluate_model(
     loaded = LoadedModel(model, config, template)
     sampling = loaded.sampling(temperature=temperature, max_tokens=max_completion_length)
     evaluation = loaded.evaluate(loaded.encode(rows), functions, sampling, samples, seed)
-    return summary(evaluation, functions.parts[0], ks)
+    too_long = len(rows) - len(evaluation.prompts)
+    if too_long:
+        log.warning("%d of %d problems are too long for the model and count as wrong", too_long, len(rows))
+    return summary(evaluation, functions.parts[0], ks, too_long)
 
 
 def _rows(
@@ -96,12 +99,15 @@ def _rows(
     )
 
 
-def summary(evaluation: Evaluation, part: Component, ks: Sequence[int]) -> dict[str, Any]:
+def summary(evaluation: Evaluation, part: Component, ks: Sequence[int], unanswered: int = 0) -> dict[str, Any]:
     """The evaluation as plain numbers and texts for a table or JSON; `part` is the reward that says what is correct.
-    Its maj@k is empty where the reward reads no answer that samples could vote on."""
-    correct = evaluation.correct(part.name)
+    Its maj@k is empty where the reward reads no answer that samples could vote on. `unanswered`: further problems that
+    the model could not be given; they count as wrong."""
+    answered = evaluation.correct(part.name)
+    correct = answered + [[False] * evaluation.n] * unanswered
     return {
         "problems": len(correct),
+        "unanswered": unanswered,
         "samples": evaluation.n,
         "accuracy": sum(sum(row) for row in correct) / (len(correct) * evaluation.n),
         "correct": sum(sum(row) for row in correct),
@@ -114,7 +120,7 @@ def summary(evaluation: Evaluation, part: Component, ks: Sequence[int]) -> dict[
                 "completions": [c.text for c in row],
                 "correct": verdicts,
             }
-            for prompt, row, verdicts in zip(evaluation.prompts, evaluation.sampled, correct, strict=True)
+            for prompt, row, verdicts in zip(evaluation.prompts, evaluation.sampled, answered, strict=True)
         ],
     }
 
@@ -129,4 +135,5 @@ def _majorities(
         return {}
     texts = [[completion.text for completion in row] for row in evaluation.sampled]
     answers = candidates(ballot, texts, [prompt.row.columns for prompt in evaluation.prompts])
+    answers += [[None] * evaluation.n] * (len(correct) - len(answers))
     return {k: maj_at_k(answers, correct, k) for k in ks}
