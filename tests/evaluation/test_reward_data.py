@@ -3,6 +3,7 @@ equal textbook values."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -10,8 +11,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner, Result
 
@@ -20,7 +23,8 @@ from cohort.data.rows import load_rows
 from cohort.evaluation.judging import ModelScores, ScoredText, score_rows
 from cohort.evaluation.labelling import Labeller
 from cohort.report import ranking
-from cohort.report.judgement import judgement
+from cohort.report.judgement import judgement, judgement_table
+from cohort.report.judgement_plots import plot_judgement
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import by_separator
 from cohort.rollouts.encoding import Prompt
@@ -284,3 +288,36 @@ def test_a_model_of_squared_errors_gives_the_value_itself(tmp_path: Path) -> Non
     predicted = [min(1.0, max(0.0, each.score)) for each in scores.texts]
     expected = ranking.calibration_error(ranking.reliability(predicted, [0.0, 1.0, 0.0, 1.0]))
     assert judgement(scores)["calibration"]["ece"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("labels", [[1.0, 2.0, 5.0, 3.0], [-1.0, 1.0, 1.0, -1.0]])
+@pytest.mark.parametrize("log_odds", [False, True])
+def test_labels_that_are_values_are_judged_by_their_order(labels: list[float], log_odds: bool, tmp_path: Path) -> None:
+    scores = [0.5, 2.5, 4.0, 4.0]
+    texts = [ScoredText(i // 2, s, s, i, label) for i, (s, label) in enumerate(zip(scores, labels, strict=True))]
+    found = judgement(ModelScores(texts, "rows", log_odds))
+    assert found["ranking_accuracy"] == {"value": (1.0 + 0.5) / 2, "of": 2}
+    assert found["correlation"]["linear"] == pytest.approx(float(np.corrcoef(scores, labels)[0, 1]))
+    gaps = np.array(scores) - np.array(labels)
+    error = {
+        "mean_absolute": pytest.approx(abs(gaps).mean()),
+        "root_mean_square": pytest.approx((gaps**2).mean() ** 0.5),
+    }
+    assert found["error"] == (None if log_odds else error)
+    assert not {"auc", "agreement", "calibration", "best_of_n"} & set(found)
+    table = io.StringIO()
+    Console(file=table, width=100).print(judgement_table("it", found))
+    assert "ranking accuracy" in table.getvalue() and "75.0%" in table.getvalue() and "[" not in table.getvalue()
+    assert [path.name for path in plot_judgement(ModelScores(texts, "rows", log_odds), found, tmp_path)] == [
+        "scores.png"
+    ]
+
+
+def test_pairs_are_compared_within_themselves_and_counted_by_prompt() -> None:
+    """Two pairs of one prompt, one of them hard: a chosen text is not compared with the other pair's rejected one."""
+    texts = [
+        ScoredText(p, s, s, 4, y)
+        for p, s, y in [(0, 1.0, 1.0), (0, 0.0, 0.0), (0, 5.0, 1.0), (0, 4.0, 0.0), (1, 0.0, 1.0), (1, 1.0, 0.0)]
+    ]
+    found = judgement(ModelScores(texts, "pairs", True, [(0, 1), (2, 3), (4, 5)]))
+    assert (found["prompts"], found["ranking_accuracy"]["value"], found["ranking_accuracy"]["of"]) == (2, 0.5, 2)

@@ -136,7 +136,8 @@ def evaluate(
     from rich.console import Console
 
     from cohort.data.rows import load_rows
-    from cohort.report.judgement import judgement, judgement_table, plot_judgement
+    from cohort.report.judgement import judgement, judgement_table
+    from cohort.report.judgement_plots import plot_judgement
     from cohort.rewards.steps import make_split
 
     rows = load_rows(data, max_samples=limit, **_loading(split, columns, dataset_kwargs, system_prompt))

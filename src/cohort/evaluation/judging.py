@@ -113,8 +113,9 @@ def _score_pairs(rows: list[Row], scorer: Scorer, batch_size: int, log_odds: boo
     completions = [(i, text, right) for i, pair in enumerate(pairs) for text, right in ((pair[0], 1.0), (pair[1], 0.0))]
     encoded = [scorer.encode(rows[i].prompt, text) for i, text, _ in completions]
     scores = _scored_twice(scorer, encoded, batch_size)
+    prompts = _numbered([str(row.prompt) for row in rows])
     texts = [
-        ScoredText(i, first[0], reordered[0], len(content(text)), right)
+        ScoredText(prompts[i], first[0], reordered[0], len(content(text)), right)
         for (i, text, right), (first, reordered) in zip(completions, scores, strict=True)
     ]
     indices = [(2 * i, 2 * i + 1) for i in range(len(rows))]

@@ -1,9 +1,8 @@
-"""Measures of a reward model's scores: as a mapping of plain numbers, a table and plots."""
+"""Measures of a reward model's scores: as a mapping of plain numbers and as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cohort.report import ranking
-from cohort.report.drawing import COLOURS, STYLE, legend, panels
 from cohort.report.intervals import wilson
 
 if TYPE_CHECKING:
@@ -26,7 +24,8 @@ def judgement(scores: ModelScores) -> dict[str, Any]:
     """Numbers for JSON: `kind`, `texts`, `prompts` and, if the data allow them, `ranking_accuracy`, `auc`, `agreement`
     (share of texts whose score, at probability 1/2, agrees with the label), `calibration`, `best_of_n`, `length`,
     `position`, `first_error`. Shares have 95% intervals that count prompts (for steps: completions), because texts of
-    one prompt are not independent."""
+    one prompt are not independent. Of labels that are values (1 to 5, -1 and 1): `ranking_accuracy` by their order,
+    `correlation` and, of a model that gives values, `error`."""
     result: dict[str, Any] = {
         "kind": scores.kind,
         "texts": len(scores.texts),
@@ -37,6 +36,8 @@ def judgement(scores: ModelScores) -> dict[str, Any]:
         "length": _length(scores),
         "position": _position(scores),
     }
+    if has_values(scores):
+        return {**result, **_of_values(scores)}
     if scores.kind == "pairs":
         result["calibration"] = _pair_calibration(scores)
     else:
@@ -49,6 +50,45 @@ def judgement(scores: ModelScores) -> dict[str, Any]:
     if scores.kind == "steps":
         result["first_error"] = _first_error(scores)
     return result
+
+
+def has_values(scores: ModelScores) -> bool:
+    """Whether the labels are values, not right and wrong or probabilities."""
+    labels = {each.label for each in scores.texts}
+    several = len(labels) > 2 and not scores.log_odds
+    return scores.kind == "rows" and (several or any(not 0 <= label <= 1 for label in labels))
+
+
+def _of_values(scores: ModelScores) -> dict[str, Any]:
+    found, labels = [t.score for t in scores.texts], [t.label for t in scores.texts]
+    shares = [share for texts in _by_prompt(scores.texts) if (share := _in_order(texts)) is not None]
+    if not shares:  # one text a prompt: over all texts
+        shares = [share for share in [_in_order(scores.texts)] if share is not None]
+    gaps = [a - b for a, b in zip(found, labels, strict=True)]
+    return {
+        "ranking_accuracy": {"value": fmean(shares), "of": len(shares)} if shares else None,
+        "correlation": {"rank": ranking.spearman(found, labels), "linear": ranking.pearson(found, labels)},
+        "error": None
+        if scores.log_odds
+        else {"mean_absolute": fmean(map(abs, gaps)), "root_mean_square": fmean(gap * gap for gap in gaps) ** 0.5},
+        "length": {name: value for name, value in _length(scores).items() if name == "correlation_all"},
+    }
+
+
+def _in_order(texts: Sequence[ScoredText]) -> float | None:
+    """The share of pairs of texts with different labels that the scores put in the labels' order; equal scores count
+    half. None if all labels are equal."""
+    wins = [float(a.score > b.score) + 0.5 * (a.score == b.score) for a in texts for b in texts if a.label > b.label]
+    return fmean(wins) if wins else None
+
+
+def _contests(scores: ModelScores) -> list[tuple[ScoredText, ScoredText]]:
+    """The (right, wrong) texts that are compared: the data's pairs, or of each prompt every right with every wrong."""
+    if scores.kind == "pairs":
+        return [(scores.texts[right], scores.texts[wrong]) for right, wrong in scores.pairs]
+    return [
+        (a, b) for texts in _by_prompt(scores.texts) for a in texts if a.label > HALF for b in texts if b.label <= HALF
+    ]
 
 
 def _predicted(scores: ModelScores) -> list[float]:
@@ -73,12 +113,10 @@ def _mean_share(values: Sequence[float]) -> dict[str, Any]:
 def _ranking(scores: ModelScores) -> dict[str, Any] | None:
     """Share of pairs of a right and a wrong text of a prompt that are ranked correctly: the mean over prompts that have
     both."""
-    shares = [
-        ranking.ranking_accuracy(*sides)
-        for texts in _by_prompt(scores.texts)
-        if all(sides := ([t.score for t in texts if t.label > HALF], [t.score for t in texts if t.label <= HALF]))
-    ]
-    return _mean_share(shares) if shares else None
+    wins: dict[int, list[float]] = {}
+    for right, wrong in _contests(scores):
+        wins.setdefault(right.prompt, []).append(ranking.ranking_accuracy([right.score], [wrong.score]))
+    return _mean_share([fmean(of_prompt) for of_prompt in wins.values()]) if wins else None
 
 
 def _agreement(scores: ModelScores) -> dict[str, Any]:
@@ -135,12 +173,9 @@ def _length(scores: ModelScores) -> dict[str, Any]:
         result[f"correlation_{name}"] = ranking.spearman([t.score for t in texts], [float(t.length) for t in texts])
     for name, sign in (("longer", 1), ("shorter", -1)):
         wins = [
-            float(a.score > b.score) + 0.5 * (a.score == b.score)
-            for texts in _by_prompt(scores.texts)
-            for a in texts
-            if a.label > HALF
-            for b in texts
-            if b.label <= HALF and sign * (a.length - b.length) > 0
+            ranking.ranking_accuracy([right.score], [wrong.score])
+            for right, wrong in _contests(scores)
+            if sign * (right.length - wrong.length) > 0
         ]
         result[f"ranking_accuracy_right_{name}"] = fmean(wins) if wins else None
     return result
@@ -188,7 +223,12 @@ def _quality_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("AUC", f"{result['auc']:.3f}"))
     if result.get("agreement"):
         lines.append(("agreement with the labels", _with_interval(result["agreement"])))
-    lines.append(("calibration error (ECE)", f"{result['calibration']['ece']:.3f}"))
+    if result.get("correlation"):
+        lines.append(("score by label", _listed(result["correlation"], "", "{:+.2f}")))
+    if result.get("error"):
+        lines.append(("error", _listed(result["error"], "", "{:.3g}")))
+    if result.get("calibration"):
+        lines.append(("calibration error (ECE)", f"{result['calibration']['ece']:.3f}"))
     for each in result.get("best_of_n") or []:
         text = f"{_with_interval(each)}, lift {each['lift']:+.1%}; by the labels {each['best']:.1%}"
         lines.append((f"best of {each['n']}", text))
@@ -220,75 +260,7 @@ def _listed(values: dict[str, Any], start: str, form: str) -> str:
 
 
 def _with_interval(share: dict[str, Any]) -> str:
+    if "interval" not in share:
+        return f"{share['value']:.1%}"
     low, high = share["interval"]
     return f"{share['value']:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def plot_judgement(scores: ModelScores, result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write reliability.png, scores.png and, with several samples of a prompt, best_of_n.png; returns their paths."""
-    import matplotlib
-
-    written = []
-    with matplotlib.rc_context(STYLE):
-        for name, draw in {"reliability.png": _reliability, "scores.png": _scores, "best_of_n.png": _best}.items():
-            figure = draw(scores, result)
-            if figure is not None:
-                figure.savefig(folder / name, dpi=150)
-                written.append(folder / name)
-    return written
-
-
-def _reliability(scores: ModelScores, result: dict[str, Any]) -> Any:
-    figure, (axis,) = panels([f"Reliability, ECE {result['calibration']['ece']:.3f}"])
-    predicted, share, counts = zip(*result["calibration"]["bins"], strict=True)
-    bounds = [wilson(s * n, n) for s, n in zip(share, counts, strict=True)]
-    below = [max(0.0, s - low) for s, (low, _) in zip(share, bounds, strict=True)]
-    above = [max(0.0, high - s) for s, (_, high) in zip(share, bounds, strict=True)]
-    axis.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", label="perfect")
-    axis.errorbar(predicted, share, [below, above], color=COLOURS[0], marker="o", capsize=3, label="with 95% intervals")
-    axis.set_xlabel("predicted" if scores.kind != "pairs" else "predicted that its choice is right")
-    axis.set_ylabel("share right")
-    axis.set_xlim(0, 1)
-    axis.set_ylim(-0.03, 1.03)
-    axis.xaxis.get_major_locator().set_params(integer=False)
-    legend(axis, 2)
-    return figure
-
-
-def _scores(scores: ModelScores, result: dict[str, Any]) -> Any:
-    figure, (left, right) = panels(["Scores", "Scores by length"])
-    names = ("chosen", "rejected") if scores.kind == "pairs" else ("right", "wrong")
-    kinds = [[t for t in scores.texts if (t.label > HALF) == good] for good in (True, False)]
-    low, high = min(t.score for t in scores.texts), max(t.score for t in scores.texts)
-    for name, colour, texts in zip(names, COLOURS, kinds, strict=False):
-        if texts:
-            bounds = (low, max(high, low + 1e-6))
-            left.hist([t.score for t in texts], bins=30, range=bounds, color=colour, alpha=0.5, label=name)
-            right.scatter([t.length for t in texts], [t.score for t in texts], s=6, color=colour, alpha=0.4, label=name)
-    left.set_xlabel("score")
-    left.set_ylabel("texts" if scores.kind != "steps" else "steps")
-    left.xaxis.get_major_locator().set_params(integer=False)
-    right.set_xlabel("characters")
-    right.set_ylabel("score")
-    for axis in (left, right):
-        legend(axis, 2)
-    return figure
-
-
-def _best(scores: ModelScores, result: dict[str, Any]) -> Any | None:
-    rows = result.get("best_of_n")
-    if not rows:
-        return None
-    figure, (axis,) = panels(["Best of n samples, with 95% intervals"])
-    ns = [row["n"] for row in rows]
-    axis.plot(ns, [row["best"] for row in rows], color=COLOURS[2], linestyle="--", label="by the labels")
-    axis.plot(ns, [row["value"] for row in rows], color=COLOURS[0], marker="o", label="by the reward model")
-    low, high = zip(*(row["interval"] for row in rows), strict=True)
-    axis.fill_between(ns, low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
-    axis.plot(ns, [row["mean"] for row in rows], color="#999999", linestyle=":", label="one sample")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ns, [str(n) for n in ns])
-    axis.set_xlabel("n")
-    axis.set_ylabel("share right")
-    legend(axis, 3)
-    return figure
