@@ -9,6 +9,7 @@ from typing import Any
 
 from cohort.compat.keys import warn_or_refuse
 from cohort.compat.trl_keys import KEYS, OPTIMISER, RECORDED, RENAMED
+from cohort.types import UserError
 
 log = logging.getLogger("cohort")
 
@@ -43,7 +44,10 @@ def translate(arguments: dict[str, Any], fields: Collection[str]) -> dict[str, A
             values.setdefault(new, values[old])
             del values[old]
     if "generation_kwargs" in values and "generation_kwargs" not in fields:
-        values |= _generation_kwargs(values.pop("generation_kwargs") or {}, fields)
+        kwargs = values.pop("generation_kwargs") or {}
+        if not isinstance(kwargs, dict):
+            raise UserError(f"`generation_kwargs` is {str(kwargs)[:80]!r}: it must be a mapping")
+        values |= _generation_kwargs(kwargs, fields)
     for key, convert in CONVERSIONS.items():
         if key in values and key in fields:
             values |= convert(values.pop(key))
@@ -84,7 +88,9 @@ def _warmup_steps(value: Any) -> dict[str, Any]:
 
 
 def _report_to(value: Any) -> dict[str, Any]:
-    names = [value] if isinstance(value, str) else list(value or [])
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"`report_to` is {str(value)[:80]!r}: give names, such as [tensorboard], or none")
     unknown = [name for name in names if name not in (*TRACKERS, "none")]
     if unknown:
         log.warning("report_to=%r has no effect here: %s; tensorboard is supported", ", ".join(unknown), RECORDED)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -36,6 +37,28 @@ def build(kind: type[Config], values: dict[str, Any], where: str, keys: list[str
         problems = error.problems
     accepted = [*(keys or kind.model_fields), *nested_keys(kind), *trl_keys.KEYS]
     raise UserError(f"{where}: " + "\n".join(explain(problem, accepted) for problem in problems))
+
+
+def in_home(path: str) -> str:
+    """The path with a leading `~` as the home folder."""
+    return os.path.expanduser(path) if path.startswith("~") else path
+
+
+def refuse_flags(kind: type[BaseModel], values: Any) -> None:
+    """Raise ValueError for true or false where a number belongs, which pydantic would read as 1 or 0."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        field = kind.model_fields.get(name)
+        kinds = _kinds(field.annotation) if field is not None and isinstance(value, bool) else set()
+        if kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"`{name}` is {str(value).lower()}: it must be a number")
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types of an annotation's alternatives: {int, NoneType} of int | None."""
+    parts = get_args(annotation)
+    if not parts or get_origin(annotation) is Literal:
+        return {type(part) for part in parts} or {annotation}
+    return {kind for part in parts for kind in _kinds(part)}
 
 
 def nested_keys(kind: type[BaseModel]) -> list[str]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cohort.compat import llama_factory as coming_from_llama_factory
 from cohort.config.methods import ConfigOf, built_in_config
-from cohort.config.problems import build
+from cohort.config.problems import build, in_home, refuse_flags
 from cohort.config.training import TrainingConfig
+from cohort.config.yaml_text import YamlError, parsed
 from cohort.types import UserError
 
 
 class RunConfig(BaseModel):
     """The keys of a YAML file beside the method's settings: model, data and rewards."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False)
 
     method: str = Field(
         "grpo",
@@ -57,9 +57,15 @@ class RunConfig(BaseModel):
         "rewards of the evaluation only.",
     )
 
+    @field_validator("model", "dataset", "eval_dataset", "dataset_dir")
+    @classmethod
+    def _home(cls, value: str | None) -> str | None:
+        return value and in_home(value)
+
     @model_validator(mode="before")
     @classmethod
     def _split(cls, values: Any) -> Any:
+        refuse_flags(cls, values)
         if isinstance(values, dict) and isinstance(values.get("reward_funcs"), str):
             names = [name.strip() for name in values["reward_funcs"].split(",")]
             values = {**values, "reward_funcs": [name for name in names if name]}
@@ -86,8 +92,8 @@ def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[st
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a YAML configuration, such as examples/gsm8k.yaml")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parsed(path.read_text(encoding="utf-8-sig"))
+    except (YamlError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
@@ -101,8 +107,8 @@ def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[st
 
 def _override_value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parsed(text)
+    except YamlError as error:
         raise UserError(f"override {key}={text}: the value is not readable as YAML: {error}") from None
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
 from cohort.config.loading import plain, with_dtype
-from cohort.config.problems import InvalidConfig, explain, nested_keys
+from cohort.config.problems import InvalidConfig, explain, in_home, nested_keys, refuse_flags
 
 
 class TrainingConfig(BaseModel):
     """The settings that every method has: optimiser, schedule, batches, precision, saving, evaluation."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False)
 
     output_dir: str = Field("output", description="Where the model, metrics, completions and checkpoints go.")
     seed: int = Field(
-        42, description="Seed of the data's order, of sampling, and of Python's, NumPy's and PyTorch's generators."
+        42,
+        ge=0,
+        lt=2**32,
+        description="Seed of the data's order, of sampling, and of Python's, NumPy's and PyTorch's generators.",
     )
 
     learning_rate: float = Field(1e-6, ge=0, description="Peak of the schedule.")
@@ -59,7 +62,7 @@ class TrainingConfig(BaseModel):
     )
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
-    max_steps: int = Field(-1, description="Optimiser steps. -1: as many as num_train_epochs needs.")
+    max_steps: int = Field(-1, ge=-1, description="Optimiser steps. -1: as many as num_train_epochs needs.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations.")
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="per_device_train_batch_size times this is the batch of one optimiser step."
@@ -118,7 +121,7 @@ class TrainingConfig(BaseModel):
         default_factory=list, description="For freeze: modules outside the layers that are trained too, such as norm."
     )
     lora_rank: int = Field(8, ge=1, description="LoRA's r.")
-    lora_alpha: int | None = Field(None, description="None: 2 * lora_rank.")
+    lora_alpha: int | None = Field(None, ge=1, description="None: 2 * lora_rank.")
     lora_dropout: float = Field(
         0.0, ge=0, lt=1, description="Dropout before LoRA's A, in updates only. Above 0 the fast layers are not used."
     )
@@ -202,6 +205,24 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare `no` as false
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, values: Any) -> Any:
+        refuse_flags(cls, values)
+        return values
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home(cls, value: str) -> str:
+        return in_home(value)
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("there must be one step at least; -1 takes as many as num_train_epochs needs")
+        return value
 
     @field_validator("model_init_kwargs")
     @classmethod
