@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.optimization import get_scheduler
 
-from cohort import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, UserError
+from cohort import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, UserError
 from cohort.config import TrainingConfig
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.data.order import derive, picks
@@ -425,3 +426,14 @@ def test_a_reward_that_fails_beside_sampling_ends_the_run(tmp_path: Path) -> Non
 
     with pytest.raises(RewardFunctionError, match="'breaks' raised ValueError: no model\\n  at row 0"):
         grpo(tmp_path, reward_funcs=breaks, overlap_rewards=True, **NO_PREFLIGHT).train()
+
+
+@pytest.mark.parametrize("method", ["grpo", "reward"])
+def test_an_output_folder_that_cannot_be_made_is_told_before_anything_is_loaded(method: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output_dir '.*file/out' cannot be made: .*file is a file"):
+        if method == "grpo":
+            GRPOTrainer("/no/such/model", "format", GRPOConfig(str(tmp_path / "file" / "out")), "/no/such/data")
+        else:
+            RewardTrainer("/no/such/model", RewardConfig(str(tmp_path / "file" / "out")), "/no/such/data")
+    assert os.listdir(tmp_path) == ["file"]

@@ -11,6 +11,7 @@ import yaml
 from cohort.config import RewardModelConfig, RunConfig, TrainingConfig
 from cohort.data.configured import configured_rows
 from cohort.policy.process import require_one_process
+from cohort.train.output.record import require_folder
 from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.trainer import Trainer
 from cohort.types import TrainerState, UserError
@@ -19,6 +20,7 @@ from cohort.types import TrainerState, UserError
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
     """Load data and model, write the configuration into output_dir, and train. Raises UserError for bad input."""
     require_one_process()  # before data is loaded
+    require_folder(config.output_dir)
     trainer: Trainer | RewardTrainer
     if isinstance(config, RewardModelConfig):
         if run.reward_funcs:

@@ -43,7 +43,7 @@ from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside
+from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside, require_folder
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
@@ -95,6 +95,7 @@ class Trainer:
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
+        require_folder(config.output_dir)
         # Data first: its mistakes are told before a model is loaded.
         rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)

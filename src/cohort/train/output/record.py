@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,13 @@ def move_aside(folder: Path, names: Sequence[str]) -> None:
 def rounded(values: dict[str, float]) -> dict[str, float]:
     """Eight significant digits: enough to compare runs, short enough to read."""
     return {k: v if not isinstance(v, float) or not math.isfinite(v) else float(f"{v:.8g}") for k, v in values.items()}
+
+
+def require_folder(output_dir: str) -> None:
+    """Raise UserError if output_dir cannot be made or written in. Nothing is made."""
+    folder = Path(output_dir).absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"output_dir {output_dir!r} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"output_dir {output_dir!r} cannot be written: no permission for {there}")

@@ -23,7 +23,7 @@ from cohort.policy.process import require_one_process, seed_everything
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import METRICS, MODEL, move_aside
+from cohort.train.output.record import METRICS, MODEL, move_aside, require_folder
 from cohort.train.output.trackers import trackers
 from cohort.train.reward_models.early_stopping import EarlyStopping
 from cohort.train.reward_models.examples import Example, loss_type
@@ -75,6 +75,7 @@ class RewardTrainer:
             )
         config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
+        require_folder(config.output_dir)
         self.rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         held_out = [] if eval_dataset is None else as_rows(eval_dataset)
         kind = loss_type(self.rows, config)
