@@ -23,6 +23,9 @@ class InvalidConfig(UserError):
 
 Config = TypeVar("Config", bound=BaseModel)
 
+PATHS = ("output_dir", "model", "dataset", "eval_dataset", "dataset_dir")
+"""Keys that may name a path."""
+
 
 def build(kind: type[Config], values: dict[str, Any], where: str, keys: list[str] | None = None) -> Config:
     """`kind(**values)`. Raises one UserError with every problem: the key, the value seen, the remedy.
@@ -39,18 +42,18 @@ def build(kind: type[Config], values: dict[str, Any], where: str, keys: list[str
     raise UserError(f"{where}: " + "\n".join(explain(problem, accepted) for problem in problems))
 
 
-def in_home(path: str) -> str:
-    """The path with a leading `~` as the home folder."""
-    return os.path.expanduser(path) if path.startswith("~") else path
-
-
-def refuse_flags(kind: type[BaseModel], values: Any) -> None:
-    """Raise ValueError for true or false where a number belongs, which pydantic would read as 1 or 0."""
-    for name, value in values.items() if isinstance(values, dict) else ():
+def as_meant(kind: type[BaseModel], values: Any) -> Any:
+    """The values with `~` of PATHS as the home folder. Raises ValueError for true or false where a number belongs,
+    which pydantic would read as 1 or 0."""
+    if not isinstance(values, dict):
+        return values
+    for name, value in values.items():
         field = kind.model_fields.get(name)
         kinds = _kinds(field.annotation) if field is not None and isinstance(value, bool) else set()
         if kinds & {int, float} and bool not in kinds:
             raise ValueError(f"`{name}` is {str(value).lower()}: it must be a number")
+    homes = [name for name in PATHS if isinstance(values.get(name), str) and values[name].startswith("~")]
+    return {**values, **{name: os.path.expanduser(values[name]) for name in homes}}
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cohort.compat import llama_factory as coming_from_llama_factory
 from cohort.config.methods import ConfigOf, built_in_config
-from cohort.config.problems import build, in_home, refuse_flags
+from cohort.config.problems import as_meant, build
 from cohort.config.training import TrainingConfig
 from cohort.config.yaml_text import YamlError, parsed
 from cohort.types import UserError
@@ -57,15 +57,10 @@ class RunConfig(BaseModel):
         "rewards of the evaluation only.",
     )
 
-    @field_validator("model", "dataset", "eval_dataset", "dataset_dir")
-    @classmethod
-    def _home(cls, value: str | None) -> str | None:
-        return value and in_home(value)
-
     @model_validator(mode="before")
     @classmethod
     def _split(cls, values: Any) -> Any:
-        refuse_flags(cls, values)
+        values = as_meant(cls, values)
         if isinstance(values, dict) and isinstance(values.get("reward_funcs"), str):
             names = [name.strip() for name in values["reward_funcs"].split(",")]
             values = {**values, "reward_funcs": [name for name in names if name]}

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
 from cohort.config.loading import plain, with_dtype
-from cohort.config.problems import InvalidConfig, explain, in_home, nested_keys, refuse_flags
+from cohort.config.problems import InvalidConfig, as_meant, explain, nested_keys
 
 
 class TrainingConfig(BaseModel):
@@ -208,14 +208,8 @@ class TrainingConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _numbers(cls, values: Any) -> Any:
-        refuse_flags(cls, values)
-        return values
-
-    @field_validator("output_dir")
-    @classmethod
-    def _home(cls, value: str) -> str:
-        return in_home(value)
+    def _as_meant(cls, values: Any) -> Any:
+        return as_meant(cls, values)
 
     @field_validator("max_steps")
     @classmethod

@@ -81,7 +81,8 @@ def _must_be_whole(name: str, config: Any, loading: Mapping[str, Any]) -> None:
     reward_model = "; a reward model scores completions: name it in reward_funcs" if "Classification" in kind else ""
     raise UserError(
         f"model {name!r} has no weights for {len(random)} parameters of a causal language model, which would be "
-        f"random: {', '.join(random[:3])}{', ...' if len(random) > 3 else ''}. It was saved as {kind}{reward_model}"
+        f"random: {', '.join(random[:3])}{', ...' if len(random) > 3 else ''}. It was saved as {kind} and "
+        f"cannot be trained here{reward_model}"
     )
 
 
