@@ -92,13 +92,17 @@ def _row(name: str, field: FieldInfo) -> str:
 def _values(field: FieldInfo) -> str:
     """The type and its bounds: "number >= 0", "`linear`, `cosine`", "whole number or `null`"."""
     bounds = [
-        f"{sign} {getattr(bound, attribute):g}"
+        f"{sign} {_number(getattr(bound, attribute))}"
         for kind, (sign, attribute) in BOUNDS.items()
         for bound in field.metadata
         if isinstance(bound, kind)
     ]
     first, *others = _words(field.annotation)
     return " or ".join([" ".join([first, " and ".join(bounds)]).strip(), *others])
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _words(annotation: Any) -> list[str]:

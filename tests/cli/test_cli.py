@@ -339,3 +339,9 @@ def test_the_example_is_valid_and_yields_to_the_command_line() -> None:
     run_config, config = read_run(EXAMPLE, changes)
     assert (run_config.dataset, run_config.eval_dataset) == ("train.jsonl", "test.jsonl")
     assert (run_config.model, config.max_steps) == ("m", 3)
+
+
+@pytest.mark.parametrize("command", ["eval m", "generate m", "reward eval m", "reward label m --output o.jsonl"])
+def test_a_plain_prompt_has_no_system_turn(command: str) -> None:
+    result = run(*command.split(), "--data", "d.jsonl", "--plain", "--system-prompt", "s")
+    assert result.exit_code == 2 and "leave --system-prompt or --plain out" in result.output

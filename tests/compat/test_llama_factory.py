@@ -435,3 +435,10 @@ def test_every_key_is_on_the_page() -> None:
     assert [name for name in KEYS if f"\n| `{name}` |" not in page] == []
     for name in TEMPLATES:
         assert f"`{name}`" in page
+
+
+@pytest.mark.parametrize(("stage", "kept"), [("sft", True), ("dpo", None), ("rm", None)])
+def test_mask_history_is_for_sft(stage: str, kept: bool | None, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model_name_or_path: m\nstage: {stage}\ndataset: d\nmask_history: true\noutput_dir: o\n")
+    assert getattr(read_run(path)[1], "mask_history", None) is kept

@@ -345,7 +345,7 @@ def test_an_answer_that_quotes_the_end_token_is_not_cut() -> None:
     assert "2" in tokenizer.decode(each.completion)
 
 
-def test_the_loss_is_the_mean_over_the_assistants_tokens(tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_the_assistants_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer, model = build_tokenizer(), small_model()
     config = SFTConfig(
         str(tmp_path), max_steps=1, per_device_train_batch_size=2, shuffle_dataset=False, logging_steps=1
@@ -357,7 +357,9 @@ def test_the_loss_is_the_mean_over_the_assistants_tokens(tmp_path: Path) -> None
         ids = torch.tensor([[*each.prompt, *each.completion]])
         logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[len(each.prompt) - 1 :, 0]
         expected.append(-logprobs[torch.tensor(each.trained or [True] * len(each.completion))].mean())
+    caplog.set_level(logging.INFO, logger="cohort")
     trainer = SFTTrainer(model, config, rows, eval_dataset=rows, processing_class=tokenizer)
+    assert "2 rows are 2 demonstrations: every answer of a conversation is trained on" in caplog.text
     evaluated = trainer._demonstration_loss(trainer.loop.source)
     trainer.train()
     wanted = pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+import helpers
 from cohort.config import GRPOConfig
 from cohort.data.chains import build_tokenizer
 from cohort.methods.table import METHODS
@@ -23,20 +24,7 @@ from cohort.types import Completion, Group, Row
 
 DROPOUT = 0.3
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.15,
-    "attention_dropout": DROPOUT,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-}
+SHAPE: dict[str, Any] = {**helpers.SHAPE, "initializer_range": 0.15, "attention_dropout": DROPOUT}
 HEAD = {"head_dim": 8}
 WINDOW = {"sliding_window": 18}
 """Longer than what the start of a run compares, shorter than the sequences here."""

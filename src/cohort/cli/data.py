@@ -44,17 +44,15 @@ def show(
         raise UserError(f"{config}: method {run.method}: prompts are shown for methods that train a policy")
     loaded, held_out = configured_rows(run, settings.seed)
 
-    from cohort.data.chat_templates import use_template
     from cohort.data.inspect import inspect_rows
-    from cohort.data.templates import for_template
+    from cohort.data.templates import prepared
     from cohort.methods.named import find_method
     from cohort.policy.load import context_length, load_tokenizer
 
     tokenizer = load_tokenizer(run.model, trust_remote_code=settings.trust_remote_code)
-    use_template(tokenizer, settings.template)
+    loaded, _ = prepared(loaded, [], tokenizer, settings)
     context = context_length(run.model, trust_remote_code=settings.trust_remote_code)
     sampled = find_method(run.method).source != "demonstrations"
-    loaded = for_template(loaded, tokenizer, settings.apply_chat_template)
     inspection = inspect_rows(loaded, tokenizer, settings, context, sampled)
     console = Console(highlight=False)
     for i, row in enumerate(inspection.rows[:rows], 1):

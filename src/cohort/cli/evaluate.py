@@ -20,6 +20,7 @@ from cohort.cli.options import (
     SystemPrompt,
     TrustRemoteCode,
     check_folder_of,
+    check_plain,
     parse_names,
     parse_pairs,
 )
@@ -63,6 +64,7 @@ def evaluate(
         _lm_eval(model, lm_eval, limit, num_fewshot, include_path, output, trust_remote_code, seed)
         return
     _check_source(data, benchmark, columns)
+    check_plain(plain, system_prompt)
     settings: dict[str, Any] = {
         "benchmark": benchmark,
         "split": split,

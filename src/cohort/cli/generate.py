@@ -22,6 +22,7 @@ from cohort.cli.options import (
     SystemPrompt,
     TrustRemoteCode,
     check_folder_of,
+    check_plain,
     parse_pairs,
 )
 from cohort.types import Message, UserError
@@ -65,8 +66,7 @@ def generate(
             "--output is for the answers to --data; the answer to one prompt is printed: redirect it by > FILE"
         )
     check_folder_of(output)
-    if plain and system_prompt is not None:
-        raise UserError("a plain prompt has no system turn: leave --system-prompt or --plain out")
+    check_plain(plain, system_prompt)
     mapped = parse_pairs(columns, "--columns", "prompt=question")
     sampling = {
         "temperature": _temperature(temperature, num_generations),

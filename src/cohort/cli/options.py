@@ -48,6 +48,12 @@ def parse_pairs(text: str, option: str, example: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in parts}
 
 
+def check_plain(plain: bool, system_prompt: str | None) -> None:
+    """Raise UserError for --plain with a system prompt, which makes plain prompts conversational."""
+    if plain and system_prompt is not None:
+        raise UserError("a plain prompt has no system turn: leave --system-prompt or --plain out")
+
+
 def check_folder_of(path: Path | None, option: str = "--output") -> None:
     """Raise UserError if the file's folder is missing: called before anything takes time."""
     if path is not None and not path.parent.is_dir():

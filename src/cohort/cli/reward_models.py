@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from cohort.cli.options import (
     Seed,
     SystemPrompt,
     check_folder_of,
+    check_plain,
     parse_pairs,
     split_names,
 )
@@ -71,6 +73,7 @@ def label(
     if output.exists():
         raise UserError(f"--output {output}: the file exists; name another one, or remove it")
     check_folder_of(output)
+    check_plain(plain, system_prompt)
 
     from cohort.data.rows import load_rows
     from cohort.rewards.steps import make_split
@@ -92,6 +95,11 @@ def label(
         plain=plain,
         seed=seed,
     )
+    typer.echo(_summary(_written(records, output), output))
+
+
+def _written(records: Iterator[list[dict[str, Any]]], output: Path) -> list[dict[str, Any]]:
+    """Write the records of each prompt as they come; returns their labels."""
     labels: list[dict[str, Any]] = []
     first = next(records, [])  # bad input raises here, before the file is created
     with open(output, "w", encoding="utf-8") as file:
@@ -99,7 +107,7 @@ def label(
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in of_prompt)
             file.flush()
             labels += [{key: row[key] for key in ("label", "labels") if key in row} for row in of_prompt]
-    typer.echo(_summary(labels, output))
+    return labels
 
 
 def _summary(rows: list[dict[str, Any]], output: Path) -> str:
@@ -133,6 +141,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a reward model: ranking accuracy, AUC, calibration, best of n, bias by length and position."""
+    check_plain(plain, system_prompt)
+
     from rich.console import Console
 
     from cohort.data.rows import load_rows

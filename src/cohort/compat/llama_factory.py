@@ -70,7 +70,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "packing": Key(_PACKED, off=(True,)),
         "neat_packing": Key(_PACKED, off=(True,)),
         "train_on_prompt": Key("the loss is on completions", refused=True),
-        "mask_history": Key("for sft: the last answer of a conversation only", ours="mask_history"),
+        "mask_history": Key("for sft: the last answer of a conversation only; false: every one"),
         "streaming": Key(_LOADED),
         "buffer_size": Key(_LOADED),
         "mix_strategy": Key("data sets are joined, then shuffled", off=("concat",)),
@@ -224,6 +224,13 @@ def _preference_loss(value: Any, ours: dict[str, Any], where: str) -> None:
         log.warning("pref_loss=%r has no effect here: only the stage dpo has it", value)
 
 
+def _history(value: Any, ours: dict[str, Any], where: str) -> None:
+    if ours["method"] == "sft":
+        ours["mask_history"] = value
+    elif value:
+        log.warning("mask_history=%r has no effect here: only the stage sft has it", value)
+
+
 def _thinking(value: Any, ours: dict[str, Any], where: str) -> None:
     kwargs = ours.get("chat_template_kwargs") or {}
     ours["chat_template_kwargs"] = {**kwargs, "enable_thinking": value}
@@ -270,6 +277,7 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "pref_beta": _preference_beta,
     "pref_loss": _preference_loss,
     "enable_thinking": _thinking,
+    "mask_history": _history,
     "reward_model": _reward_model,
     "early_stopping_steps": _early_stopping,
     "model_revision": _revision,

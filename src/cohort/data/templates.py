@@ -9,10 +9,22 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
+from cohort.config import TrainingConfig
+from cohort.data.chat_templates import use_template
 from cohort.data.messages import in_turns
 from cohort.types import Message, Row, Text, UserError, joined
 
 log = logging.getLogger("cohort")
+
+
+def prepared(
+    rows: list[Row], held_out: list[Row], tokenizer: Any, config: TrainingConfig
+) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rows as the configuration's template and apply_chat_template want them; the tokenizer gets
+    the template."""
+    use_template(tokenizer, config.template)
+    both = for_template([*rows, *held_out], tokenizer, config.apply_chat_template)
+    return both[: len(rows)], both[len(rows) :]
 
 
 def for_template(rows: list[Row], tokenizer: Any, wanted: bool | None) -> list[Row]:

@@ -18,10 +18,9 @@ from cohort.config import (
     differences_from_paper,
     easily_misread,
 )
-from cohort.data.chat_templates import use_template
 from cohort.data.preferences import require_pairs
 from cohort.data.rows import as_rows
-from cohort.data.templates import for_template
+from cohort.data.templates import prepared
 from cohort.evaluation.evaluate import Evaluation, evaluate
 from cohort.methods.method import Method
 from cohort.methods.named import find_method
@@ -109,10 +108,7 @@ class Trainer:
         self.policy.require_trainable()
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
-        use_template(self.policy.tokenizer, config.template)
-        both = for_template([*rows, *eval_rows], self.policy.tokenizer, config.apply_chat_template)
-        rows = self.rows = both[: len(rows)]
-        eval_rows = both[len(rows) :]
+        self.rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, config)
         self.engine = _engine(engine, self.policy, config.max_rows)
         self.state = TrainerState()
         self.prepared = False
@@ -122,19 +118,14 @@ class Trainer:
         online = isinstance(config, OnlineConfig)
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
-        gold = None if self.iterations is None else self.iterations.gold
+        gold = self.iterations and self.iterations.gold
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.loop = Loop(
             Learners(self.policy, Updater(self.policy, self.method, config, shared), critics, self.iterations),
-            SOURCES[self.method.source](self._parts(critics), rows),
+            SOURCES[self.method.source](self._parts(critics), self.rows),
             config,
             self.state,
-            [
-                *([] if gold is None else [gold]),
-                *instantiate_callbacks(callbacks or ()),
-                *trackers(config),
-                *profilers(config),
-            ],
+            [*([gold] if gold else []), *instantiate_callbacks(callbacks or ()), *trackers(config), *profilers(config)],
             self._evaluate if eval_rows else None,
         )
         self._announce()

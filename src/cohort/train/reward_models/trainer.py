@@ -14,11 +14,10 @@ from typing import Any
 
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
-from cohort.data.chat_templates import use_template
 from cohort.data.configured import log_equal, log_fitted
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
-from cohort.data.templates import for_template
+from cohort.data.templates import prepared
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
@@ -84,9 +83,7 @@ class RewardTrainer:
         seed_everything(config.seed)
         self.base_model: str = model if isinstance(model, str) else model.config.name_or_path
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
-        use_template(self.reward_model.tokenizer, config.template)
-        both = for_template([*self.rows, *held_out], self.reward_model.tokenizer, config.apply_chat_template)
-        self.rows, held_out = both[: len(self.rows)], both[len(self.rows) :]
+        self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
         self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
         self.held_out = self._fitting(self.updater.examples(held_out), held_out, "held-out rows") if held_out else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.train.sources.source import Batch, give_credit
 from cohort.types import Completion, Group, Row, TrainerState, UserError
+
+log = logging.getLogger("cohort")
 
 
 class Demonstrations:
@@ -33,6 +36,7 @@ class Demonstrations:
         encoded = [
             (row, each) for row in rows for each in encode_demonstrations(policy.tokenizer, row, kwargs, last_only)
         ]
+        _tell_conversations(rows, encoded)
         for row, (prompt, completion, _) in encoded:
             policy.require_known([*prompt, *completion], row.source)
         lengths = [len(each.prompt) + len(each.completion) for _, each in encoded]
@@ -72,6 +76,17 @@ class Demonstrations:
         zeros = torch.zeros(len(completion))
         return Group(
             torch.tensor(demonstration.prompt), [Completion(completion, zeros, version=self.policy.version)], row
+        )
+
+
+def _tell_conversations(rows: list[Row], encoded: list[tuple[Row, Demonstration]]) -> None:
+    """Log that several answers of a conversation are trained on, where they are."""
+    if len(encoded) > len(rows) or any(each.trained is not None for _, each in encoded):
+        log.info(
+            "%d rows are %d demonstrations: every answer of a conversation is trained on (mask_history: true for the "
+            "last only)",
+            len(rows),
+            len(encoded),
         )
 
 
