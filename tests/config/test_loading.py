@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from cohort import GRPOConfig, GRPOTrainer, RewardConfig, UserError
+from cohort.config.user_code import load_module
 from cohort.data.chains import build_tokenizer
 from helpers import saved, small_model
 
@@ -77,3 +79,11 @@ def test_a_run_with_a_dtype_object_ends_with_a_card(tmp_path: Path) -> None:
     assert trainer.policy.dtype is torch.bfloat16
     trainer.train()
     assert "model_init_kwargs:\n  dtype: bfloat16\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_file_that_two_threads_load_is_whole_for_both(tmp_path: Path) -> None:
+    path = tmp_path / "slow.py"
+    path.write_text("import time\ntime.sleep(0.3)\nvalue = 3\n")
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: getattr(load_module(str(path), "it"), "value", None), range(2)))
+    assert found == [3, 3]

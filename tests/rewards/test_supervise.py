@@ -93,13 +93,18 @@ def score(rewards: Rewards, completions: list[str], **columns: list[Any]) -> lis
     return rewards([f"p{i}" for i in range(len(completions))], completions, [[1]] * len(completions), columns).totals
 
 
+def processes() -> list[int]:
+    """Listed, not globbed: a glob fails where a process ends between its listing and its look at it."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
 def running(marker: str) -> list[int]:
     """Processes with the marker on their command line."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in processes():
         try:
-            if marker.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            if marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
         except OSError:
             continue
     return found
@@ -220,9 +225,9 @@ def alive(pid: int) -> bool:
 
 def descendants(pid: int) -> list[int]:
     parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for each in processes():
         try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            parents[each] = int(Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
     found = [pid]

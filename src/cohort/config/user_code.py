@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
 from cohort.types import UserError
+
+_loading = threading.RLock()
 
 
 def load_module(place: str, reader: str) -> ModuleType:
@@ -25,17 +28,19 @@ def _load_file(place: str, reader: str) -> ModuleType:
         raise UserError(f"{reader}: there is no file {path}")
     # The key in sys.modules is the path: two names from one file share its state, and no installed module is hidden.
     key = str(path)
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, path)
-        assert spec is not None and spec.loader is not None, path
-        module = sys.modules[key] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException as error:
-            del sys.modules[key]
-            _refuse_exit(error, place, reader)
-            raise
-    return sys.modules[key]
+    # Without the lock, a second thread would find the module before its code has run.
+    with _loading:
+        if key not in sys.modules:
+            spec = importlib.util.spec_from_file_location(key, path)
+            assert spec is not None and spec.loader is not None, path
+            module = sys.modules[key] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException as error:
+                del sys.modules[key]
+                _refuse_exit(error, place, reader)
+                raise
+        return sys.modules[key]
 
 
 def _import(place: str, reader: str) -> ModuleType:
