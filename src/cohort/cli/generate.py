@@ -86,7 +86,9 @@ def generate(
     from cohort.evaluation.generate import Generator
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "seed": seed}
-    generator = Generator(model, template=template, plain=plain, **options)
+    generator = Generator(
+        model, template=template, plain=plain, one_by_one=rows is None and num_generations == 1, **options
+    )
     if rows is not None:
         _write(generator.records(rows, sampling, num_generations), output)
     elif prompt is not None:

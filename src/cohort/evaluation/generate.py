@@ -59,7 +59,8 @@ class TextStream:
 
 
 class Generator:
-    """Samples completions of a model, or of an adapter with its base model, by the local engine."""
+    """Samples completions of a model, or of an adapter with its base model, by the local engine. `one_by_one`: prompts
+    come alone, which the model's own code answers sooner than the fast paths are ready."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class Generator:
         *,
         template: str | None = None,
         plain: bool = False,
+        one_by_one: bool = False,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         seed: int = 42,
@@ -74,6 +76,7 @@ class Generator:
         config = TrainingConfig(
             seed=seed,
             apply_chat_template=not plain,
+            fast_paths="off" if one_by_one else "auto",
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )

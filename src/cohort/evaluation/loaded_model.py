@@ -24,7 +24,7 @@ class LoadedModel:
 
     def __init__(self, name: str, config: TrainingConfig, template: str | None = None):
         self.config = config
-        self.policy = make_policy(name, None, config)
+        self.policy = make_policy(name, None, config, trained=False)
         use_template(self.policy.tokenizer, template)
         self.engine = local_engine(self.policy, config.max_rows)
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from cohort.config import TrainingConfig
+from cohort.policy.first_layers import layer_stack
 from cohort.types import UserError
 
 
@@ -34,11 +35,11 @@ def freeze(model: Any, config: TrainingConfig) -> None:
 
 def _layers(model: Any) -> list[nn.Module]:
     """The layers of the decoder: the longest module list of the model's backbone."""
-    lists: list[Any] = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
+    stack = layer_stack(model.base_model)
+    if stack is None:
         raise UserError(f"finetuning_type: freeze finds no stack of layers in {type(model).__name__}; use lora or full")
-    longest = max(range(len(lists)), key=lambda i: len(lists[i]))
-    return list(lists[longest])
+    module, name = stack
+    return list(getattr(module, name))
 
 
 def _named(root: nn.Module, names: list[str], key: str, but: set[int] | None = None) -> list[nn.Module]:

@@ -1,4 +1,5 @@
-"""Which fast paths are right for a model: each is compared with the model's own forward pass before a run."""
+"""Which fast paths are right for a model: each is compared with the model's own forward pass before a run, over the
+first layers of each kind."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cohort.policy.decoding import decoder_of, why_no_fused_decoder
 from cohort.policy.dropout import adapter_parts, zero_dropout_of_config
+from cohort.policy.first_layers import ERRORS, on_first_layers
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.packed.layout import AttentionDropout
@@ -28,8 +30,6 @@ PARITY_BF16 = 0.15
 RANDOM, RANDOM_BF16 = 1e-4, 3e-2
 """Largest relative difference of two training passes that is rounding: sums of a GPU have no fixed order. Dropout of
 0.01 makes 1e-1."""
-ERRORS = (TypeError, AssertionError, KeyError, IndexError, RuntimeError)
-"""What a model that does not run the grouped attention raises."""
 
 
 def choose_paths(policy: Policy, fast_paths: str = "auto", longest: int | None = None) -> None:
@@ -75,11 +75,13 @@ def _training_difference(policy: Policy) -> float:
     """The difference of the logits of two training passes by the model's own code, over their size."""
     part = _small_groups(policy)[0]
     ids = torch.cat([part.prompt_ids, *part.completion_ids]).unsqueeze(0).to(policy.device)
-    passes = []
-    for seed in range(2):
+
+    def logits(seed: int) -> Tensor:
         with _training(policy, seed), policy.autocast():
-            passes.append(policy.model(input_ids=ids, use_cache=False).logits.float())
-    first, second = passes
+            result: Tensor = policy.model(input_ids=ids, use_cache=False).logits.float()
+        return result
+
+    first, second = on_first_layers(policy.backbone, lambda: (logits(0), logits(1)))
     return float((first - second).norm() / second.norm().clamp(min=1e-12))
 
 
@@ -100,9 +102,13 @@ def _training(policy: Policy, seed: int) -> Iterator[None]:
 
 def _attention_dropout(policy: Policy) -> str:
     """Why a model that is trained needs padded rows: its attention drops weights. Empty where it does not."""
-    try:
+
+    def forward() -> None:
         with _training(policy, 0):
             policy.hidden(policy.pack(_small_groups(policy)).inputs, by_model_code=True)
+
+    try:
+        on_first_layers(policy.backbone, forward)
     except AttentionDropout as error:
         return str(error)
     except ERRORS:
@@ -172,10 +178,20 @@ def _small_groups(policy: Policy) -> list[Part]:
     return parts
 
 
-@torch.no_grad()
 def _difference(policy: Policy) -> tuple[float | None, str]:
     """The largest difference of log-probabilities to the model's plain forward pass, in training and in decoding, over
     two small groups of unequal lengths; or None and the error of a model that does not run the grouped attention."""
+    try:
+        return on_first_layers(policy.backbone, lambda: _largest_difference(policy)), ""
+    except ERRORS as error:
+        if not policy.packed:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        return None, f"it does not run the grouped attention ({type(error).__name__}: {reason})"
+
+
+@torch.no_grad()
+def _largest_difference(policy: Policy) -> float:
     parts = _small_groups(policy)
     plain = []
     for part in parts:
@@ -187,18 +203,12 @@ def _difference(policy: Policy) -> tuple[float | None, str]:
                 logits = policy.model(input_ids=row, use_cache=False).logits[0].float()
             logp = torch.log_softmax(logits[len(part.prompt_ids) - 1 : -1], -1)
             plain.append(logp.gather(1, ids.to(policy.device)[:, None]).squeeze(1).cpu())
-    try:
-        logprobs = policy.logprobs(iter([parts]), 1.0)
-        ours = [logprobs[g, r] for g, part in enumerate(parts) for r in part.rows]
-        if policy.packed:
-            ours += _decode(policy, parts)
-            plain += plain
-    except ERRORS as error:
-        if not policy.packed:
-            raise
-        reason = " ".join(str(error).split())[:300]
-        return None, f"it does not run the grouped attention ({type(error).__name__}: {reason})"
-    return max(float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True)), ""
+    logprobs = policy.logprobs(iter([parts]), 1.0)
+    ours = [logprobs[g, r] for g, part in enumerate(parts) for r in part.rows]
+    if policy.packed:
+        ours += _decode(policy, parts)
+        plain += plain
+    return max(float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True))
 
 
 def _decode(policy: Policy, parts: list[Part]) -> list[Tensor]:
