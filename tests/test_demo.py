@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cohort import demo
+from cohort.demo import small as demo
 
 WRITTEN = ["config.json", "model.safetensors", "metrics.jsonl", "completions.jsonl", "summary.json"]
 PLOTS = ["reward.png", "held_out_accuracy.png"]

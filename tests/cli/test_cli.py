@@ -217,8 +217,8 @@ def test_ctrl_c_elsewhere_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupted(**_: Any) -> None:
         raise KeyboardInterrupt
 
-    stand_in(monkeypatch, "cohort.demo", run_demo=interrupted)
-    result = run("demo")
+    stand_in(monkeypatch, "cohort.demo.small", run_demo=interrupted)
+    result = run("demo", "--small")
     assert result.exit_code == 130 and result.stderr == "\nstopped\n"
 
 
@@ -300,9 +300,21 @@ def test_eval_refuses_what_it_cannot_measure_on(evaluated: Calls, options: list[
 
 def test_demo_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: Calls = []
-    stand_in(monkeypatch, "cohort.demo", run_demo=lambda **settings: calls.append(settings))
-    assert run("demo", "--seed", "3", "--output", str(tmp_path)).exit_code == 0
+    stand_in(monkeypatch, "cohort.demo.small", run_demo=lambda **settings: calls.append(settings))
+    assert run("demo", "--small", "--seed", "3", "--output", str(tmp_path)).exit_code == 0
     assert (calls[0]["seed"], calls[0]["output"]) == (3, tmp_path)
+
+
+def test_demo_trains_the_real_model_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real, small = [], []
+    stand_in(monkeypatch, "cohort.demo.real", run_demo=lambda **settings: real.append(settings))
+    stand_in(monkeypatch, "cohort.demo.small", run_demo=lambda **settings: small.append(settings))
+    file = tmp_path / "model.gguf"
+    stand_in(monkeypatch, "cohort.demo.packaged_model", packaged_file=lambda: file, INSTALL="pip install it")
+    assert run("demo").exit_code == 0 and real[0]["file"] == file and not small
+    stand_in(monkeypatch, "cohort.demo.packaged_model", packaged_file=lambda: None, INSTALL="pip install it")
+    result = run("demo")
+    assert len(small) == 1 and "The real model is not installed" in result.stdout and "pip install it" in result.stdout
 
 
 def test_plot_prints_what_it_wrote(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`cohort demo`: SFT and GRPO of a small model on arithmetic."""
+"""`cohort demo`: a real model learns to add by GRPO; or a small one by SFT and GRPO."""
 
 from __future__ import annotations
 
@@ -9,14 +9,35 @@ import typer
 
 from cohort.cli.console import log_console
 
+OUTPUT, SMALL_OUTPUT = Path("output/demo"), Path("output/grpo_metrics")
+
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of the task, the teacher and the model.")] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("output/grpo_metrics"),
+    small: Annotated[bool, typer.Option("--small", help="Train the built-in model of half a million weights.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the problems, the samples and the small model.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help=f"Folder for the results. Default: {OUTPUT}, with --small {SMALL_OUTPUT}.")
+    ] = None,
 ) -> None:
-    """Watch a small model learn arithmetic: SFT on a flawed teacher, then GRPO on its own answers."""
+    """Watch a model learn arithmetic from its own answers: SmolLM2-135M-Instruct, or a small one after SFT."""
     console = log_console()
 
-    from cohort.demo import run_demo
+    from cohort.demo.packaged_model import INSTALL, packaged_file
 
-    run_demo(seed=seed, output=output, console=console)
+    file = None if small else packaged_file()
+    if file is not None:
+        from cohort.demo import real
+
+        real.run_demo(seed=seed, output=output or OUTPUT, console=console, file=file)
+        return
+    if not small:
+        console.print(
+            f"The real model is not installed: the small built-in one is trained. For the real one:\n  {INSTALL}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+    from cohort.demo.small import run_demo
+
+    run_demo(seed=seed, output=output or SMALL_OUTPUT, console=console)

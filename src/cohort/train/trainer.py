@@ -42,7 +42,7 @@ from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside, require_folder
+from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
@@ -126,7 +126,7 @@ class Trainer:
             config,
             self.state,
             [*([gold] if gold else []), *instantiate_callbacks(callbacks or ()), *trackers(config), *profilers(config)],
-            self._evaluate if eval_rows else None,
+            self._evaluate_and_record if eval_rows else None,
         )
         self._announce()
 
@@ -201,7 +201,7 @@ class Trainer:
         if path is not None:
             checkpoint.require(path)  # before anything is sampled for it
         if not resume:
-            move_aside(folder, (METRICS, COMPLETIONS, SAMPLES, *MODEL))
+            move_aside(folder, (*RECORDS, SAMPLES, *MODEL))
         if not self.prepared:
             self.loop.source.prepare(folder, reuse=bool(resume))
             self.prepared = True
@@ -247,6 +247,14 @@ class Trainer:
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         return self._metrics(state)
+
+    def _evaluate_and_record(self, state: TrainerState) -> dict[str, float]:
+        """An evaluation within a run: sampled completions go to held_out.jsonl."""
+        if not self.eval_prompts:
+            return self._metrics(state)
+        evaluation = self.sample(state)
+        self.loop.recorder.held_out(state.global_step, evaluation)
+        return evaluation.metrics()
 
     def _evaluator(self, rows: list[Row]) -> Callable[[TrainerState], dict[str, float]]:
         """The evaluation function: sampled and scored completions where there are rewards, else the KL to the teacher,

@@ -1,4 +1,4 @@
-"""A run's records: metrics.jsonl, completions.jsonl, and the folder they are in."""
+"""A run's records: metrics.jsonl, completions.jsonl, held_out.jsonl, and the folder they are in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cohort.evaluation.evaluate import Evaluation
 from cohort.rollouts.notable import notable
 from cohort.types import Group, UserError
 
@@ -17,6 +18,9 @@ log = logging.getLogger("cohort")
 
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
+HELD_OUT = "held_out.jsonl"
+"""The completions of each evaluation."""
+RECORDS = (METRICS, COMPLETIONS, HELD_OUT)
 SAMPLES = "samples.jsonl"
 """Samples of the starting model, for methods that sample once."""
 MODEL = ("model*.safetensors*", "adapter_model*.safetensors*", "adapter_config.json")
@@ -39,9 +43,9 @@ class Recorder:
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise UserError(f"output_dir {str(self.folder)!r} cannot be made: {error.strerror}") from None
         if step == 0:
-            move_aside(self.folder, (METRICS, COMPLETIONS))
+            move_aside(self.folder, RECORDS)
         else:
-            for name in (METRICS, COMPLETIONS):
+            for name in RECORDS:
                 self._cut(self.folder / name, step)
 
     def metrics(self, row: dict[str, Any]) -> None:
@@ -71,9 +75,31 @@ class Recorder:
                 },
             )
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
+    def held_out(self, step: int, evaluation: Evaluation) -> None:
+        """Write all completions of an evaluation with their scores."""
+        rows = []
+        for p, (prompt, completions) in enumerate(zip(evaluation.prompts, evaluation.sampled, strict=True)):
+            for i, completion in enumerate(completions):
+                at = p * evaluation.n + i
+                rows.append(
+                    {
+                        "step": step,
+                        "problem": p,
+                        "sample": i,
+                        "prompt": prompt.row.prompt,
+                        "completion": completion.text,
+                        "tokens": len(completion.ids),
+                        "truncated": completion.truncated,
+                        "reward": evaluation.totals[at],
+                        **{name: values[at] for name, values in evaluation.components.items()},
+                        "columns": prompt.row.columns,
+                    }
+                )
+        self._append(HELD_OUT, *rows)
+
+    def _append(self, name: str, *rows: dict[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
     def _cut(self, path: Path, step: int) -> None:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""`cohort demo`: a small model learns arithmetic from a flawed teacher, then from its own answers.
+"""`cohort demo --small`: a small model learns arithmetic from a flawed teacher, then from its own answers.
 
 It uses the same pieces as a run on a real model: rows, an ordinary transformers directory, SFTTrainer, GRPOTrainer.
 """
