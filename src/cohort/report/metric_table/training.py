@@ -81,7 +81,8 @@ EVERY_STEP = Section(
             "entropy",
             "Mean entropy of the policy's next-token distribution, -sum p log p over the vocabulary, at the sampling "
             "temperature and before the update. Mean over the tokens that the step trains; without KL term and "
-            "entropy bonus, completions with advantage 0 are not among them. SFT and DPO: over the data's completions.",
+            "entropy bonus, completions with advantage 0 are not among them. SFT, RFT and DPO: over the batch's "
+            "completions, at temperature 1.",
             "nats",
             "falls slowly from the model's own (often 0.1 to 1)",
             "Near 0 early: completions become equal. Lower `learning_rate`, raise `temperature` or `epsilon_high`, "
@@ -122,8 +123,9 @@ SAMPLES = Section(
         ),
         Metric(
             "frac_reward_zero_std",
-            "Fraction of groups whose totals are all equal, up to rounding: they teach nothing but the KL term. Not "
-            "of groups of one.",
+            "Fraction of groups whose totals are all equal, up to rounding: they teach nothing but the KL term. With "
+            "`grpo_process` too it is of the totals, though its advantages come from the steps. Absent with groups of "
+            "one.",
             "0 to 1",
             "below about 0.5",
             "Near 1: prompts too hard or too easy, or a reward that is constant. Other prompts, more "
@@ -213,7 +215,7 @@ RATIOS = Section(
     "Ratio, clip and KL",
     "Of GRPO, its variants and PPO, over the tokens that the step trains (see `entropy`), before the step's update. "
     "The ratio is pi / pi_old, of a token or of a completion (`importance_sampling_level`). At the first update on a "
-    "batch it is exactly 1, so with one update for each batch (the default) the clip never acts.",
+    "batch it is exactly 1, so with one update for each batch (GRPO's default) the clip never acts.",
     (
         Metric(
             "kl",
