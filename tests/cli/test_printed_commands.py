@@ -17,6 +17,7 @@ from cohort.compare.config import CompareConfig
 from cohort.config import METHOD_CONFIGS, REWARD_CONFIGS, RunConfig
 from helpers import ROOT
 
+COMMAND: Any = typer.main.get_command(app)
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PAGES_OF_COMMANDS = [page for page in PAGES if "cohort " in page.read_text(encoding="utf-8")]
 CONFIGS = (*METHOD_CONFIGS.values(), *REWARD_CONFIGS.values(), RunConfig, CompareConfig)
@@ -34,7 +35,7 @@ def commands(page: Path) -> list[str]:
 
 def parse(arguments: list[str]) -> Any:
     """The context of the innermost command. Raises an error of the command line for what is none."""
-    command: Any = typer.main.get_command(app)
+    command = COMMAND
     while hasattr(command, "get_command"):
         name, *arguments = arguments
         command = command.get_command(None, name)

@@ -160,6 +160,8 @@ def test_what_the_page_says_of_grpos_first_update(runs: dict[str, list[dict[str,
     # The second update on the batch repeats the batch's numbers.
     assert all(first[key] == second[key] for key in ("reward", "seconds/generate", "num_tokens"))
     assert second["kl"] > 0 and second["ratio/max"] > 1
+    distilled = runs["distill"][0]  # means of completions in one, of tokens in the other
+    assert distilled["loss"] == pytest.approx(distilled["teacher/kl"], rel=0.2)
 
 
 def test_the_spread_is_the_mean_of_the_groups() -> None:

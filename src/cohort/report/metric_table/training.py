@@ -31,7 +31,7 @@ EVERY_STEP = Section(
             "wrong completion counts as 0). DPO: mean loss of a pair. Reward models: mean loss of a pair, text or "
             "step. GRPO: at the first update on a batch the ratio is 1 and the advantages of a group sum to 0, so "
             "with `loss_type: grpo` the loss is `beta` times the KL: about 0 at first and slightly positive later. "
-            "Its gradient is not 0. PPO: without the critic's loss.",
+            "Its gradient is not 0. PPO: without the critic's loss. Distillation: about `teacher/kl`.",
             "nats, or reward units",
             "SFT, DPO, reward models: falls. GRPO, PPO: near 0, and says nothing about progress",
             "Imitation that does not fall: raise `learning_rate`; see `cohort data show`. GRPO: look at `reward`, not "
@@ -145,7 +145,7 @@ SAMPLES = Section(
             "Fraction of completions whose score a clip changed, whose gate was closed, and whose total `reward_clip` "
             "changed.",
             "0 to 1",
-            "clips 0; gates fall",
+            "clips 0; closed gates become fewer",
             "Clipped scores are equal and teach nothing among themselves: widen the bounds.",
         ),
         Metric(
