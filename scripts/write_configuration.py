@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from cohort.config import (
     METHOD_CONFIGS,
     REWARD_CONFIGS,
+    GRPOConfig,
     OnlineConfig,
     RefitConfig,
     RewardModelConfig,
@@ -36,7 +37,49 @@ A key on the command line replaces the file's; values are read as YAML:
 In Python a method's keys are arguments of its configuration class, `cohort.GRPOConfig`, `cohort.SFTConfig` and so on:
 the headings below. An unknown key is refused, and the message suggests the nearest known one. Keys have TRL's names
 where TRL has them. Defaults are the paper's where it gives a value, as the last column says.
+
+## Start with these ten keys
+
+A whole run, of GRPO on one GPU:
+
+```yaml
+model: Qwen/Qwen2.5-0.5B-Instruct
+method: grpo
+dataset: train.jsonl
+reward_funcs: accuracy
+learning_rate: 1.0e-6
+num_generations: 8
+per_device_train_batch_size: 64
+max_completion_length: 512
+max_steps: 200
+output_dir: output/first
+```
+
+"Default" is GRPO's. The paper's batch is for many GPUs: begin with less, and scale up what works.
+
 """
+AFTER = """
+Next: `eval_dataset` with `eval_strategy: steps` for held-out scores, `save_steps` for checkpoints (there are none by
+default), `system_prompt` with `reward_funcs: accuracy,format` for a format of the answers, `finetuning_type: lora` for
+less memory. What to change when a run does not learn or runs out of memory, and which systems are supported:
+[troubleshooting.md](troubleshooting.md). What a run logs: [metrics.md](metrics.md). What GRPO computes:
+[grpo.md](grpo.md).
+"""
+
+FIRST = {
+    "model": "A hub name or a folder. Begin with an instruction-tuned model: it answers in a format already.",
+    "method": "`grpo` samples a group of answers to each prompt and compares them; others: `cohort methods`.",
+    "dataset": "Rows with `prompt` and what rewards compare with, such as `answer`; `columns` maps other names. "
+    "`cohort data show` prints what the model gets.",
+    "reward_funcs": "What is learned: names of rewards, or `file.py:function`. `cohort reward try` shows their scores.",
+    "learning_rate": "Decides most. With LoRA ten times as much. Too high: `kl` above 1, or a reward that falls.",
+    "num_generations": "G, answers to one prompt. A group teaches only if its rewards differ: more for hard prompts.",
+    "per_device_train_batch_size": "Answers of one step: 64 / 8 = 8 prompts. More is less noise at the same memory.",
+    "max_completion_length": "In tokens; longer answers are cut off. `completions/clipped_ratio` should be below 0.1.",
+    "max_steps": "By default as many as one pass over the data takes. A trend shows after about 100.",
+    "output_dir": "Model, metrics, completions and plots. A second run there moves the first aside.",
+}
+"""The first keys that a user sets, and why."""
 
 SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (RunConfig, "Method, model, data and rewards: keys of a YAML file in addition to the method's."),
@@ -57,7 +100,13 @@ BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 def configuration_markdown() -> str:
     """docs/configuration.md: every key with its values, default, meaning and source."""
     methods = [(kind, _of_method(kind)) for kind in dict.fromkeys(KINDS.values())]
-    return HEAD + "".join(_section(kind, text) for kind, text in (*SHARED, *methods))
+    return HEAD + _first_keys() + AFTER + "".join(_section(kind, text) for kind, text in (*SHARED, *methods))
+
+
+def _first_keys() -> str:
+    fields = {**RunConfig.model_fields, **GRPOConfig.model_fields}
+    rows = [f"| `{name}` | {_default(fields[name])} | {why} |" for name, why in FIRST.items()]
+    return "\n".join(["| key | default | why |", "|---|---|---|", *rows]) + "\n"
 
 
 def _of_method(kind: type[TrainingConfig]) -> str:

@@ -112,3 +112,21 @@ def test_pages_and_messages_install_the_right_distribution() -> None:
     pages = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in PRINTING]
     wrong = re.compile(r"pip install (?:-U )?['\"]?cohort(?!-rl)")
     assert [path for path in [*pages, *ROOT.glob("*.md")] if wrong.search(path.read_text(encoding="utf-8"))] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    dead = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for link in re.findall(r"\]\((?!http|mailto)([^)\s]+)\)", text):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                dead.append(f"{page.relative_to(ROOT)}: {link}")
+    assert dead == []

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console, RenderableType
 from scipy.stats import binomtest
 
+from cohort.config import read_run
 from cohort.report.drawing import running_mean
 from cohort.report.intervals import wilson
 from cohort.report.metrics import component_keys, read_metrics, series
 from cohort.report.tables import before_after_table, evaluation_table, examples_panel, harmless, share_with_interval
 from cohort.types import UserError
 from helpers import ROOT
-from write_configuration import configuration_markdown
+from write_configuration import FIRST, configuration_markdown
 
 
 def printed(renderable: RenderableType, width: int = 100) -> str:
@@ -171,3 +173,14 @@ def test_the_configuration_reference_tells_values_defaults_and_sources() -> None
     beta = next(line for line in of_grpo if line.startswith("| `beta` |")).split(" | ")
     assert beta[1:3] == ["number >= 0", "`0.04`"]
     assert beta[3:] == ["Weight of the KL term.", "DeepSeekMath, arXiv 2402.03300, section 4.2 |"]
+
+
+def test_the_first_ten_keys_are_a_run(tmp_path: Path) -> None:
+    page = configuration_markdown()
+    (tmp_path / "run.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    keys = list(yaml.safe_load((tmp_path / "run.yaml").read_text()))
+    run, settings = read_run(tmp_path / "run.yaml")
+    assert run.reward_funcs == ["accuracy"] and settings.max_steps == 200
+    assert keys == list(FIRST) and len(keys) == 10
+    lines = page.splitlines()
+    assert any(line.startswith("| `num_generations` | `64` | G, answers to one prompt.") for line in lines)
