@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cohort.cli.console import echo
 from cohort.cli.options import (
     Columns,
     DatasetKwargs,
@@ -95,7 +96,7 @@ def label(
         plain=plain,
         seed=seed,
     )
-    typer.echo(_summary(_written(records, output), output))
+    echo(_summary(_written(records, output), output))
 
 
 def _written(records: Iterator[list[dict[str, Any]]], output: Path) -> list[dict[str, Any]]:
@@ -143,9 +144,8 @@ def evaluate(
     """Measure a reward model: ranking accuracy, AUC, calibration, best of n, bias by length and position."""
     check_plain(plain, system_prompt)
 
-    from rich.console import Console
-
     from cohort.data.rows import load_rows
+    from cohort.report.console import SafeConsole
     from cohort.report.judgement import judgement, judgement_table
     from cohort.report.judgement_plots import plot_judgement
     from cohort.rewards.steps import make_split
@@ -169,7 +169,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     (output / "judgement.json").write_text(json.dumps({"model": model, "data": data, **result}, indent=1))
     plots = plot_judgement(scores, result, output)
-    console = Console()
+    console = SafeConsole()
     console.print(judgement_table(f"{model} on {data}", result))
     names = ", ".join(["judgement.json", *(path.name for path in plots)])
     console.print(f"In {output}: {names}", markup=False, highlight=False, soft_wrap=True)

@@ -114,7 +114,7 @@ def describe(
     sources = {row.source.rpartition(" row ")[0] for row in rows}
     name = config.hub_model_id or Path(config.output_dir).resolve().name
     record = Path(config.output_dir) / "metrics.jsonl"
-    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    lines = record.read_text(encoding="utf-8").split("\n") if record.is_file() else []
     return Card(
         name.rpartition("/")[2],
         method,
@@ -123,7 +123,7 @@ def describe(
         len(rows),
         rewards,
         settings_of(config),
-        [json.loads(line) for line in lines],
+        [json.loads(line) for line in lines if line],
         adapter,
         command_line(sys.argv),
         paper,
