@@ -148,6 +148,8 @@ class Group:
 
     greedy_reward: float | None = None
     """The reward of the prompt's greedy completion, where the method compares with it; read by credit only."""
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    """Column -> [G] values that reward functions passed to log_extra; read by the record only."""
 
     @property
     def tokens(self) -> int:

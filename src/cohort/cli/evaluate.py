@@ -150,7 +150,8 @@ def _lm_eval(
 
 def _write(output: Path | None, result: dict[str, Any]) -> None:
     if output is not None:
-        output.write_text(json.dumps(result, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
+        text = json.dumps(result, ensure_ascii=False, indent=1, default=str)
+        output.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes of lone surrogates
         echo(f"written to {output}")
 
 

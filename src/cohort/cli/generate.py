@@ -121,7 +121,7 @@ def _write(records: Iterable[dict[str, Any]], output: Path | None) -> None:
             write_data(json.dumps(record, default=str) + "\n")
         return
     count = 0
-    with open(output, "w", encoding="utf-8") as file:
+    with open(output, "w", encoding="utf-8", errors="backslashreplace") as file:
         for count, record in enumerate(records, 1):  # noqa: B007
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
             file.flush()

@@ -103,7 +103,7 @@ def _written(records: Iterator[list[dict[str, Any]]], output: Path) -> list[dict
     """Write the records of each prompt as they come; returns their labels."""
     labels: list[dict[str, Any]] = []
     first = next(records, [])  # bad input raises here, before the file is created
-    with open(output, "w", encoding="utf-8") as file:
+    with open(output, "w", encoding="utf-8", errors="backslashreplace") as file:
         for of_prompt in itertools.chain([first], records):
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in of_prompt)
             file.flush()
