@@ -64,8 +64,9 @@ _HOMES = {
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
-    """Log lines name columns, files and rewards, and quote errors of users' code: none of them drives a terminal."""
-    record.msg, record.args = printable(record.getMessage()), ()
+    """Log lines name columns, files and rewards, and quote errors of users' code: none of them drives a terminal, or
+    looks like a record of its own."""
+    record.msg, record.args = printable(record.getMessage()).replace("\n", "\n  "), ()
     return True
 
 

@@ -38,6 +38,9 @@ def joined(prompt: list[Message], completion: list[Message]) -> list[Message]:
 class UserError(ValueError):
     """A user's mistake. The message says what was seen, where, and what to do; the command line exits with 2."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it quotes data, and a script's traceback prints it
+
 
 class NotFinite(UserError, FloatingPointError):
     """A number that is NaN or infinite, with which training or sampling cannot go on."""

@@ -33,8 +33,9 @@ from cohort.report.live import LiveDisplay
 from cohort.report.metrics import read_metrics
 from cohort.report.rewards import as_csv, as_json, audit_table, trial_table
 from cohort.report.tables import before_after_table, evaluation_table, examples_panel, safe_text
+from cohort.rewards import RewardFunctionError
 from cohort.train.output.record import Recorder
-from cohort.types import TrainerState, UserError, printable
+from cohort.types import NotFinite, TrainerState, UserError, printable
 from helpers import ROOT
 
 HOSTILE = "a\x1b[2J\x1b]0;t\x07\x9b31m\r\x08\x7f\x85\u2028\u202egnp\u2066[red]x[/red][link=x]"
@@ -186,6 +187,13 @@ def test_names_of_metrics_do_not_break_the_lines_of_a_record(tmp_path: Path) -> 
     for row in rows:
         recorder.metrics(row)
     assert read_metrics(tmp_path) == rows
+
+
+def test_an_error_in_a_script_and_a_record_that_is_forged(caplog: pytest.LogCaptureFixture) -> None:
+    for kind in (UserError, RewardFunctionError, NotFinite):
+        assert str(kind(HOSTILE + FORGED)) == SHOWN + FORGED
+    logging.getLogger("cohort").warning("%s: 100%%", HOSTILE + FORGED)
+    assert caplog.messages == [f"{SHOWN}\n  wrong: row 9: 100%"]
 
 
 # Every exit, for any text.

@@ -16,7 +16,7 @@ from typing import Any
 
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS, reference_from
 from cohort.rewards.functions.text import content
-from cohort.types import Text, TrainerState, UserError, did_you_mean
+from cohort.types import Text, TrainerState, UserError, did_you_mean, printable
 
 log = logging.getLogger("cohort")
 
@@ -34,6 +34,9 @@ class RewardFunctionError(RuntimeError):
 
     The message names the function, and the first row that fails in the same way when it is scored alone.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it quotes the function's error
 
 
 def accepted_by(function: Callable[..., Any], offered: Arguments) -> Arguments:

@@ -17,7 +17,7 @@ import yaml
 
 from cohort.config import TrainingConfig
 from cohort.methods.method import Paper
-from cohort.types import Row
+from cohort.types import Row, printable
 
 log = logging.getLogger("cohort")
 
@@ -274,12 +274,12 @@ def _public_name(name: str) -> str:
 
 def plain(text: str) -> str:
     """Escape the text for Markdown: plain("a*b") -> "a\\*b"."""
-    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", printable(" ".join(text.split())))
 
 
 def code(text: str) -> str:
     """The text as an inline code span; backticks in it cannot end the span."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{space}{line}{space}{ticks}"
