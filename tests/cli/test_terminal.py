@@ -164,7 +164,7 @@ def test_tracebacks_warnings_and_log_lines_of_a_command(tmp_path: Path) -> None:
     errors = done.stderr.decode()
     assert done.returncode == 1 and not drives(errors), errors
     assert f"UserWarning: {SHOWN}" in errors and f"\n{SHOWN}\n" in errors
-    assert f"ValueError: {SHOWN}" in errors and "Exception in thread" not in errors.split("RewardFunctionError")[-1]
+    assert f"ValueError: {SHOWN}" in errors and "\nException in thread Thread-" in errors
 
 
 def test_a_live_display(tmp_path: Path) -> None:

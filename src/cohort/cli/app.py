@@ -104,11 +104,16 @@ def _make_errors_printable() -> None:
     reach the terminal without control characters."""
     show_warning = warnings.formatwarning
 
-    def hook(*error: Any) -> None:
+    def of_process(*error: Any) -> None:
         sys.stderr.write(printable("".join(traceback.format_exception(*error))))
 
-    sys.excepthook = hook
-    threading.excepthook = lambda thread: None if thread.exc_type is SystemExit else hook(*thread[:3])
+    def of_thread(details: threading.ExceptHookArgs) -> None:
+        if details.exc_type is not SystemExit:
+            name = details.thread.name if details.thread else "?"
+            sys.stderr.write(printable(f"Exception in thread {name}:\n"))
+            of_process(details.exc_type, details.exc_value, details.exc_traceback)
+
+    sys.excepthook, threading.excepthook = of_process, of_thread
     warnings.formatwarning = lambda *warning, **more: printable(show_warning(*warning, **more))
     assert logging.lastResort is not None
     logging.lastResort.setFormatter(_Printable())
