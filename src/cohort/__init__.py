@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from cohort.types import printable
 
 if TYPE_CHECKING:
     from cohort.config import (
@@ -58,6 +61,17 @@ _HOMES = {
     "Trainer": "cohort.train.trainer",
     "UserError": "cohort.types",
 }
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Log lines name columns, files and rewards, and quote errors of users' code: none of them drives a terminal, or
+    looks like a record of its own."""
+    record.msg, record.args = printable(record.getMessage()).replace("\n", "\n  "), ()
+    return True
+
+
+# A filter of the logger: every handler's lines pass it, also those of an application's own handlers.
+logging.getLogger("cohort").addFilter(_make_printable)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ temperature.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ def joined(prompt: list[Message], completion: list[Message]) -> list[Message]:
 class UserError(ValueError):
     """A user's mistake. The message says what was seen, where, and what to do; the command line exits with 2."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it quotes data, and a script's traceback prints it
+
 
 class NotFinite(UserError, FloatingPointError):
     """A number that is NaN or infinite, with which training or sampling cannot go on."""
@@ -47,6 +51,25 @@ def did_you_mean(name: str, candidates: Iterable[str], otherwise: str = "") -> s
     `otherwise`."""
     near = difflib.get_close_matches(name, list(candidates), n=1)
     return f": did you mean {near[0]!r}?" if near else otherwise
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """The text with what drives a terminal as visible escapes: "a\x1b[2Jb" -> "a\\x1b[2Jb".
+
+    That is control characters, bidirectional overrides and other characters without a shape, and lone surrogates.
+    Line breaks and tabs stay, or with `lines=False` (for a name within a line) are escapes too; so do the joiners that
+    scripts and emoji need.
+    """
+    if text.isprintable():
+        return text
+    kept = "\u200c\u200d\n\t" if lines else "\u200c\u200d"
+    return "".join(
+        c if c in kept or unicodedata.category(c) not in _UNSEEN else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of control and format characters, surrogates, and separators of lines and paragraphs."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +151,8 @@ class Group:
 
     greedy_reward: float | None = None
     """The reward of the prompt's greedy completion, where the method compares with it; read by credit only."""
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    """Column -> [G] values that reward functions passed to log_extra; read by the record only."""
 
     @property
     def tokens(self) -> int:

@@ -21,9 +21,8 @@ from cohort.cli.app import app
 from cohort.config import TrainingConfig
 from cohort.evaluation.generate import Generator, TextStream
 from cohort.policy.load import make_policy
-from cohort.report.tables import harmless
 from cohort.train.output.checkpoint import save_policy
-from cohort.types import UserError
+from cohort.types import UserError, printable
 from helpers import ROOT, small_model
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -67,12 +66,12 @@ def test_one_prompt_is_answered_as_transformers_answers_it(model: str) -> None:
     assert done.exit_code == 0, done.output
     said = greedy(model, "2+2=", 12)
     assert len(said) >= 3
-    assert done.stdout == harmless(said) + "\n"
+    assert done.stdout == said + "\n"
     assert "[cut after 12 tokens: --max-completion-length]" in done.stderr
     chat = run(model, "--prompt", "2+2=", "--max-completion-length", 12)
-    assert chat.stdout == harmless(greedy(model, "[user]2+2=[assistant]", 12)) + "\n"
+    assert chat.stdout == greedy(model, "[user]2+2=[assistant]", 12) + "\n"
     system = run(model, "--prompt", "2+2=", "--system-prompt", "Sum.", "--max-completion-length", 12)
-    assert system.stdout == harmless(greedy(model, "[system]Sum.[user]2+2=[assistant]", 12)) + "\n"
+    assert system.stdout == greedy(model, "[system]Sum.[user]2+2=[assistant]", 12) + "\n"
 
 
 def test_standard_input_is_a_prompt(model: str) -> None:
@@ -83,10 +82,17 @@ def test_standard_input_is_a_prompt(model: str) -> None:
     assert nothing.exit_code == 2 and "there is no prompt" in nothing.stderr
 
 
-def test_control_characters_are_replaced(loud: str) -> None:
+def test_control_characters_are_visible_on_a_terminal_and_exact_elsewhere(loud: str) -> None:
+    options = ["generate", loud, "--prompt", "hi", "--plain"]
     done = run(loud, "--prompt", "hi", "--plain")
-    assert done.exit_code == 0 and done.stdout == "\ufffd[2J\n"
-    assert "\x1b" not in done.output
+    assert done.exit_code == 0 and done.stdout == "\x1b[2J\n"
+    master, slave = pty.openpty()
+    code = "from cohort.cli.app import main; main()"
+    subprocess.run([sys.executable, "-c", code, *options], stdout=slave, stderr=slave, env=ENVIRONMENT, check=True)
+    os.close(slave)
+    shown = os.read(master, 4096)
+    os.close(master)
+    assert shown.endswith(b"\\x1b[2J\r\n") and b"\x1b[2J" not in shown
     exact = Generator(loud).generate(["hi"], {"temperature": 0.0, "max_tokens": 9})
     assert exact[0][0].text == "\x1b[2J" and not exact[0][0].truncated
 
@@ -174,7 +180,7 @@ def test_a_chat_keeps_the_conversation_until_it_starts_over(model: str) -> None:
     second = generator.generate([turns], sampling)[0][0].text
     answers = [part.strip("\n") for part in shown.split("> ")[1:]]
     said = [answer.split("[cut after")[0].strip("\n") for answer in answers]
-    assert [text for text in said if text] == [harmless(t).strip("\n") for t in (first, second, first)]
+    assert [text for text in said if text] == [t.strip("\n") for t in (first, second, first)]
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_chat(model: str) -> None:
@@ -196,7 +202,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(model: str) -> None:
     assert process.returncode == 0, errors
     assert b"Ctrl-C ends an answer" in errors and b"[cut after" not in errors
     said = greedy(model, "[user]hi[assistant]", 300)
-    assert shown.decode(errors="ignore").removeprefix("> ")[:10] == harmless(said)[:10]
+    assert shown.decode(errors="ignore").removeprefix("> ")[:10] == said[:10]
     assert rest.endswith(b"\n> ") and len(shown + rest) < 1900
 
 
@@ -209,7 +215,7 @@ def test_an_answer_on_a_terminal_comes_in_pieces_and_is_the_same(model: str) -> 
     shown = os.read(master, 4096).decode()
     os.close(master)
     piped = run(model, "--prompt", "2+2=", "--max-completion-length", 30)
-    assert done.returncode == 0 and shown.replace("\r\n", "\n") == piped.stdout
+    assert done.returncode == 0 and shown.replace("\r\n", "\n") == printable(piped.stdout)
     assert b"[cut after 30 tokens" in done.stderr
 
 

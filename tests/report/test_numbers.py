@@ -16,7 +16,7 @@ from cohort.config import read_run
 from cohort.report.drawing import running_mean
 from cohort.report.intervals import wilson
 from cohort.report.metrics import component_keys, read_metrics, series
-from cohort.report.tables import before_after_table, evaluation_table, examples_panel, harmless, share_with_interval
+from cohort.report.tables import before_after_table, evaluation_table, examples_panel, share_with_interval
 from cohort.types import UserError
 from helpers import ROOT
 from write_configuration import FIRST, configuration_markdown
@@ -129,11 +129,6 @@ def test_completions_are_shown_and_never_interpreted() -> None:
     assert "[link=x]2+2=" in text and "[red]x[/red] [/]" in text
     assert "好的" in text and "<answer>4</answer>" in text
     assert not set(text) & set("\x1b\x07\u202e\ud800")
-
-
-def test_harmless_keeps_scripts_and_joined_emoji() -> None:
-    assert harmless("a\x1b[2Jb\r\n") == "a\ufffd[2Jb\ufffd\n"
-    assert harmless("数\u3000👩\u200d💻\u00a0é") == "数\u3000👩\u200d💻\u00a0é"
 
 
 def test_a_long_completion_keeps_its_end() -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
+import threading
+import traceback
 import warnings
 from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from cohort import __version__
 from cohort.cli import data, reward
 from cohort.cli.compare import compare
+from cohort.cli.console import echo
 from cohort.cli.demo import demo
 from cohort.cli.doctor import doctor
 from cohort.cli.evaluate import evaluate
@@ -23,7 +28,7 @@ from cohort.cli.methods import methods
 from cohort.cli.plan import plan
 from cohort.cli.plot import plot
 from cohort.cli.train import train
-from cohort.types import UserError
+from cohort.types import UserError, printable
 
 
 class _Commands(TyperGroup):
@@ -33,10 +38,10 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("\nstopped", err=True)
+            echo("\nstopped", err=True)
             raise typer.Exit(130) from None
 
 
@@ -64,7 +69,7 @@ app.add_typer(data.app, name="data")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cohort {__version__}")
+        echo(f"cohort {__version__}")
         raise typer.Exit
 
 
@@ -89,6 +94,31 @@ def _name(info: Any) -> str:
     return str(info.name or info.callback.__name__)
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _make_errors_printable() -> None:
+    """Tracebacks, warnings, and log lines of libraries can quote completions and errors of reward functions: they
+    reach the terminal without control characters."""
+    show_warning = warnings.formatwarning
+
+    def of_process(*error: Any) -> None:
+        sys.stderr.write(printable("".join(traceback.format_exception(*error))))
+
+    def of_thread(details: threading.ExceptHookArgs) -> None:
+        if details.exc_type is not SystemExit:
+            name = details.thread.name if details.thread else "?"
+            sys.stderr.write(printable(f"Exception in thread {name}:\n"))
+            of_process(details.exc_type, details.exc_value, details.exc_traceback)
+
+    sys.excepthook, threading.excepthook = of_process, of_thread
+    warnings.formatwarning = lambda *warning, **more: printable(show_warning(*warning, **more))
+    assert logging.lastResort is not None
+    logging.lastResort.setFormatter(_Printable())
+
+
 def main() -> None:
     """The entry point. Exits with 0, with 2 for a user's mistake, with 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
@@ -97,9 +127,11 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     # FutureWarnings of other packages: the user of a command can do nothing about them.
     warnings.simplefilter("ignore", FutureWarning)
+    _make_errors_printable()
     _keep_only(sys.argv[1] if len(sys.argv) > 1 else "")
     try:
-        app()
+        # Calling `app` itself would put typer's hook for tracebacks in the place of this one.
+        get_command(app)()
     finally:
         # Skips a last garbage collection over every imported module: a fifth of the time to report a mistake.
         gc.freeze()

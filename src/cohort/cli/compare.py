@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cohort.cli.console import echo
 from cohort.cli.options import parse_names
 
 
@@ -34,7 +35,7 @@ def compare(
 
     names = parse_names(methods, "--methods", "grpo")
     comparison = read_comparison(config, overrides or [], names, seeds, config_of)
-    typer.echo(
+    echo(
         f"{len(names)} methods x {seeds} seeds, {comparison.budget} completions each; the methods of a seed share a "
         f"start. Results go to {comparison.output_dir}; after an interruption, run the same command again."
     )
@@ -42,7 +43,7 @@ def compare(
 
     from cohort.compare.runs import run_comparison
 
-    written = run_comparison(comparison, jobs, typer.echo)
-    typer.echo((comparison.output_dir / "comparison.md").read_text(encoding="utf-8"))
+    written = run_comparison(comparison, jobs, echo)
+    echo((comparison.output_dir / "comparison.md").read_text(encoding="utf-8"))
     for path in written:
-        typer.echo(str(path))
+        echo(str(path))

@@ -1,20 +1,37 @@
-"""The rich console that a command prints on."""
+"""What a command prints on: the rich console, and `echo` for plain lines. Untrusted text drives neither."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING
 
+import typer
+
+from cohort.types import printable
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from cohort.report.console import SafeConsole
 
 
-def log_console(*, stderr: bool = False) -> Console:
+def echo(text: object = "", *, nl: bool = True, err: bool = False) -> None:
+    """typer.echo with control characters as visible escapes: lines name columns and files, and quote completions."""
+    typer.echo(printable(str(text)), nl=nl, err=err)
+
+
+def write_data(text: str) -> None:
+    """Write data to standard output: into a pipe or a file exactly as it is, on a terminal as `echo` does."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def log_console(*, stderr: bool = False) -> SafeConsole:
     """A console on standard output or standard error. The logger `cohort` writes to it too, above a live display."""
-    from rich.console import Console
     from rich.logging import RichHandler
 
-    console = Console(stderr=stderr)
+    from cohort.report.console import SafeConsole
+
+    console = SafeConsole(stderr=stderr)
     log = logging.getLogger("cohort")
     log.handlers = [RichHandler(console=console, show_path=False, show_time=False, show_level=False)]
     log.setLevel(logging.INFO)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cohort.cli.console import echo
 from cohort.cli.options import Columns, Configuration, Overrides, parse_pairs, split_names
-from cohort.types import UserError
+from cohort.types import UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +31,6 @@ def show(
     ids: Annotated[bool, typer.Option("--ids", help="Print token ids too.")] = False,
 ) -> None:
     """Print prompts as the model sees them, the tokens that are trained on, lengths, and rows over the limit."""
-    from rich.console import Console
-
     from cohort.cli.console import log_console
     from cohort.cli.runs import read_run
     from cohort.config import RewardModelConfig
@@ -48,13 +47,14 @@ def show(
     from cohort.data.templates import prepared
     from cohort.methods.named import find_method
     from cohort.policy.load import context_length, load_tokenizer
+    from cohort.report.console import SafeConsole
 
     tokenizer = load_tokenizer(run.model, trust_remote_code=settings.trust_remote_code)
     loaded, _ = prepared(loaded, [], tokenizer, settings)
     context = context_length(run.model, trust_remote_code=settings.trust_remote_code)
     sampled = find_method(run.method).source != "demonstrations"
     inspection = inspect_rows(loaded, tokenizer, settings, context, sampled)
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     for i, row in enumerate(inspection.rows[:rows], 1):
         _print_row(console, i, row, tokenizer, ids, settings.max_completion_length)
     _print_lengths(console, inspection, sampled)
@@ -75,7 +75,7 @@ def _print_row(console: Console, i: int, row: EncodedRow, tokenizer: Any, ids: b
             _print_tokens(console, title, part, tokenizer, ids, "green" if trained else "dim")
     columns = {name: value for name, value in row.row.columns.items() if value is not None}
     for name, value in columns.items():
-        console.print(f"column {name}: {str(value)[:200]!r}", markup=False)
+        console.print(f"column {printable(name, lines=False)}: {str(value)[:200]!r}", markup=False)
 
 
 def _print_tokens(console: Console, title: str, tokens: list[int], tokenizer: Any, ids: bool, style: str) -> None:
@@ -84,8 +84,7 @@ def _print_tokens(console: Console, title: str, tokens: list[int], tokenizer: An
     console.print(title, style="bold")
     line = Text()
     for token in tokens:
-        text = tokenizer.decode([token]).replace("\n", "\\n").replace("\t", "\\t")
-        line.append(text, style)
+        line.append(printable(tokenizer.decode([token]), lines=False), style)
         line.append(f"({token})|" if ids else "|", "yellow")
     console.print(line, soft_wrap=True)
 
@@ -144,15 +143,15 @@ def check(
     mapped = parse_pairs(columns, "--columns", "prompt=question")
     result = check_file(file, mapped, tuple(split_names(needs)), entry)
     for problem in result.problems[:MAX_PROBLEMS]:
-        typer.echo(f"wrong: {problem}")
+        echo(f"wrong: {problem}")
     if len(result.problems) > MAX_PROBLEMS:
-        typer.echo(f"and {len(result.problems) - MAX_PROBLEMS} more")
+        echo(f"and {len(result.problems) - MAX_PROBLEMS} more")
     good = result.rows - len(result.problems)
-    typer.echo(f"{file}: {result.rows} rows, {good} good, {len(result.problems)} wrong")
-    typer.echo("prompts: " + (", ".join(f"{count} {kind}" for kind, count in result.kinds.items()) or "none"))
+    echo(f"{file}: {result.rows} rows, {good} good, {len(result.problems)} wrong")
+    echo("prompts: " + (", ".join(f"{count} {kind}" for kind, count in result.kinds.items()) or "none"))
     if result.repeated:
-        typer.echo(f"{result.repeated} rows repeat an earlier prompt")
+        echo(f"{result.repeated} rows repeat an earlier prompt")
     for name, count in result.columns.items():
-        typer.echo(f"column {name}: in {count} of {good} rows")
+        echo(f"column {printable(name, lines=False)}: in {count} of {good} rows")
     if result.problems or not result.rows:
         raise UserError(f"{file}: {len(result.problems)} of {result.rows} rows cannot be used")

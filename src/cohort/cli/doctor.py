@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import platform
 
-import typer
-
 from cohort import __version__
+from cohort.cli.console import echo
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "math-verify", "reasoning-gym")
 
@@ -44,4 +43,4 @@ def _version(package: str) -> str:
 
 
 def _line(name: str, value: object) -> None:
-    typer.echo(f"{name:<16}{value}")
+    echo(f"{name:<16}{value}")

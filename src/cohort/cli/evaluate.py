@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cohort.cli.console import log_console
+from cohort.cli.console import echo, log_console
 from cohort.cli.options import (
     AllowPickle,
     ChatTemplate,
@@ -134,7 +134,6 @@ def _lm_eval(
     log_console()
 
     from cohort.evaluation.lm_eval import run_tasks
-    from cohort.report.tables import harmless
 
     result, table = run_tasks(
         model,
@@ -145,14 +144,15 @@ def _lm_eval(
         trust_remote_code=trust_remote_code,
         seed=seed,
     )
-    typer.echo(harmless(table))
+    echo(table)
     _write(output, result)
 
 
 def _write(output: Path | None, result: dict[str, Any]) -> None:
     if output is not None:
-        output.write_text(json.dumps(result, ensure_ascii=False, indent=1, default=str), encoding="utf-8")
-        typer.echo(f"written to {output}")
+        text = json.dumps(result, ensure_ascii=False, indent=1, default=str)
+        output.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes of lone surrogates
+        echo(f"written to {output}")
 
 
 def _parse_ks(text: str, samples: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cohort.cli.console import log_console
+from cohort.cli.console import echo, log_console, write_data
 from cohort.cli.options import (
     AllowPickle,
     ChatTemplate,
@@ -120,37 +120,30 @@ def _rows(
 def _write(records: Iterable[dict[str, Any]], output: Path | None) -> None:
     if output is None:
         for record in records:
-            typer.echo(json.dumps(record, default=str))  # ASCII only, so no control characters
+            write_data(json.dumps(record, default=str) + "\n")
         return
     count = 0
-    with open(output, "w", encoding="utf-8") as file:
+    with open(output, "w", encoding="utf-8", errors="backslashreplace") as file:
         for count, record in enumerate(records, 1):  # noqa: B007
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
             file.flush()
-    typer.echo(f"{count} prompts answered, in {output}", err=True)
+    echo(f"{count} prompts answered, in {output}", err=True)
 
 
 def _print(generator: Generator, prompt: Text, sampling: dict[str, Any], count: int) -> None:
     """Print the completions; a single one on a terminal is printed while it is sampled."""
     if count == 1 and sys.stdout.isatty():
-        _end(generator.stream(prompt, sampling, _show))
+        _end(generator.stream(prompt, sampling, write_data))
         return
     for completion in generator.generate([prompt], sampling, count)[0]:
-        _show(completion.text)
+        write_data(completion.text)
         _end(completion)
 
 
-def _show(text: str) -> None:
-    """Print text without its control characters: a completion can hold terminal escapes."""
-    from cohort.report.tables import harmless
-
-    typer.echo(harmless(text), nl=False)
-
-
 def _end(completion: Completion) -> None:
-    typer.echo()
+    echo()
     if completion.truncated:
-        typer.echo(f"[cut after {len(completion.ids)} tokens: --max-completion-length]", err=True)
+        echo(f"[cut after {len(completion.ids)} tokens: --max-completion-length]", err=True)
 
 
 def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | None) -> None:
@@ -160,7 +153,7 @@ def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | N
             "a chat needs a chat template, and this tokenizer has none: name one by --template, or use --prompt"
         )
     start: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    typer.echo(f"{NEW_CHAT} starts over, Ctrl-C ends an answer, {EXIT} or the end of input leaves.", err=True)
+    echo(f"{NEW_CHAT} starts over, Ctrl-C ends an answer, {EXIT} or the end of input leaves.", err=True)
     messages = list(start)
     while (text := _line()) is not None:
         if text == NEW_CHAT:
@@ -172,7 +165,7 @@ def _chat(generator: Generator, sampling: dict[str, Any], system_prompt: str | N
         try:
             answer = _answer(generator, with_question, sampling)
         except UserError as error:
-            typer.echo(f"error: {error}. {NEW_CHAT} starts over", err=True)
+            echo(f"error: {error}. {NEW_CHAT} starts over", err=True)
             continue
         messages = [*with_question, {"role": "assistant", "content": answer}]
 
@@ -183,12 +176,12 @@ def _answer(generator: Generator, messages: list[Message], sampling: dict[str, A
 
     def write(piece: str) -> None:
         pieces.append(piece)
-        _show(piece)
+        write_data(piece)
 
     try:
         completion = generator.stream(messages, sampling, write)
     except KeyboardInterrupt:
-        typer.echo()
+        echo()
         return "".join(pieces)
     _end(completion)
     return completion.text

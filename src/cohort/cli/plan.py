@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cohort.cli.console import echo
 from cohort.cli.options import Configuration, Overrides, check_folder_of
 from cohort.types import UserError
 
@@ -45,19 +46,18 @@ def plan(
         parse_rate(bandwidth, "--bandwidth") if bandwidth else None,
     )
 
-    from rich.console import Console
-
     from cohort.plan.costs import Lengths
     from cohort.plan.make import make_plan
     from cohort.plan.table import plan_table
     from cohort.policy.load import quiet
+    from cohort.report.console import SafeConsole
 
     quiet()
     lengths = Lengths(
         prompt_length or settings.max_prompt_length or 256, completion_length or settings.max_completion_length
     )
     estimate = make_plan(run, settings, machine, lengths)
-    Console(highlight=False).print(plan_table(estimate), soft_wrap=True)
+    SafeConsole(highlight=False).print(plan_table(estimate), soft_wrap=True)
     if output is not None:
         output.write_text(json.dumps(estimate.as_dict(), indent=1), encoding="utf-8")
-        typer.echo(f"written to {output}")
+        echo(f"written to {output}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cohort.cli.console import echo
 from cohort.types import UserError
 
 
@@ -18,4 +19,4 @@ def plot(run: Annotated[Path, typer.Argument(help="A run's output_dir.")]) -> No
     if not written:
         raise UserError(f"{run}: its metrics.jsonl has nothing to plot yet")
     for path in written:
-        typer.echo(str(path))
+        echo(str(path))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cohort.cli.console import echo, write_data
 from cohort.cli.options import Configuration, Overrides, split_names
 from cohort.cli.reward_models import evaluate, label
 from cohort.types import UserError
@@ -63,11 +64,9 @@ def try_(
         means = {name: [t.scores[name] for t in trials if t.scores[name] is not None] for name in functions.names}
         for name, values in means.items():
             mean = f"mean {sum(v or 0 for v in values) / len(values):.3f} of {len(values)} rows" if values else "no row"
-            typer.echo(f"{name}: {mean}")
+            echo(f"{name}: {mean}")
     else:
-        typer.echo(
-            as_json(records) if output_format is Output.json else as_csv(records), nl=output_format is Output.json
-        )
+        write_data(as_json(records) + "\n" if output_format is Output.json else as_csv(records))
 
 
 @app.command()
@@ -89,17 +88,17 @@ def audit(
     require_references(functions, tried)
     result = audit_rewards(functions, tried, progress=lambda kinds: _with_progress(kinds, "trying"))
     if output_format is Output.csv:
-        typer.echo(as_csv(result.records()), nl=False)
+        write_data(as_csv(result.records()))
     elif output_format is Output.json:
         summary = {"style": result.style, "right": result.right, "wrong": result.wrong, "warnings": result.warnings}
-        typer.echo(as_json({**summary, "findings": result.records()}))
+        write_data(as_json({**summary, "findings": result.records()}) + "\n")
     else:
         _print(audit_table(f"{', '.join(functions.names)} on {run.dataset}", result.records()))
         right = "unknown" if result.right is None else f"{result.right:.3g}"
-        typer.echo(f"honest answers ({result.style}): right {right}, wrong {result.wrong:.3g}")
+        echo(f"honest answers ({result.style}): right {right}, wrong {result.wrong:.3g}")
         for warning in result.warnings:
-            typer.echo(f"warning: {warning}")
-        typer.echo(f"{len(result.holes)} of {len(result.findings)} attacks get more than an honest wrong answer")
+            echo(f"warning: {warning}")
+        echo(f"{len(result.holes)} of {len(result.findings)} attacks get more than an honest wrong answer")
     if result.holes:
         raise typer.Exit(1)
 
@@ -147,14 +146,15 @@ def _rows(run: RunConfig, count: int) -> list[Row]:
 
 def _with_progress(items: Sequence[Any], what: str) -> Iterator[Any]:
     """The items, with a progress bar on stderr if that is a terminal."""
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    from cohort.report.console import SafeConsole
+
+    console = SafeConsole(stderr=True)
     yield from track(items, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print(table: Any) -> None:
-    from rich.console import Console
+    from cohort.report.console import SafeConsole
 
-    Console().print(table)
+    SafeConsole().print(table)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cohort.cli.console import echo
 from cohort.cli.options import (
     Columns,
     DatasetKwargs,
@@ -95,14 +96,14 @@ def label(
         plain=plain,
         seed=seed,
     )
-    typer.echo(_summary(_written(records, output), output))
+    echo(_summary(_written(records, output), output))
 
 
 def _written(records: Iterator[list[dict[str, Any]]], output: Path) -> list[dict[str, Any]]:
     """Write the records of each prompt as they come; returns their labels."""
     labels: list[dict[str, Any]] = []
     first = next(records, [])  # bad input raises here, before the file is created
-    with open(output, "w", encoding="utf-8") as file:
+    with open(output, "w", encoding="utf-8", errors="backslashreplace") as file:
         for of_prompt in itertools.chain([first], records):
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in of_prompt)
             file.flush()
@@ -143,9 +144,8 @@ def evaluate(
     """Measure a reward model: ranking accuracy, AUC, calibration, best of n, bias by length and position."""
     check_plain(plain, system_prompt)
 
-    from rich.console import Console
-
     from cohort.data.rows import load_rows
+    from cohort.report.console import SafeConsole
     from cohort.report.judgement import judgement, judgement_table
     from cohort.report.judgement_plots import plot_judgement
     from cohort.rewards.steps import make_split
@@ -169,7 +169,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     (output / "judgement.json").write_text(json.dumps({"model": model, "data": data, **result}, indent=1))
     plots = plot_judgement(scores, result, output)
-    console = Console()
+    console = SafeConsole()
     console.print(judgement_table(f"{model} on {data}", result))
     names = ", ".join(["judgement.json", *(path.name for path in plots)])
     console.print(f"In {output}: {names}", markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohort.cli.console import log_console
+from cohort.cli.console import echo, log_console
 from cohort.cli.options import Configuration, Overrides
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ def _how_to_resume(settings: TrainingConfig, command: list[str]) -> Iterator[Non
     except KeyboardInterrupt:
         folder = Path(settings.output_dir)
         if any(folder.glob("checkpoint-*")):
-            typer.echo(f"\nstopped. To continue from the newest checkpoint: {shlex.join(command)}", err=True)
+            echo(f"\nstopped. To continue from the newest checkpoint: {shlex.join(command)}", err=True)
         elif (folder / "samples.jsonl").exists():
-            typer.echo(f"\nstopped. To continue with the samples in {folder}: {shlex.join(command)}", err=True)
+            echo(f"\nstopped. To continue with the samples in {folder}: {shlex.join(command)}", err=True)
         else:
-            typer.echo(
+            echo(
                 f"\nstopped. {folder} has no checkpoint to continue from: save_steps=50 would save some",
                 err=True,
             )

@@ -16,6 +16,7 @@ from cohort.evaluation.loaded_model import LoadedModel
 from cohort.evaluation.models import summary
 from cohort.report.metrics import read_metrics, series
 from cohort.rewards.check.references import require_references
+from cohort.rewards.component import column_of
 from cohort.rewards.compose import Rewards
 from cohort.rewards.resolve import with_run_defaults
 from cohort.train.output.record import SAMPLES
@@ -40,7 +41,7 @@ def measure(comparison: Comparison, model: str, held_out: list[Row], config: Onl
         return loaded.evaluate(prompts, rewards, sampling, n, config.seed)
 
     component, K = rewards.names[0], comparison.final_generations
-    accuracy = evaluated(config.num_generations_eval, config.eval_temperature).metrics()[f"eval/{component}"]
+    accuracy = evaluated(config.num_generations_eval, config.eval_temperature).metrics()[f"eval/{column_of(component)}"]
     ks = [k for k in (2**i for i in range(K.bit_length())) if k < K] + [K]
     several = summary(evaluated(K, config.temperature), rewards.parts[0], ks)
     return {
@@ -63,9 +64,10 @@ def as_accuracy(value: float, correct: str) -> float:
 def curve(comparison: Comparison, folder: Path, config: TrainingConfig, component: str) -> dict[str, Any]:
     """The run's accuracy by completions sampled, and the completions it sampled in all, from its own records; where an
     evaluation samples several completions of a problem, pass@n too."""
-    metrics, several = read_metrics(folder), f"eval/{component}/pass@{config.num_generations_eval}"
-    steps, values = series(metrics, f"eval/{component}")
-    passes: Sequence[float | None] = series(metrics, several)[1] or [None] * len(steps)
+    metrics, key = read_metrics(folder), f"eval/{column_of(component)}"
+    steps, values = series(metrics, key)
+    several = series(metrics, f"{key}/pass@{config.num_generations_eval}")[1]
+    passes: Sequence[float | None] = several or [None] * len(steps)
     if isinstance(config, OnlineConfig):
         sampled = [completions_after(config, round(step)) for step in steps]
         total = completions_after(config, config.max_steps)

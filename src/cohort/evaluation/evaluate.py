@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cohort.rewards.component import column_of
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import length_statistics, score
 from cohort.rollouts.encoding import Prompt
@@ -48,9 +49,9 @@ class Evaluation:
         for name, values in self.components.items():
             applied = [value for value in values if value is not None]
             if applied:
-                metrics[f"eval/{name}"] = sum(applied) / len(applied)
+                metrics[f"eval/{column_of(name)}"] = sum(applied) / len(applied)
                 if self.n > 1:
-                    metrics[f"eval/{name}/pass@{self.n}"] = pass_at_k(self.correct(name), self.n)
+                    metrics[f"eval/{column_of(name)}/pass@{self.n}"] = pass_at_k(self.correct(name), self.n)
         lengths = length_statistics([c for completions in self.sampled for c in completions])
         metrics |= {f"eval/{name}": value for name, value in lengths.items()}
         return metrics | {"seconds/eval": self.seconds}

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from cohort.plan.make import Plan
 from cohort.plan.needs import HEAP_HOLES, SHARE_OF_PEAK
+from cohort.report.tables import safe_text
 
 PARTS = {
     "weights": "weights",
@@ -58,14 +59,14 @@ def plan_table(plan: Plan) -> RenderableType:
     kind = f"{format_count(weights.count)} parameters, {format_count(weights.trained)} trained"
     machine = f"{'GPU' if plan.machine.device == 'cuda' else 'CPU'} of {format_bytes(plan.machine.memory)}"
     title = f"{plan.method}: {plan.model}, {kind}; {machine}, {'bf16' if plan.machine.bf16 else 'float32'}"
-    return Group(Text(title, style="bold"), _memory(plan), *(Text(line) for line in sentences(plan)))
+    return Group(safe_text(title, "bold"), _memory(plan), *map(safe_text, sentences(plan)))
 
 
 def _memory(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("memory")
     columns = [plan.needs]
-    table.add_column(plan.method, justify="right")
+    table.add_column(safe_text(plan.method), justify="right")
     if plan.other is not None:
         table.add_column(f"as {plan.other[0]}", justify="right", style="dim")
         columns.append(plan.other[1])

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from cohort.report import ranking
 from cohort.report.intervals import wilson
+from cohort.report.tables import safe_text
 
 if TYPE_CHECKING:
     from cohort.evaluation.judging import ModelScores, ScoredText
@@ -208,9 +208,9 @@ def _first_error(scores: ModelScores) -> dict[str, Any] | None:
 
 def judgement_table(title: str, result: dict[str, Any]) -> Table:
     """The numbers for a terminal."""
-    table = Table(title=Text(title), box=box.SIMPLE, title_justify="left", show_header=False)
+    table = Table(title=safe_text(title), box=box.SIMPLE, title_justify="left", show_header=False)
     for name, text in [*_quality_lines(result), *_bias_lines(result)]:
-        table.add_row(name, Text(text))
+        table.add_row(name, safe_text(text))
     return table
 
 

@@ -22,7 +22,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from cohort.report.console import SafeConsole
 from cohort.report.metrics import component_keys
+from cohort.report.tables import safe_text
 
 BARS = "▁▂▃▄▅▆▇█"
 LINES = 10
@@ -61,7 +63,7 @@ class LiveDisplay:
     """
 
     def __init__(self, title: str, console: Console | None = None, stage: str = ""):
-        self.title, self.stage, self.console = title, stage, console or Console()
+        self.title, self.stage, self.console = title, stage, console or SafeConsole()
         self.row: dict[str, Any] = {}
         self.series: list[float] = []
         self.held_out: list[float] = []
@@ -151,7 +153,7 @@ class LiveDisplay:
 
     def _print(self, text: str) -> None:
         head = f"{self.title} ({self.stage})" if self.stage else self.title
-        self.console.print(Text(f"{head}: {text}"), soft_wrap=True)
+        self.console.print(safe_text(f"{head}: {text}"), soft_wrap=True)
 
     def _lines(self, keys: Iterable[str]) -> list[tuple[str, str, str]]:
         """(label, value, sparkline) of the reward or loss, the held-out score, and those metrics of `keys` that the row
@@ -185,7 +187,7 @@ class LiveDisplay:
         for column in ("label", "value", "bars"):
             table.add_column(style={"label": "dim", "value": "", "bars": "cyan"}[column], no_wrap=True)
         for i, (label, value, bars) in enumerate(self._lines(NUMBERS)):
-            table.add_row(Text(label), Text(value, style="bold" if i < 2 else ""), Text(bars))
-        title = Text(self.title, style="bold")
-        stage = Text(self.stage) if self.stage else None
+            table.add_row(safe_text(label), Text(value, style="bold" if i < 2 else ""), Text(bars))
+        title = safe_text(self.title, "bold")
+        stage = safe_text(self.stage) if self.stage else None
         return Panel(Group(self.progress, table), title=title, subtitle=stage, title_align="left", border_style="cyan")

@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cohort.report.tables import safe_text
+
 SOURCES = {
     "demonstrations": "demonstrations",
     "start": "starting model, once",
@@ -31,7 +33,7 @@ def methods_tables(methods: Sequence[Any]) -> Iterator[Table]:
         table.add_column(heading)
     for row in methods:
         names = [readable_name(getattr(row, part)) for part in PARTS]
-        table.add_row(Text(row.name, style="bold"), SOURCES[row.source], row.reward, *names)
+        table.add_row(safe_text(row.name, "bold"), SOURCES[row.source], safe_text(row.reward), *map(safe_text, names))
     yield table
     for part, title in PARTS.items():
         functions = dict.fromkeys(getattr(row, part) for row in methods)
@@ -41,7 +43,7 @@ def methods_tables(methods: Sequence[Any]) -> Iterator[Table]:
         meanings.add_column(style="cyan", no_wrap=True)
         meanings.add_column(overflow="fold")
         for function in functions:
-            meanings.add_row(readable_name(function), Text(first_paragraph(function)))
+            meanings.add_row(safe_text(readable_name(function)), safe_text(first_paragraph(function)))
         yield meanings
 
 
@@ -52,13 +54,13 @@ def loss_tables(loss_types: Mapping[str, Any], preference_losses: Mapping[str, C
         table.add_column(heading, overflow="fold")
     for name, kind in loss_types.items():
         weight = first_paragraph(kind.weight).partition(": ")[0].partition(", ")[0]
-        table.add_row(Text(name, style="bold"), Text(first_paragraph(kind.surrogate)), Text(weight))
+        table.add_row(Text(name, style="bold"), safe_text(first_paragraph(kind.surrogate)), Text(weight))
     yield table
     table = Table(title=Text("loss_type of dpo"), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("loss_type", "loss of a pair"):
         table.add_column(heading, overflow="fold")
     for name, function in preference_losses.items():
-        table.add_row(Text(name, style="bold"), Text(first_paragraph(function)))
+        table.add_row(Text(name, style="bold"), safe_text(first_paragraph(function)))
     yield table
 
 

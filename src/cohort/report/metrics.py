@@ -23,7 +23,8 @@ def read_metrics(path: str | Path) -> Rows:
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a run's output_dir, where training writes metrics.jsonl")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    # Not splitlines: the names of rewards and metrics may hold U+2028 and its like, which JSON leaves as they are.
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         row = _parsed(line)

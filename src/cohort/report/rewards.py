@@ -1,5 +1,5 @@
-"""Results of `cohort reward try` and `audit` as tables, JSON or CSV. Completions are untrusted text: they are printed
-without control characters and markup."""
+"""Results of `cohort reward try` and `audit` as tables, JSON or CSV. Completions and names are untrusted text: control
+characters in tables are visible escapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cohort.report.tables import harmless
+from cohort.report.tables import safe_text
+from cohort.types import printable
 
 LONGEST = 60
 """Characters of a matched text that a table shows."""
@@ -22,16 +23,22 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1)
+    """JSON that a terminal shows as it is: control characters are JSON's own escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    # Outside of strings JSON has none but line breaks.
+    return "".join(c if c == "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def as_csv(records: Records) -> str:
     """Records that have the same keys; mappings and lists in them are written as JSON."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
+    rows = [{key: _cell(value) for key, value in record.items()} for record in records]
+    # Before Python 3.13, csv leaves a cell with a carriage return without quotes, and readers end the row there.
+    returns = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))
+    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n", quoting=quoting)
     writer.writeheader()
-    for record in records:
-        writer.writerow({key: _cell(value) for key, value in record.items()})
+    writer.writerows(rows)
     return out.getvalue()
 
 
@@ -59,7 +66,7 @@ def trial_table(title: str, records: Records) -> Table:
         previous = record["row"]
         table.add_row(
             str(record["row"]) if first else "",
-            Text(harmless(record["reward"])),
+            safe_text(record["reward"]),
             _score(record),
             _short(record["found"]),
             _short(record["reference"]),
@@ -88,23 +95,23 @@ def audit_table(title: str, records: Records) -> Table:
         paid = ", ".join(f"{name} +{gain:.3g}" for name, gain in record["paid"].items()) if record["hole"] else ""
         table.add_row(
             Text("hole" if record["hole"] else "ok", style="bold red" if record["hole"] else "green"),
-            record["attack"],
+            safe_text(record["attack"]),
             f"{record['total']:.3g}",
             f"{record['honest']:.3g}",
             f"{record['more']} of {record['rows']} rows",
-            Text(harmless(paid)),
+            safe_text(paid),
         )
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(harmless(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    return Table(title=safe_text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
 
 
 def _short(text: str | None) -> Text:
     """The text in one line; of a long one, its beginning and its end."""
     if text is None:
         return Text("-", style="dim")
-    line = " ".join(harmless(text).split())
+    line = " ".join(printable(text).split())
     half = LONGEST // 2
     return Text(line if len(line) <= LONGEST else f"{line[: half - 1]} … {line[1 - half :]}")

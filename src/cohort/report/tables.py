@@ -1,9 +1,8 @@
-"""Results as tables for the terminal. Completions are untrusted text: they are printed without control characters and
-markup."""
+"""Results as tables for the terminal. Completions and names are untrusted text: control characters in them are visible
+escapes, and markup is text."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +14,15 @@ from rich.text import Text
 
 from cohort.report.intervals import wilson
 from cohort.report.metrics import component_keys
+from cohort.types import printable
 
 LONGEST = 1200
 """Most characters of a text in a panel."""
 
 
-def harmless(text: str) -> str:
-    """The text with control characters (escapes, bidirectional marks, lone surrogates) replaced by U+FFFD:
-    "a\\x1b[2Jb" -> "a�[2Jb". Line breaks, tabs, and the joiners that scripts and emoji need, stay."""
-    allowed = "\n\t\u200c\u200d"
-    return "".join(c if c in allowed or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
+def safe_text(text: str, style: str = "") -> Text:
+    """Untrusted text for a cell, a title or a panel."""
+    return Text(printable(text), style=style)
 
 
 def share_with_interval(successes: float, total: int) -> str:
@@ -35,18 +33,18 @@ def share_with_interval(successes: float, total: int) -> str:
 
 def before_after_table(title: str, rows: Sequence[tuple[str, str, str]]) -> Table:
     """Rows of (what, before, after), such as ("accuracy", "24.0% [16.7, 33.2]", "97.0% [91.5, 99.0]")."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=safe_text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right", style="bold")
     for row in rows:
-        table.add_row(*(Text(harmless(cell)) for cell in row))
+        table.add_row(*map(safe_text, row))
     return table
 
 
 def examples_panel(examples: Sequence[tuple[str, str, str]], title: str = "") -> RenderableType:
     """A panel for each (problem, completion before, completion after), with the two completions side by side."""
-    panels: list[RenderableType] = [Text(title, style="bold")] if title else []
+    panels: list[RenderableType] = [safe_text(title, "bold")] if title else []
     for problem, before, after in examples:
         grid = Table(box=None, expand=True, padding=(0, 2), pad_edge=False, show_header=True)
         grid.add_column("before", ratio=1, header_style="dim", overflow="fold")
@@ -63,13 +61,13 @@ def _excerpt(text: str, style: str = "") -> Text:
     if len(text) > LONGEST:
         half = LONGEST // 2
         text = f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
-    return Text(harmless(text), style=style)
+    return safe_text(text, style)
 
 
 def evaluation_table(title: str, result: dict[str, Any]) -> Table:
     """The table of `cohort eval`. `result` has problems, samples, accuracy, interval, pass@k, maj@k and metrics."""
     problems, samples = result["problems"], result["samples"]
-    table = Table(title=Text(harmless(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=safe_text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column(f"{problems} problems x {samples} sample" + "s" * (samples != 1))
     table.add_column("", justify="right")
     low, high = result["interval"]
@@ -79,7 +77,7 @@ def evaluation_table(title: str, result: dict[str, Any]) -> Table:
             table.add_row(f"{kind[:-1]}{k}", f"{value:.1%}")
     metrics = result["metrics"]
     for key in component_keys(metrics):
-        table.add_row(Text(f"mean score: {key.removeprefix('eval/')}"), f"{metrics[key]:.3f}")
+        table.add_row(safe_text(f"mean score: {key.removeprefix('eval/')}"), f"{metrics[key]:.3f}")
     if "eval/completions/mean_length" in metrics:
         table.add_row("mean length", f"{metrics['eval/completions/mean_length']:.1f} tokens")
     if metrics.get("eval/completions/clipped_ratio"):

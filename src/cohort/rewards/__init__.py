@@ -8,8 +8,9 @@ The rooms: `functions/` (the built-in rewards), `answers/` (extracting and compa
 models), `check/` (testing a reward set before training), `sandbox/` (running untrusted programs).
 
 For other packages: the names exported here, and `steps` (cutting a completion into steps of reasoning), `votes` (what
-the samples of a problem vote on), `resolve.with_run_defaults`, `resolve.with_tokenizers`, and what each room's
-docstring names. `component`, `calls`, `pool` and `pool_worker` serve `compose` only.
+the samples of a problem vote on), `resolve.with_run_defaults`, `resolve.with_tokenizers`, `component.column_of` (a
+score's name in records), and what each room's docstring names. `calls`, `logs`, `pool` and `pool_worker` serve
+`compose` only.
 """
 
 from __future__ import annotations

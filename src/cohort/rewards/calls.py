@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
@@ -16,7 +16,7 @@ from typing import Any
 
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS, reference_from
 from cohort.rewards.functions.text import content
-from cohort.types import Text, TrainerState, UserError, did_you_mean
+from cohort.types import Text, TrainerState, UserError, did_you_mean, printable
 
 log = logging.getLogger("cohort")
 
@@ -35,31 +35,8 @@ class RewardFunctionError(RuntimeError):
     The message names the function, and the first row that fails in the same way when it is scored alone.
     """
 
-
-class Logs:
-    """Collects what reward functions pass to log_metric and log_extra while one batch is scored."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._values: dict[str, list[float]] = {}
-        self.extra: dict[str, list[Any]] = {}
-
-    def for_function(self, name: str) -> Arguments:
-        def log_extra(column: str, values: Sequence[Any]) -> None:
-            if len(values) != self._rows:
-                raise UserError(
-                    f"reward function {name!r} gave log_extra {len(values)} values of {column!r} for "
-                    f"{self._rows} completions: give one for each"
-                )
-            self.extra[column] = list(values)
-
-        def log_metric(metric: str, value: float) -> None:
-            self._values.setdefault(metric, []).append(float(value))
-
-        return {"log_extra": log_extra, "log_metric": log_metric}
-
-    def metrics(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self._values.items()}
+    def __str__(self) -> str:
+        return printable(super().__str__())  # it quotes the function's error
 
 
 def accepted_by(function: Callable[..., Any], offered: Arguments) -> Arguments:

@@ -13,9 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cohort.config import build
 from cohort.rewards.resolve import resolve
-from cohort.types import UserError, did_you_mean
+from cohort.types import UserError, did_you_mean, printable
 
 Bounds = tuple[float, float]
+
+TAKEN = frozenset(
+    {
+        *("step", "why", "prompt", "completion", "tokens", "truncated", "reward", "advantage", "columns"),
+        *("step_rewards", "extra", "samples", "loss", "teacher_kl", "problem", "sample"),
+    }
+)
+"""What completions.jsonl, held_out.jsonl and held-out metrics (`eval/...`) have beside the scores of rewards."""
 
 
 class Composition(BaseModel):
@@ -71,7 +79,7 @@ def components(specs: Sequence[Any]) -> list[Component]:
     """The rewards of a configuration. Raises UserError for unknown names and keys, and for a gate outside the set."""
     parts = [_split(spec) for spec in specs]
     resolved = [resolve(spec) for spec, _ in parts]
-    names = _distinct([name for name, _ in resolved])
+    names = _distinct([_in_one_line(name) for name, _ in resolved])
     result = [
         Component(name, function, spec, build(Composition, settings, f"reward {name!r}"))
         for name, (_, function), (spec, settings) in zip(names, resolved, parts, strict=True)
@@ -115,6 +123,16 @@ def _split(spec: Any) -> tuple[Any, dict[str, Any]]:
     if not rest:
         raise UserError(f"a reward without a name: {dict(spec)}; write {{name: accuracy, weight: 0.5}}")
     return (rest["name"] if list(rest) == ["name"] else rest), settings
+
+
+def column_of(name: str) -> str:
+    """The name of a reward's score in completions.jsonl and after `eval/`: `rewards/NAME` where NAME is taken."""
+    return f"rewards/{name}" if name in TAKEN else name
+
+
+def _in_one_line(name: str) -> str:
+    """A function's name as a part of metrics' names, which have `/` between their parts."""
+    return printable(name, lines=False).replace("/", "_").strip() or "unnamed"
 
 
 def _distinct(names: list[str]) -> list[str]:

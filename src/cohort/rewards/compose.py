@@ -16,7 +16,6 @@ from typing import Any
 from cohort.rewards import steps
 from cohort.rewards.calls import (
     Arguments,
-    Logs,
     accepted_by,
     arguments_of,
     await_all,
@@ -29,8 +28,8 @@ from cohort.rewards.calls import (
 from cohort.rewards.component import Bounds, Component, checked_bounds, components, importable, weights_of
 from cohort.rewards.functions.code import UnitTests
 from cohort.rewards.functions.text import content
+from cohort.rewards.logs import Logs
 from cohort.rewards.pool import Pool
-from cohort.rewards.resolve import resolve
 from cohort.types import Text, TrainerState, UserError
 
 
@@ -83,8 +82,9 @@ class Rewards:
         self.parts: list[Component] = components(funcs)
         self.weights = weights_of(self.parts, weights)
         for rule in dict.fromkeys(watched):
-            if resolve(rule)[0] not in [part.name for part in self.parts]:
-                self.parts += components([rule])
+            added = components([rule])
+            if added[0].name not in [part.name for part in self.parts]:
+                self.parts += added
                 self.weights.append(0.0)
         self.names = [part.name for part in self.parts]
         self.clip = checked_bounds(clip)

@@ -21,7 +21,8 @@ from typing import Any
 
 from cohort.rewards import supervise
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
-from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, accepted_by, at_row, rows_of
+from cohort.rewards.calls import LOGS, Arguments, RewardFunctionError, accepted_by, at_row, rows_of
+from cohort.rewards.logs import Logs
 from cohort.types import TrainerState, UserError
 
 GRACE_SECONDS = 2.0
@@ -52,7 +53,7 @@ class Pool:
         self.name, self.timeout, self.processes = name, timeout, processes
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._stopped = False
-        self._workers = [_Worker(spec, timeout) for _ in range(processes)]
+        self._workers = [_Worker(name, spec, timeout) for _ in range(processes)]
         for worker in self._workers:
             self._idle.put(worker)
 
@@ -92,7 +93,7 @@ class Pool:
     def _portion(self, arguments: Arguments, wanted: list[str], rows: range, offered: Arguments) -> dict[str, Any]:
         """The reply for the given rows of `offered`."""
         try:
-            reply = self._ask(arguments, wanted)
+            reply = self._ask(arguments, wanted, len(rows))
         except (Hung, Died) as error:
             i = self._first_row(arguments, wanted, rows, type(error))
             where = f"\n  in rows {rows[0]} to {rows[-1]}" if i is None else at_row(i, offered)
@@ -116,7 +117,7 @@ class Pool:
                 if time.monotonic() > deadline:
                     return None
                 try:
-                    reply = worker.ask(self._line(rows_of(arguments, j, j + 1, len(rows)), wanted))
+                    reply = worker.ask(self._line(rows_of(arguments, j, j + 1, len(rows)), wanted, 1))
                 except (Hung, Died) as error:
                     if type(error) is kind:
                         return row
@@ -127,17 +128,17 @@ class Pool:
         finally:
             self._idle.put(worker)
 
-    def _line(self, arguments: Arguments, wanted: list[str]) -> str:
+    def _line(self, arguments: Arguments, wanted: list[str], rows: int) -> str:
         try:
-            return json.dumps({"arguments": arguments, "logs": wanted}, default=_plain)
+            return json.dumps({"arguments": arguments, "logs": wanted, "rows": rows}, default=_plain)
         except TypeError as error:
             raise UserError(
                 f"reward {self.name!r} runs in a worker process, which is sent JSON: {error}. "
                 "Leave the column out, or take timeout and processes away"
             ) from None
 
-    def _ask(self, arguments: Arguments, wanted: list[str]) -> dict[str, Any]:
-        line = self._line(arguments, wanted)
+    def _ask(self, arguments: Arguments, wanted: list[str], rows: int) -> dict[str, Any]:
+        line = self._line(arguments, wanted, rows)
         worker = self._idle.get()
         try:
             return worker.ask(line)
@@ -147,8 +148,9 @@ class Pool:
     def _joined(self, replies: list[dict[str, Any]], logs: Logs) -> list[Any]:
         into = logs.for_function(self.name)
         for reply in replies:
-            for metric, value in reply["metrics"]:
-                into["log_metric"](metric, value)
+            for metric, values in reply["metrics"].items():
+                for value in values:
+                    into["log_metric"](metric, value)
         for column in dict.fromkeys(name for reply in replies for name in reply["extra"]):
             none = ([None] * len(reply["result"]) for reply in replies)
             values = [reply["extra"].get(column, empty) for reply, empty in zip(replies, none, strict=True)]
@@ -161,8 +163,8 @@ class Pool:
 class _Worker:
     """One process that answers one call at a time."""
 
-    def __init__(self, spec: str | Mapping[str, Any], timeout: float | None) -> None:
-        self.spec, self.timeout = spec, timeout
+    def __init__(self, name: str, spec: str | Mapping[str, Any], timeout: float | None) -> None:
+        self.name, self.spec, self.timeout = name, spec, timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._where: Any = None
         self._end: Any = None
@@ -226,7 +228,8 @@ class _Worker:
             env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
         )
         self._end = weakref.finalize(self, _kill, process, self._where, os.getpid())
-        setup = {"path": sys.path, "spec": self.spec, "timeout": self.timeout, "where": self._where.fileno()}
+        setup = {"path": sys.path, "name": self.name, "spec": self.spec, "timeout": self.timeout}
+        setup["where"] = self._where.fileno()
         _send(process, json.dumps(setup))
         greeting = read_reply(process, START_SECONDS)
         if greeting == {"ready": True}:

@@ -53,25 +53,27 @@ def main() -> None:
             # Its watchdog thread does not need the interpreter lock: it also stops a long regular expression.
             faulthandler.dump_traceback_later(setup["timeout"], exit=True, file=setup["where"])
         try:
-            answer = json.dumps(_call(function, call), default=_plain)
+            answer = json.dumps(_call(function, setup["name"], call), default=_plain)
         except BaseException as error:  # noqa: BLE001 - the other process raises it; SystemExit too
             answer = json.dumps(_error_reply(error, mistakes))
         faulthandler.cancel_dump_traceback_later()
         reply(answer)
 
 
-def _call(function: Callable[..., Any], call: dict[str, Any]) -> dict[str, Any]:
-    metrics: list[tuple[str, float]] = []
-    extra: dict[str, Any] = {}
-    logs = {
-        "log_extra": lambda column, values: extra.update({column: list(values)}),
-        "log_metric": lambda name, value: metrics.append((name, float(value))),
-    }
-    result = function(**call["arguments"], **{name: logs[name] for name in call["logs"]})
+def _call(function: Callable[..., Any], name: str, call: dict[str, Any]) -> dict[str, Any]:
+    from cohort.rewards.logs import Logs
+
+    logs = Logs(call["rows"])
+    offered = logs.for_function(name)
+    result = function(**call["arguments"], **{wanted: offered[wanted] for wanted in call["logs"]})
     if inspect.isawaitable(result):
         result = _awaited(result)
     values = result.tolist() if hasattr(result, "tolist") else result
-    return {"result": list(values) if isinstance(values, tuple) else values, "metrics": metrics, "extra": extra}
+    return {
+        "result": list(values) if isinstance(values, tuple) else values,
+        "metrics": logs.values,
+        "extra": logs.extra,
+    }
 
 
 def _awaited(awaitable: Awaitable[Any]) -> Any:

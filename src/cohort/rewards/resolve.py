@@ -172,4 +172,4 @@ def _problem(problem: Any, allowed: Iterable[str]) -> str:
 def _name(function: Callable[..., Any]) -> str:
     while isinstance(function, partial):
         function = function.func
-    return getattr(function, "__name__", type(function).__name__)
+    return str(getattr(function, "__name__", type(function).__name__))

@@ -122,6 +122,7 @@ def reward_groups(
                 rewards=scores.totals[of_prompt],
                 components={name: values[of_prompt] for name, values in scores.counted.items()},
                 steps=steps[of_prompt] or None,
+                extra={name: values[of_prompt] for name, values in scores.extra.items()},
             )
         )
     return Round(groups, scores.metrics, {f"seconds/reward/{name}": spent for name, spent in scores.seconds.items()})

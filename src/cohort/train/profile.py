@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cohort.config import TrainingConfig
+from cohort.types import printable
 
 log = logging.getLogger("cohort")
 
@@ -87,7 +88,7 @@ class Profiler:
             log.warning(CUT.format(GPU_MEGABYTES))
             text += "\n\n" + CUT.format(GPU_MEGABYTES)
         (self.folder / TABLE).write_text(text + "\n", encoding="utf-8")
-        print(f"{text}\n\nThe trace, for https://ui.perfetto.dev: {self.folder / TRACE}")
+        print(printable(f"{text}\n\nThe trace, for https://ui.perfetto.dev: {self.folder / TRACE}"))
         self.running = None
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from cohort.config import TrainingConfig
 from cohort.methods.method import Paper
-from cohort.types import Row
+from cohort.types import Row, printable
 
 log = logging.getLogger("cohort")
 
@@ -114,7 +114,7 @@ def describe(
     sources = {row.source.rpartition(" row ")[0] for row in rows}
     name = config.hub_model_id or Path(config.output_dir).resolve().name
     record = Path(config.output_dir) / "metrics.jsonl"
-    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    lines = record.read_text(encoding="utf-8").split("\n") if record.is_file() else []
     return Card(
         name.rpartition("/")[2],
         method,
@@ -123,7 +123,7 @@ def describe(
         len(rows),
         rewards,
         settings_of(config),
-        [json.loads(line) for line in lines],
+        [json.loads(line) for line in lines if line],
         adapter,
         command_line(sys.argv),
         paper,
@@ -274,12 +274,12 @@ def _public_name(name: str) -> str:
 
 def plain(text: str) -> str:
     """Escape the text for Markdown: plain("a*b") -> "a\\*b"."""
-    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", printable(" ".join(text.split())))
 
 
 def code(text: str) -> str:
     """The text as an inline code span; backticks in it cannot end the span."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{space}{line}{space}{ticks}"

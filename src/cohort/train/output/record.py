@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.evaluation.evaluate import Evaluation
+from cohort.rewards.component import column_of
 from cohort.rollouts.notable import notable
 from cohort.types import Group, UserError
 
@@ -57,7 +58,7 @@ class Recorder:
         for (g, i), why in notable(groups, count):
             group = groups[g]
             completion = group.completions[i]
-            scores = {name: values[i] for name, values in group.components.items()}
+            scores = {column_of(name): values[i] for name, values in group.components.items()}
             self._append(
                 COMPLETIONS,
                 {
@@ -71,6 +72,7 @@ class Recorder:
                     "advantage": float(group.advantages[i][0]) if len(group.advantages[i]) else 0.0,
                     **scores,
                     "columns": group.row.columns,
+                    **({"extra": {name: values[i] for name, values in group.extra.items()}} if group.extra else {}),
                     **({} if group.steps is None else {"step_rewards": group.steps[i].rewards}),
                 },
             )
@@ -91,14 +93,15 @@ class Recorder:
                         "tokens": len(completion.ids),
                         "truncated": completion.truncated,
                         "reward": evaluation.totals[at],
-                        **{name: values[at] for name, values in evaluation.components.items()},
+                        **{column_of(name): values[at] for name, values in evaluation.components.items()},
                         "columns": prompt.row.columns,
                     }
                 )
         self._append(HELD_OUT, *rows)
 
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
+        # A lone surrogate, which a text from the data may hold, is written as the escape that JSON has for it.
+        with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
     def _cut(self, path: Path, step: int) -> None:

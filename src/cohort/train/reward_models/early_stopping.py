@@ -28,8 +28,9 @@ class EarlyStopping:
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         path = self.folder / METRICS
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
-        for row in rows:
+        # Not splitlines: names of metrics may hold U+2028 and its like.
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else ()
+        for row in map(json.loads, filter(None, lines)):
             if "eval/loss" in row:
                 self._seen(row)
 
