@@ -233,10 +233,14 @@ def test_a_judgement_by_hand() -> None:
     ]
     found = judgement(ModelScores(steps, "steps", True))
     assert found["first_error"] == {"with_error": 1.0, "without": 0.5, "f1": pytest.approx(2 / 3)}
+    lost = judgement(ModelScores(steps, "steps", True, incomplete=frozenset([1])))
+    assert lost["first_error"] == {"with_error": 1.0, "without": 1.0, "f1": 1.0}
     assert found["agreement"]["value"] == pytest.approx(5 / 7) and found["agreement"]["of"] == 3
 
 
-def test_eval_of_rows_pairs_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_of_rows_pairs_and_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     tokenizer = byte_tokenizer(template=False)
     saved(tmp_path / "rm", classifier("Qwen2"), tokenizer)
@@ -272,6 +276,16 @@ def test_eval_of_rows_pairs_and_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     assert checked.exit_code == 0, checked.output
     found = json.loads(Path("checked/judgement.json").read_text())
     assert found["kind"] == "steps" and found["texts"] == 4 and found["prompts"] == 2
+    # of p12\n3\n4<eos> the last 4 tokens have the ends of the last two steps
+    split = by_separator("\n")
+    cut = score_rows("prm", load_rows("steps.jsonl"), [], split, "\n", max_length=4)
+    assert [(each.prompt, each.step, each.label) for each in cut.texts] == [
+        (0, 1, 0.5),
+        (0, 2, 0),
+        (1, 0, 1),
+        (1, 1, 1),
+    ]
+    assert cut.incomplete == {0} and "1 steps of 1 of 2 completions (steps.jsonl row 1 the first) are" in caplog.text
     ranks = run("eval", "rm", "--data", "pairs.jsonl", "--reward", "accuracy", "--output", "bad")
     assert ranks.exit_code == 2 and "pairs are judged by which side is chosen" in ranks.stderr
     bad = run("eval", "rm", "--data", "steps.jsonl", "--output", "bad")

@@ -11,7 +11,7 @@ import transformers
 
 from cohort.rewards import Rewards, resolve, reward
 from cohort.types import UserError
-from helpers import SHAPE, byte_tokenizer, classifier, saved
+from helpers import SHAPE, byte_tokenizer, classifier, saved, token_classifier
 
 PROMPTS = ["2+2=?", "What is the capital of France?", "?"]
 COMPLETIONS = ["4", "It is Paris, on the Seine.", ""]
@@ -92,6 +92,23 @@ def test_long_texts_lose_their_beginning() -> None:
     assert reward("model", model=bert, processing_class=pairs)(["x" * 50], ["yy"]) == pytest.approx(
         [expected], abs=1e-5
     )
+
+
+def test_steps_beyond_the_limit_have_no_reward(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = token_classifier("Qwen2"), byte_tokenizer(template=False)
+    texts, steps = ["aa\nbbb\nc", "a\nb"], [["aa", "bbb", "c"], ["a", "b"]]
+    of = {n: reward("model", model=model, processing_class=tokenizer, max_length=n) for n in (6, 20)}
+    whole = of[20](["p", "p"], texts, steps=steps)
+    assert not caplog.text
+    for _ in range(2):
+        cut = of[6](["p", "p"], texts, steps=steps)
+    # "bb\nc" and the end token are left: each end is where it was, with less before it
+    assert cut[0][0] is None and cut[0][1] is not None and cut[0][2] is not None and cut[1] == pytest.approx(whole[1])
+    assert caplog.text.count("steps of 1 of 2 completions are cut off by its limit of 6 tokens: they get no") == 1
+    with torch.no_grad():
+        ids = [*tokenizer("bbb\nc")["input_ids"], 1][-6:]
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :, 0].sigmoid()
+    assert cut[0][1:] == pytest.approx([float(logits[3]), float(logits[5])], abs=1e-5)
 
 
 def test_a_classifier_among_other_rewards(tmp_path: Path) -> None:

@@ -194,9 +194,10 @@ def _position(scores: ModelScores) -> dict[str, Any]:
 
 def _first_error(scores: ModelScores) -> dict[str, Any] | None:
     """Share of completions with an error whose first wrong step is identified, share of correct completions in which
-    no step is called wrong, and their harmonic mean f1 (ProcessBench, arXiv 2412.06559, section 3.3)."""
+    no step is called wrong, and their harmonic mean f1 (ProcessBench, arXiv 2412.06559, section 3.3). Completions of
+    which steps were cut off are left out: the first error may be among these."""
     shares: dict[bool, list[float]] = {True: [], False: []}
-    for texts in _by_prompt(scores.texts):
+    for texts in _by_prompt([t for t in scores.texts if t.prompt not in scores.incomplete]):
         predicted = next((t.step for t in texts if t.score <= 0), None)
         true = next((t.step for t in texts if t.label <= HALF), None)
         shares[true is None].append(float(predicted == true))

@@ -34,15 +34,17 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
 
 
 def token_ends(ids: list[int], text: str, text_ends: list[int], tokenizer: Any) -> list[int]:
-    """Index of the token that completes each of the first `text_ends` characters of the text; the last step ends with
-    the last token, whether it has text (an end-of-sequence token has none) or not.
+    """Index of the token that completes each of the first `text_ends` characters of the text; a step that ends with the
+    text ends with the last token, whether that has text (an end-of-sequence token has none) or not.
 
     Decoding decides, so that tokens with several characters, characters with several tokens and tokens without any
     are all right: a prefix of tokens is long enough when its text starts with the step's end.
     """
     found, first = [], 0
-    for end in text_ends[:-1]:
+    for end in text_ends:
         low, high = first, len(ids) - 1
+        if end == len(text):
+            low = high
         while low < high:
             middle = (low + high) // 2
             if text_of(tokenizer, ids[: middle + 1]).startswith(text[:end]):
@@ -51,7 +53,7 @@ def token_ends(ids: list[int], text: str, text_ends: list[int], tokenizer: Any) 
                 low = middle + 1
         found.append(low)
         first = low
-    return [*found, len(ids) - 1]
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.configured import log_equal, log_fitted
+from cohort.data.labels import step_labels
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
@@ -102,13 +103,24 @@ class RewardTrainer:
 
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
-        out; so are pairs of equal texts."""
-        dropped = [self.args.truncation != "cut" and example.truncated for example in examples]
+        out; so are pairs of equal texts, and texts of whose steps none is left."""
+        cut = self.args.truncation == "cut"
+        dropped = [example.truncated and not (cut and example.targets) for example in examples]
         fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
         limit = self.reward_model.scorer.max_length or 2**31
         lengths = [limit + 1 if example.truncated else limit for example in examples]
         log_fitted(lengths, fitted, limit, "max_length", what)
         kept = [(example, row) for example, row in zip(fitted, rows, strict=True) if example is not None]
+        if isinstance(self.args, ProcessRewardConfig) and cut:
+            lost = [len(step_labels(row)) - len(each.targets) for each, row in zip(examples, rows, strict=True)]
+            if any(lost):
+                log.warning(
+                    "%d step labels in %d of %d %s stand at steps that max_length cuts off: they are left out",
+                    sum(lost),
+                    sum(n > 0 for n in lost),
+                    len(rows),
+                    what,
+                )
         if len(kept[0][0].texts) == 1:
             return [example for example, _ in kept]
         sides = [(example.texts[0].inputs, example.texts[1].inputs) for example, _ in kept]
