@@ -131,6 +131,29 @@ def test_template_options(tmp_path: Path) -> None:
     assert plain(CHATS, REPLIES) != suffixed(CHATS, REPLIES)
 
 
+STRIPS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] | trim }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_template_that_leaves_out_thoughts_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = classifier("Qwen2"), byte_tokenizer()
+    function = reward("model", model=model, processing_class=tokenizer)
+    function(CHATS, ["<think>so</think> 4\n", "thus</think>4", "4"])
+    assert not caplog.text
+    tokenizer.chat_template = STRIPS
+    earlier = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<think>x</think>1"}, *CHATS[0]]
+    function([earlier], ["4"])
+    assert not caplog.text  # what the template does with earlier turns is its own matter
+    a, b = (function(CHATS[:1], [f"<think>{why}</think>4"])[0] for why in ("so", "not so"))
+    assert a == b and caplog.text.count("leaves out a part of the completion that starts '<think>so</think>4'") == 1
+    assert "chat_template_kwargs" in caplog.text
+    steps = reward("model", model=token_classifier("Qwen2"), processing_class=tokenizer)
+    a, b = (steps(CHATS[:1], [f"<think>{why}</think>4"], steps=[[why]])[0] for why in ("so", "no"))
+    assert a != b and caplog.text.count("leaves out") == 1  # steps are read as the policy writes them
+
+
 def test_what_is_no_reward_model(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(UserError, match=r"'[^']*two' has 2 labels: a reward model has one"):

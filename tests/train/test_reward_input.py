@@ -106,6 +106,21 @@ def test_labels_of_steps_that_are_cut_off_are_left_out(caplog: pytest.LogCapture
     assert "1 of 3 rows are longer than 7 tokens (max_length) and are dropped" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["pairs", "rows"])
+def test_thoughts_that_the_template_leaves_out_are_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}{% endfor %}"
+    )
+    texts = [[{"role": "assistant", "content": f"<think>{why}</think>{i}"}] for i in range(2) for why in ("so", "no")]
+    prompt = [{"role": "user", "content": "?"}]
+    pairs = [{"prompt": prompt, "chosen": texts[0], "rejected": texts[3]}]
+    rows = [{"prompt": prompt, "completion": text, "label": i % 2} for i, text in enumerate(texts)]
+    data = pairs if kind == "pairs" else rows
+    RewardTrainer(classifier("Qwen2"), RewardConfig(**QUICK_REWARD), data, processing_class=tokenizer)
+    assert caplog.text.count("chat template leaves out a part of the completion that starts '<think>so</think>0'") == 1
+
+
 def test_too_long_texts_are_left_out_or_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trunk = saved(tmp_path / "trunk", classifier("Qwen2").base_model, byte_tokenizer(template=False))
     rows = [*digit_rows(5), {"prompt": "x" * 20, "completion": "yyyy", "label": 1}]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohort.rewards.functions.text import content
-from cohort.types import Text, UserError, joined
+from cohort.types import Message, Text, UserError, joined
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger("cohort")
 
 
 class Encoded(NamedTuple):
@@ -39,6 +42,8 @@ class Scorer:
         self.max_length = max_length or positions(model)
         self.pairs = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
         self.of_steps = scores_steps(model)
+        self.left_out = False
+        """Whether it has been told that the chat template leaves out a part of a completion."""
         if self.of_steps and not tokenizer.is_fast:
             raise UserError(
                 f"a process reward model needs a fast tokenizer, to find where steps end; {type(tokenizer).__name__} "
@@ -64,10 +69,30 @@ class Scorer:
         if not isinstance(prompt, str) and tokenizer.chat_template:
             reply = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
             written = tokenizer.apply_chat_template(joined(prompt, reply), tokenize=False, **self.template)
+            self._tell_left_out(reply, written)
             return dict(tokenizer(written, add_special_tokens=False))
         if self.pairs:
             return dict(tokenizer(_plain(prompt), content(completion)))
         return dict(tokenizer(_plain(prompt) + content(completion)))
+
+    def _tell_left_out(self, reply: list[Message], written: str) -> None:
+        """Warn once where the template leaves out a part of a completion, which the model then never gets."""
+        if self.left_out:
+            return
+        seen = "".join(written.split())
+        texts = [text for m in reply for text in (content([m]), m.get("reasoning_content")) if isinstance(text, str)]
+        missing = next((text for text in texts if "".join(text.split()) not in seen), None)
+        if missing is None:
+            return
+        self.left_out = True
+        log.warning(
+            "reward model %s: its chat template leaves out a part of the completion that starts %r (thoughts, "
+            "perhaps), so that the model neither learns from it nor scores it, here and in texts like it. A template that "
+            "keeps it: an option of this one in chat_template_kwargs, or another tokenizer.chat_template; with plain "
+            "prompts (apply_chat_template: false) there is none",
+            getattr(self.model.config, "name_or_path", "") or type(self.model).__name__,
+            missing[:60],
+        )
 
     def _is_pair(self, prompt: Text) -> bool:
         """Whether prompt and completion are the two texts of a pair, as an encoder without a chat template has them."""
