@@ -23,7 +23,7 @@ from cohort.data.rows import load_rows
 from cohort.evaluation.judging import ModelScores, ScoredText, score_rows
 from cohort.evaluation.labelling import Labeller
 from cohort.report import ranking
-from cohort.report.judgement import judgement, judgement_table
+from cohort.report.judgement import chance, judgement, judgement_table
 from cohort.report.judgement_plots import plot_judgement
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import by_separator
@@ -238,6 +238,23 @@ def test_a_judgement_by_hand() -> None:
     assert found["agreement"]["value"] == pytest.approx(5 / 7) and found["agreement"]["of"] == 3
 
 
+def test_what_of_a_judgement_is_like_chance() -> None:
+    def of(scores: list[float], labels: list[float], kind: str = "rows", log_odds: bool = True) -> str | None:
+        prompts = [i // 2 for i in range(len(scores))]
+        texts = [ScoredText(p, s, s, 4, y) for p, s, y in zip(prompts, scores, labels, strict=True)]
+        pairs = [(i, i + 1) for i in range(0, len(scores), 2)] if kind == "pairs" else []
+        return chance(judgement(ModelScores(texts, kind, log_odds, pairs)))
+
+    right = [1.0, 0.0] * 20
+    assert of([2.0, 1.0] * 20, right, "pairs") is None and of([2.0, 1.0, 1.0, 2.0] * 10, right, "pairs")
+    assert of([2.0, 1.0] * 20, right) is None  # all are called right, and in order
+    assert "50.0% of its verdicts agree" in (of([2.0, 1.0, 1.0, 2.0] * 10, right) or "")
+    assert of([2.0, -1.0] * 20, right) is None and of([1.0, 2.0] * 20, [1.0] * 40) is None
+    values = [float(i % 5) for i in range(40)]
+    assert of(values, values, log_odds=False) is None
+    assert "correlate by +0.00" in (of([1.0] * 40, values, log_odds=False) or "")
+
+
 def test_eval_of_rows_pairs_and_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,6 +276,7 @@ def test_eval_of_rows_pairs_and_steps(
         found = json.loads(Path(name, "judgement.json").read_text())
         assert found["kind"] == name and "calibration error" in result.output
         plots = {"reliability.png", "scores.png", *(["best_of_n.png"] if name == "rows" else [])}
+        assert ("No better than chance: it orders" in result.output) is (name == "pairs")
         assert plots == {path.name for path in Path(name).glob("*.png")}
     from cohort.rewards import resolve
 

@@ -87,9 +87,9 @@ class Scorer:
         self.left_out = True
         log.warning(
             "reward model %s: its chat template leaves out a part of the completion that starts %r (thoughts, "
-            "perhaps), so that the model neither learns from it nor scores it, here and in texts like it. A template that "
-            "keeps it: an option of this one in chat_template_kwargs, or another tokenizer.chat_template; with plain "
-            "prompts (apply_chat_template: false) there is none",
+            "perhaps), so that the model neither learns from it nor scores it, here and in texts like it. A template "
+            "that keeps it: an option of this one in chat_template_kwargs, or another tokenizer.chat_template; with "
+            "plain prompts (apply_chat_template: false) there is none",
             getattr(self.model.config, "name_or_path", "") or type(self.model).__name__,
             missing[:60],
         )

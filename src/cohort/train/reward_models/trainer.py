@@ -19,6 +19,7 @@ from cohort.data.labels import step_labels
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
+from cohort.formulas.chance import like_chance
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
@@ -87,6 +88,7 @@ class RewardTrainer:
         self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
         self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
+        self.held_out_prompts = len({str(row.prompt) for row in held_out})
         self.held_out = self._fitting(self.updater.examples(held_out), held_out, "held-out rows") if held_out else []
         self._tell(kind)
         self.state = TrainerState()
@@ -162,8 +164,15 @@ class RewardTrainer:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
         self.loop.run()
         if self.held_out:
-            metrics = self.updater.measure(self.held_out)
+            metrics = self.updater.validate(self.held_out, self.held_out_prompts)
             self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in metrics.items()}
+            if complaint := like_chance(metrics):
+                log.warning(
+                    "the reward model is no better than chance on its %d held-out examples: %s. Rewards from it would "
+                    "be noise: more data, more passes, or another model; `cohort reward eval` shows more",
+                    len(self.held_out),
+                    complaint,
+                )
         self.save_model()
         if self.args.push_to_hub:
             self.push_to_hub()
