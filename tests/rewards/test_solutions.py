@@ -8,7 +8,8 @@ from cohort.rewards import accuracy, choice, choice_accuracy, correctness, facts
 from cohort.rewards.answers.boxes import last_boxed
 from cohort.rewards.answers.extract import equal, extract_answer, final_answer
 from cohort.rewards.answers.solutions import last_formula
-from cohort.rewards.answers.thoughts import answer_part, opens_thoughts
+from cohort.rewards.answers.thoughts import answer_part
+from cohort.texts import opened_thoughts
 
 STATED = [
     ("Let $x^2=2$.\nThe answer is $\\sqrt{2}$.", "\\sqrt{2}"),
@@ -113,7 +114,8 @@ def test_the_part_after_thoughts(text: str, part: str) -> None:
 
 def test_thoughts_that_the_prompt_opened() -> None:
     assert answer_part("so 4", opened=True) == "" and answer_part("3</think>4", opened=True) == "4"
-    assert opens_thoughts("user: 2 + 2?\nassistant: <think>\n") and not opens_thoughts("use <think> and </think>")
+    assert opened_thoughts("user: 2 + 2?\nassistant: <think>\n") == "<think>"
+    assert opened_thoughts("use <think> and </think>") is None
     prompts = ["2 + 2?\n<think>\n", "2 + 2?", [{"role": "user", "content": "2 + 2?"}]]
     assert accuracy(["it is 4"] * 3, prompts=prompts, answer=["4"] * 3) == [0, 1, 1]
 

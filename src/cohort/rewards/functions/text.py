@@ -24,7 +24,7 @@ from cohort.rewards.answers.extract import (
 )
 from cohort.rewards.answers.notations import without_repeats
 from cohort.rewards.answers.quantities import number_word
-from cohort.rewards.answers.thoughts import opens_thoughts
+from cohort.texts import opened_thoughts
 from cohort.types import Text, UserError
 
 RewardFunction = Callable[..., "Sequence[float | None]"]
@@ -164,7 +164,7 @@ def with_references(name: str, completions: Sequence[Text], columns: dict[str, A
         )
     prompts = columns.get("prompts") or [""] * len(completions)
     rows = zip(completions, prompts, strict=True)
-    texts = [answer_part(content(text), opened=opens_thoughts(_end_of(prompt))) for text, prompt in rows]
+    texts = [answer_part(content(text), opened=opened_thoughts(_end_of(prompt)) is not None) for text, prompt in rows]
     return [(text, reference_from(columns, i)) for i, text in enumerate(texts)]
 
 
