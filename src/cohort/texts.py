@@ -21,6 +21,10 @@ MARKS = (
 """The marks that models put before and after their thoughts."""
 
 
+OPENED = "opened_thoughts"
+"""The column with the opening mark that a row's prompt ends with, once the chat template has rendered it."""
+
+
 def opened_thoughts(prompt: str) -> str | None:
     """The opening mark that a prompt ends with, as `<|im_start|>assistant\\n<think>\\n` does; else None."""
     end = prompt[-100:].rstrip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from cohort.config import TrainingConfig
 from cohort.data.configured import fit_prompt, log_fitted, prompt_limit
-from cohort.data.templates import encode_prompt
+from cohort.data.templates import LONGEST_MARK, encode_prompt
 from cohort.policy.model import Policy
 from cohort.policy.text import text_of
+from cohort.texts import OPENED, opened_thoughts
 from cohort.types import Row, UserError
 
 
@@ -20,9 +21,13 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     """The rows' prompts as token ids. Prompts over the limit are dropped or cut, by `truncation`, and counted. Raises
     UserError where none is left."""
     limit = prompt_limit(policy.context_length, config)
-    prompts = [
-        Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row, config.chat_template_kwargs))) for row in rows
-    ]
+    prompts = []
+    for row in rows:
+        ids = encode_prompt(policy.tokenizer, row, config.chat_template_kwargs)
+        # A template may open the thoughts, which the completion then only closes: rewards must know.
+        mark = opened_thoughts(policy.tokenizer.decode(ids[-LONGEST_MARK:]))
+        opened = row if mark is None else replace(row, columns={**row.columns, OPENED: mark})
+        prompts.append(Prompt(opened, torch.tensor(ids)))
     empty = next((prompt for prompt in prompts if not len(prompt.ids)), None)
     if empty is not None:
         raise UserError(f"{empty.row.source}: the prompt has no tokens; give it some text")
