@@ -12,6 +12,7 @@ from torch import Tensor
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.rows import load_rows
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
+from cohort.rewards import reward
 from cohort.rewards.models.scorer import step_ends
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater, micro_batches
@@ -273,6 +274,26 @@ def test_where_steps_end() -> None:
     assert cut.truncated and cut.ends == [2] and cut.steps == (2,) and len(cut.inputs["input_ids"]) == 3
     scorer.max_length = 5  # the line end of the second step is there
     assert scorer.encode_steps(prompt, "aaa\nb\ncc", ["aaa", "b", "cc"])[1:] == ([1, 4], True, (1, 2))
+
+
+@pytest.mark.parametrize("named", [None, 260])
+def test_a_padding_token_beyond_the_embeddings_is_not_used(named: int | None) -> None:
+    tokenizer = byte_tokenizer(template=False)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    assert tokenizer.pad_token_id == 260  # the model has 260 embeddings
+    model = classifier("Qwen2", pad_token_id=None)
+    model.config.pad_token_id = named
+    texts = ["b", "bbb"]
+    with torch.no_grad():
+        expected = [float(model(input_ids=torch.tensor([tokenizer("a" + t)["input_ids"]])).logits) for t in texts]
+    found = reward("model", model=model, processing_class=tokenizer)(["a", "a"], texts)
+    assert found == pytest.approx(expected, abs=1e-5)
+    config = RewardConfig(**QUICK)
+    fitted = RewardUpdater(make_reward_model(model, tokenizer, config), config, "bce")
+    rows = [{"prompt": "a", "completion": text, "label": 1} for text in texts]
+    loss = sum(math.log(1 + math.exp(-score)) for score in expected) / 2
+    assert fitted.measure(fitted.examples(load_rows(rows)))["loss"] == pytest.approx(loss, abs=1e-5)
+    assert model.config.pad_token_id == 1
 
 
 def test_a_cut_moves_no_label() -> None:

@@ -233,10 +233,10 @@ class Scorer:
         transformers takes the score of a causal model at the last token that is not the padding token. If the model
         has a padding token, its scores were trained that way, even for texts that end with this token. If it has
         none, the score is at the text's last token, so the padding must be a token that no text of the batch ends
-        with.
+        with. The same holds where its padding token is beyond its embeddings, which no text was padded with.
         """
         named: int | None = self.model.config.get_text_config().pad_token_id
-        if named is not None:
+        if named is not None and named < self.model.get_input_embeddings().num_embeddings:
             return named
         last = {each.inputs["input_ids"][-1] for each in batch}
         return next(token for token in range(len(last) + 1) if token not in last)
