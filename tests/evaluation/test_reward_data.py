@@ -23,7 +23,7 @@ from cohort.data.rows import load_rows
 from cohort.evaluation.judging import ModelScores, ScoredText, score_rows
 from cohort.evaluation.labelling import Labeller
 from cohort.report import ranking
-from cohort.report.judgement import judgement, judgement_table
+from cohort.report.judgement import chance, judgement, judgement_table
 from cohort.report.judgement_plots import plot_judgement
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import by_separator
@@ -233,10 +233,31 @@ def test_a_judgement_by_hand() -> None:
     ]
     found = judgement(ModelScores(steps, "steps", True))
     assert found["first_error"] == {"with_error": 1.0, "without": 0.5, "f1": pytest.approx(2 / 3)}
+    lost = judgement(ModelScores(steps, "steps", True, incomplete=frozenset([1])))
+    assert lost["first_error"] == {"with_error": 1.0, "without": 1.0, "f1": 1.0}
     assert found["agreement"]["value"] == pytest.approx(5 / 7) and found["agreement"]["of"] == 3
 
 
-def test_eval_of_rows_pairs_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_of_a_judgement_is_like_chance() -> None:
+    def of(scores: list[float], labels: list[float], kind: str = "rows", log_odds: bool = True) -> str | None:
+        prompts = [i // 2 for i in range(len(scores))]
+        texts = [ScoredText(p, s, s, 4, y) for p, s, y in zip(prompts, scores, labels, strict=True)]
+        pairs = [(i, i + 1) for i in range(0, len(scores), 2)] if kind == "pairs" else []
+        return chance(judgement(ModelScores(texts, kind, log_odds, pairs)))
+
+    right = [1.0, 0.0] * 20
+    assert of([2.0, 1.0] * 20, right, "pairs") is None and of([2.0, 1.0, 1.0, 2.0] * 10, right, "pairs")
+    assert of([2.0, 1.0] * 20, right) is None  # all are called right, and in order
+    assert "50.0% of its verdicts agree" in (of([2.0, 1.0, 1.0, 2.0] * 10, right) or "")
+    assert of([2.0, -1.0] * 20, right) is None and of([1.0, 2.0] * 20, [1.0] * 40) is None
+    values = [float(i % 5) for i in range(40)]
+    assert of(values, values, log_odds=False) is None
+    assert "correlate by +0.00" in (of([1.0] * 40, values, log_odds=False) or "")
+
+
+def test_eval_of_rows_pairs_and_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     tokenizer = byte_tokenizer(template=False)
     saved(tmp_path / "rm", classifier("Qwen2"), tokenizer)
@@ -255,6 +276,7 @@ def test_eval_of_rows_pairs_and_steps(tmp_path: Path, monkeypatch: pytest.Monkey
         found = json.loads(Path(name, "judgement.json").read_text())
         assert found["kind"] == name and "calibration error" in result.output
         plots = {"reliability.png", "scores.png", *(["best_of_n.png"] if name == "rows" else [])}
+        assert ("No better than chance: it orders" in result.output) is (name == "pairs")
         assert plots == {path.name for path in Path(name).glob("*.png")}
     from cohort.rewards import resolve
 
@@ -272,6 +294,16 @@ def test_eval_of_rows_pairs_and_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     assert checked.exit_code == 0, checked.output
     found = json.loads(Path("checked/judgement.json").read_text())
     assert found["kind"] == "steps" and found["texts"] == 4 and found["prompts"] == 2
+    # of p12\n3\n4<eos> the last 4 tokens have the ends of the last two steps
+    split = by_separator("\n")
+    cut = score_rows("prm", load_rows("steps.jsonl"), [], split, "\n", max_length=4)
+    assert [(each.prompt, each.step, each.label) for each in cut.texts] == [
+        (0, 1, 0.5),
+        (0, 2, 0),
+        (1, 0, 1),
+        (1, 1, 1),
+    ]
+    assert cut.incomplete == {0} and "1 steps of 1 of 2 completions (steps.jsonl row 1 the first) are" in caplog.text
     ranks = run("eval", "rm", "--data", "pairs.jsonl", "--reward", "accuracy", "--output", "bad")
     assert ranks.exit_code == 2 and "pairs are judged by which side is chosen" in ranks.stderr
     bad = run("eval", "rm", "--data", "steps.jsonl", "--output", "bad")

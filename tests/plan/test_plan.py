@@ -29,8 +29,9 @@ from cohort.plan.needs import optimizer_state_bytes
 from cohort.plan.passes import update
 from cohort.policy.load import make_policy
 from cohort.policy.packed.pack import Part
+from cohort.rewards.models.mlp_head import MLPHeadConfig, MLPHeadModel
 from cohort.types import UserError
-from helpers import LONGROPE, ROOT, SHAPE, small_model
+from helpers import LONGROPE, ROOT, SHAPE, byte_tokenizer, classifier, saved, small_model, token_classifier
 
 GPU = Machine("cuda", True, 80 * 2.0**30, 400e12, 2e12)
 CPU = Machine("cpu", False, 16 * 2.0**30, 50e9, 5e9)
@@ -369,3 +370,27 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(name: str) -> No
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     ratios = [float(line.split()[-1]) for line in shown.splitlines()[1:]]
     assert len(ratios) == 4 and all(0.85 <= ratio <= 1.15 for ratio in ratios), shown
+
+
+def test_reward_models_are_no_policies_and_are_counted_as_rewards(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    trunk = classifier("Qwen2").base_model
+    folders = {
+        "rm": (saved(tmp_path / "rm", classifier("Qwen2"), tokenizer), "Qwen2ForSequenceClassification"),
+        "prm": (saved(tmp_path / "prm", token_classifier("Qwen2"), tokenizer), "Qwen2ForTokenClassification"),
+        "mlp": (saved(tmp_path / "mlp", MLPHeadModel(MLPHeadConfig(trunk.config), trunk), tokenizer), "MLPHeadModel"),
+    }
+    config = GRPOConfig(num_generations=2, per_device_train_batch_size=2, max_completion_length=8, use_cpu=True)
+    for folder, kind in folders.values():
+        with pytest.raises(UserError, match=f"was saved as {kind}, which scores texts and writes none"):
+            make_plan(RunConfig(model=folder, dataset="d", reward_funcs=["accuracy"]), config, CPU, Lengths(8, 8))
+        run = of_sizes(**SMALL).model_copy(update={"reward_funcs": [{"model": folder}]})
+        assert make_plan(run, config, CPU, Lengths(8, 8)).needs.parts["reward models"] > 0
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
+    with pytest.raises(UserError, match="is a reward model's adapter, not a policy's"):
+        make_plan(RunConfig(model=str(tmp_path / "adapter"), dataset="d"), config, CPU, Lengths(8, 8))
+    (tmp_path / "empty").mkdir()
+    run = of_sizes(**SMALL).model_copy(update={"reward_funcs": [{"model": str(tmp_path / "empty")}]})
+    with pytest.raises(UserError, match="empty' could not be loaded"):
+        make_plan(run, config, CPU, Lengths(8, 8))

@@ -14,7 +14,7 @@ from cohort.rewards import BUILTIN, soft_format
 from cohort.rewards.answers import verify
 from cohort.rewards.answers.extract import equal, extract_answer, final_answer
 from cohort.rewards.answers.notations import based
-from cohort.rewards.answers.thoughts import MARKS
+from cohort.texts import MARKS
 from cohort.types import UserError
 
 Draw = Callable[..., Any]

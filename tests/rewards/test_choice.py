@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cohort.rewards import choice, facts, reward
@@ -71,6 +72,70 @@ def test_choices_that_are_numbers() -> None:
     numbers = ["10", "1", "0"]
     assert choice([tagged("B")] * 3, answer=[1, "1", "10"], choices=[numbers] * 3) == [1, 1, 0]
     assert choice([tagged("A"), tagged("10")], answer=["10", "10"], choices=[numbers] * 2) == [1, 1]
+
+
+NUMERALS = ["1", "2", "3", "4"]
+RATINGS = dict.fromkeys(NUMERALS, "")
+ARC = {"label": NUMERALS, "text": ["ice", "fog", "rain", "dew"]}
+
+
+@pytest.mark.parametrize(
+    ("choices", "reference", "right"),
+    [
+        (RATINGS, 2, "2"),
+        (RATINGS, 2.0, "2"),
+        (RATINGS, "2", "2"),
+        (RATINGS, "2.0", "2"),
+        (ARC, 2, "2"),
+        (ARC, np.int64(4), "4"),
+        ({"(1)": "a", "(2)": "b", "(3)": "c"}, 2, "(2)"),
+        ({"0": "a", "1": "b"}, 1, "1"),
+        (CAPITALS, 2, "C"),
+        (CAPITALS, 2.0, "C"),
+        (CAPITALS, "2.0", "C"),
+        (["3", "5", "7", "9"], 1, "B"),  # an index: no choice is 1
+        (["10", "20", "30"], 20, "B"),  # no index
+        (["10", "20", "30"], 20.0, "B"),
+        (["0", "1", "2"], 2, "C"),  # index and text are the same choice
+        (NUMERALS, "2", "B"),
+        (["True", "False"], False, "B"),
+        (["1.5", "2.5"], 2.5, "B"),
+    ],
+)
+def test_integers_as_references(choices: Any, reference: Any, right: str) -> None:
+    texts = [tagged(right), tagged("none")]
+    assert choice(texts, answer=[reference] * 2, choices=[choices] * 2) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("choices", "reference", "message"),
+    [
+        (
+            NUMERALS,
+            2,
+            r"row 1: the answer 2 is the index of C \('3'\) and the text of B: .*labels: ABCD",
+        ),
+        (RATINGS, 0, "row 1: the reference '0' is none of the labels 1, 2, 3, 4: .*An integer is a numeric label, or"),
+        (RATINGS, "0", "row 1: the reference '0' is none"),
+        (RATINGS, -1, "row 1: the reference '-1' is none"),
+        (ARC, 5, "row 1: the reference '5' is none"),
+        (CAPITALS, -1, "row 1: the reference '-1' is none of the labels A, B, C"),
+        (CAPITALS, 3, "row 1: the reference '3' is none"),
+        (CAPITALS, True, "row 1: the reference 'True' is none"),
+        (RATINGS, True, "row 1: the reference 'True' is none"),
+        (RATINGS, 1.5, "row 1: the reference '1.5' is none"),
+    ],
+)
+def test_integers_that_name_no_choice(choices: Any, reference: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        choice([tagged("A")] * 2, answer=["A", reference], choices=[CAPITALS, choices])
+
+
+def test_named_labels_say_that_integers_are_indices() -> None:
+    assert reward("choice", labels="ABCD")([tagged("C")], answer=[2], choices=[NUMERALS]) == [1]
+    for labels in ([1, 2, 3], 123, "123"):
+        assert reward("choice", labels=labels)([tagged("2"), tagged("3")], answer=[2, 2]) == [1, 0]
+    assert choice([tagged("A")], answer=[float("nan")]) == [None]
 
 
 def test_other_labels() -> None:

@@ -11,7 +11,7 @@ import transformers
 
 from cohort.rewards import Rewards, resolve, reward
 from cohort.types import UserError
-from helpers import SHAPE, byte_tokenizer, classifier, saved
+from helpers import SHAPE, byte_tokenizer, classifier, saved, token_classifier
 
 PROMPTS = ["2+2=?", "What is the capital of France?", "?"]
 COMPLETIONS = ["4", "It is Paris, on the Seine.", ""]
@@ -94,6 +94,23 @@ def test_long_texts_lose_their_beginning() -> None:
     )
 
 
+def test_steps_beyond_the_limit_have_no_reward(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = token_classifier("Qwen2"), byte_tokenizer(template=False)
+    texts, steps = ["aa\nbbb\nc", "a\nb"], [["aa", "bbb", "c"], ["a", "b"]]
+    of = {n: reward("model", model=model, processing_class=tokenizer, max_length=n) for n in (6, 20)}
+    whole = of[20](["p", "p"], texts, steps=steps)
+    assert not caplog.text
+    for _ in range(2):
+        cut = of[6](["p", "p"], texts, steps=steps)
+    # "bb\nc" and the end token are left: each end is where it was, with less before it
+    assert cut[0][0] is None and cut[0][1] is not None and cut[0][2] is not None and cut[1] == pytest.approx(whole[1])
+    assert caplog.text.count("steps of 1 of 2 completions are cut off by its limit of 6 tokens: they get no") == 1
+    with torch.no_grad():
+        ids = [*tokenizer("bbb\nc")["input_ids"], 1][-6:]
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :, 0].sigmoid()
+    assert cut[0][1:] == pytest.approx([float(logits[3]), float(logits[5])], abs=1e-5)
+
+
 def test_a_classifier_among_other_rewards(tmp_path: Path) -> None:
     path = saved(tmp_path / "org" / "reward model", classifier("Qwen2"), byte_tokenizer())
     rewards = Rewards([{"model": path, "batch_size": 2}, path, "format"])
@@ -112,6 +129,29 @@ def test_template_options(tmp_path: Path) -> None:
     path = saved(tmp_path / "rm", classifier("Qwen2"), byte_tokenizer())
     plain, suffixed = reward("model", model=path), reward("model", model=path, chat_template_kwargs={"suffix": "!"})
     assert plain(CHATS, REPLIES) != suffixed(CHATS, REPLIES)
+
+
+STRIPS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] | trim }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_template_that_leaves_out_thoughts_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = classifier("Qwen2"), byte_tokenizer()
+    function = reward("model", model=model, processing_class=tokenizer)
+    function(CHATS, ["<think>so</think> 4\n", "thus</think>4", "4"])
+    assert not caplog.text
+    tokenizer.chat_template = STRIPS
+    earlier = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<think>x</think>1"}, *CHATS[0]]
+    function([earlier], ["4"])
+    assert not caplog.text  # what the template does with earlier turns is its own matter
+    a, b = (function(CHATS[:1], [f"<think>{why}</think>4"])[0] for why in ("so", "not so"))
+    assert a == b and caplog.text.count("leaves out a part of the completion that starts '<think>so</think>4'") == 1
+    assert "chat_template_kwargs" in caplog.text
+    steps = reward("model", model=token_classifier("Qwen2"), processing_class=tokenizer)
+    a, b = (steps(CHATS[:1], [f"<think>{why}</think>4"], steps=[[why]])[0] for why in ("so", "no"))
+    assert a != b and caplog.text.count("leaves out") == 1  # steps are read as the policy writes them
 
 
 def test_what_is_no_reward_model(tmp_path: Path) -> None:

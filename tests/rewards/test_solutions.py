@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from cohort.config import TrainingConfig
+from cohort.policy.load import make_policy
 from cohort.rewards import accuracy, choice, choice_accuracy, correctness, facts, reasoning_gym, reward
 from cohort.rewards.answers.boxes import last_boxed
 from cohort.rewards.answers.extract import equal, extract_answer, final_answer
 from cohort.rewards.answers.solutions import last_formula
-from cohort.rewards.answers.thoughts import answer_part, opens_thoughts
+from cohort.rewards.answers.thoughts import answer_part
+from cohort.rollouts.encoding import encode_prompts
+from cohort.texts import MARKS, opened_thoughts
+from cohort.types import Row
+from helpers import TEMPLATE, byte_tokenizer, small_model
 
 STATED = [
     ("Let $x^2=2$.\nThe answer is $\\sqrt{2}$.", "\\sqrt{2}"),
@@ -113,7 +119,8 @@ def test_the_part_after_thoughts(text: str, part: str) -> None:
 
 def test_thoughts_that_the_prompt_opened() -> None:
     assert answer_part("so 4", opened=True) == "" and answer_part("3</think>4", opened=True) == "4"
-    assert opens_thoughts("user: 2 + 2?\nassistant: <think>\n") and not opens_thoughts("use <think> and </think>")
+    assert opened_thoughts("user: 2 + 2?\nassistant: <think>\n") == "<think>"
+    assert opened_thoughts("use <think> and </think>") is None
     prompts = ["2 + 2?\n<think>\n", "2 + 2?", [{"role": "user", "content": "2 + 2?"}]]
     assert accuracy(["it is 4"] * 3, prompts=prompts, answer=["4"] * 3) == [0, 1, 1]
 
@@ -217,3 +224,25 @@ def test_numbers_of_correctness(answer: str, reference: str, score: float) -> No
 )
 def test_the_last_line_of_a_completion(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("columns", [{"prompts": ["2+2? <think>\n"]}, {"opened_thoughts": ["<think>"]}])
+def test_format_is_earned_where_the_prompt_has_opened_the_thoughts(columns: dict[str, list[str]]) -> None:
+    text, strict = "so\n</think>\n<answer>4</answer>", reward("format", strict=True)
+    for function in (reward("format"), strict):
+        assert function([text], **columns) == [1.0] and function(["<think>" + text], **columns) == [1.0]
+        assert function([text]) == [0.0] and function(["<answer>4</answer>"], **columns) == [0.0]
+    assert reward("accuracy")(["so <answer>4</answer>"], answer=["4"], **columns) == [0.0]
+    assert reward("accuracy")([text], answer=["4"], **columns) == [1.0]
+
+
+@pytest.mark.parametrize("mark", [opening for opening, _ in MARKS])
+def test_a_template_that_opens_the_thoughts_reaches_the_rewards(mark: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE + "{% if add_generation_prompt %}<assistant>" + mark + "\n{% endif %}"
+    policy = make_policy(small_model(vocab_size=260), tokenizer, TrainingConfig(bf16=False, use_cpu=True))
+    (prompt,) = encode_prompts([Row([{"role": "user", "content": "?"}])], policy, TrainingConfig())
+    assert prompt.row.columns == {"opened_thoughts": mark}
+    tokenizer.chat_template = TEMPLATE
+    (prompt,) = encode_prompts([Row([{"role": "user", "content": mark + "?"}])], policy, TrainingConfig())
+    assert prompt.row.columns == {}

@@ -182,6 +182,32 @@ def test_what_each_refit_sees_and_leaves(tmp_path: Path, reward_model: str) -> N
     assert saved.scorer.model.config.held_out == {"mean": known.mean, "std": known.std}
 
 
+@pytest.mark.parametrize(
+    ("loss", "value", "message"),
+    [
+        (
+            "preference",
+            1.0,
+            "no pair of a right and a wrong completion. By same, of the 6 groups since the last refit 6 are all right",
+        ),
+        ("preference", 0.0, "refit 6 are all wrong"),
+        ("bce", 0.0, "nothing to tell apart: every label is 0. By same, of the 6 groups"),
+        ("bce", None, "no sample with a label. By same, of the 6 groups since the last refit 6 are not judged"),
+    ],
+)
+def test_a_refit_without_anything_to_tell_apart_says_why(
+    tmp_path: Path, reward_model: str, caplog: pytest.LogCaptureFixture, loss: str, value: float | None, message: str
+) -> None:
+    (tmp_path / "rule.py").write_text(f"def same(completions, **_):\n    return [{value}] * len(completions)\n")
+    refit = {**REFIT, "loss_type": loss, "rule": f"{tmp_path / 'rule.py'}:same"}
+    trainer = grpo(tmp_path / "run", reward_model, iterations=2, steps_per_iteration=2, reward_model_refit=refit)
+    trainer.train()
+    refits = [row for row in rows_of(tmp_path / "run") if "reward_model/new" in row]
+    assert len(refits) == 2 and message in caplog.text
+    assert caplog.text.count("has nothing to tell apart") == 1
+    assert (tmp_path / "run" / "reward_model" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("loss", ["bce", "preference"])
 def test_what_the_model_learnt_before_is_history(tmp_path: Path, reward_model: str, loss: str) -> None:
     kind = {"completion": "12", "label": 1} if loss == "bce" else {"chosen": "12", "rejected": "13"}

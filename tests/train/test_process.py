@@ -175,6 +175,20 @@ def test_step_rewards_are_summed_by_weight_and_outcomes_stand_beside() -> None:
     assert scores_of(["chain_steps"], [GOOD, "<think>7+5=2\nx"]).totals == [1.0, 0.5]
 
 
+def test_a_step_without_a_reward_is_left_out_and_moves_no_other() -> None:
+    def known(steps: list[list[str]], **_: Any) -> list[list[float | None]]:
+        return [[None if text == "?" else float(text) for text in texts] for texts in steps]
+
+    found = scores_of([known], ["1\n?\n3", "?\n2", "4\n?"])
+    assert found.step_rewards == [[1, 3], [2], [4]] and found.step_ends == [[2, 5], [3], [2]]
+    assert found.components == {"known": [2.0, 2.0, 4.0]}
+    both = scores_of([known, lambda steps: [[1.0] * len(texts) for texts in steps]], ["1\n?"], [1.0, 0.5])
+    assert both.step_rewards == [[1.5, 0.5]]
+    assert scores_of([known, "format"], ["?"]).step_rewards == [[]]
+    with pytest.raises(UserError, match=r"no reward applies to the row .*known returned None for it"):
+        scores_of([known], ["1", "?\n?"])
+
+
 def test_bad_step_rewards_are_named() -> None:
     with pytest.raises(UserError, match="none of the rewards accuracy scores steps"):
         Rewards(["accuracy"], split=LINES)

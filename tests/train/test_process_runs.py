@@ -110,6 +110,7 @@ def test_the_demos_tokens_and_invalid_bytes() -> None:
     assert token_ends(ids, text, found.ends, tokenizer) == [6, len(ids) - 1]
     assert tokenizer.decode(ids[:7]) == "<think>7+5=2\n"
     assert token_ends([tokenizer.eos_token_id], "", [0], tokenizer) == [0]
+    assert token_ends(ids, text, found.ends[:1], tokenizer) == [6]  # the last step has no reward
 
 
 def test_half_characters_are_counted_once(bpe: Any) -> None:
@@ -227,6 +228,21 @@ def test_dynamic_sampling_stops_at_its_bound_and_at_the_datas_end(tmp_path: Path
         assert len(groups) == 3 and metrics["sampling/frac_kept_groups"] == 0 and metrics["sampling/rounds"] == rounds
     run = trainer(tmp_path, "grpo_process", lambda steps: [[1.0] * len(s) for s in steps], dynamic_sampling=True)
     assert all(has_equal_rewards(group) for group in run.loop.source.batch(0, run.state)[0])
+
+
+def test_completions_without_rewarded_steps_have_no_advantage(tmp_path: Path) -> None:
+    def some(prompts: list[Any], steps: list[list[str]], **_: Any) -> list[list[float | None]]:
+        first = prompts[0]
+        return [
+            [float(j) if prompt == first and i % 2 == 0 else None for j, _ in enumerate(texts)]
+            for i, (prompt, texts) in enumerate(zip(prompts, steps, strict=True))
+        ]
+
+    run = trainer(tmp_path, "grpo_process", [some, length], step_pattern="[0-9]")
+    groups, metrics, _ = run.loop.source.batch(0, run.state)
+    judged = [[bool(a.any()) for a in group.advantages] for group in groups]
+    assert any(judged[0][::2]) and not any(judged[0][1::2]) and not any(any(row) for row in judged[1:])
+    assert metrics["steps/count"] > 0 and "steps/reward" in metrics
 
 
 def test_what_would_do_nothing_is_refused(tmp_path: Path) -> None:

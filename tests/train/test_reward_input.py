@@ -91,6 +91,36 @@ def test_trls_steps_are_taken() -> None:
     assert updater.examples(load_rows(rows)) == updater.examples(load_rows(same))
 
 
+def test_labels_of_steps_that_are_cut_off_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"prompt": "go>", "completion": "1\n2\n9", "labels": [0.1, 0.2, 0.9]},
+        {"prompt": "g", "completion": "1\n9", "labels": [0.3, 0.8]},
+        {"prompt": "g", "completion": "9" * 20, "labels": [0.7]},
+    ]
+    config = ProcessRewardConfig(max_length=7, truncation="cut", **QUICK_REWARD)
+    bert = RewardTrainer(
+        token_classifier("Bert"), config, rows, processing_class=byte_tokenizer(bert=True, template=False)
+    )
+    assert [example.targets for example in bert.examples] == [(0.1,), (0.3, 0.8)]
+    assert "3 step labels in 2 of 3 rows stand at steps that max_length cuts off: they are left out" in caplog.text
+    assert "1 of 3 rows are longer than 7 tokens (max_length) and are dropped" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pairs", "rows"])
+def test_thoughts_that_the_template_leaves_out_are_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}{% endfor %}"
+    )
+    texts = [[{"role": "assistant", "content": f"<think>{why}</think>{i}"}] for i in range(2) for why in ("so", "no")]
+    prompt = [{"role": "user", "content": "?"}]
+    pairs = [{"prompt": prompt, "chosen": texts[0], "rejected": texts[3]}]
+    rows = [{"prompt": prompt, "completion": text, "label": i % 2} for i, text in enumerate(texts)]
+    data = pairs if kind == "pairs" else rows
+    RewardTrainer(classifier("Qwen2"), RewardConfig(**QUICK_REWARD), data, processing_class=tokenizer)
+    assert caplog.text.count("chat template leaves out a part of the completion that starts '<think>so</think>0'") == 1
+
+
 def test_too_long_texts_are_left_out_or_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trunk = saved(tmp_path / "trunk", classifier("Qwen2").base_model, byte_tokenizer(template=False))
     rows = [*digit_rows(5), {"prompt": "x" * 20, "completion": "yyyy", "label": 1}]

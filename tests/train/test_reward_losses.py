@@ -12,6 +12,7 @@ from torch import Tensor
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.rows import load_rows
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
+from cohort.rewards import reward
 from cohort.rewards.models.scorer import step_ends
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater, micro_batches
@@ -270,7 +271,55 @@ def test_where_steps_end() -> None:
     assert outcome.encode_tokens("p", "").ends == [0]
     scorer.max_length = 3
     cut = scorer.encode_steps(prompt, "aaa\nb\ncc", ["aaa", "b", "cc"])
-    assert cut.truncated and cut.ends == [0, 0, 2] and len(cut.inputs["input_ids"]) == 3
+    assert cut.truncated and cut.ends == [2] and cut.steps == (2,) and len(cut.inputs["input_ids"]) == 3
+    scorer.max_length = 5  # the line end of the second step is there
+    assert scorer.encode_steps(prompt, "aaa\nb\ncc", ["aaa", "b", "cc"])[1:] == ([1, 4], True, (1, 2))
+
+
+@pytest.mark.parametrize("named", [None, 260])
+def test_a_padding_token_beyond_the_embeddings_is_not_used(named: int | None) -> None:
+    tokenizer = byte_tokenizer(template=False)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    assert tokenizer.pad_token_id == 260  # the model has 260 embeddings
+    model = classifier("Qwen2", pad_token_id=None)
+    model.config.pad_token_id = named
+    texts = ["b", "bbb"]
+    with torch.no_grad():
+        expected = [float(model(input_ids=torch.tensor([tokenizer("a" + t)["input_ids"]])).logits) for t in texts]
+    found = reward("model", model=model, processing_class=tokenizer)(["a", "a"], texts)
+    assert found == pytest.approx(expected, abs=1e-5)
+    config = RewardConfig(**QUICK)
+    fitted = RewardUpdater(make_reward_model(model, tokenizer, config), config, "bce")
+    rows = [{"prompt": "a", "completion": text, "label": 1} for text in texts]
+    loss = sum(math.log(1 + math.exp(-score)) for score in expected) / 2
+    assert fitted.measure(fitted.examples(load_rows(rows)))["loss"] == pytest.approx(loss, abs=1e-5)
+    assert model.config.pad_token_id == 1
+
+
+def test_a_cut_moves_no_label() -> None:
+    pairs = byte_tokenizer(bert=True, template=False)
+    config = ProcessRewardConfig(max_length=10, **QUICK)
+    bert = RewardUpdater(make_reward_model(token_classifier("Bert"), pairs, config), config, "process")
+    # <cls> p <sep> a a \n b b \n <sep>: the third step, and of the next row the only one, is cut off
+    rows = [
+        {"prompt": "p", "completion": "aa\nbb\nccc", "labels": [1, 0.5, 0]},
+        {"prompt": "p", "completion": "a" * 20, "labels": [1]},
+        {"prompt": "p", "completion": "a\nbb", "labels": [0, 1]},
+    ]
+    first, lost, whole = bert.examples(load_rows(rows))
+    assert first.texts[0].ends == [5, 8] and first.targets == (1.0, 0.5) and first.truncated
+    assert lost.texts[0].ends == [] and lost.targets == () and lost.truncated
+    assert whole.texts[0].ends == [4, 7] and whole.targets == (0.0, 1.0) and not whole.truncated
+    scores = bert.model.scorer.score([lost.texts[0], first.texts[0]], 2)
+    assert [len(of_text) for of_text in scores] == [0, 2]
+    assert bert.model.scorer.score([lost.texts[0]], 1) == [[]]
+    pairs.truncation_side = "left"  # <cls> p <sep> b b \n c c c <sep>
+    assert bert.examples(load_rows(rows[:1]))[0].texts[0][1:] == ([5, 9], True, (1, 2))
+
+    tokens = updater(RewardConfig(every_token=True, max_length=6, **QUICK), "bce").model.scorer
+    # of "pppp" and "aaa" the last 6 tokens are "ppp" and "aaa"
+    assert tokens.encode_tokens("pppp", "aaa").ends == [3, 4, 5]
+    assert tokens.encode_tokens("pppp", "a" * 9).ends == [0, 1, 2, 3, 4, 5]
 
 
 def test_micro_batches_keep_within_the_budget_with_padding() -> None:

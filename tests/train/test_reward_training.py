@@ -19,6 +19,7 @@ from cohort.rewards import Rewards, resolve
 from cohort.rewards.steps import by_separator
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
+from cohort.train.run_rewards import make_rewards
 from cohort.train.trainer import Trainer
 from helpers import QUICK_REWARD, ROOT, byte_tokenizer, classifier, digit_rows, pair_rows, step_rows, token_classifier
 
@@ -95,6 +96,27 @@ def test_a_process_model_learns_and_scores_step_ends(
     logits = Rewards([{"model": str(tmp_path / "prm"), "probability": False}], split=by_separator("\n"))
     logit = logits(["go>"], ["9\n1"], [[1]], {}).step_rewards[0][0]
     assert good == pytest.approx(float(torch.sigmoid(torch.tensor(logit))), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["preference", "bce", "mse"])
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_model_like_chance_is_told_then_and_where_it_is_used(
+    tmp_path: Path, tokenizer: Any, kind: str, learns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {**QUICK_REWARD, "loss_type": kind, **({} if learns else {"learning_rate": 0.0})}
+    config = RewardConfig(str(tmp_path / "rm"), **settings)
+    rows = pair_rows(240) if kind == "preference" else digit_rows(240, 2)
+    RewardTrainer(classifier("Qwen2"), config, rows[:200], rows[200:], processing_class=tokenizer).train()
+    noted = json.loads((tmp_path / "rm" / "config.json").read_text())["held_out"]
+    assert noted["samples"] == len({row["prompt"] for row in rows[200:]})
+    assert {"bce": "majority", "mse": "correlation", "preference": "accuracy"}[kind] in noted
+    if kind == "bce":
+        share = sum(row["label"] for row in rows[200:]) / 40
+        assert noted["majority"] == pytest.approx(max(share, 1 - share))
+    assert ("the reward model is no better than chance on its 40 held-out examples" in caplog.text) is not learns
+    caplog.clear()
+    make_rewards(str(tmp_path / "rm"), GRPOConfig())
+    assert ("reward model rm was no better than chance on the held-out data of its" in caplog.text) is not learns
 
 
 def test_a_process_model_rewards_the_steps_of_grpo(tmp_path: Path, tokenizer: Any) -> None:

@@ -146,7 +146,7 @@ def evaluate(
 
     from cohort.data.rows import load_rows
     from cohort.report.console import SafeConsole
-    from cohort.report.judgement import judgement, judgement_table
+    from cohort.report.judgement import chance, judgement, judgement_table
     from cohort.report.judgement_plots import plot_judgement
     from cohort.rewards.steps import make_split
 
@@ -172,6 +172,8 @@ def evaluate(
     console = SafeConsole()
     console.print(judgement_table(f"{model} on {data}", result))
     names = ", ".join(["judgement.json", *(path.name for path in plots)])
+    if complaint := chance(result):
+        console.print(f"No better than chance: {complaint}.", markup=False, highlight=False, soft_wrap=True)
     console.print(f"In {output}: {names}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cohort.data.rows import make_row, read_records
+from cohort.texts import as_integer, numbered_choice
 from cohort.types import Row, UserError
 
 Record = dict[str, Any]
@@ -81,7 +82,9 @@ def choice(record: Record) -> Record:
     answer = record.get("answerKey", record.get("answer", record.get("Answer")))
     if answer is None or isinstance(answer, bool):
         raise KeyError("answer")
-    label = list(choices)[answer] if isinstance(answer, int) and 0 <= answer < len(choices) else str(answer).strip()
+    number = None if isinstance(answer, str) else as_integer(answer)
+    label = None if number is None else numbered_choice(number, choices, by_index=True)
+    label = label or str(answer).strip()
     if label not in choices:
         named = [name for name, text in choices.items() if text == label]
         if len(named) != 1:

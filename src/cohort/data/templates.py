@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from cohort.config import TrainingConfig
 from cohort.data.chat_templates import use_template
 from cohort.data.messages import in_turns
+from cohort.texts import opened_thoughts
 from cohort.types import Message, Row, Text, UserError, joined
 
 log = logging.getLogger("cohort")
@@ -167,9 +167,9 @@ def _as_written(tokenizer: Any, row: Row, prompt: list[int], completion: list[in
     content = row.completion[0].get("content")
     if not isinstance(content, str) or not content.strip():
         return completion
-    opened = _OPEN_THOUGHT.search(tokenizer.decode(prompt[-8:]))
-    if opened and content.lstrip().startswith(opened[1]):
-        content = content.lstrip()[len(opened[1]) :].lstrip("\n")  # the prompt has opened the thoughts
+    opened = opened_thoughts(tokenizer.decode(prompt[-LONGEST_MARK:]))
+    if opened is not None and content.lstrip().startswith(opened):
+        content = content.lstrip()[len(opened) :].lstrip("\n")  # the prompt has opened the thoughts
     own = list(tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     if tokenizer.eos_token_id not in completion and _bare(tokenizer, own) in _bare(tokenizer, completion):
         return completion
@@ -181,7 +181,8 @@ def _as_written(tokenizer: Any, row: Row, prompt: list[int], completion: list[in
     return own
 
 
-_OPEN_THOUGHT = re.compile(r"(<think(?:ing)?>)\s*$")
+LONGEST_MARK = 32
+"""Tokens that hold any opening mark and the white space behind it."""
 
 
 def _bare(tokenizer: Any, ids: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from cohort.rewards.models.classifier import load_classifier, load_tokenizer, re
 from cohort.rewards.models.scorer import Encoded, Scorer
 from cohort.rewards.steps import Split, cut
 from cohort.types import Row, Text, UserError
+
+log = logging.getLogger("cohort")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class ModelScores:
     """Indices in `texts` of the chosen and the rejected text of each pair; empty unless the kind is pairs."""
     truncated: float = 0.0
     """Share of the texts that were longer than the limit."""
+    incomplete: frozenset[int] = frozenset()
+    """Numbers of the completions of which the limit cut off steps."""
 
 
 class LabelledSteps(NamedTuple):
@@ -124,13 +129,28 @@ def _score_pairs(rows: list[Row], scorer: Scorer, batch_size: int, log_odds: boo
 
 def _score_steps(rows: list[Row], labelled: list[LabelledSteps], scorer: Scorer, batch_size: int) -> ModelScores:
     encoded = [scorer.encode_steps(row.prompt, each.text, each.steps) for row, each in zip(rows, labelled, strict=True)]
+    lost = {i: n for i, (a, b) in enumerate(zip(labelled, encoded, strict=True)) if (n := len(a.steps) - len(b.steps))}
+    if lost:
+        if not any(each.steps for each in encoded):
+            raise UserError(
+                f"no step of the {len(rows)} completions is within the limit of {scorer.max_length} tokens: raise "
+                "--max-length, or use a model with more positions"
+            )
+        log.warning(
+            "%d steps of %d of %d completions (%s the first) are beyond the limit of %d tokens: they are not judged",
+            sum(lost.values()),
+            len(lost),
+            len(rows),
+            rows[min(lost)].source,
+            scorer.max_length,
+        )
     scores = _scored_twice(scorer, encoded, batch_size)
     texts = [
-        ScoredText(i, first, reordered, len(step), right, number)
-        for i, (each, of_text) in enumerate(zip(labelled, scores, strict=True))
-        for number, (step, right, first, reordered) in enumerate(zip(each.steps, each.labels, *of_text, strict=True))
+        ScoredText(i, first, reordered, len(labelled[i].steps[step]), labelled[i].labels[step], step)
+        for i, (each, of_text) in enumerate(zip(encoded, scores, strict=True))
+        for step, first, reordered in zip(each.steps, *of_text, strict=True)
     ]
-    return ModelScores(texts, "steps", True, truncated=_share_truncated(encoded))
+    return ModelScores(texts, "steps", True, truncated=_share_truncated(encoded), incomplete=frozenset(lost))
 
 
 def _labels_by_rule(rows: list[Row], rewards: Sequence[str]) -> list[float]:
@@ -145,6 +165,11 @@ def _steps_by_rule(rows: list[Row], rewards: Sequence[str], split: Split) -> lis
     scores = _rule_scores(Rewards(list(rewards), split=split), rows)
     texts = [content(_completion(row)) for row in rows]
     labels = [[float(reward > 0) for reward in of_row] for of_row in scores.step_rewards]
+    for row, ends, text in zip(rows, scores.step_ends, texts, strict=True):
+        if ends != cut(text, split).ends:
+            raise UserError(
+                f"{row.source}: {', '.join(rewards)} gives no reward to some of its steps, so that they have no label"
+            )
     return [LabelledSteps(text, cut(text, split).texts, of_text) for text, of_text in zip(texts, labels, strict=True)]
 
 

@@ -55,13 +55,16 @@ def group_process(groups: list[Group], config: GRPOConfig) -> Advantages:
     """A_t = sum of the step rewards that follow, normalised over all steps of the group: DeepSeekMath section 4.1.3."""
     steps_of_groups = [group.steps or [] for group in groups]
     rewards = [torch.tensor([r for steps in of_group for r in steps.rewards]) for of_group in steps_of_groups]
-    normalised = credit.STEP_SCALES[config.scale_rewards](rewards)
+    judged = [rewards_S for rewards_S in rewards if len(rewards_S) > 1]
+    scaled = iter(credit.STEP_SCALES[config.scale_rewards](judged) if judged else ())
+    # Of a group in which no two steps have a reward, nothing is better than anything else.
+    normalised = [next(scaled) if len(rewards_S) > 1 else torch.zeros_like(rewards_S) for rewards_S in rewards]
     advantages = []
     for group, of_group, rewards_S in zip(groups, steps_of_groups, normalised, strict=True):
         parts = rewards_S.split_with_sizes([len(steps.rewards) for steps in of_group])
         advantages.append(
             [
-                credit.following_steps(part_S, torch.tensor(steps.ends), len(completion.ids))
+                credit.following_steps(part_S, torch.tensor(steps.ends, dtype=torch.long), len(completion.ids))
                 for part_S, steps, completion in zip(parts, of_group, group.completions, strict=True)
             ]
         )

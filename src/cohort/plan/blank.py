@@ -16,11 +16,12 @@ from cohort.config import RunConfig, TrainingConfig
 from cohort.plan.meter import Meter, autocast_of_cuda
 from cohort.policy.fast.decoder import rearranged_bytes
 from cohort.policy.fast.layers import why_unsupported
-from cohort.policy.load import adapt, load_model_config, set_up
+from cohort.policy.load import adapt, load_policy_config, set_up
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.policy.paths import NAMES, OWN_LAYERS
 from cohort.policy.precision import widen
+from cohort.rewards.models.classifier import load_config
 from cohort.types import UserError
 
 BLOCK = 64
@@ -51,7 +52,7 @@ def model_config(run: RunConfig, config: TrainingConfig) -> Any:
     """transformers' configuration of the run's model: made from `model_sizes` if set, else read by name. Raises
     UserError for an unknown model or bad sizes."""
     if not run.model_sizes:
-        return load_model_config(run.model, trust_remote_code=config.trust_remote_code)
+        return load_policy_config(run.model, trust_remote_code=config.trust_remote_code)
     from transformers import AutoConfig
 
     sizes = {"model_type": "qwen2", **run.model_sizes}
@@ -146,14 +147,17 @@ def weights(model: Any, config: TrainingConfig, quantized: list[nn.Linear], bf16
 
 
 def reward_model_bytes(name: str, device: str) -> float:
-    """Bytes of a sequence classifier's weights: float32 on a CPU, else in the checkpoint's type. Raises UserError for
-    an unknown name."""
+    """Bytes of a reward model's weights: float32 on a CPU, else in the checkpoint's type. Raises UserError for an
+    unknown name, and for what is no model that scores."""
     from transformers import AutoModelForSequenceClassification
 
-    model_config = load_model_config(name)
+    model_config = load_config(name)
     model_config.num_labels = 1
-    with torch.device("meta"):
-        model: Any = AutoModelForSequenceClassification.from_config(model_config)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForSequenceClassification.from_config(model_config)
+    except ValueError as error:
+        raise UserError(f"reward model {name!r} scores no texts: {' '.join(str(error).split())[:300]}") from error
     model.to(torch.float32 if device == "cpu" else model_config.get_text_config().dtype or torch.float32)
     return float(sum(p.nbytes for p in model.parameters()))
 

@@ -14,7 +14,7 @@ from cohort.plan.blank import model_config, reward_model_bytes
 from cohort.plan.costs import Batch, Costs, Lengths, count_costs, count_teacher, make_batch
 from cohort.plan.machine import Machine
 from cohort.plan.needs import Needs, needs, with_overhead
-from cohort.policy.load import load_model_config
+from cohort.policy.load import load_policy_config
 from cohort.policy.teacher import chosen_teacher, frozen_settings
 
 
@@ -124,17 +124,20 @@ def make_plan(run: RunConfig, config: TrainingConfig, machine: Machine, lengths:
 
 
 def _teacher_config(config: DistillConfig) -> Any:
-    return load_model_config(chosen_teacher(None, config), trust_remote_code=config.trust_remote_code)
+    return load_policy_config(chosen_teacher(None, config), trust_remote_code=config.trust_remote_code)
 
 
 def reward_models(run: RunConfig) -> list[str]:
     """The rewards that are models: `owner/model`, a directory, or `{model: ...}`."""
-    names = [spec.get("model", spec.get("name")) if isinstance(spec, dict) else spec for spec in run.reward_funcs]
-    return [
-        name
-        for name in names
-        if isinstance(name, str) and ":" not in name and ("/" in name or (Path(name) / "config.json").is_file())
+    given = [spec["model"] for spec in run.reward_funcs if isinstance(spec, dict) and "model" in spec]
+    names = [spec.get("name") if isinstance(spec, dict) else spec for spec in run.reward_funcs]
+    return given + [
+        name for name in names if isinstance(name, str) and ":" not in name and ("/" in name or _is_model(name))
     ]
+
+
+def _is_model(name: str) -> bool:
+    return any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 
 def _other(

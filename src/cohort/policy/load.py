@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,9 +88,8 @@ def _must_be_whole(name: str, config: Any, loading: Mapping[str, Any]) -> None:
 
 
 def _load_adapter(name: str, *, allow_pickle: bool, revision: str | None = None, **options: Any) -> Any:
+    must_be_no_reward_model(name)
     base = base_of(name, revision)
-    if of_reward_model(name):
-        raise UserError(f"{name!r} is a reward model's adapter, not a policy's: name it in reward_funcs")
     try:
         model = load_model(base, allow_pickle=allow_pickle, **options)
     except UserError as error:
@@ -121,6 +121,36 @@ def load_model_config(name: str, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"the configuration of {name!r} could not be read: {_first_lines(error)}") from error
+
+
+def load_policy_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """As `load_model_config`, of a model that can be a policy or a teacher. Raises UserError for a reward model."""
+    must_be_no_reward_model(name)
+    config = load_model_config(name, trust_remote_code=trust_remote_code)
+    _must_generate(name, config.architectures)
+    return config
+
+
+def must_be_no_reward_model(name: str) -> None:
+    """Raise UserError for the directory of a reward model, or of its adapter."""
+    if of_reward_model(name):
+        raise UserError(f"{name!r} is a reward model's adapter, not a policy's: name it in reward_funcs")
+    path = Path(name) / "config.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return  # transformers tells what is wrong with the file
+    if isinstance(saved, dict):
+        _must_generate(name, saved.get("architectures"))
+
+
+def _must_generate(name: str, architectures: Any) -> None:
+    kind = ", ".join(map(str, architectures)) if isinstance(architectures, list | tuple) else ""
+    if "Classification" in kind or "MLPHeadModel" in kind:
+        raise UserError(
+            f"model {name!r} was saved as {kind}, which scores texts and writes none: it is no policy and no teacher. "
+            "A reward model is named in reward_funcs"
+        )
 
 
 def context_length(name: str, *, trust_remote_code: bool = False) -> int:

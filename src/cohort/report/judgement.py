@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from cohort.formulas.chance import like_chance
 from cohort.report import ranking
 from cohort.report.intervals import wilson
 from cohort.report.tables import safe_text
@@ -22,7 +23,8 @@ HALF = 0.5
 
 def judgement(scores: ModelScores) -> dict[str, Any]:
     """Numbers for JSON: `kind`, `texts`, `prompts` and, if the data allow them, `ranking_accuracy`, `auc`, `agreement`
-    (share of texts whose score, at probability 1/2, agrees with the label), `calibration`, `best_of_n`, `length`,
+    (share of texts whose score, at probability 1/2, agrees with the label), `majority` (share of the more frequent
+    label), `calibration`, `best_of_n`, `length`,
     `position`, `first_error`. Shares have 95% intervals that count prompts (for steps: completions), because texts of
     one prompt are not independent. Of labels that are values (1 to 5, -1 and 1): `ranking_accuracy` by their order,
     `correlation` and, of a model that gives values, `error`."""
@@ -44,12 +46,26 @@ def judgement(scores: ModelScores) -> dict[str, Any]:
         right = [each.label > HALF for each in scores.texts]
         result["auc"] = ranking.auc([each.score for each in scores.texts], right)
         result["agreement"] = _agreement(scores)
+        result["majority"] = max(sum(right), len(right) - sum(right)) / len(right)
         result["calibration"] = _calibration(_predicted(scores), [each.label for each in scores.texts])
     if scores.kind == "rows":
         result["best_of_n"] = _best_of_n(scores)
     if scores.kind == "steps":
         result["first_error"] = _first_error(scores)
     return result
+
+
+def chance(result: dict[str, Any]) -> str | None:
+    """What says that the model is no better than chance; None where nothing does."""
+    ranked = result["ranking_accuracy"]
+    if result["kind"] == "pairs":
+        return like_chance({"samples": ranked["of"], "accuracy": ranked["value"]}) if ranked else None
+    if "correlation" in result:
+        return like_chance({"samples": result["texts"], "correlation": result["correlation"]["linear"] or 0.0})
+    if ranked and "interval" in ranked and ranked["interval"][0] > HALF:
+        return None  # it orders texts, wherever it draws the line between right and wrong
+    agreement = result["agreement"]
+    return like_chance({"samples": agreement["of"], "accuracy": agreement["value"], "majority": result["majority"]})
 
 
 def has_values(scores: ModelScores) -> bool:
@@ -194,9 +210,10 @@ def _position(scores: ModelScores) -> dict[str, Any]:
 
 def _first_error(scores: ModelScores) -> dict[str, Any] | None:
     """Share of completions with an error whose first wrong step is identified, share of correct completions in which
-    no step is called wrong, and their harmonic mean f1 (ProcessBench, arXiv 2412.06559, section 3.3)."""
+    no step is called wrong, and their harmonic mean f1 (ProcessBench, arXiv 2412.06559, section 3.3). Completions of
+    which steps were cut off are left out: the first error may be among these."""
     shares: dict[bool, list[float]] = {True: [], False: []}
-    for texts in _by_prompt(scores.texts):
+    for texts in _by_prompt([t for t in scores.texts if t.prompt not in scores.incomplete]):
         predicted = next((t.step for t in texts if t.score <= 0), None)
         true = next((t.step for t in texts if t.label <= HALF), None)
         shares[true is None].append(float(predicted == true))

@@ -54,9 +54,9 @@ class Scores:
     seconds: dict[str, float] = field(default_factory=dict)
     """Function name -> duration of its call in seconds."""
     step_rewards: list[list[float]] = field(default_factory=list)
-    """[B] lists, the weighted sum of the step rewards of each step; empty when steps are not scored."""
+    """[B] lists, the weighted sum of the step rewards of each step that has any; empty when steps are not scored."""
     step_ends: list[list[int]] = field(default_factory=list)
-    """[B] lists, the end of each step in the completion's text, in characters, exclusive."""
+    """[B] lists, the end of each of these steps in the completion's text, in characters, exclusive."""
 
 
 class Rewards:
@@ -131,7 +131,7 @@ class Rewards:
             if of_steps
         }
         scores: dict[str, list[float | None]] = {
-            name: [math.fsum(row) / len(row) for row in scored[name]]
+            name: [steps.mean(row) for row in scored[name]]
             if name in scored
             else _checked(name, result, offered["completions"])
             for name, result in zip(self.names, results, strict=True)
@@ -144,8 +144,12 @@ class Rewards:
         if self.clip is not None:
             metrics["rewards_clipped_ratio"] = _ratio_changed(sums, totals)
         weights = [weight for weight, of_steps in zip(self.weights, self.of_steps, strict=True) if of_steps]
-        step_rewards = steps.summed(list(scored.values()), weights) if cuts else []
-        ends = [each.ends for each in cuts]
+        summed = steps.summed(list(scored.values()), weights) if cuts else []
+        step_rewards = [[reward for reward in row if reward is not None] for row in summed]
+        ends = [
+            [end for end, reward in zip(each.ends, row, strict=True) if reward is not None]
+            for each, row in zip(cuts, summed, strict=True)
+        ]
         return Scores(totals, scores, metrics, logs.extra, counted, seconds, step_rewards, ends)
 
     def _results(self, offered: Arguments, logs: Logs, seconds: dict[str, float]) -> list[Any]:

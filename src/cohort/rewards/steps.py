@@ -3,9 +3,9 @@
 A step reward is a reward function that also takes `steps`, one list of texts for each completion, and returns one list
 of scores for each completion:
 
-    def step_rewards(prompts, completions, steps, **columns) -> list[list[float]]
+    def step_rewards(prompts, completions, steps, **columns) -> list[list[float | None]]
 
-A process reward model is such a function.
+None: the function does not apply to the step. A process reward model is such a function.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import inspect
 import itertools
 import math
 import numbers
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,16 +126,31 @@ def cut_all(texts: Sequence[str], split: Split, columns: dict[str, list[Any]]) -
     return [cut(text, split) for text in texts]
 
 
-def summed(scores: Sequence[Sequence[Sequence[float]]], weights: Sequence[float]) -> list[list[float]]:
-    """Scores [function][completion][step] -> their weighted sum over functions, [completion][step]."""
+StepScores = list[list[float | None]]
+"""[completion][step]; None where the function does not apply to the step."""
+
+
+def summed(scores: Sequence[StepScores], weights: Sequence[float]) -> StepScores:
+    """The functions' scores -> their weighted sum; None for a step to which no function applies."""
     return [
-        [math.fsum(map(operator.mul, weights, of_step)) for of_step in zip(*of_completion, strict=True)]
+        [_sum(of_step, weights) for of_step in zip(*of_completion, strict=True)]
         for of_completion in zip(*scores, strict=True)
     ]
 
 
-def checked(name: str, result: Any, steps: Sequence[Sequence[str]]) -> list[list[float]]:
-    """The scores as floats. Raises UserError unless there is one finite number for each step."""
+def _sum(of_step: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    products = [weight * score for weight, score in zip(weights, of_step, strict=True) if score is not None]
+    return math.fsum(products) if products else None
+
+
+def mean(scores: Sequence[float | None]) -> float | None:
+    """The mean over the steps that have a score; None if none has."""
+    given = [score for score in scores if score is not None]
+    return math.fsum(given) / len(given) if given else None
+
+
+def checked(name: str, result: Any, steps: Sequence[Sequence[str]]) -> StepScores:
+    """The scores as floats. Raises UserError unless there is a finite number, or None, for each step."""
     if not isinstance(result, Sequence | tuple) or isinstance(result, str) or len(result) != len(steps):
         count = f"{len(result)} lists" if isinstance(result, Sequence) else repr(result)[:80]
         raise UserError(
@@ -145,13 +159,16 @@ def checked(name: str, result: Any, steps: Sequence[Sequence[str]]) -> list[list
     return [_row(name, i, row, texts) for i, (row, texts) in enumerate(zip(result, steps, strict=True))]
 
 
-def _row(name: str, i: int, row: Any, texts: Sequence[str]) -> list[float]:
+def _row(name: str, i: int, row: Any, texts: Sequence[str]) -> list[float | None]:
     if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != len(texts):
         raise UserError(
             f"step reward {name!r} returned {str(row)[:80]} for completion {i}, which has {len(texts)} steps: "
             "return one score for each step"
         )
-    bad = [score for score in row if not isinstance(score, numbers.Real) or not math.isfinite(score)]
+    bad = [x for x in row if x is not None and (not isinstance(x, numbers.Real) or not math.isfinite(x))]
     if bad:
-        raise UserError(f"step reward {name!r} returned {bad[0]!r} for a step of completion {i}: scores are finite")
-    return [float(score) for score in row]
+        raise UserError(
+            f"step reward {name!r} returned {bad[0]!r} for a step of completion {i}: a score is a finite number, or "
+            "None where the function does not apply"
+        )
+    return [None if score is None else float(score) for score in row]

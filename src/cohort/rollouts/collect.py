@@ -187,7 +187,7 @@ class _RewardThread:
 def has_equal_rewards(group: Group) -> bool:
     """Whether all rewards of the group, of completions or of steps, are equal up to rounding: its advantages are 0."""
     values = group.rewards if group.steps is None else [r for steps in group.steps for r in steps.rewards]
-    return all_equal(values)
+    return not values or all_equal(values)
 
 
 def statistics(rounds: list[Round]) -> dict[str, float]:
@@ -248,7 +248,8 @@ def step_statistics(steps: list[Steps]) -> dict[str, float]:
     if not steps:
         return {}
     rewards = [reward for each in steps for reward in each.rewards]
-    return {"steps/reward": sum(rewards) / len(rewards), "steps/count": len(rewards) / len(steps)}
+    mean = {"steps/reward": sum(rewards) / len(rewards)} if rewards else {}
+    return {**mean, "steps/count": len(rewards) / len(steps)}
 
 
 def length_statistics(completions: list[Completion]) -> dict[str, float]:

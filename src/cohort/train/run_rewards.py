@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cohort.config import GRPOConfig, GRPOProcessConfig, SampledConfig, TrainingConfig
+from cohort.formulas.chance import like_chance
 from cohort.rewards.check.preflight import preflight
+from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
 from cohort.rewards.resolve import with_run_defaults
 from cohort.rewards.steps import make_split
@@ -31,7 +33,22 @@ def make_rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: Tr
     weights, clip = None, None
     if isinstance(config, SampledConfig):
         weights, clip = config.reward_weights, config.reward_clip
-    return Rewards(specs, weights, clip, split, rules_of(config))
+    rewards = Rewards(specs, weights, clip, split, rules_of(config))
+    for part in rewards.parts:
+        _tell_of_chance(part)
+    return rewards
+
+
+def _tell_of_chance(part: Component) -> None:
+    """Warn of a reward model that its training found no better than chance on held-out data."""
+    scorer = getattr(part.function, "scorer", None)
+    noted = None if scorer is None else getattr(scorer.model.config, "held_out", None)
+    if isinstance(noted, dict) and (complaint := like_chance(noted)):
+        log.warning(
+            "reward model %s was no better than chance on the held-out data of its training: %s. Its rewards are noise",
+            part.name,
+            complaint,
+        )
 
 
 def with_weights(config: TrainingConfig, rewards: Rewards | None) -> TrainingConfig:

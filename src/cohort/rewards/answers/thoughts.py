@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-MARKS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-)
-"""The marks that models put before and after their thoughts."""
+from cohort.texts import MARKS
 
 
 def answer_part(text: str, opened: bool = False) -> str:
@@ -24,8 +14,3 @@ def answer_part(text: str, opened: bool = False) -> str:
     rest = text[end:]
     unfinished = (opened and not end) or any(opening in rest for opening, _ in MARKS)
     return "" if unfinished else rest
-
-
-def opens_thoughts(prompt: str) -> bool:
-    """Whether a prompt ends with an opening mark, as `<|im_start|>assistant\\n<think>\\n` does."""
-    return prompt[-100:].rstrip().endswith(tuple(opening for opening, _ in MARKS))

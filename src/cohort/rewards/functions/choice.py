@@ -8,10 +8,11 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any
 
-from cohort.rewards.answers.extract import LONGEST, last_boxed, last_tagged, marked_answer, plain
+from cohort.rewards.answers.extract import LONGEST, is_missing, last_boxed, last_tagged, marked_answer, plain
 from cohort.rewards.functions.facts import normalised
 from cohort.rewards.functions.tags import LETTERS, WORD_LETTER, letter_alone
 from cohort.rewards.functions.text import RewardFunction, of_answer, with_references
+from cohort.texts import as_integer, numbered_choice
 from cohort.types import Text, UserError
 
 CHOICE_COLUMNS = ("choices", "options")
@@ -26,16 +27,16 @@ def make_choice_accuracy(strict: bool = False) -> RewardFunction:
     return of_answer("choice_accuracy", _only_boxed if strict else _boxed)
 
 
-def make_choice(labels: Sequence[str] | str | None = None, strict: bool = False) -> RewardFunction:
+def make_choice(labels: Sequence[str | int] | str | int | None = None, strict: bool = False) -> RewardFunction:
     """1 if the completion chooses the row's label, else 0; None for rows without a reference.
 
     The labels are `labels` if given, else those of the row's `choices` or `options`, else A-D. The reference is a
-    label, the text of a choice, or the index of a choice from 0. The completion's answer is the last
-    `<answer>…</answer>`, else the last `\\boxed{…}`, else the last line. It chooses a label if it is the label, is
-    the text of the label's choice, or contains that label and no other. strict: it must be tagged or boxed, and be
-    the label.
+    label, the text of a choice, or an integer: of numeric labels the label, of others the index of a choice from 0.
+    The completion's answer is the last `<answer>…</answer>`, else the last `\\boxed{…}`, else the last line. It
+    chooses a label if it is the label, is the text of the label's choice, or contains that label and no other.
+    strict: it must be tagged or boxed, and be the label.
     """
-    allowed = None if labels is None else tuple(labels)
+    allowed = None if labels is None else tuple(map(str, str(labels) if isinstance(labels, int) else labels))
     if allowed is not None and (
         len(allowed) < 2 or len(set(allowed)) < len(allowed) or not all(map(str.strip, allowed))
     ):
@@ -45,7 +46,7 @@ def make_choice(labels: Sequence[str] | str | None = None, strict: bool = False)
         scores: list[float | None] = []
         for i, (text, reference) in enumerate(with_references("choice", completions, columns)):
             choices = _choices(columns, i, allowed)
-            targets = [_target(value, choices) for value in _several(reference)]
+            targets = [_target(value, choices, i, allowed is not None) for value in _several(reference)]
             label = _stated(text, choices) if strict else _chosen(text, choices)
             scores.append(float(label in targets) if targets else None)
         return scores
@@ -84,23 +85,30 @@ def _choices(columns: Mapping[str, Sequence[Any]], i: int, labels: tuple[str, ..
 
 def _several(reference: Any) -> list[Any]:
     values = reference if isinstance(reference, list | tuple) else [reference]
-    return [value for value in values if value is not None and value != ""]
+    return [value for value in values if not is_missing(value) and value != ""]
 
 
-def _target(reference: Any, choices: Choices) -> str:
-    """The label of a reference. Raises UserError where it is not one of the choices."""
-    text = str(reference).strip()
+def _target(reference: Any, choices: Choices, i: int, by_index: bool) -> str:
+    """The label of row i's reference; `by_index`: integers are indices. Raises UserError where it is not one of the
+    choices."""
+    text, number = str(reference).strip(), as_integer(reference)
     if text in choices:
         return text
-    # An integer is the index of a choice. A text with digits may be a choice, so it is compared with those first.
-    target = None if isinstance(reference, int) else _named(text, choices)
-    if target is None and text.isascii() and text.isdecimal() and int(text) < len(choices):
-        return list(choices)[int(text)]
-    target = target or _chosen(text, choices)
+    # A text with digits may be a choice, so it is compared with those before it is a number.
+    of_text = isinstance(reference, str | bool) or number is None
+    target = _named(text, choices) if of_text else None
+    if target is None and number is not None:
+        try:
+            target = numbered_choice(number, choices, by_index or isinstance(reference, str))
+        except UserError as error:
+            raise UserError(f"choice: row {i}: {error}") from None
+    elif target is None and isinstance(reference, str):
+        target = _chosen(text, choices)
     if target is None:
+        integers = " An integer is a numeric label, or else the index of a choice from 0." * (number is not None)
         raise UserError(
-            f"choice: the reference {text[:200]!r} is none of the labels {', '.join(choices)}: "
-            "give the labels of this data, such as {name: choice, labels: ABCDE}"
+            f"choice: row {i}: the reference {text[:200]!r} is none of the labels {', '.join(choices)}: "
+            f"give the labels of this data, such as {{name: choice, labels: ABCDE}}.{integers}"
         )
     return target
 

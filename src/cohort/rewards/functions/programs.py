@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 
 from cohort.rewards.answers.extract import last_tagged
-from cohort.rewards.answers.thoughts import MARKS
+from cohort.texts import MARKS
 
 MOST = 2_000_000
 """Maximum characters of all candidates of a completion: a message to the sandbox has a limit in bytes."""

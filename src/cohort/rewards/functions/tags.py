@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from cohort.rewards.answers.extract import last_tagged, plain
-from cohort.rewards.functions.text import RewardFunction, of_text
+from cohort.rewards.functions.text import RewardFunction, of_text, of_whole_text
 
 LETTERS = "ABCD"
 WORD_LETTER = "[a-zA-Z0-9\u00c0-\u024f]"
@@ -20,8 +20,9 @@ _LINES = ("<reasoning>\n", "\n</reasoning>\n", "\n</answer>")
 
 
 def make_format(strict: bool = False) -> RewardFunction:
-    """1 if `<think>…</think>` and `<answer>…</answer>` are both complete; strict: if they are the whole text."""
-    return of_text("format_reward", _whole_format if strict else _format)
+    """1 if `<think>…</think>` and `<answer>…</answer>` are both complete; strict: if they are the whole text. The
+    prompt may have opened the thoughts."""
+    return of_whole_text("format_reward", _whole_format if strict else _format)
 
 
 def make_tag_presence(strict: bool = False) -> RewardFunction:

@@ -24,7 +24,7 @@ from cohort.rewards.answers.extract import (
 )
 from cohort.rewards.answers.notations import without_repeats
 from cohort.rewards.answers.quantities import number_word
-from cohort.rewards.answers.thoughts import opens_thoughts
+from cohort.texts import OPENED, opened_thoughts
 from cohort.types import Text, UserError
 
 RewardFunction = Callable[..., "Sequence[float | None]"]
@@ -61,6 +61,20 @@ def of_text(name: str, score: Callable[[str], float]) -> RewardFunction:
     def reward(completions: Sequence[Text], **_: Any) -> list[float]:
         of = cache(score)
         return [of(content(completion)) for completion in completions]
+
+    return _named(name, score.__doc__, reward)
+
+
+def of_whole_text(name: str, score: Callable[[str], float]) -> RewardFunction:
+    """As `of_text`; a completion whose prompt has opened the thoughts is scored with the opening mark before it."""
+
+    def reward(completions: Sequence[Text], **columns: Any) -> list[float]:
+        of, marks = cache(score), opened_marks(len(completions), columns)
+        texts = map(content, completions)
+        return [
+            of(text if mark is None or text.lstrip().startswith(mark) else mark + text)
+            for text, mark in zip(texts, marks, strict=True)
+        ]
 
     return _named(name, score.__doc__, reward)
 
@@ -157,15 +171,22 @@ def with_references(name: str, completions: Sequence[Text], columns: dict[str, A
     Raises UserError if the rows have no reference column.
     """
     if not any(column in columns for column in REFERENCE_COLUMNS):
-        present = [column for column in columns if column not in CALL_ARGUMENTS]
+        present = [column for column in columns if column not in (*CALL_ARGUMENTS, OPENED)]
         raise UserError(
             f"{name} compares with a reference answer, and the rows have no column for one. It may be named "
             f"{', '.join(REFERENCE_COLUMNS)}; the columns are: {', '.join(present) or 'none'}"
         )
-    prompts = columns.get("prompts") or [""] * len(completions)
-    rows = zip(completions, prompts, strict=True)
-    texts = [answer_part(content(text), opened=opens_thoughts(_end_of(prompt))) for text, prompt in rows]
+    rows = zip(completions, opened_marks(len(completions), columns), strict=True)
+    texts = [answer_part(content(text), opened=mark is not None) for text, mark in rows]
     return [(text, reference_from(columns, i)) for i, text in enumerate(texts)]
+
+
+def opened_marks(count: int, columns: dict[str, Any]) -> list[str | None]:
+    """The mark by which each completion's prompt, or its chat template, has opened the thoughts; None where it has
+    not."""
+    rendered = columns.get(OPENED) or [None] * count
+    prompts = columns.get("prompts") or [""] * count
+    return [mark or opened_thoughts(_end_of(prompt)) for mark, prompt in zip(rendered, prompts, strict=True)]
 
 
 def _end_of(prompt: Text) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from cohort.rewards.models.scorer import Encoded, Scorer
 from cohort.types import Text, UserError
 
 Log = Callable[[str, float], None]
+log = logging.getLogger("cohort")
 
 
 def make_classifier(
@@ -35,8 +37,8 @@ def make_classifier(
     are a pair if the tokenizer has a classifier token (BERT), else one text. Texts longer than `max_length` tokens
     (default: the model's maximum) lose their beginning; of a pair, the longer text loses its end. The metric
     `NAME/truncated` is the fraction of such texts. `probability`: return the sigmoid of the logit; None: for process
-    models only. `dtype`: default float32 on a CPU, else the dtype of the weights. Raises UserError for a model that
-    cannot be loaded or does not have one label.
+    models only. `dtype`: default float32 on a CPU, else the dtype of the weights. A step that the limit cuts off has
+    no reward, None. Raises UserError for a model that cannot be loaded or does not have one label.
     """
     import torch
 
@@ -52,6 +54,7 @@ def make_classifier(
     scorer = Scorer(model.to(place).eval(), tokenizer, max_length, chat_template_kwargs)
     squash = scorer.of_steps if probability is None else probability
     log_name = Path(name).resolve().name
+    told: list[bool] = []
 
     def encoded(texts: list[Encoded], log_metric: Log | None) -> list[list[float]]:
         if log_metric is not None:
@@ -71,9 +74,24 @@ def make_classifier(
         steps: Sequence[Sequence[str]],
         log_metric: Log | None = None,
         **_: Any,
-    ) -> list[list[float]]:
+    ) -> list[list[float | None]]:
         texts = [scorer.encode_steps(*each) for each in zip(prompts, completions, steps, strict=True)]
-        return encoded(texts, log_metric)
+        rows: list[list[float | None]] = [[None] * len(of_text) for of_text in steps]
+        for row, text, scores in zip(rows, texts, encoded(texts, log_metric), strict=True):
+            for step, score in zip(text.steps, scores, strict=True):
+                row[step] = score
+        if any(None in row for row in rows) and not told:
+            told.append(True)
+            log.warning(
+                "reward model %s: steps of %d of %d completions are cut off by its limit of %d tokens: they get no "
+                "reward from it, here and in later batches. A larger max_length, or a shorter max_completion_length, "
+                "keeps them",
+                log_name,
+                sum(None in row for row in rows),
+                len(rows),
+                scorer.max_length,
+            )
+        return rows
 
     return _marked(score_steps if scorer.of_steps else score, log_name, scorer, squash)
 

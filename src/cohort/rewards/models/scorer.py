@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohort.rewards.functions.text import content
-from cohort.types import Text, UserError, joined
+from cohort.types import Message, Text, UserError, joined
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger("cohort")
 
 
 class Encoded(NamedTuple):
@@ -20,6 +23,8 @@ class Encoded(NamedTuple):
     ends: list[int]
     """Indices of the tokens that get a score, such as the last token of each step; empty if the text gets one score."""
     truncated: bool = False
+    steps: tuple[int, ...] = ()
+    """Index of the step that ends at each of `ends`: a truncated text may have lost steps."""
 
     @property
     def length(self) -> int:
@@ -37,6 +42,8 @@ class Scorer:
         self.max_length = max_length or positions(model)
         self.pairs = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
         self.of_steps = scores_steps(model)
+        self.left_out = False
+        """Whether it has been told that the chat template leaves out a part of a completion."""
         if self.of_steps and not tokenizer.is_fast:
             raise UserError(
                 f"a process reward model needs a fast tokenizer, to find where steps end; {type(tokenizer).__name__} "
@@ -46,25 +53,50 @@ class Scorer:
     def encode(self, prompt: Text, completion: Text) -> Encoded:
         """A text that is scored as a whole. What is too long loses its beginning, of a pair the longer text its
         end."""
-        tokenizer = self.tokenizer
-        templated = not isinstance(prompt, str) and tokenizer.chat_template
-        if templated and not isinstance(prompt, str):
-            reply = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-            written = tokenizer.apply_chat_template(joined(prompt, reply), tokenize=False, **self.template)
-            ids = tokenizer(written, add_special_tokens=False)
-        elif self.pairs:
-            ids = tokenizer(_plain(prompt), content(completion))
-        else:
-            ids = tokenizer(_plain(prompt) + content(completion))
+        ids, limit = self._whole(prompt, completion), self.max_length
         if not ids["input_ids"]:
-            return Encoded({"input_ids": [tokenizer.eos_token_id or 0], "attention_mask": [1]}, [])
-        limit = self.max_length
+            return Encoded({"input_ids": [self.tokenizer.eos_token_id or 0], "attention_mask": [1]}, [])
         if limit is None or len(ids["input_ids"]) <= limit:
-            return Encoded(dict(ids), [])
-        if self.pairs and not templated:
-            cut = tokenizer(_plain(prompt), content(completion), truncation=True, max_length=limit)
+            return Encoded(ids, [])
+        if self._is_pair(prompt):
+            cut = self.tokenizer(_plain(prompt), content(completion), truncation=True, max_length=limit)
             return Encoded(dict(cut), [], True)
         return Encoded({key: value[-limit:] for key, value in ids.items()}, [], True)
+
+    def _whole(self, prompt: Text, completion: Text) -> dict[str, list[int]]:
+        """The tokenizer's inputs, however long."""
+        tokenizer = self.tokenizer
+        if not isinstance(prompt, str) and tokenizer.chat_template:
+            reply = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+            written = tokenizer.apply_chat_template(joined(prompt, reply), tokenize=False, **self.template)
+            self._tell_left_out(reply, written)
+            return dict(tokenizer(written, add_special_tokens=False))
+        if self.pairs:
+            return dict(tokenizer(_plain(prompt), content(completion)))
+        return dict(tokenizer(_plain(prompt) + content(completion)))
+
+    def _tell_left_out(self, reply: list[Message], written: str) -> None:
+        """Warn once where the template leaves out a part of a completion, which the model then never gets."""
+        if self.left_out:
+            return
+        seen = "".join(written.split())
+        texts = [text for m in reply for text in (content([m]), m.get("reasoning_content")) if isinstance(text, str)]
+        missing = next((text for text in texts if "".join(text.split()) not in seen), None)
+        if missing is None:
+            return
+        self.left_out = True
+        log.warning(
+            "reward model %s: its chat template leaves out a part of the completion that starts %r (thoughts, "
+            "perhaps), so that the model neither learns from it nor scores it, here and in texts like it. A template "
+            "that keeps it: an option of this one in chat_template_kwargs, or another tokenizer.chat_template; with "
+            "plain prompts (apply_chat_template: false) there is none",
+            getattr(self.model.config, "name_or_path", "") or type(self.model).__name__,
+            missing[:60],
+        )
+
+    def _is_pair(self, prompt: Text) -> bool:
+        """Whether prompt and completion are the two texts of a pair, as an encoder without a chat template has them."""
+        return self.pairs and (isinstance(prompt, str) or not self.tokenizer.chat_template)
 
     def encode_tokens(self, prompt: Text, completion: Text) -> Encoded:
         """A text whose completion has a score at every token, the text's own score last. Raises UserError for a model
@@ -74,16 +106,22 @@ class Scorer:
                 f"every_token: {type(self.model).__name__} does not score a text at its last token; only a decoder "
                 "that does has a score for what stands up to each token"
             )
-        text, before = self.encode(prompt, completion), self.encode(prompt, "")
+        text = self.encode(prompt, completion)
         last = text.length - 1
-        ids = zip(text.inputs["input_ids"][:last], before.inputs["input_ids"], strict=False)
-        start = next((i for i, (a, b) in enumerate(ids) if a != b), min(last, before.length))
+        if self._is_pair(prompt):
+            _, starts, _ = self._written_pair(_plain(prompt), content(completion))
+            start = next((token for token, _ in starts if token >= 0), last)
+        else:
+            whole, before = (self._whole(prompt, each)["input_ids"] for each in (completion, ""))
+            unlike = (i for i, (a, b) in enumerate(zip(whole[:-1], before, strict=False)) if a != b)
+            lost = len(whole) - text.length if text.truncated else 0
+            start = min(max(0, next(unlike, len(before)) - lost), last)
         return text._replace(ends=list(range(start, last + 1)))
 
     def encode_steps(self, prompt: Text, completion: Text, steps: Sequence[str]) -> Encoded:
         """A text with the last token of each step: of the white space behind it too, of the last step the end of the
         text. The text is what a policy writes: the prompt's template, then the completion, then the end token. What
-        is too long loses its beginning, as in `encode`; steps that this cuts off end at the nearest token left."""
+        is too long is cut as in `encode`; a step whose last token this cuts off has no end."""
         text = content(completion)
         inputs, starts, cut = self._written(prompt, text)
         characters = [character for _, character in starts]
@@ -93,22 +131,19 @@ class Scorer:
             # The last token that begins before the step's end holds the step's last character.
             place = bisect.bisect_left(characters, end) - 1
             ends.append(starts[place][0] if place >= 0 else 0)
+        ends.append(last if not starts or starts[-1][0] >= 0 else -1)
         over = 0 if self.max_length is None else max(0, last + 1 - self.max_length)
         kept = {key: value[over:] for key, value in inputs.items()}
-        return Encoded(kept, [max(0, end - over) for end in (*ends, last)], cut or over > 0)
+        seen = [(step, end - over) for step, end in enumerate(ends) if end >= over]
+        return Encoded(kept, [end for _, end in seen], cut or over > 0, tuple(step for step, _ in seen))
 
     def _written(self, prompt: Text, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], bool]:
-        """(the tokenizer's inputs, (token, character it begins at) of the completion's tokens, whether it was cut)."""
+        """(the tokenizer's inputs, (token, character it begins at) of the completion's tokens, whether it was cut).
+        Only pairs are cut here; a token of the completion that is cut off is -1."""
         tokenizer = self.tokenizer
-        templated = not isinstance(prompt, str) and tokenizer.chat_template
-        if self.pairs and not templated:
-            limit = self.max_length
-            cut = {"truncation": limit is not None, "max_length": limit}
-            encoding = tokenizer(_plain(prompt), text, return_offsets_mapping=True, **cut)
-            spans, parts = encoding.pop("offset_mapping"), encoding.sequence_ids()
-            starts = [(i, span[0]) for i, span in enumerate(spans) if parts[i] == 1]
-            return dict(encoding), starts, limit is not None and len(spans) == limit
-        if templated and not isinstance(prompt, str):
+        if self._is_pair(prompt):
+            return self._written_pair(_plain(prompt), text)
+        if not isinstance(prompt, str) and tokenizer.chat_template:
             opened = prompt[-1].get("role") == "assistant"
             ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
             options = {**ending, "tokenize": False, **self.template}
@@ -120,6 +155,19 @@ class Scorer:
         starts = [(i, span[0] - len(before)) for i, span in enumerate(spans) if span[1] > len(before)]
         end = {"input_ids": tokenizer.eos_token_id or 0, "attention_mask": 1}
         return {key: [*value, end.get(key, 0)] for key, value in encoding.items()}, starts, False
+
+    def _written_pair(self, prompt: str, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], bool]:
+        tokenizer, limit = self.tokenizer, self.max_length
+        encoding = tokenizer(prompt, text, return_offsets_mapping=True)
+        spans, parts = encoding.pop("offset_mapping"), encoding.sequence_ids()
+        cut = limit is not None and len(spans) > limit
+        characters = [span[0] for span, part in zip(spans, parts, strict=True) if part == 1]
+        if cut:
+            encoding = tokenizer(prompt, text, truncation=True, max_length=limit)
+        tokens = [i for i, part in enumerate(encoding.sequence_ids()) if part == 1]
+        lost = [-1] * (len(characters) - len(tokens))
+        tokens = [*lost, *tokens] if tokenizer.truncation_side == "left" else [*tokens, *lost]
+        return dict(encoding), list(zip(tokens, characters, strict=True)), cut
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
         """One padded forward pass: float32 logits [B] of B texts, or of the `ends` of all texts in order."""
@@ -137,12 +185,13 @@ class Scorer:
                 logits = self.model(**placed).logits
         finally:
             config.pad_token_id = kept
-        if not batch[0].ends:
+        if not (self.of_steps or batch[0].ends):
             whole: Tensor = logits[:, 0].float()
             return whole
-        rows = torch.tensor([i for i, each in enumerate(batch) for _ in each.ends], device=logits.device)
-        places = torch.tensor([end for each in batch for end in each.ends], device=logits.device)
-        at_ends: Tensor = logits[rows, places, 0].float()
+        rows = [i for i, each in enumerate(batch) for _ in each.ends]
+        places = [end for each in batch for end in each.ends]
+        at = torch.tensor([rows, places], dtype=torch.long, device=logits.device)
+        at_ends: Tensor = logits[at[0], at[1], 0].float()
         return at_ends
 
     def read(self, batch: Sequence[Encoded]) -> Tensor:
@@ -174,7 +223,7 @@ class Scorer:
             with torch.no_grad():
                 scores = iter(self.forward([encoded[i] for i in batch]).tolist())
             for i in batch:
-                results[i] = [next(scores) for _ in range(len(encoded[i].ends) or 1)]
+                results[i] = [next(scores) for _ in range(len(encoded[i].ends) or int(not self.of_steps))]
         self.model.train(training)
         return results
 
@@ -184,10 +233,10 @@ class Scorer:
         transformers takes the score of a causal model at the last token that is not the padding token. If the model
         has a padding token, its scores were trained that way, even for texts that end with this token. If it has
         none, the score is at the text's last token, so the padding must be a token that no text of the batch ends
-        with.
+        with. The same holds where its padding token is beyond its embeddings, which no text was padded with.
         """
         named: int | None = self.model.config.get_text_config().pad_token_id
-        if named is not None:
+        if named is not None and named < self.model.get_input_embeddings().num_embeddings:
             return named
         last = {each.inputs["input_ids"][-1] for each in batch}
         return next(token for token in range(len(last) + 1) if token not in last)

@@ -32,6 +32,13 @@ REWARD_MODEL = "reward_model"
 SCORED = 512
 """The most new samples that a refitted model scores, as the validation scores that the monitor compares later batches
 with."""
+VERDICTS = {
+    (True, True): "mixed",
+    (True, False): "all right",
+    (False, True): "all wrong",
+    (False, False): "not judged",
+}
+"""(some completion of a group is right, some is wrong) -> the group."""
 
 
 class Refit:
@@ -61,11 +68,18 @@ class Refit:
         if config.history is not None:
             self.replay.add([_item(row, config.loss_type) for row in load_rows(config.history)])
         self.fresh: list[Item] = []
+        self.seen: dict[str, int] = {}
+        """Groups since the last refit by the rule's verdicts: all right, all wrong, mixed, not judged."""
+        self.told = False
+        self.of_pairs = config.loss_type == "preference"
 
     def see(self, groups: list[Group]) -> None:
         """Keep the groups' completions, or the pairs in them, for the next refit."""
         for group in groups:
             self.fresh += ITEMS[self.config.loss_type](group, self.rule)
+            right = {score > 0 for score in group.components[self.rule] if score is not None}
+            what = VERDICTS[True in right, False in right]
+            self.seen[what] = self.seen.get(what, 0) + 1
 
     def fit(self, number: int) -> dict[str, float]:
         """Train on the samples since the last refit and on history; afterwards the new samples are history too. Returns
@@ -79,10 +93,16 @@ class Refit:
         self.fresh = []
         metrics = {"reward_model/new": float(len(new)), "reward_model/history": float(len(history))}
         if not new:
+            self._tell("no pair of a right and a wrong completion" if self.of_pairs else "no sample with a label")
+            self.seen = {}
             return metrics
         self.replay.add(new)
+        lessons = self.updater.lessons([_row(item) for item in [*new, *history]])
+        if equal := not self.of_pairs and len({target for each in lessons for target in each.targets}) == 1:
+            self._tell(f"every label is {lessons[0].targets[0]:g}")
+        self.told, self.seen = equal, {}
         fitted = self.updater.fit(
-            self.updater.lessons([_row(item) for item in [*new, *history]]),
+            lessons,
             epochs=config.num_train_epochs,
             batch_size=config.per_device_train_batch_size,
             learning_rate=config.learning_rate,
@@ -100,6 +120,21 @@ class Refit:
         )
         return metrics
 
+    def _tell(self, why: str) -> None:
+        """Warn of a refit that has nothing to learn from; again only after one that had something."""
+        if not self.told:
+            log.warning(
+                "reward model %s: this refit has nothing to tell apart: %s. By %s, of the %d groups since the last "
+                "refit %s. More prompts between refits (`every`, steps_per_iteration), more completions of each, or "
+                "prompts of which some are solved, help",
+                self.name,
+                why,
+                self.rule,
+                sum(self.seen.values()),
+                ", ".join(f"{count} are {what}" for what, count in self.seen.items()) or "there are none",
+            )
+        self.told = True
+
     def _scores(self, items: list[Item]) -> list[float]:
         texts = [
             (item["prompt"], item[key]) for item in items for key in ("completion", "chosen", "rejected") if key in item
@@ -110,7 +145,7 @@ class Refit:
     def save(self, folder: Path) -> None:
         """Write weights, optimiser state and samples into a checkpoint's folder."""
         save_learner(folder / WEIGHTS, self.updater.model.parameters, self.updater.optimizer)
-        record = {"replay": self.replay.state(), "fresh": self.fresh}
+        record = {"replay": self.replay.state(), "fresh": self.fresh, "seen": self.seen, "told": self.told}
         (folder / SAMPLES).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
@@ -120,7 +155,7 @@ class Refit:
         load_learner(folder / WEIGHTS, self.updater.model.parameters, self.updater.optimizer)
         record = json.loads((folder / SAMPLES).read_text(encoding="utf-8"))
         self.replay.restore(record["replay"])
-        self.fresh = record["fresh"]
+        self.fresh, self.seen, self.told = record["fresh"], record.get("seen", {}), record.get("told", False)
 
     def save_model(self, folder: Path) -> None:
         """Save the model as a transformers directory, which `cohort reward eval` and reward_funcs load."""

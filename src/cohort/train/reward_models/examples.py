@@ -20,7 +20,8 @@ class Example:
     """One unit of learning; the loop takes it in a group's place.
 
     Example((encoded,), (1.0,)): a text and its label; Example((chosen, rejected), (0.0,)): a pair and its margin;
-    Example((encoded,), (1.0, 0.0)): a text and the labels of its steps, or of its tokens, which are `encoded.ends`.
+    Example((encoded,), (1.0, 0.0)): a text and the labels of its steps, or of its tokens, which are `encoded.ends`. A
+    step that a limit cut off has no label, so that a text may have none.
     """
 
     texts: tuple[Encoded, ...]
@@ -96,7 +97,8 @@ def _process(rows: Sequence[Row], scorer: Scorer, config: ProcessRewardConfig) -
             f"{rows[0].source}: no completion of the {len(rows)} rows has more than one step: {what!r} ends none. "
             "Set step_separator (or step_pattern) to what ends a step in these completions"
         )
-    return [
-        Example((scorer.encode_steps(row.prompt, text, steps),), tuple(labels))
-        for row, (text, steps, labels) in zip(rows, labelled, strict=True)
-    ]
+    examples = []
+    for row, (text, steps, labels) in zip(rows, labelled, strict=True):
+        encoded = scorer.encode_steps(row.prompt, text, steps)
+        examples.append(Example((encoded,), tuple(labels[step] for step in encoded.steps)))
+    return examples

@@ -69,11 +69,11 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
         given, method = ("every token", "process_reward_model") if not of_steps else ("the text", "reward_model")
         raise UserError(f"model {name or type(model).__name__!r} scores {given}: train it with method: {method}")
     text_config = model.config.get_text_config()
-    if text_config.pad_token_id is None:
+    size = model.get_input_embeddings().num_embeddings
+    if text_config.pad_token_id is None or text_config.pad_token_id >= size:
         # transformers finds a text's last token by it; what learns and what scores, here or elsewhere, must agree.
-        text_config.pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
+        known = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None)
+        text_config.pad_token_id = next((token for token in known if token < size), None)
     if peft is None and (peft_config is not None or config.finetuning_type == "lora"):
         # By this type peft keeps the head whole, a token classifier's too.
         peft = add_lora(model, config, peft_config, task_type="SEQ_CLS")

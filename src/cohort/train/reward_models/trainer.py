@@ -15,9 +15,11 @@ from typing import Any
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.configured import log_equal, log_fitted
+from cohort.data.labels import step_labels
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
+from cohort.formulas.chance import like_chance
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
@@ -86,6 +88,7 @@ class RewardTrainer:
         self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
         self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
+        self.held_out_prompts = len({str(row.prompt) for row in held_out})
         self.held_out = self._fitting(self.updater.examples(held_out), held_out, "held-out rows") if held_out else []
         self._tell(kind)
         self.state = TrainerState()
@@ -102,13 +105,24 @@ class RewardTrainer:
 
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
-        out; so are pairs of equal texts."""
-        dropped = [self.args.truncation != "cut" and example.truncated for example in examples]
+        out; so are pairs of equal texts, and texts of whose steps none is left."""
+        cut = self.args.truncation == "cut"
+        dropped = [example.truncated and not (cut and example.targets) for example in examples]
         fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
         limit = self.reward_model.scorer.max_length or 2**31
         lengths = [limit + 1 if example.truncated else limit for example in examples]
         log_fitted(lengths, fitted, limit, "max_length", what)
         kept = [(example, row) for example, row in zip(fitted, rows, strict=True) if example is not None]
+        if isinstance(self.args, ProcessRewardConfig) and cut:
+            lost = [len(step_labels(row)) - len(each.targets) for each, row in zip(examples, rows, strict=True)]
+            if any(lost):
+                log.warning(
+                    "%d step labels in %d of %d %s stand at steps that max_length cuts off: they are left out",
+                    sum(lost),
+                    sum(n > 0 for n in lost),
+                    len(rows),
+                    what,
+                )
         if len(kept[0][0].texts) == 1:
             return [example for example, _ in kept]
         sides = [(example.texts[0].inputs, example.texts[1].inputs) for example, _ in kept]
@@ -150,8 +164,15 @@ class RewardTrainer:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
         self.loop.run()
         if self.held_out:
-            metrics = self.updater.measure(self.held_out)
+            metrics = self.updater.validate(self.held_out, self.held_out_prompts)
             self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in metrics.items()}
+            if complaint := like_chance(metrics):
+                log.warning(
+                    "the reward model is no better than chance on its %d held-out examples: %s. Rewards from it would "
+                    "be noise: more data, more passes, or another model; `cohort reward eval` shows more",
+                    len(self.held_out),
+                    complaint,
+                )
         self.save_model()
         if self.args.push_to_hub:
             self.push_to_hub()

@@ -139,20 +139,39 @@ class RewardUpdater:
         metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, longest, STARTS_AGAIN)
         return metrics
 
-    @torch.no_grad()
     def measure(self, examples: Sequence[Example]) -> dict[str, float]:
         """Loss, accuracy, and mean and standard deviation of the scores, without training."""
+        return self._measured(examples)[0]
+
+    def validate(self, examples: Sequence[Example], prompts: int) -> dict[str, float]:
+        """`measure` with what `formulas.chance.like_chance` reads beside it: of how many prompts the examples are, and
+        the share of the more frequent label, or how scores and values correlate."""
+        metrics, scores_T, targets_T = self._measured(examples)
+        validation = {**metrics, "samples": float(min(prompts, len(examples)))}
+        if self.kind == "mse":
+            both = torch.stack([scores_T, targets_T]).double()
+            validation["correlation"] = float(both.corrcoef()[0, 1].nan_to_num()) if len(scores_T) > 1 else 0.0
+        elif self.kind != "preference":
+            right = float((targets_T > 0.5).float().mean())
+            validation["majority"] = max(right, 1 - right)
+        return validation
+
+    @torch.no_grad()
+    def _measured(self, examples: Sequence[Example]) -> tuple[dict[str, float], Tensor, Tensor]:
+        """(metrics, scores, targets); scores and targets are in the same order, for pairs they are of two lengths."""
         training = self.model.model.training
         self.model.model.eval()
-        every, scores = [], []
+        every, scores, targets = [], [], list[float]()
         for micro in micro_batches(list(examples), self.token_budget):
             terms, scores_B = self._scored(micro)
             every.append(terms)
             scores.append(scores_B)
+            targets += [target for example in micro for target in example.targets]
         self.model.model.train(training)
-        scores_T = torch.cat(scores)
+        scores_T = torch.cat(scores).cpu()
         spread = float(scores_T.std(correction=0))
-        return {**_means(every), "score/mean": float(scores_T.mean()), "score/std": spread}
+        metrics = {**_means(every), "score/mean": float(scores_T.mean()), "score/std": spread}
+        return metrics, scores_T, torch.tensor(targets)
 
     def _terms(self, examples: list[Example]) -> UnitLosses:
         return self._scored(examples)[0]
