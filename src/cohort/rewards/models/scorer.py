@@ -20,6 +20,10 @@ class Encoded(NamedTuple):
     ends: list[int]
     """Indices of the tokens that get a score, such as the last token of each step; empty if the text gets one score."""
     truncated: bool = False
+    whole: int = 0
+    """Tokens before it was truncated."""
+    lost: int = 0
+    """Steps whose end was cut off: their scores are read at the nearest token left."""
 
     @property
     def length(self) -> int:
@@ -63,8 +67,8 @@ class Scorer:
             return Encoded(dict(ids), [])
         if self.pairs and not templated:
             cut = tokenizer(_plain(prompt), content(completion), truncation=True, max_length=limit)
-            return Encoded(dict(cut), [], True)
-        return Encoded({key: value[-limit:] for key, value in ids.items()}, [], True)
+            return Encoded(dict(cut), [], True, len(ids["input_ids"]))
+        return Encoded({key: value[-limit:] for key, value in ids.items()}, [], True, len(ids["input_ids"]))
 
     def encode_tokens(self, prompt: Text, completion: Text) -> Encoded:
         """A text whose completion has a score at every token, the text's own score last. Raises UserError for a model
@@ -85,29 +89,39 @@ class Scorer:
         text. The text is what a policy writes: the prompt's template, then the completion, then the end token. What
         is too long loses its beginning, as in `encode`; steps that this cuts off end at the nearest token left."""
         text = content(completion)
-        inputs, starts, cut = self._written(prompt, text)
+        inputs, starts, whole, left = self._written(prompt, text)
         characters = [character for _, character in starts]
         last = len(inputs["input_ids"]) - 1
-        ends = []
-        for end in step_ends(text, steps)[:-1]:
+        ends, text_ends = list[int](), step_ends(text, steps)
+        for end in text_ends[:-1]:
             # The last token that begins before the step's end holds the step's last character.
             place = bisect.bisect_left(characters, end) - 1
             ends.append(starts[place][0] if place >= 0 else 0)
         over = 0 if self.max_length is None else max(0, last + 1 - self.max_length)
         kept = {key: value[over:] for key, value in inputs.items()}
-        return Encoded(kept, [max(0, end - over) for end in (*ends, last)], cut or over > 0)
+        lost = sum(end < over for end in ends)
+        if left is not None:
+            lost = sum(len(text[:end].rstrip()) > left for end in text_ends)
+        truncated = self.max_length is not None and whole > self.max_length
+        return Encoded(kept, [max(0, end - over) for end in (*ends, last)], truncated, whole * truncated, lost)
 
-    def _written(self, prompt: Text, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], bool]:
-        """(the tokenizer's inputs, (token, character it begins at) of the completion's tokens, whether it was cut)."""
+    def _written(self, prompt: Text, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], int, int | None]:
+        """(the tokenizer's inputs, (token, character it begins at) of the completion's tokens, tokens before the end
+        was cut off, characters of the text that this has left, or None)."""
         tokenizer = self.tokenizer
         templated = not isinstance(prompt, str) and tokenizer.chat_template
         if self.pairs and not templated:
             limit = self.max_length
-            cut = {"truncation": limit is not None, "max_length": limit}
-            encoding = tokenizer(_plain(prompt), text, return_offsets_mapping=True, **cut)
+            encoding = tokenizer(_plain(prompt), text, return_offsets_mapping=True)
+            whole = len(encoding["input_ids"])
+            cut = limit is not None and whole > limit
+            if cut:
+                options = {"truncation": True, "max_length": limit}
+                encoding = tokenizer(_plain(prompt), text, return_offsets_mapping=True, **options)
             spans, parts = encoding.pop("offset_mapping"), encoding.sequence_ids()
-            starts = [(i, span[0]) for i, span in enumerate(spans) if parts[i] == 1]
-            return dict(encoding), starts, limit is not None and len(spans) == limit
+            of_text = [(i, span) for i, span in enumerate(spans) if parts[i] == 1]
+            left = max((span[1] for _, span in of_text), default=0) if cut else None
+            return dict(encoding), [(i, span[0]) for i, span in of_text], whole, left
         if templated and not isinstance(prompt, str):
             opened = prompt[-1].get("role") == "assistant"
             ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
@@ -119,7 +133,8 @@ class Scorer:
         spans = encoding.pop("offset_mapping")
         starts = [(i, span[0] - len(before)) for i, span in enumerate(spans) if span[1] > len(before)]
         end = {"input_ids": tokenizer.eos_token_id or 0, "attention_mask": 1}
-        return {key: [*value, end.get(key, 0)] for key, value in encoding.items()}, starts, False
+        inputs = {key: [*value, end.get(key, 0)] for key, value in encoding.items()}
+        return inputs, starts, len(inputs["input_ids"]), None
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
         """One padded forward pass: float32 logits [B] of B texts, or of the `ends` of all texts in order."""
