@@ -12,9 +12,6 @@ from cohort.types import UserError
 
 app = typer.Typer(help="Inspect data: the tokens that are trained on, lengths, invalid rows.", no_args_is_help=True)
 
-MAX_PROBLEMS = 20
-"""Problems that are printed; the others are counted."""
-
 
 @app.command()
 def show(
@@ -63,7 +60,8 @@ def check(
     needs: Annotated[str, typer.Option(help="Columns that each row must have, such as completion or answer.")] = "",
     dataset_dir: Annotated[Path | None, typer.Option(help="Folder with a dataset_info.json.")] = None,
 ) -> None:
-    """Validate a file row by row; exits with 2 if a row is invalid."""
+    """Validate a file row by row, and tell what it can be used for; exits with 2 if a row is invalid."""
+    from cohort.cli.checking import check_lines, uses_with_rewards
     from cohort.data.check import check_file
     from cohort.data.dataset_info import find_entries
 
@@ -72,17 +70,8 @@ def check(
         entry = find_entries(str(file), str(dataset_dir))[0]
         file = Path(entry.source)
     mapped = parse_pairs(columns, "--columns", "prompt=question")
-    result = check_file(file, mapped, tuple(split_names(needs)), entry)
-    for problem in result.problems[:MAX_PROBLEMS]:
-        typer.echo(f"wrong: {problem}")
-    if len(result.problems) > MAX_PROBLEMS:
-        typer.echo(f"and {len(result.problems) - MAX_PROBLEMS} more")
-    good = result.rows - len(result.problems)
-    typer.echo(f"{file}: {result.rows} rows, {good} good, {len(result.problems)} wrong")
-    typer.echo("prompts: " + (", ".join(f"{count} {kind}" for kind, count in result.kinds.items()) or "none"))
-    if result.repeated:
-        typer.echo(f"{result.repeated} rows repeat an earlier prompt")
-    for name, count in result.columns.items():
-        typer.echo(f"column {name}: in {count} of {good} rows")
+    result = check_file(file, mapped, tuple(split_names(needs)), entry, uses_with_rewards())
+    for line in check_lines(str(file), result):
+        typer.echo(line)
     if result.problems or not result.rows:
         raise UserError(f"{file}: {len(result.problems)} of {result.rows} rows cannot be used")
