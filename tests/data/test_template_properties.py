@@ -109,7 +109,7 @@ def rendered_answer(name: str, message: Message, opened: bool) -> str:
     if name == "opens a thought" and not opened:
         content = content.split(THINK, 1)[-1].lstrip("\n") if content.lstrip().startswith(THINK) else content
     lead = "" if opened else LEADS.get(name, "")
-    if name == "puts a thought" and "</think>" not in content:
+    if name == "puts a thought" and "</think>" not in content and not opened:
         lead = NO_THOUGHT
     calls = "<tool_call>f</tool_call>" * len(message.get("tool_calls") or [])
     return f"{lead}{content}{calls}"
@@ -170,7 +170,7 @@ def test_any_conversation_is_trained_on_as_it_stands_or_told(
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, **QUIET)
+@settings(max_examples=3_000, **QUIET)
 @ANY
 def test_any_conversation_is_trained_on_as_it_stands_or_told_often(
     caplog: pytest.LogCaptureFixture, case: tuple[str, list[Message], int, str], last_only: bool

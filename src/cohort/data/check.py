@@ -168,15 +168,20 @@ def _completion(row: Row) -> str | None:
     return "the prompt is messages and the completion plain text" if mixed else None
 
 
+ALIKE = "chosen and rejected are the same"
+
+
 def _pair(row: Row) -> str | None:
     if not has_pair(row):
         return "no chosen and rejected"
     pair(in_turns(row))  # as a plain prompt is read where there is a chat template
-    return "chosen and rejected are the same" if row.columns["chosen"] == row.columns["rejected"] else _prompt(row)
+    return ALIKE if row.columns["chosen"] == row.columns["rejected"] else _prompt(row)
 
 
 def _reward(row: Row) -> str | None:
     if has_pair(row):
+        if row.columns["chosen"] == row.columns["rejected"]:
+            return ALIKE
         sides(in_turns(row))
     elif row.completion is None or row.columns.get("label") is None:
         return "no pair, and no completion with a label"
