@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import replace
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 from cohort.config import TrainingConfig
 from cohort.data.chat_templates import use_template
 from cohort.data.messages import in_turns
-from cohort.types import Message, Row, Text, UserError, joined
+from cohort.data.rendering import ending, render, rendered, template_kwargs
+from cohort.types import Row, Text, UserError, joined
 
 log = logging.getLogger("cohort")
 
@@ -64,14 +64,8 @@ def encode_prompt(tokenizer: Any, row: Row, chat_template_kwargs: dict[str, Any]
     """
     if isinstance(row.prompt, str):
         return _plain_ids(tokenizer, row.prompt)
-    options = {**_ending(row.prompt), **_template_kwargs(row, chat_template_kwargs)}
-    return _render(tokenizer, row.prompt, row, options)
-
-
-def _ending(prompt: list[Message]) -> dict[str, bool]:
-    """How the template ends a prompt: by opening the assistant's turn, or by leaving a last one open."""
-    opened = prompt[-1].get("role") == "assistant"
-    return {"continue_final_message": True} if opened else {"add_generation_prompt": True}
+    options = {**ending(row.prompt), **template_kwargs(row, chat_template_kwargs)}
+    return render(tokenizer, row.prompt, row, options)
 
 
 class Demonstration(NamedTuple):
@@ -150,7 +144,7 @@ def encode_demonstration(tokenizer: Any, row: Row, chat_template_kwargs: dict[st
         kinds = ["plain text" if isinstance(text, str) else "chat messages" for text in (row.prompt, row.completion)]
         raise UserError(f"{row.source}: the prompt is {kinds[0]} and its completion {kinds[1]}: make both the same")
     else:
-        completion = _behind(tokenizer, row, prompt, _template_kwargs(row, chat_template_kwargs))
+        completion = _behind(tokenizer, row, prompt, template_kwargs(row, chat_template_kwargs))
     return Demonstration(prompt, [*completion, tokenizer.eos_token_id])
 
 
@@ -162,7 +156,7 @@ def _behind(tokenizer: Any, row: Row, prompt: list[int], options: dict[str, Any]
     """
     assert isinstance(row.prompt, list) and isinstance(row.completion, list)
     messages = joined(row.prompt, row.completion)
-    whole = _render(tokenizer, messages, row, options)
+    whole = render(tokenizer, messages, row, options)
     if whole[: len(prompt)] == prompt:
         completion = whole[len(prompt) :]
     else:
@@ -175,8 +169,8 @@ def _behind(tokenizer: Any, row: Row, prompt: list[int], options: dict[str, Any]
 def _text_behind(tokenizer: Any, row: Row, options: dict[str, Any]) -> str:
     """What the template renders behind the prompt."""
     assert isinstance(row.prompt, list) and isinstance(row.completion, list)
-    before = _rendered(tokenizer, row.prompt, row, {**_ending(row.prompt), **options}, tokenize=False)
-    whole = _rendered(tokenizer, joined(row.prompt, row.completion), row, options, tokenize=False)
+    before = rendered(tokenizer, row.prompt, row, {**ending(row.prompt), **options}, tokenize=False)
+    whole = rendered(tokenizer, joined(row.prompt, row.completion), row, options, tokenize=False)
     if not whole.startswith(before):
         raise UserError(
             f"{row.source}: the chat template renders this prompt differently once its answer follows, so the "
@@ -214,16 +208,16 @@ def _as_written(
         if tokenizer.decode(own) not in tokenizer.decode(completion):
             log_once(row.source, TRIMMED, logging.INFO)
         return completion
-    rendered, calls = _text_behind(tokenizer, row, options), bool(row.completion[0].get("tool_calls"))
+    text, calls = _text_behind(tokenizer, row, options), bool(row.completion[0].get("tool_calls"))
     for said in (content, content.strip()):
-        if said in rendered:  # it quotes the end token, and what the template puts around the answer stays
-            before, _, after = rendered.partition(said)
+        if said in text:  # it quotes the end token, and what the template puts around the answer stays
+            before, _, after = text.partition(said)
             return _ids(tokenizer, before + said + _calls(after, tokenizer) * calls, split_special_tokens=True)
     log_once(row.source, LEFT_OUT)
     if not calls:
         return own
     tail = content.rpartition("</think>")[2].strip()
-    after = rendered[rendered.rfind(tail) + len(tail) :] if tail in rendered else rendered
+    after = text[text.rfind(tail) + len(tail) :] if tail in text else text
     return [*own, *_ids(tokenizer, _calls(after, tokenizer))]
 
 
@@ -282,43 +276,6 @@ def _continuation(tokenizer: Any, prompt: str, prompt_ids: list[int], completion
     if on_new_line[: len(line)] == line:
         return on_new_line[len(line) :]
     return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-
-
-def _template_kwargs(row: Row, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """The run's arguments for the chat template, with the row's own and its tools."""
-    own, tools = row.columns.get("chat_template_kwargs") or {}, row.columns.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{row.source}: `tools` is text that is not JSON ({error.msg}): {tools[:80]!r}") from None
-    if not isinstance(own, dict):
-        raise UserError(f"{row.source}: `chat_template_kwargs` is {str(own)[:60]!r}; it must be an object")
-    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise UserError(f"{row.source}: `tools` is {str(tools)[:60]!r}; it must be a list of JSON schemas")
-    return {**(kwargs or {}), **own, **({"tools": tools} if tools else {})}
-
-
-def _render(tokenizer: Any, messages: list[Message], row: Row, options: dict[str, Any]) -> list[int]:
-    """Token ids of messages in the chat template."""
-    return list(_rendered(tokenizer, messages, row, {"return_dict": True, **options}, tokenize=True)["input_ids"])
-
-
-def _rendered(tokenizer: Any, messages: list[Message], row: Row, options: dict[str, Any], tokenize: bool) -> Any:
-    """What the template makes of messages. Raises UserError where there is none, or it refuses them."""
-    from jinja2 import TemplateError
-
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            "the prompts are chat messages, but the tokenizer has no chat template: use an instruct model's, name one "
-            "(template: qwen, llama3, chatml, ...), set tokenizer.chat_template, or give plain text prompts"
-        )
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=tokenize, **options)
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        where = f"{row.source}: " if row.source else ""
-        raise UserError(f"{where}the chat template refuses a conversation of roles {roles}: {error}") from None
 
 
 def as_completion(prompt: Text, text: str) -> Text:
