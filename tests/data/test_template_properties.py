@@ -170,7 +170,7 @@ def test_any_conversation_is_trained_on_as_it_stands_or_told(
 
 
 @pytest.mark.slow
-@settings(max_examples=3_000, **QUIET)
+@settings(max_examples=10_000, **QUIET)
 @ANY
 def test_any_conversation_is_trained_on_as_it_stands_or_told_often(
     caplog: pytest.LogCaptureFixture, case: tuple[str, list[Message], int, str], last_only: bool

@@ -211,6 +211,8 @@ def _as_written(
     text, calls = _text_behind(tokenizer, row, options), bool(row.completion[0].get("tool_calls"))
     for said in (content, content.strip()):
         if said in text:  # it quotes the end token, and what the template puts around the answer stays
+            if said != content:
+                log_once(row.source, TRIMMED, logging.INFO)
             before, _, after = text.partition(said)
             return _ids(tokenizer, before + said + _calls(after, tokenizer) * calls, split_special_tokens=True)
     log_once(row.source, LEFT_OUT)
