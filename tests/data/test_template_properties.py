@@ -177,3 +177,62 @@ def test_any_conversation_is_trained_on_as_it_stands_or_told_often(
 ) -> None:
     caplog.set_level(logging.INFO, logger="cohort")
     round_trip(case, last_only, caplog)
+
+
+USER = {"role": "user", "content": "ab"}
+CALL = {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+
+
+def answer(content: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def test_an_answer_that_begins_with_a_line_break_has_its_own_tokens() -> None:
+    """The tokenizer joins two line breaks, of which the first ends the prompt."""
+    tokenizer = tokenizer_of("chatml")
+    (row,) = load_rows([{"messages": [USER, answer("\nab")]}])
+    (each,) = encode_demonstrations(tokenizer, row)
+    assert each.prompt == encode_prompt(tokenizer, row)
+    assert tokenizer.convert_ids_to_tokens(each.completion) == ["\u010a", "ab", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("calls", "a<|im_end|>b", "a<|im_end|>b<tool_call>f</tool_call><|im_end|>"),
+        ("strips all thoughts", "<think>a</think>b", "<think>a</think>b<tool_call>f</tool_call><|im_end|>"),
+        ("strips all thoughts", "<think>a</think>", "<think>a</think><tool_call>f</tool_call><|im_end|>"),
+    ],
+)
+def test_tool_calls_stay_beside_a_text_that_is_not_trained_on_as_rendered(name: str, content: str, said: str) -> None:
+    tokenizer = tokenizer_of(name)
+    (row,) = load_rows([{"messages": [USER, answer(content, **CALL)]}])
+    (each,) = encode_demonstrations(tokenizer, row)
+    assert trained(tokenizer, each) == said and each.completion.count(tokenizer.eos_token_id) == 1
+
+
+def test_what_a_template_puts_before_an_answer_stays_where_it_quotes_the_end_token() -> None:
+    tokenizer = tokenizer_of("mistral")
+    (row,) = load_rows([{"messages": [USER, answer("a<|end|>b")]}])
+    assert trained(tokenizer, encode_demonstrations(tokenizer, row)[0]) == " a<|end|>b<|end|>"
+
+
+def test_an_answer_that_continues_the_prompt_is_trained_on_before_further_turns() -> None:
+    tokenizer = tokenizer_of("chatml")
+    (row,) = load_rows([{"prompt": [USER, answer("2")], "completion": [answer("a"), USER, answer("b")]}])
+    (each,) = encode_demonstrations(tokenizer, row)
+    assert tokenizer.decode(each.prompt).endswith("assistant\n2")
+    assert trained(tokenizer, each) == "a<|im_end|>b<|im_end|>"
+
+
+def test_what_a_template_does_to_answers_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="cohort")
+    templates._TOLD.clear()
+    for name, content in (("strips all thoughts", "<think>a</think>b"), ("trims", " a"), ("opens a thought", "a")):
+        for row in load_rows([{"messages": [USER, answer(content)]}] * 3):
+            encode_demonstrations(tokenizer_of(name), row)
+    assert [(record.levelname, record.message.split(",")[0]) for record in caplog.records] == [
+        ("WARNING", "row 1: the chat template leaves out a part of this answer (its thoughts"),
+        ("INFO", "row 1: the chat template changes white space of this answer"),
+        ("WARNING", "row 1: the chat template opens a thought (<think>) before this answer"),
+    ]

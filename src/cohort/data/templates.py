@@ -219,7 +219,7 @@ def _as_written(
     if not calls:
         return own
     tail = content.rpartition("</think>")[2].strip()
-    after = text[text.rfind(tail) + len(tail) :] if tail in text else text
+    after = text[text.rfind(tail) + len(tail) :] if tail and tail in text else text
     return [*own, *_ids(tokenizer, _calls(after, tokenizer))]
 
 
