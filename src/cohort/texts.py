@@ -31,6 +31,16 @@ def opened_thoughts(prompt: str) -> str | None:
     return next((opening for opening, _ in MARKS if end.endswith(opening)), None)
 
 
+def closing_of(opening: str) -> str:
+    """The mark that closes what `opening`, one of MARKS, opens."""
+    return dict(MARKS)[opening]
+
+
+def behind_thoughts(text: str) -> str:
+    """What stands behind the last closing mark; the whole text where there is none."""
+    return text[max((text.rfind(mark) + len(mark) for _, mark in MARKS if mark in text), default=0) :]
+
+
 def as_integer(value: Any) -> int | None:
     """The integer that a value is: 2 for 2, 2.0, "2" and "2.0"; None for other values, also for true and false."""
     value = value.item() if hasattr(value, "item") else value

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 from cohort.cli.app import app
 from cohort.config import GRPOConfig, SFTConfig
 from cohort.data.chains import build_tokenizer
-from cohort.data.inspect import check_file, histogram, inspect_rows, quantiles
+from cohort.data.check import check_file
+from cohort.data.inspect import histogram, inspect_demonstrations, inspect_prompts, quantiles
 from cohort.data.rows import load_rows
 from helpers import small_model
 
@@ -49,9 +50,10 @@ def test_show_prints_what_is_trained_on(folder: Path) -> None:
     assert "completion, 2 tokens, trained on\n7|<|im_end|>|\n" in done.output
     assert "column level: '0'" in done.output
     places = "rows.jsonl row 4 (13), rows.jsonl row 5 (19)"
-    assert f"2 of 5 rows dropped: over 12 tokens (the model's positions): {places}\n" in done.output
-    assert "0 of 5 rows cut" in done.output
-    assert "5 rows to train on, 0 held out; method sft" in done.output
+    assert (
+        "method sft\ntraining data\n  rows read    5\n  trained on   3  demonstrations\n  cut          0\n"
+        f"  dropped      2  over 12 tokens (the model's positions): {places}\nno held-out data\n"
+    ) in done.output
 
 
 def test_show_for_grpo_cuts_and_counts(folder: Path) -> None:
@@ -60,9 +62,10 @@ def test_show_for_grpo_cuts_and_counts(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "completion, sampled, up to 9 tokens, trained on" in done.output
     assert "(8)|" in done.output or "(9)|" in done.output  # ids of the digits beside their text
-    assert "4 rows to train on, 1 held out; method grpo" in done.output
+    assert "held-out data\n  rows read    1\n  evaluated on 1  prompts\n  cut          0\n" in done.output
+    assert "no held-out row repeats the prompt of a training row" in done.output
     places = ", ".join(f"rows.jsonl row {i} ({n})" for i, n in ((2, 4), (3, 6), (4, 8), (5, 14)))
-    assert f"4 of 4 rows cut: over 3 tokens (max_prompt_length): {places}\n" in done.output
+    assert f"trained on   4  prompts\n  cut          4  over 3 tokens (max_prompt_length): {places}\n" in done.output
     assert "Lengths in tokens" in done.output and "#" * 40 in done.output
 
 
@@ -73,17 +76,21 @@ def test_plain_prompts_are_shown_as_the_user_turns_that_they_become(folder: Path
     assert "prompt, 5 tokens, no loss\n<|user|>|1|=|<|im_end|>|<|assistant|>|\n" in done.output
 
 
-def test_show_is_what_the_trainer_uses(folder: Path) -> None:
+def test_rows_are_fitted_as_the_trainer_does(folder: Path) -> None:
     tokenizer, rows = build_tokenizer(), load_rows(str(folder / "rows.jsonl"))
-    found = inspect_rows(rows, tokenizer, SFTConfig(max_length=6, truncation="cut"), 12, sampled=False)
+    found = inspect_demonstrations(rows, tokenizer, SFTConfig(max_length=6, truncation="cut"), 12)
     assert [row.fate for row in found.rows] == ["kept", "kept", "dropped", "dropped", "dropped"]
-    assert found.rows[1].fitted == (tokenizer("1+1=")["input_ids"], [*tokenizer("7")["input_ids"], 1])
-    shorter = inspect_rows(rows, tokenizer, SFTConfig(max_length=5, truncation="cut"), 12, sampled=False)
-    assert shorter.rows[1].fitted == (tokenizer("1+1=")["input_ids"], tokenizer("7")["input_ids"])
-    assert (found.limit, found.limited_by) == (6, "max_length")
-    prompts = inspect_rows(rows, tokenizer, GRPOConfig(), 12, sampled=True)
+    assert [list(part.tokens) for part in found.rows[1].parts] == [
+        tokenizer("1+1=")["input_ids"], [*tokenizer("7")["input_ids"], 1]
+    ]  # fmt: skip
+    assert found.rows[2].reason == "over 6 tokens (max_length), which leaves no token to train on"
+    shorter = inspect_demonstrations(rows, tokenizer, SFTConfig(max_length=5, truncation="cut"), 12)
+    assert [(part.use, list(part.tokens)) for part in shorter.rows[1].parts[1:]] == [
+        ("trained on", tokenizer("7")["input_ids"]), ("cut off", [1])
+    ]  # fmt: skip
+    prompts = inspect_prompts(rows, tokenizer, GRPOConfig(), 12)
     assert [row.fate for row in prompts.rows] == ["kept"] * 4 + ["dropped"]
-    assert (prompts.limit, prompts.limited_by) == (11, "the model's positions")
+    assert prompts.rows[4].reason == "over 11 tokens (the model's positions)"
 
 
 def test_lengths_by_hand() -> None:

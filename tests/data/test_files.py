@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cohort import GRPOConfig, GRPOTrainer, RewardConfig
+from cohort.data.check import check_file
 from cohort.data.dataset_info import entry_rows, find_entries
-from cohort.data.inspect import check_file
 from cohort.data.labels import label
 from cohort.data.rows import load_rows
 from cohort.train.reward_models.trainer import RewardTrainer

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cohort import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from cohort.config import METHOD_CONFIGS, read_run
+from cohort.data import templates
 from cohort.data.preferences import pair
 from cohort.data.rows import load_rows
 from cohort.data.templates import (
@@ -24,7 +25,6 @@ from cohort.data.templates import (
     encode_demonstrations,
     encode_prompt,
     for_template,
-    log_once,
 )
 from cohort.evaluation.generate import Generator
 from cohort.train.trainer import Trainer
@@ -304,7 +304,7 @@ THOUGHTLESS = (
 
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_thoughts_that_a_template_leaves_out_are_trained_on(everywhere: bool, caplog: pytest.LogCaptureFixture) -> None:
-    log_once.cache_clear()
+    templates._TOLD.clear()
     tokenizer = build_tokenizer()
     tokenizer.chat_template = THOUGHTLESS
     talk = [

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from cohort.rewards import Rewards, resolve, reward
+from cohort.rewards.models.scorer import Scorer
 from cohort.types import UserError
 from helpers import SHAPE, byte_tokenizer, classifier, saved, token_classifier
 
@@ -182,3 +183,12 @@ def test_pickled_weights_are_read_only_when_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"could not be loaded: .*safetensors.*allow_pickle: true"):
         resolve(path)
     assert resolve({"model": path, "allow_pickle": True})[1](CHATS, REPLIES) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "truncated", "lost"), [(8, False, 0), (7, True, 1), (None, False, 0)])
+def test_a_pair_of_texts_that_fits_exactly_is_not_cut(limit: int | None, truncated: bool, lost: int) -> None:
+    """<cls> a b <sep>, three characters and <sep> are 8 tokens; with 7 the last step's text is cut off."""
+    scorer = Scorer(token_classifier("Bert"), byte_tokenizer(bert=True, template=False), limit)
+    found = scorer.encode_steps("ab", "c\nd", ["c", "d"])
+    assert (found.truncated, found.lost, found.whole) == (truncated, lost, 8 * truncated)
+    assert found.length == 8 - truncated

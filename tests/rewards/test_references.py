@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cohort import GRPOConfig
 from cohort.data.chains import build_tokenizer
-from cohort.data.inspect import check_file
+from cohort.data.check import check_file
 from cohort.data.rows import load_rows
 from cohort.rewards import accuracy, correctness, facts
 from cohort.rewards.check.preflight import preflight

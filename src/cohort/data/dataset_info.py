@@ -175,11 +175,11 @@ def entry_row(record: Any, entry: Entry, where: str) -> Row:
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}")
     record = plain_record(record, where)
-    formatting = entry.formatting or _guess_format(record)
+    formatting = entry.formatting or guess_format(record)
     return _alpaca(record, entry, where) if formatting == "alpaca" else _sharegpt(record, entry, where, formatting)
 
 
-def _guess_format(record: dict[str, Any]) -> str:
+def guess_format(record: dict[str, Any]) -> str:
     if "messages" in record:
         return "openai"
     return "sharegpt" if "conversations" in record else "alpaca"

@@ -6,6 +6,7 @@ Each form is recognised by its own columns; a record without them is unchanged. 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from cohort.types import Message, UserError
@@ -21,13 +22,6 @@ FIRST_STEP = "Step 1:"
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _SIDES = (("response_A", "response_B"), ("response_a", "response_b"), ("response_0", "response_1"))
 _WINNERS = ("preference", "preferred", "winner", "better_response_id")
-
-
-def in_columns(record: Record, where: str) -> Record:
-    """The record with the columns of a row. Raises UserError for one of a known form that does not hold what it has."""
-    for form in (_two_responses, _human_assistant, _common_prompt, _first_error, _rated_steps, _marked_steps, _text):
-        record = form(record, where)
-    return record
 
 
 def _two_responses(record: Record, where: str) -> Record:
@@ -164,3 +158,49 @@ def _text(record: Record, where: str) -> Record:
     if not isinstance(record.get("text"), str) or any(name in record for name in (*PROMPTS, "completion")):
         return record
     return {**record, "prompt": "", "completion": record["text"]}
+
+
+FORMS: dict[str, Callable[[Record, str], Record]] = {
+    "two responses": _two_responses,
+    "HH-RLHF": _human_assistant,
+    "preferences, two conversations": _common_prompt,
+    "ProcessBench": _first_error,
+    "PRM800K": _rated_steps,
+    "Math-Shepherd": _marked_steps,
+    "text alone": _text,
+}
+"""Name of a form -> the function from its records to records with the columns of a row. Each leaves a record of another
+form as it is."""
+
+
+def in_columns(record: Record, where: str) -> Record:
+    """The record with the columns of a row. Raises UserError for one of a known form that does not hold what it has."""
+    for form in FORMS.values():
+        record = form(record, where)
+    return record
+
+
+def form_of(record: Record, where: str) -> str:
+    """The form that a record is read as, by its columns; of FORMS, the first that changes it."""
+    changed = next((name for name, form in FORMS.items() if form(record, where) is not record), None)
+    if changed is not None:
+        return changed
+    name = next((name for name in PROMPTS if record.get(name) is not None), "")
+    has = {key for key, value in record.items() if value is not None}
+    if name in ("messages", "conversations"):
+        turns = record[name]
+        first = turns[0] if isinstance(turns, list) and turns else None
+        return "ShareGPT" if isinstance(first, dict) and "from" in first else "conversations"
+    for form, columns in _BY_COLUMNS.items():
+        if columns <= has:
+            return form
+    truth = record.get("reward_model")
+    return "verl" if isinstance(truth, dict) and "ground_truth" in truth else "prompts"
+
+
+_BY_COLUMNS = {
+    "preferences": {"chosen", "rejected"},
+    "labelled steps": {"labels"},
+    "labelled": {"completion", "label"},
+    "demonstrations": {"completion"},
+}

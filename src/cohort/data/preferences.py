@@ -1,11 +1,14 @@
-"""Preference rows: a prompt with a chosen and a rejected completion, as plain text or chat messages."""
+"""Preference rows: a prompt with a chosen and a rejected completion, as text or messages, and as token ids."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+from cohort.config import TrainingConfig
+from cohort.data.configured import fit_demonstration
 from cohort.data.messages import checked_text
+from cohort.data.templates import Demonstration, encode_demonstration
 from cohort.types import Row, UserError
 
 
@@ -29,6 +32,21 @@ def pair(row: Row) -> tuple[Row, Row]:
     """(row with the chosen completion, row with the rejected one). Raises UserError for a completion that is neither
     text nor messages."""
     return _with_completion(row, "chosen"), _with_completion(row, "rejected")
+
+
+def encode_pair(tokenizer: Any, row: Row, config: TrainingConfig) -> list[Demonstration]:
+    """The chosen and the rejected completion, each behind the prompt. Raises UserError as encode_demonstration does,
+    and for a prompt without tokens."""
+    both = [encode_demonstration(tokenizer, each, config.chat_template_kwargs) for each in pair(row)]
+    if both[0].prompt != both[1].prompt:  # without a prompt, each begins with the first token of its completion
+        raise UserError(f"{row.source}: the prompt of this pair has no tokens; give it some text")
+    return both
+
+
+def fit_pair(both: list[Demonstration], limit: int, truncation: str) -> list[Demonstration] | None:
+    """The pair within `limit` tokens: each side as fit_demonstration cuts it, or None if a side is dropped."""
+    fitted = [each for side in both if (each := fit_demonstration(side, limit, truncation)) is not None]
+    return fitted if len(fitted) == len(both) else None
 
 
 def _with_completion(row: Row, column: str) -> Row:

@@ -166,11 +166,7 @@ def _from_reasoning_gym(task: str, kwargs: dict[str, Any]) -> Records:
 
 def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: str | None) -> Row:
     """A record as a row; `columns` maps our column to the record's. Raises UserError for an invalid record."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
-    record = plain_record(record, where)
-    mapped = {**record, **{ours: _found(record, ours, theirs, where) for ours, theirs in columns.items()}}
-    mapped = in_columns(mapped, where)
+    mapped = in_columns(mapped_record(record, where, columns), where)
     name = next((name for name in PROMPTS if mapped.get(name) is not None), None)
     if name is None and (null := next((name for name in PROMPTS if name in mapped), None)) is not None:
         raise UserError(f"{where}: `{null}` is null or NaN: give it some text, or leave the row out")
@@ -184,6 +180,15 @@ def make_row(record: Any, where: str, columns: dict[str, str], system_prompt: st
     row = Row(prompt, completion, others, where, name in CONVERSATIONS)
     plain = isinstance(prompt, str) and (system_prompt is None or not prompt)
     return row if plain else in_turns(row, system_prompt or "")
+
+
+def mapped_record(record: Any, where: str, columns: dict[str, str]) -> dict[str, Any]:
+    """The record with its values as JSON has them, and `columns` beside its own. Raises UserError for one that is no
+    object, or lacks a column that is mapped."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected an object with columns, found {type(record).__name__}: {str(record)[:80]}")
+    record = plain_record(record, where)
+    return {**record, **{ours: _found(record, ours, theirs, where) for ours, theirs in columns.items()}}
 
 
 def _found(record: dict[str, Any], ours: str, theirs: str, where: str) -> Any:

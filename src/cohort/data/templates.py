@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
-from functools import cache
 from typing import Any, NamedTuple
 
 from cohort.config import TrainingConfig
 from cohort.data.chat_templates import use_template
 from cohort.data.messages import in_turns
-from cohort.texts import opened_thoughts
-from cohort.types import Message, Row, Text, UserError, joined
+from cohort.data.rendering import ending, render, rendered, template_kwargs
+from cohort.texts import behind_thoughts, closing_of, opened_thoughts
+from cohort.types import Row, Text, UserError, joined
 
 log = logging.getLogger("cohort")
 
@@ -65,9 +64,8 @@ def encode_prompt(tokenizer: Any, row: Row, chat_template_kwargs: dict[str, Any]
     """
     if isinstance(row.prompt, str):
         return _plain_ids(tokenizer, row.prompt)
-    opened = row.prompt[-1].get("role") == "assistant"
-    ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
-    return _render(tokenizer, row.prompt, row, {**ending, **_template_kwargs(row, chat_template_kwargs)})
+    options = {**ending(row.prompt), **template_kwargs(row, chat_template_kwargs)}
+    return render(tokenizer, row.prompt, row, options)
 
 
 class Demonstration(NamedTuple):
@@ -97,11 +95,12 @@ def encode_demonstrations(
         return [encode_demonstration(tokenizer, row, chat_template_kwargs)]
     messages = joined(row.prompt, row.completion)
     answers = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
+    parts = [(messages[:i], [messages[i]]) for i in answers]
+    if len(messages) < len(row.prompt) + len(row.completion) and first == len(row.prompt):
+        parts.insert(0, (row.prompt, row.completion[:1]))  # it continues the prompt's last turn
     turns = [
-        encode_demonstration(
-            tokenizer, replace(row, prompt=messages[:i], completion=[messages[i]]), chat_template_kwargs
-        )
-        for i in answers
+        encode_demonstration(tokenizer, replace(row, prompt=before, completion=answer), chat_template_kwargs)
+        for before, answer in parts
     ]
     prompt, completion, trained = turns[0].prompt, list[int](), list[bool]()
     for turn in turns:
@@ -145,40 +144,89 @@ def encode_demonstration(tokenizer: Any, row: Row, chat_template_kwargs: dict[st
         kinds = ["plain text" if isinstance(text, str) else "chat messages" for text in (row.prompt, row.completion)]
         raise UserError(f"{row.source}: the prompt is {kinds[0]} and its completion {kinds[1]}: make both the same")
     else:
-        messages = joined(row.prompt, row.completion)
-        whole = _render(tokenizer, messages, row, _template_kwargs(row, chat_template_kwargs))
-        if whole[: len(prompt)] != prompt:
-            raise UserError(
-                f"{row.source}: the chat template renders this prompt differently once its answer follows, so the "
-                "answer's tokens cannot be told apart; use another chat template"
-            )
-        completion = whole[len(prompt) :]
-        if tokenizer.eos_token_id in completion:  # a template can add text after it, such as a line break
-            completion = completion[: -1 - completion[::-1].index(tokenizer.eos_token_id)]
-        if len(row.completion) == 1:
-            completion = _as_written(tokenizer, row, prompt, completion)
+        completion = _behind(tokenizer, row, prompt, template_kwargs(row, chat_template_kwargs))
     return Demonstration(prompt, [*completion, tokenizer.eos_token_id])
 
 
-def _as_written(tokenizer: Any, row: Row, prompt: list[int], completion: list[int]) -> list[int]:
+def _behind(tokenizer: Any, row: Row, prompt: list[int], options: dict[str, Any]) -> list[int]:
+    """Token ids of an answer as the template renders it behind its prompt, without the end token.
+
+    Where a token would span the border, as of two line breaks, the answer's text has tokens of its own: a policy that
+    samples gets the prompt's. Raises UserError if the rendered prompt is not the beginning of the conversation.
+    """
+    assert isinstance(row.prompt, list) and isinstance(row.completion, list)
+    messages = joined(row.prompt, row.completion)
+    whole = render(tokenizer, messages, row, options)
+    if whole[: len(prompt)] == prompt:
+        completion = whole[len(prompt) :]
+    else:
+        completion = _ids(tokenizer, _text_behind(tokenizer, row, options))
+    if tokenizer.eos_token_id in completion:  # a template can add text after it, such as a line break
+        completion = completion[: -1 - completion[::-1].index(tokenizer.eos_token_id)]
+    return _as_written(tokenizer, row, prompt, completion, options) if len(row.completion) == 1 else completion
+
+
+def _text_behind(tokenizer: Any, row: Row, options: dict[str, Any]) -> str:
+    """What the template renders behind the prompt."""
+    assert isinstance(row.prompt, list) and isinstance(row.completion, list)
+    before = rendered(tokenizer, row.prompt, row, {**ending(row.prompt), **options}, tokenize=False)
+    whole = rendered(tokenizer, joined(row.prompt, row.completion), row, options, tokenize=False)
+    if not whole.startswith(before):
+        raise UserError(
+            f"{row.source}: the chat template renders this prompt differently once its answer follows, so the "
+            "answer's tokens cannot be told apart; use another chat template"
+        )
+    return str(whole[len(before) :])
+
+
+def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+
+
+def _as_written(
+    tokenizer: Any, row: Row, prompt: list[int], completion: list[int], options: dict[str, Any]
+) -> list[int]:
     """The tokens of an assistant turn as the template renders it, or, where that is not what the row says, the tokens
     of the row's text: a template may leave thoughts out, and a text may quote the end token."""
     assert row.completion is not None and not isinstance(row.completion, str)
     content = row.completion[0].get("content")
     if not isinstance(content, str) or not content.strip():
+        if content and content not in tokenizer.decode(completion):
+            log_once(row.source, TRIMMED, logging.INFO)
         return completion
     opened = opened_thoughts(tokenizer.decode(prompt[-LONGEST_MARK:]))
     if opened is not None and content.lstrip().startswith(opened):
         content = content.lstrip()[len(opened) :].lstrip("\n")  # the prompt has opened the thoughts
-    own = list(tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    if tokenizer.eos_token_id not in completion and _bare(tokenizer, own) in _bare(tokenizer, completion):
-        return completion
-    if tokenizer.eos_token_id not in completion:
+    elif opened is not None and closing_of(opened) not in content:
         log_once(
-            f"{row.source}: the chat template leaves out a part of this answer (its thoughts, perhaps): the answer is "
-            "trained on as the row has it, here and in rows like it"
+            row.source,
+            f"the chat template opens a thought ({opened}) before this answer, which has none and is learnt as the "
+            "thought, here and in rows like it: give the answers thoughts, or use another chat template",
         )
-    return own
+    own = _ids(tokenizer, content, split_special_tokens=True)
+    if tokenizer.eos_token_id not in completion and _bare(tokenizer, own) in _bare(tokenizer, completion):
+        if tokenizer.decode(own) not in tokenizer.decode(completion):
+            log_once(row.source, TRIMMED, logging.INFO)
+        return completion
+    text, calls = _text_behind(tokenizer, row, options), bool(row.completion[0].get("tool_calls"))
+    for said in (content, content.strip()):
+        if said in text:  # it quotes the end token, and what the template puts around the answer stays
+            if said != content:
+                log_once(row.source, TRIMMED, logging.INFO)
+            before, _, after = text.partition(said)
+            return _ids(tokenizer, before + said + _calls(after, tokenizer) * calls, split_special_tokens=True)
+    log_once(row.source, LEFT_OUT)
+    if not calls:
+        return own
+    tail = behind_thoughts(content).strip()
+    after = text[text.rfind(tail) + len(tail) :] if tail and tail in text else text
+    return [*own, *_ids(tokenizer, _calls(after, tokenizer))]
+
+
+def _calls(rest: str, tokenizer: Any) -> str:
+    """The tool calls in what a template renders behind an answer's text: everything before the end token."""
+    end = rest.rfind(tokenizer.eos_token)
+    return rest if end < 0 else rest[:end]
 
 
 LONGEST_MARK = 32
@@ -190,9 +238,25 @@ def _bare(tokenizer: Any, ids: list[int]) -> str:
     return "".join(tokenizer.decode(ids).split())
 
 
-@cache
-def log_once(message: str) -> None:
-    log.warning(message)
+_TOLD: set[str] = set()
+
+
+TRIMMED = (
+    "the chat template changes white space of this answer, which is trained on as rendered, here and in rows like it"
+)
+
+
+LEFT_OUT = (
+    "the chat template leaves out a part of this answer (its thoughts, perhaps): the answer is trained on as the row "
+    "has it, here and in rows like it"
+)
+
+
+def log_once(place: str, what: str, level: int = logging.WARNING) -> None:
+    """Log what is the case of a row, for the first row of which it is."""
+    if what not in _TOLD:
+        _TOLD.add(what)
+        log.log(level, "%s: %s", place, what)
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -215,38 +279,6 @@ def _continuation(tokenizer: Any, prompt: str, prompt_ids: list[int], completion
     if on_new_line[: len(line)] == line:
         return on_new_line[len(line) :]
     return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-
-
-def _template_kwargs(row: Row, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """The run's arguments for the chat template, with the row's own and its tools."""
-    own, tools = row.columns.get("chat_template_kwargs") or {}, row.columns.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{row.source}: `tools` is text that is not JSON ({error.msg}): {tools[:80]!r}") from None
-    if not isinstance(own, dict):
-        raise UserError(f"{row.source}: `chat_template_kwargs` is {str(own)[:60]!r}; it must be an object")
-    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise UserError(f"{row.source}: `tools` is {str(tools)[:60]!r}; it must be a list of JSON schemas")
-    return {**(kwargs or {}), **own, **({"tools": tools} if tools else {})}
-
-
-def _render(tokenizer: Any, messages: list[Message], row: Row, options: dict[str, Any]) -> list[int]:
-    from jinja2 import TemplateError
-
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            "the prompts are chat messages, but the tokenizer has no chat template: use an instruct model's, name one "
-            "(template: qwen, llama3, chatml, ...), set tokenizer.chat_template, or give plain text prompts"
-        )
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        where = f"{row.source}: " if row.source else ""
-        raise UserError(f"{where}the chat template refuses a conversation of roles {roles}: {error}") from None
-    return list(rendered["input_ids"])
 
 
 def as_completion(prompt: Text, text: str) -> Text:

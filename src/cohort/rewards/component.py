@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cohort.config import build
-from cohort.rewards.resolve import resolve
+from cohort.rewards.resolve import is_model, resolve
 from cohort.types import UserError, did_you_mean, printable
 
 Bounds = tuple[float, float]
@@ -94,6 +95,22 @@ def components(specs: Sequence[Any]) -> list[Component]:
                     f"{did_you_mean(gate, names)}. They are: {', '.join(names)}"
                 )
     return result
+
+
+def without_model(spec: Any) -> Any:
+    """A reward as a configuration names it; in place of a reward model, which takes long to load, a function of its
+    name that cannot score."""
+    rest, settings = _split(spec)
+    named = isinstance(rest, Mapping) and "model" in rest and "name" not in rest
+    if not (named or is_model(rest)):
+        return spec
+    model = rest["model"] if named else rest
+
+    def unloaded(**_: Any) -> list[float]:
+        raise NotImplementedError("this reward model is not loaded")
+
+    unloaded.__name__ = Path(model).resolve().name if isinstance(model, str) else type(model).__name__
+    return {"name": unloaded, **settings}
 
 
 def importable(component: Component) -> str | Mapping[str, Any]:

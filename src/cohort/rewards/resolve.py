@@ -45,7 +45,7 @@ def with_run_defaults(reward_funcs: Any, max_completion_length: int, use_cpu: bo
     ]
     if use_cpu:
         specs = [{"device": "cpu", **spec} if isinstance(spec, Mapping) and "model" in spec else spec for spec in specs]
-        specs = [{"model": spec, "device": "cpu"} if _is_model(spec) else spec for spec in specs]
+        specs = [{"model": spec, "device": "cpu"} if is_model(spec) else spec for spec in specs]
     return [
         {"max_length": max_completion_length, **spec}
         if isinstance(spec, Mapping) and spec.get("name") == "overlong"
@@ -71,7 +71,7 @@ def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -
     device = "cpu" if use_cpu else None
     return [
         reward("model", model=spec, processing_class=tokenizer, device=device)
-        if tokenizer is not None and _is_model(spec)
+        if tokenizer is not None and is_model(spec)
         else spec
         for spec, tokenizer in zip(specs, per_spec, strict=True)
     ]
@@ -86,7 +86,7 @@ def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
     """
     if isinstance(spec, Mapping):
         return _of_mapping({str(key): value for key, value in spec.items()})
-    if _is_model(spec):
+    if is_model(spec):
         function = reward("model", model=spec)
         return function.__name__, function
     if callable(spec):
@@ -112,7 +112,7 @@ def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
     return name, attribute
 
 
-def _is_model(spec: Any) -> bool:
+def is_model(spec: Any) -> bool:
     """Whether `spec` is a transformers model, the directory of one, or a hub name (it has a slash)."""
     if not isinstance(spec, str):
         return hasattr(spec, "config") and hasattr(spec, "get_input_embeddings")

@@ -23,17 +23,14 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
     require_folder(config.output_dir)
     trainer: Trainer | RewardTrainer
     if isinstance(config, RewardModelConfig):
-        if run.reward_funcs:
-            raise UserError(
-                f"reward_funcs has no effect for method {run.method}, which learns from the labels in the data; "
-                "`cohort reward label` makes labels by reward functions"
-            )
+        refuse_rewards(run)
         rows, eval_rows = configured_rows(run, config.seed, by_prompt=True)
         trainer = RewardTrainer(run.model, config, rows, eval_rows, callbacks=callbacks)
     else:
         rows, eval_rows = configured_rows(run, config.seed)
-        functions = run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])
-        trainer = Trainer(run.model, functions, config, rows, eval_rows, callbacks=callbacks, method=run.method)
+        trainer = Trainer(
+            run.model, reward_functions(run), config, rows, eval_rows, callbacks=callbacks, method=run.method
+        )
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -43,3 +40,17 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     return trainer.train()
+
+
+def refuse_rewards(run: RunConfig) -> None:
+    """Raise UserError where a reward model's run names rewards."""
+    if run.reward_funcs:
+        raise UserError(
+            f"reward_funcs has no effect for method {run.method}, which learns from the labels in the data; "
+            "`cohort reward label` makes labels by reward functions"
+        )
+
+
+def reward_functions(run: RunConfig) -> list[Any]:
+    """The run's rewards; of a reasoning-gym task without any, the task's own."""
+    return run.reward_funcs or (["reasoning_gym"] if run.dataset.startswith("reasoning_gym:") else [])

@@ -18,7 +18,6 @@ from cohort.config import (
     differences_from_paper,
     easily_misread,
 )
-from cohort.data.preferences import require_pairs
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
 from cohort.evaluation.evaluate import Evaluation, evaluate
@@ -31,7 +30,6 @@ from cohort.policy.packed.pack import micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
-from cohort.rewards.check.references import require_references
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
 from cohort.rollouts.engine import Engine, local_engine
@@ -52,6 +50,7 @@ from cohort.train.sources.preferences import HeldOutPairs, reference_model
 from cohort.train.sources.table import SOURCES
 from cohort.train.sources.teacher import held_out_metrics
 from cohort.train.step import Updater
+from cohort.train.usable import require_usable
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -98,7 +97,7 @@ class Trainer:
         # Data first: its mistakes are told before a model is loaded.
         rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)
-        self._check(rows, eval_rows)
+        require_usable(self.method, config, self.rewards, rows, eval_rows)
         if isinstance(config, DistillConfig):
             teacher = chosen_teacher(teacher, config)
         if config.push_to_hub:
@@ -163,23 +162,6 @@ class Trainer:
         if not self.method.critic:
             return []
         return [CriticUpdater(self.policy, self.method, cast(PPOConfig, self.args))]
-
-    def _check(self, rows: list[Row], eval_rows: list[Row]) -> None:
-        """Raise UserError where the method cannot use the data."""
-        learns_from_rewards = self.args.learns_from_rewards
-        if self.method.source == "preferences" and not learns_from_rewards:
-            require_pairs(rows, self.method.name)
-            if self.rewards is None:
-                require_pairs(eval_rows, f"evaluation of {self.method.name} without reward_funcs")
-        elif self.method.source != "demonstrations" and learns_from_rewards and self.rewards is None:
-            raise UserError(
-                f"{self.method.name} learns from rewarded samples and reward_funcs is empty: name at least one "
-                "reward, for example accuracy"
-            )
-        if self.rewards is not None:
-            samples = learns_from_rewards or self.method.source not in ("demonstrations", "preferences")
-            for sampled in (rows if samples else [], eval_rows):
-                require_references(self.rewards, sampled)
 
     @property
     def model(self) -> Any:

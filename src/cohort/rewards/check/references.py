@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS, accepted, reference_from
-from cohort.rewards.component import Component
-from cohort.rewards.compose import Rewards
+from cohort.rewards.component import Component, components, weights_of, without_model
 from cohort.rewards.functions.choice import CHOICE_COLUMNS
 from cohort.rewards.functions.code import COMMAND_COLUMNS, PYTHON_COLUMNS, UnitTests
 from cohort.rewards.functions.facts import ALIAS_COLUMNS
 from cohort.rewards.functions.table import record_of
+from cohort.rewards.steps import takes_steps
 from cohort.types import Row, Text, UserError
 
 log = logging.getLogger("cohort")
@@ -24,7 +25,33 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 """What a built-in reward raises for a reference of an unexpected form; UserError is a ValueError."""
 
 
-def require_references(rewards: Rewards, rows: Sequence[Row]) -> None:
+class RewardParts(Protocol):
+    """What the scan reads of a reward set."""
+
+    parts: list[Component]
+    weights: list[float]
+    of_steps: list[bool]
+
+
+@dataclass
+class UnloadedRewards:
+    """The parts of a configuration's rewards, without the sandbox that runs programs."""
+
+    parts: list[Component]
+    weights: list[float]
+    of_steps: list[bool]
+
+
+def unloaded_rewards(specs: Sequence[Any], weights: Sequence[float] | None, by_step: bool) -> UnloadedRewards:
+    """The rewards of a configuration, for the scan: no reward model is loaded, since it compares with nothing. Raises
+    UserError for unknown names."""
+    parts = components([without_model(spec) for spec in specs])
+    return UnloadedRewards(
+        parts, weights_of(parts, weights), [by_step and takes_steps(part.function) for part in parts]
+    )
+
+
+def require_references(rewards: RewardParts, rows: Sequence[Row]) -> None:
     """Raise UserError for empty prompts, for references that a reward cannot read, and for rows to which no reward
     applies, with their number and the first of them. Rows to which another reward applies are told in one line."""
     if not rows:

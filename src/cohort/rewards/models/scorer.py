@@ -25,6 +25,10 @@ class Encoded(NamedTuple):
     truncated: bool = False
     steps: tuple[int, ...] = ()
     """Index of the step that ends at each of `ends`: a truncated text may have lost steps."""
+    whole: int = 0
+    """Tokens before it was truncated."""
+    lost: int = 0
+    """Steps that were cut off."""
 
     @property
     def length(self) -> int:
@@ -58,10 +62,11 @@ class Scorer:
             return Encoded({"input_ids": [self.tokenizer.eos_token_id or 0], "attention_mask": [1]}, [])
         if limit is None or len(ids["input_ids"]) <= limit:
             return Encoded(ids, [])
+        whole = len(ids["input_ids"])
         if self._is_pair(prompt):
             cut = self.tokenizer(_plain(prompt), content(completion), truncation=True, max_length=limit)
-            return Encoded(dict(cut), [], True)
-        return Encoded({key: value[-limit:] for key, value in ids.items()}, [], True)
+            return Encoded(dict(cut), [], True, whole=whole)
+        return Encoded({key: value[-limit:] for key, value in ids.items()}, [], True, whole=whole)
 
     def _whole(self, prompt: Text, completion: Text) -> dict[str, list[int]]:
         """The tokenizer's inputs, however long."""
@@ -123,7 +128,7 @@ class Scorer:
         text. The text is what a policy writes: the prompt's template, then the completion, then the end token. What
         is too long is cut as in `encode`; a step whose last token this cuts off has no end."""
         text = content(completion)
-        inputs, starts, cut = self._written(prompt, text)
+        inputs, starts, whole = self._written(prompt, text)
         characters = [character for _, character in starts]
         last = len(inputs["input_ids"]) - 1
         ends = []
@@ -135,10 +140,18 @@ class Scorer:
         over = 0 if self.max_length is None else max(0, last + 1 - self.max_length)
         kept = {key: value[over:] for key, value in inputs.items()}
         seen = [(step, end - over) for step, end in enumerate(ends) if end >= over]
-        return Encoded(kept, [end for _, end in seen], cut or over > 0, tuple(step for step, _ in seen))
+        truncated = self.max_length is not None and whole > self.max_length
+        return Encoded(
+            kept,
+            [end for _, end in seen],
+            truncated,
+            tuple(step for step, _ in seen),
+            whole * truncated,
+            len(ends) - len(seen),
+        )
 
-    def _written(self, prompt: Text, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], bool]:
-        """(the tokenizer's inputs, (token, character it begins at) of the completion's tokens, whether it was cut).
+    def _written(self, prompt: Text, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], int]:
+        """(the tokenizer's inputs, (token, character it begins at) of the completion's tokens, tokens before a cut).
         Only pairs are cut here; a token of the completion that is cut off is -1."""
         tokenizer = self.tokenizer
         if self._is_pair(prompt):
@@ -154,9 +167,10 @@ class Scorer:
         spans = encoding.pop("offset_mapping")
         starts = [(i, span[0] - len(before)) for i, span in enumerate(spans) if span[1] > len(before)]
         end = {"input_ids": tokenizer.eos_token_id or 0, "attention_mask": 1}
-        return {key: [*value, end.get(key, 0)] for key, value in encoding.items()}, starts, False
+        inputs = {key: [*value, end.get(key, 0)] for key, value in encoding.items()}
+        return inputs, starts, len(inputs["input_ids"])
 
-    def _written_pair(self, prompt: str, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], bool]:
+    def _written_pair(self, prompt: str, text: str) -> tuple[dict[str, list[int]], list[tuple[int, int]], int]:
         tokenizer, limit = self.tokenizer, self.max_length
         encoding = tokenizer(prompt, text, return_offsets_mapping=True)
         spans, parts = encoding.pop("offset_mapping"), encoding.sequence_ids()
@@ -167,7 +181,7 @@ class Scorer:
         tokens = [i for i, part in enumerate(encoding.sequence_ids()) if part == 1]
         lost = [-1] * (len(characters) - len(tokens))
         tokens = [*lost, *tokens] if tokenizer.truncation_side == "left" else [*tokens, *lost]
-        return dict(encoding), list(zip(tokens, characters, strict=True)), cut
+        return dict(encoding), list(zip(tokens, characters, strict=True)), len(spans)
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
         """One padded forward pass: float32 logits [B] of B texts, or of the `ends` of all texts in order."""

@@ -37,6 +37,11 @@ class Example:
     def truncated(self) -> bool:
         return any(text.truncated for text in self.texts)
 
+    @property
+    def alike(self) -> bool:
+        """Whether it is a pair of the same tokens, as the model gets them: there is nothing to learn."""
+        return len(self.texts) == 2 and self.texts[0].inputs == self.texts[1].inputs
+
 
 def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
     """`process`, `preference`, `bce` or `mse`: from the configuration, or else from the kind of the first row."""
@@ -46,6 +51,27 @@ def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
     if kind != "preference" and config.center_rewards_coefficient is not None:
         raise UserError("center_rewards_coefficient is for pairs (loss_type: preference); these rows have labels")
     return kind
+
+
+def lessons(rows: Sequence[Row], scorer: Scorer, config: RewardModelConfig, kind: str) -> list[Example]:
+    """Training examples of the rows. Raises UserError, naming the row, for rows that the loss cannot use."""
+    if isinstance(config, RewardConfig) and config.every_token:
+        return at_every_token(rows, scorer, kind)
+    return examples_of(rows, scorer, config, kind)
+
+
+def is_dropped(example: Example, config: RewardModelConfig) -> bool:
+    """Whether an example over the length limit is left out: all are, unless `truncation` is cut and a label is left."""
+    return example.truncated and not (config.truncation == "cut" and example.targets)
+
+
+def require_two_labels(examples: Sequence[Example], kind: str) -> None:
+    """Raise UserError where all labels are equal."""
+    targets = {target for example in examples for target in example.targets}
+    if kind != "preference" and len(targets) == 1:
+        raise UserError(
+            f"every label is {targets.pop():g}: there is nothing to tell apart; add completions of other labels"
+        )
 
 
 def examples_of(rows: Sequence[Row], scorer: Scorer, config: RewardModelConfig, kind: str) -> list[Example]:

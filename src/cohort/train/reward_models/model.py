@@ -64,10 +64,7 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
     model = _loaded(model, config, of_steps) if isinstance(model, str) else model
     release(model)
     model = peft.get_base_model() if peft is not None else model
-    require_one_label(name or type(model).__name__, model.config)
-    if scores_steps(model) != of_steps:
-        given, method = ("every token", "process_reward_model") if not of_steps else ("the text", "reward_model")
-        raise UserError(f"model {name or type(model).__name__!r} scores {given}: train it with method: {method}")
+    _require_kind(name or type(model).__name__, model, of_steps)
     text_config = model.config.get_text_config()
     size = model.get_input_embeddings().num_embeddings
     if text_config.pad_token_id is None or text_config.pad_token_id >= size:
@@ -100,6 +97,45 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
     return RewardModel(model, tokenizer, config, peft=peft, bf16=bf16)
 
 
+def blank_scorer(name: str, tokenizer: Any, config: RewardModelConfig) -> Scorer:
+    """The scorer that a run of the named model has, without weights: it encodes texts, and cannot score them. Raises
+    UserError for what is no model of this kind."""
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    from cohort.rewards.models.mlp_head import MLPHeadConfig, MLPHeadModel
+
+    quiet()
+    own = load_config(name, trust_remote_code=config.trust_remote_code)
+    options = {"trust_remote_code": config.trust_remote_code}
+    of_steps = tokens = isinstance(config, ProcessRewardConfig)
+    with torch.device("meta"):
+        if not is_classifier(own) and config.head == "mlp":
+            trunk = AutoModel.from_config(own, **options)
+            model: Any = MLPHeadModel(MLPHeadConfig(own, reads=_head_reads(config, own), name_or_path=name), trunk)
+        else:
+            if is_classifier(own):
+                tokens = own.architectures[0].endswith("ForTokenClassification")
+            else:
+                own.num_labels = 1
+            kind: Any = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+            model = kind.from_config(own, **options)
+    _require_kind(name, model, of_steps)
+    return Scorer(model, tokenizer, config.max_length, config.chat_template_kwargs)
+
+
+def _require_kind(name: str, model: Any, of_steps: bool) -> None:
+    """Raise UserError unless the classifier has one label, and scores steps or texts as the method does."""
+    require_one_label(name, model.config)
+    if scores_steps(model) != of_steps:
+        given, method = ("every token", "process_reward_model") if not of_steps else ("the text", "reward_model")
+        raise UserError(f"model {name!r} scores {given}: train it with method: {method}")
+
+
+def _head_reads(config: RewardModelConfig, own: Any) -> str:
+    """Which tokens a new small network reads."""
+    return "mean" if config.pooling == "mean" else _reads(own, isinstance(config, ProcessRewardConfig))
+
+
 def _loaded(name: str, config: RewardModelConfig, of_steps: bool) -> Any:
     """The named model: a classifier as it is, another model with a new head."""
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -120,8 +156,7 @@ def _loaded(name: str, config: RewardModelConfig, of_steps: bool) -> Any:
         kind = AutoModelForTokenClassification if of_steps else AutoModelForSequenceClassification
         return new_head(name, kind, own, **options)
     trunk = AutoModel.from_pretrained(name, **options)
-    reads = "mean" if config.pooling == "mean" else _reads(own, of_steps)
-    return MLPHeadModel(MLPHeadConfig(trunk.config, reads=reads, name_or_path=name), trunk)
+    return MLPHeadModel(MLPHeadConfig(trunk.config, reads=_head_reads(config, own), name_or_path=name), trunk)
 
 
 def _reads(own: Any, of_steps: bool) -> str:

@@ -27,7 +27,7 @@ from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import METRICS, MODEL, move_aside, require_folder
 from cohort.train.output.trackers import trackers
 from cohort.train.reward_models.early_stopping import EarlyStopping
-from cohort.train.reward_models.examples import Example, loss_type
+from cohort.train.reward_models.examples import Example, is_dropped, loss_type, require_two_labels
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.train.sources.source import Batch
@@ -106,14 +106,12 @@ class RewardTrainer:
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
         out; so are pairs of equal texts, and texts of whose steps none is left."""
-        cut = self.args.truncation == "cut"
-        dropped = [example.truncated and not (cut and example.targets) for example in examples]
-        fitted = [None if out else example for example, out in zip(examples, dropped, strict=True)]
+        fitted = [None if is_dropped(example, self.args) else example for example in examples]
         limit = self.reward_model.scorer.max_length or 2**31
         lengths = [limit + 1 if example.truncated else limit for example in examples]
         log_fitted(lengths, fitted, limit, "max_length", what)
         kept = [(example, row) for example, row in zip(fitted, rows, strict=True) if example is not None]
-        if isinstance(self.args, ProcessRewardConfig) and cut:
+        if isinstance(self.args, ProcessRewardConfig) and self.args.truncation == "cut":
             lost = [len(step_labels(row)) - len(each.targets) for each, row in zip(examples, rows, strict=True)]
             if any(lost):
                 log.warning(
@@ -135,11 +133,7 @@ class RewardTrainer:
             if self.args.early_stopping_patience:
                 raise UserError("early_stopping_patience needs held-out data: val_size: 0.1, or eval_dataset")
             log.warning("no held-out data, so that nothing shows when the model overfits: val_size: 0.1 keeps some")
-        targets = {target for example in self.examples for target in example.targets}
-        if kind != "preference" and len(targets) == 1:
-            raise UserError(
-                f"every label is {targets.pop():g}: there is nothing to tell apart; add completions of other labels"
-            )
+        require_two_labels(self.examples, kind)
 
     @property
     def model(self) -> Any:

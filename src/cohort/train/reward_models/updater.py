@@ -23,7 +23,7 @@ from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_er
 from cohort.policy.memory import retry_smaller
 from cohort.rewards.models.scorer import Encoded
 from cohort.train.optimizer import descend, make_optimizer, skipped
-from cohort.train.reward_models.examples import Example, at_every_token, examples_of
+from cohort.train.reward_models.examples import Example, examples_of, lessons
 from cohort.train.reward_models.model import RewardModel, only_head_learns
 from cohort.types import Row
 
@@ -85,9 +85,7 @@ class RewardUpdater:
 
     def lessons(self, rows: Sequence[Row]) -> list[Example]:
         """Training examples of the rows. Raises UserError, naming the row, for rows that the loss cannot use."""
-        if isinstance(self.config, RewardConfig) and self.config.every_token:
-            return at_every_token(rows, self.model.scorer, self.kind)
-        return self.examples(rows)
+        return lessons(rows, self.model.scorer, self.config, self.kind)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         """Evaluation examples of the rows. Raises UserError, naming the row, for rows that the loss cannot use."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from cohort.config import DPOConfig, TrainingConfig
-from cohort.data.configured import demonstration_limit, fit_demonstration, log_equal, log_fitted
-from cohort.data.preferences import pair
-from cohort.data.templates import Demonstration, encode_demonstration
+from cohort.data.configured import demonstration_limit, log_equal, log_fitted
+from cohort.data.preferences import encode_pair, fit_pair
+from cohort.data.templates import Demonstration
 from cohort.formulas.preference import PREFERENCE_LOSSES, preference
 from cohort.formulas.spread import equal
 from cohort.methods.method import Method
@@ -76,15 +76,11 @@ def attach_start(groups: list[Group], policy: Policy, config: DPOConfig) -> None
 
 def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Group]:
     """Preference rows as groups of two; pairs over the limit are dropped or cut, by `truncation`, and counted."""
-    encoded = [
-        [encode_demonstration(policy.tokenizer, each, config.chat_template_kwargs) for each in pair(row)]
-        for row in rows
-    ]
+    encoded = [encode_pair(policy.tokenizer, row, config) for row in rows]
     for row, both in zip(rows, encoded, strict=True):
         policy.require_known([token for each in both for token in (*each.prompt, *each.completion)], row.source)
     limit, key = demonstration_limit(policy.context_length, config)
-    cut = [[fit_demonstration(each, limit, config.truncation) for each in both] for both in encoded]
-    fitted = [None if None in both else [each for each in both if each is not None] for both in cut]
+    fitted = [fit_pair(both, limit, config.truncation) for both in encoded]
     lengths = [max(len(each.prompt) + len(each.completion) for each in both) for both in encoded]
     log_fitted(lengths, fitted, limit, key, "pairs")
     pairs = [(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
