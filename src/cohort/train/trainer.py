@@ -40,9 +40,10 @@ from cohort.train.critic import CriticUpdater
 from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Learners, Loop
+from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside, require_folder
+from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
@@ -119,9 +120,12 @@ class Trainer:
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         gold = self.iterations and self.iterations.gold
+        self.health = Health(config, self.policy, self.rewards)
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.loop = Loop(
-            Learners(self.policy, Updater(self.policy, self.method, config, shared), critics, self.iterations),
+            Learners(
+                self.policy, Updater(self.policy, self.method, config, shared), critics, self.iterations, self.health
+            ),
             SOURCES[self.method.source](self._parts(critics), self.rows),
             config,
             self.state,
@@ -142,6 +146,7 @@ class Trainer:
             teacher=self.teacher,
             attachments=[critic.attach for critic in critics],
             observer=None if self.iterations is None else self.iterations.see,
+            health=self.health,
         )
 
     def _announce(self) -> None:
@@ -201,7 +206,7 @@ class Trainer:
         if path is not None:
             checkpoint.require(path)  # before anything is sampled for it
         if not resume:
-            move_aside(folder, (METRICS, COMPLETIONS, SAMPLES, *MODEL))
+            move_aside(folder, (*RECORDS, SAMPLES, *MODEL))
         if not self.prepared:
             self.loop.source.prepare(folder, reuse=bool(resume))
             self.prepared = True
