@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -267,7 +268,7 @@ class Trainer:
             return lambda state: pairs.metrics()
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
-            return lambda state: {"eval/loss": self._demonstration_loss(demonstrations)}
+            return lambda state: self._demonstration_loss(demonstrations)
         return lambda state: self.sample(state).metrics()
 
     def sample(self, state: TrainerState) -> Evaluation:
@@ -282,14 +283,16 @@ class Trainer:
         n = self.args.num_generations_eval
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
 
-    def _demonstration_loss(self, demonstrations: Demonstrations) -> float:
-        """Mean over demonstrations of the mean negative log-probability of their trained tokens."""
+    def _demonstration_loss(self, demonstrations: Demonstrations) -> dict[str, float]:
+        """Mean over demonstrations of the mean negative log-probability of their trained tokens, and its standard
+        deviation."""
         parts = demonstrations.parts()
         self.policy.model.eval()
         logprobs_of = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
         means = [float(logprobs_of[i, 0][demonstrations.trained(i)].mean()) for i in range(len(parts))]
-        return -sum(means) / len(means)
+        std = statistics.stdev(means) if len(means) > 1 else 0.0
+        return {"eval/loss": -sum(means) / len(means), "eval/loss/std": std, "eval/samples": float(len(means))}
 
 
 def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:
