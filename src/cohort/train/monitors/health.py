@@ -30,12 +30,12 @@ SMALL = 6
 """Groups that these batches must hold where no batch of the run taught anything; with fewer, FEW batches are waited
 for, since the few completions of a healthy run are often equal by chance."""
 FEW = 5
-CHANCE = 1e-3
+CHANCE = 1e-4
 """After a batch that taught something: the chance, by the share of such batches so far, below which as many batches in
 a row that teach nothing are told."""
 TRUNCATED = 0.5
 """Share of completions that end at the length limit."""
-WINDOW = 5
+WINDOW = 8
 """Batches in a window of rewards: the run's first and its last are compared, by standard errors (SURE)."""
 FAR = 1.0
 """KL to the reference, in nats a token: the mean factor between the probabilities of a token is then e."""
@@ -74,6 +74,9 @@ class Health:
         """Batches; those that taught something; groups in the last ones in a row that did not."""
         self.points: list[tuple[float, float]] = []
         """The first WINDOW batches' mean rewards and their squared standard errors, and the last ones'."""
+        self.squares = 0.0
+        """The sum of the squared changes of the mean reward from batch to batch: half their mean is the variance of a
+        batch, whatever the trend."""
         self.entropies: list[float] = []
         self.first_loss: float | None = None
         self.highest, self.at_highest = -math.inf, 0.0
@@ -147,10 +150,13 @@ class Health:
             return  # scores of different reward models cannot be compared
         means = [statistics.fmean(group.rewards) for group in groups]
         error = statistics.variance(means) / len(means) if len(means) > 1 else 0.0
+        if self.points:
+            self.squares += (statistics.fmean(rewards) - self.points[-1][0]) ** 2
         self.points = [*self.points[:WINDOW], *self.points[WINDOW:][-WINDOW + 1 :], (statistics.fmean(rewards), error)]
         if len(self.points) < 2 * WINDOW:
             return
-        (first, first_error), (last, last_error) = (_window(self.points[a : a + WINDOW]) for a in (0, WINDOW))
+        noise = self.squares / (2 * (self.batches - 1))
+        (first, first_error), (last, last_error) = (_window(self.points[a : a + WINDOW], noise) for a in (0, WINDOW))
         if first - last > SURE * math.sqrt(first_error + last_error) and first > last:
             tell(
                 "reward fell",
@@ -240,7 +246,7 @@ class Health:
     def _at(self, step: int) -> Callable[[str, str, int], None]:
         return lambda name, message, level: self.told.tell(name, step, message, level)
 
-    KEPT = ("counts", "batches", "taught", "flat_groups", "entropies", "first_loss", "at_highest")
+    KEPT = ("counts", "batches", "taught", "flat_groups", "squares", "entropies", "first_loss", "at_highest")
 
     def state(self) -> dict[str, Any]:
         highest = None if self.highest == -math.inf else self.highest
@@ -265,9 +271,8 @@ class Health:
         self.rewards.restore(state["rewards"])
 
 
-def _window(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """The mean of batches' means and its squared standard error: by their variance, or by the groups' within batches,
-    whichever is larger."""
+def _window(points: list[tuple[float, float]], noise: float) -> tuple[float, float]:
+    """The mean of batches' means and its squared standard error: by the variance of a batch, or by the groups' within
+    batches, whichever is larger."""
     means, errors = zip(*points, strict=True)
-    n = len(points)
-    return statistics.fmean(means), max(statistics.variance(means), statistics.fmean(errors)) / n
+    return statistics.fmean(means), max(noise, statistics.fmean(errors)) / len(points)
