@@ -185,12 +185,10 @@ def test_train_passes_the_configuration_and_says_where_things_are(trained: Calls
     assert (call["config"].max_steps, call["config"].learning_rate) == (3, 1e-5)
     assert call["config"].resume_from_checkpoint is False
     assert "grpo: m [x]: step 1/2: reward 0.500" in result.stdout
-    assert result.stdout.splitlines()[-4:] == [
-        f"Trained. In {folder}:",
-        "  the model",
-        "  metrics.jsonl",
-        "  reward.png",
-    ]
+    lines = result.stdout.splitlines()
+    first = lines.index(f"Trained. In {folder}:")
+    assert lines[first + 1 : first + 4] == ["  the model", "  metrics.jsonl", "  reward.png"]
+    assert lines[first + 4].startswith("held-out") and lines[first + 5].startswith("reward ")
     assert (folder / "reward.png").stat().st_size > 10_000
 
 

@@ -44,6 +44,8 @@ def train(
     with _how_to_resume(settings, command), LiveDisplay(f"{run.method}: {run.model}", console) as display:
         train_from_config(run, settings, callbacks=[display])
     _print_files(Path(settings.output_dir), console)
+    for line in _verdict(Path(settings.output_dir)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -53,16 +55,25 @@ def _how_to_resume(settings: TrainingConfig, command: list[str]) -> Iterator[Non
         yield
     except KeyboardInterrupt:
         folder = Path(settings.output_dir)
+        echo("\n".join(["", *_verdict(folder)]), err=True)
         if any(folder.glob("checkpoint-*")):
-            echo(f"\nstopped. To continue from the newest checkpoint: {shlex.join(command)}", err=True)
+            echo(f"stopped. To continue from the newest checkpoint: {shlex.join(command)}", err=True)
         elif (folder / "samples.jsonl").exists():
-            echo(f"\nstopped. To continue with the samples in {folder}: {shlex.join(command)}", err=True)
+            echo(f"stopped. To continue with the samples in {folder}: {shlex.join(command)}", err=True)
         else:
             echo(
-                f"\nstopped. {folder} has no checkpoint to continue from: save_steps=50 would save some",
+                f"stopped. {folder} has no checkpoint to continue from: save_steps=50 would save some",
                 err=True,
             )
         raise typer.Exit(130) from None
+
+
+def _verdict(folder: Path) -> list[str]:
+    """What came of the run, and what to type next; nothing of a run that made no step."""
+    from cohort.report.tables import harmless
+    from cohort.report.verdict import verdict
+
+    return [harmless(line) for line in verdict(folder)] if (folder / "metrics.jsonl").is_file() else []
 
 
 def _print_files(folder: Path, console: Console) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -43,18 +44,26 @@ class Evaluation:
         return [flat[i : i + self.n] for i in range(0, len(flat), self.n)]
 
     def metrics(self) -> dict[str, float]:
-        """The row of metrics.jsonl: eval/reward, eval/{component} (means) and of several samples its pass@n, lengths,
-        problems, seconds."""
+        """The row of metrics.jsonl: eval/reward, eval/{component} (means, and the standard deviations over problems)
+        and of several samples its pass@n, lengths, problems, seconds."""
         metrics = {"eval/reward": sum(self.totals) / len(self.totals), "eval/samples": float(len(self.prompts))}
+        metrics["eval/reward/std"] = self._deviation([*self.totals])
         for name, values in self.components.items():
             applied = [value for value in values if value is not None]
             if applied:
                 metrics[f"eval/{column_of(name)}"] = sum(applied) / len(applied)
+                metrics[f"eval/{column_of(name)}/std"] = self._deviation(values)
                 if self.n > 1:
                     metrics[f"eval/{column_of(name)}/pass@{self.n}"] = pass_at_k(self.correct(name), self.n)
         lengths = length_statistics([c for completions in self.sampled for c in completions])
         metrics |= {f"eval/{name}": value for name, value in lengths.items()}
         return metrics | {"seconds/eval": self.seconds}
+
+    def _deviation(self, values: list[float | None]) -> float:
+        """The standard deviation, ddof 1, of the problems' means: samples of one problem are not independent."""
+        of_problems = [values[i : i + self.n] for i in range(0, len(values), self.n)]
+        means = [fmean(x for x in row if x is not None) for row in of_problems if any(x is not None for x in row)]
+        return stdev(means) if len(means) > 1 else 0.0
 
 
 def evaluate(

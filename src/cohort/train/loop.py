@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from cohort.config import TrainingConfig
 from cohort.train.iterations.iterations import Iterations
+from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint
 from cohort.train.output.checkpoint import Companion, Progress, Saved
 from cohort.train.output.record import Recorder, rounded
@@ -53,6 +54,8 @@ class Learners:
     """Are trained beside the policy with optimisers of their own, such as a critic."""
     iterations: Iterations | None = None
     """Is called after each step."""
+    health: Health | None = None
+    """Says when the run does not learn."""
 
 
 class Loop:
@@ -77,6 +80,8 @@ class Loop:
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)
         self.recorder = Recorder(self.output_dir)
+        self.stopped_by = ""
+        """The callback that stopped the run."""
 
     @property
     def updater(self) -> StepUpdater:
@@ -100,14 +105,22 @@ class Loop:
         )
         self.updater.token_budget = self.progress.token_budget
         self.updater.state.update(self.progress.updater)
+        if learners.health is not None:
+            learners.health.restore(self.progress.health)
         log.info("resumed from %s at step %d", path, self.progress.step)
 
     def run(self) -> None:
         """Train to the last step; evaluate, record and save on the way."""
         self.recorder.start(self.progress.step)
+        with self.recorder.warnings(lambda: self.progress.step + 1), self._ending():
+            self._run()
+
+    def _run(self) -> None:
         self.state.max_steps, self.state.global_step = self.total, self.progress.step
         self.learners.trained.model.train()
         self._call("on_train_begin")
+        if self.learners.health is not None:
+            self.learners.health.start()
         if self.config.eval_on_start and self.progress.step == 0:
             self._evaluate()
         while self.progress.step < self.total and not self.control.should_training_stop:
@@ -119,6 +132,19 @@ class Loop:
             self._end_iteration_if_due()
             self._save_if_due()
         self._call("on_train_end")
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Records by what the run ended, an error or Ctrl-C too."""
+        by = "error"
+        try:
+            yield
+            by = self.stopped_by if self.progress.step < self.total else "max_steps"
+        except BaseException as error:
+            by = type(error).__name__
+            raise
+        finally:
+            self.recorder.ended(self.progress.step, self.total, by)
 
     @contextmanager
     def _located(self) -> Iterator[None]:
@@ -160,6 +186,9 @@ class Loop:
         metrics["seconds/update"] = ended - before_update
         metrics["seconds/step"] = ended - started
         metrics["num_tokens"] = progress.num_tokens
+        if self.learners.health is not None:
+            rising = factor > learning_rate_factor(max(0, progress.step - 1), self.total, self.config)
+            metrics |= self.learners.health.movement(groups, progress.step, rising)
         metrics["tokens_per_second"] = sum(group.tokens for group in groups) / (ended - started)
         progress.step += 1
         progress.token_budget, progress.updater = self.updater.token_budget, self.updater.state
@@ -182,6 +211,8 @@ class Loop:
 
     def _log(self, metrics: dict[str, float]) -> None:
         row = self._record(metrics)
+        if self.learners.health is not None:
+            self.learners.health.see_step(row)
         if self.progress.step % self._steps(self.config.logging_steps) == 0 or self.progress.step == self.total:
             self._call("on_log", logs=row)
 
@@ -211,6 +242,8 @@ class Loop:
 
     def _save(self) -> None:
         trained, limit = self.learners.trained, self.config.save_total_limit
+        if self.learners.health is not None:
+            self.progress.health = self.learners.health.state()
         if self.config.save_only_model:
             checkpoint.save_policy(trained, self.output_dir / f"checkpoint-{self.progress.step}")
             checkpoint.prune(self.output_dir, limit)
@@ -239,3 +272,5 @@ class Loop:
             method = getattr(callback, event, None)
             if method is not None:
                 method(self.config, self.state, self.control, model=self.learners.trained.model, **details)
+            if self.control.should_training_stop and not self.stopped_by:
+                self.stopped_by = getattr(callback, "stops_by", type(callback).__name__)

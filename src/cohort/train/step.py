@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cohort.config import TrainingConfig
+from cohort.config import OnlineConfig, TrainingConfig
 from cohort.methods.coefficients import Objective, TokenBatch
 from cohort.methods.method import Method
 from cohort.policy.fast.activations import ActivationStore
@@ -170,11 +170,26 @@ class _Pass:
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
+        self._log_entropy_left_out({(part.group, r) for part in parts for r in part.rows})
         metrics, objective = self.sums.metrics(), self.sums.objective
         if self.balance is not None:
             metrics["aux_loss"] = self.balance.loss
             objective -= self.balance_coef * self.balance.loss
         return {"loss": -objective, **metrics}
+
+    def _log_entropy_left_out(self, passed: set[tuple[int, int]]) -> None:
+        """Log -log p of the tokens that the pass left out, an unbiased estimate of their entropy by their own sampling,
+        so that `entropy` is a mean over all sampled tokens, also of groups without spread."""
+        if not isinstance(self.config, OnlineConfig):
+            return
+        left_out = [
+            -completion.logprobs
+            for g, group in enumerate(self.groups)
+            for r, completion in enumerate(group.completions)
+            if (g, r) not in passed
+        ]
+        if left_out:
+            self.sums.log({"entropy": self._gather(left_out)})
 
     def _choose_tokens(self) -> None:
         share, select = self.config.trained_fraction, self.method.selects(self.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,7 @@ from cohort.train.critic import CriticUpdater
 from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Learners, Loop
+from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder
@@ -118,9 +120,12 @@ class Trainer:
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         gold = self.iterations and self.iterations.gold
+        self.health = Health(config, self.policy, self.rewards)
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.loop = Loop(
-            Learners(self.policy, Updater(self.policy, self.method, config, shared), critics, self.iterations),
+            Learners(
+                self.policy, Updater(self.policy, self.method, config, shared), critics, self.iterations, self.health
+            ),
             SOURCES[self.method.source](self._parts(critics), self.rows),
             config,
             self.state,
@@ -141,6 +146,7 @@ class Trainer:
             teacher=self.teacher,
             attachments=[critic.attach for critic in critics],
             observer=None if self.iterations is None else self.iterations.see,
+            health=self.health,
         )
 
     def _announce(self) -> None:
@@ -252,7 +258,7 @@ class Trainer:
             return lambda state: pairs.metrics()
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
-            return lambda state: {"eval/loss": self._demonstration_loss(demonstrations)}
+            return lambda state: self._demonstration_loss(demonstrations)
         return lambda state: self.sample(state).metrics()
 
     def sample(self, state: TrainerState) -> Evaluation:
@@ -267,14 +273,16 @@ class Trainer:
         n = self.args.num_generations_eval
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
 
-    def _demonstration_loss(self, demonstrations: Demonstrations) -> float:
-        """Mean over demonstrations of the mean negative log-probability of their trained tokens."""
+    def _demonstration_loss(self, demonstrations: Demonstrations) -> dict[str, float]:
+        """Mean over demonstrations of the mean negative log-probability of their trained tokens, and its standard
+        deviation."""
         parts = demonstrations.parts()
         self.policy.model.eval()
         logprobs_of = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
         self.policy.model.train()
         means = [float(logprobs_of[i, 0][demonstrations.trained(i)].mean()) for i in range(len(parts))]
-        return -sum(means) / len(means)
+        std = statistics.stdev(means) if len(means) > 1 else 0.0
+        return {"eval/loss": -sum(means) / len(means), "eval/loss/std": std, "eval/samples": float(len(means))}
 
 
 def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:

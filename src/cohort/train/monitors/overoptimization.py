@@ -68,6 +68,8 @@ class GoldGuard:
     """Records gold and proxy reward of each batch and detects where they part. As a callback it stops the run there if
     the configuration asks for it."""
 
+    stops_by = "stop_on_overoptimization"
+
     def __init__(self, weights: Mapping[str, float], gold: str, kl: Callable[[list[Group]], float], stop: bool):
         """`weights`: the weight of each reward; `kl`: a function from groups to the KL between the policy and the
         starting model, in nats per completion."""

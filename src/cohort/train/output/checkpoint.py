@@ -40,6 +40,8 @@ class Progress:
     batch_metrics: dict[str, float] | None = None
     updater: dict[str, float] = field(default_factory=dict)
     """What the updater keeps between steps, such as the weight of a steered entropy bonus."""
+    health: dict[str, Any] = field(default_factory=dict)
+    """What the monitor of the run's health has seen and told."""
 
 
 class Saved(Protocol):
@@ -142,6 +144,7 @@ def save(
         "batch": None if progress.batch is None else [plain(group) for group in progress.batch],
         "batch_metrics": progress.batch_metrics,
         "updater": progress.updater,
+        "health": progress.health,
         "rng_python": random.getstate(),
         "rng_numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
     }
@@ -219,7 +222,8 @@ def load(
     if batch is not None:
         batch = groups_of(batch, load_file(path / "batch.safetensors"))
     names = ("step", "num_tokens", "token_budget", "batch_metrics", "updater")
-    return Progress(batch=batch, **{name: record[name] for name in names})
+    health = record.get("health", {})  # checkpoints of earlier versions have none
+    return Progress(batch=batch, health=health, **{name: record[name] for name in names})
 
 
 def _load_companion(path: Path, companion: Companion) -> None:

@@ -1,4 +1,5 @@
-"""A run's records: metrics.jsonl, completions.jsonl, held_out.jsonl, and the folder they are in."""
+"""A run's records: metrics.jsonl, completions.jsonl, held_out.jsonl, warnings.jsonl, how it ended, and the folder they
+are in."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
 HELD_OUT = "held_out.jsonl"
 """The completions of each evaluation."""
-RECORDS = (METRICS, COMPLETIONS, HELD_OUT)
+WARNINGS = "warnings.jsonl"
+ENDED = "ended.json"
+"""At which step the run ended, of how many, and by what."""
 SAMPLES = "samples.jsonl"
 """Samples of the starting model, for methods that sample once."""
+RECORDS = (METRICS, COMPLETIONS, HELD_OUT, WARNINGS, ENDED)
 MODEL = ("model*.safetensors*", "adapter_model*.safetensors*", "adapter_config.json")
 """A model's weights. They are moved aside with an earlier run, since with an adapter beside a whole model it would be
 unclear which is meant."""
@@ -46,7 +51,8 @@ class Recorder:
         if step == 0:
             move_aside(self.folder, RECORDS)
         else:
-            for name in RECORDS:
+            (self.folder / ENDED).unlink(missing_ok=True)
+            for name in (METRICS, COMPLETIONS, HELD_OUT, WARNINGS):
                 self._cut(self.folder / name, step)
 
     def metrics(self, row: dict[str, Any]) -> None:
@@ -99,6 +105,23 @@ class Recorder:
                 )
         self._append(HELD_OUT, *rows)
 
+    @contextmanager
+    def warnings(self, step: Callable[[], int]) -> Iterator[None]:
+        """In the block, each warning of the logger "cohort" is a row of warnings.jsonl too. `step`: the step that is
+        being made. `extra` of a warning may have its own `step`, and its name as `warning`; else the name is the module
+        that gave it."""
+        keeper = _Keeper(lambda row: self._append(WARNINGS, row), step)
+        log.addHandler(keeper)
+        try:
+            yield
+        finally:
+            log.removeHandler(keeper)
+
+    def ended(self, step: int, max_steps: int, by: str) -> None:
+        """Write how the run ended: by "max_steps", the key or class of what stopped it, or the name of an exception."""
+        record = {"step": step, "max_steps": max_steps, "by": by}
+        (self.folder / ENDED).write_text(json.dumps(record), encoding="utf-8")
+
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
         # A lone surrogate, which a text from the data may hold, is written as the escape that JSON has for it.
         with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -119,6 +142,18 @@ class Recorder:
         whole = path.with_suffix(".partial")
         whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         whole.replace(path)
+
+
+class _Keeper(logging.Handler):
+    """Gives the rows of warnings to a function."""
+
+    def __init__(self, keep: Callable[[dict[str, Any]], None], step: Callable[[], int]):
+        super().__init__(logging.WARNING)
+        self.keep, self.step = keep, step
+
+    def emit(self, record: logging.LogRecord) -> None:
+        step, name = getattr(record, "step", self.step()), getattr(record, "warning", record.module)
+        self.keep({"step": step, "name": name, "message": record.getMessage()})
 
 
 def move_aside(folder: Path, names: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ class EarlyStopping:
     """A callback. It reads earlier losses from metrics.jsonl, so that a resumed run stops at the same step. The best
     weights are in `best/` until the run ends."""
 
+    stops_by = "early_stopping_patience"
+
     def __init__(self, model: Any, folder: Path, patience: int):
         self.model, self.folder, self.patience = model, folder, patience
         self.best_step, self.best_loss, self.since = -1, float("inf"), 0

@@ -22,9 +22,10 @@ from cohort.data.templates import prepared
 from cohort.formulas.chance import like_chance
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.train.loop import Learners, Loop
+from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import METRICS, MODEL, move_aside, require_folder
+from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder
 from cohort.train.output.trackers import trackers
 from cohort.train.reward_models.early_stopping import EarlyStopping
 from cohort.train.reward_models.examples import Example, is_dropped, loss_type, require_two_labels
@@ -95,7 +96,7 @@ class RewardTrainer:
         folder, patience = Path(config.output_dir), config.early_stopping_patience
         stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
         self.loop = Loop(
-            Learners(self.reward_model, self.updater),
+            Learners(self.reward_model, self.updater, health=Health(config)),
             RewardRows(self.examples, config),
             config,
             self.state,
@@ -151,7 +152,7 @@ class RewardTrainer:
         folder = Path(self.args.output_dir)
         path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
         if not resume:
-            move_aside(folder, (METRICS, *MODEL))
+            move_aside(folder, (*RECORDS, *MODEL))
         if path is not None:
             self.loop.resume(path)
         elif resume:

@@ -10,6 +10,7 @@ from cohort.policy.model import Policy
 from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.engine import Engine
+from cohort.train.monitors.health import Health
 from cohort.train.sources.source import Attachment, Observer
 
 
@@ -34,3 +35,5 @@ class Parts:
     """Add to sampled groups what the credit needs, such as a critic's values."""
     observer: Observer | None
     """Called with all groups that are sampled for a batch."""
+    health: Health
+    """Says when the run does not learn."""

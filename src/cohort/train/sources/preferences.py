@@ -163,6 +163,8 @@ class HeldOutPairs:
         margins = terms.chosen_P - terms.rejected_P
         return {
             "eval/loss": -float(terms.objective_P.mean()),
+            "eval/loss/std": float(terms.objective_P.std()) if len(self.pairs) > 1 else 0.0,
+            "eval/samples": float(len(self.pairs)),
             "eval/rewards/accuracies": float((margins > 0).float().mean()),
             "eval/rewards/margins": float(margins.mean()),
         }

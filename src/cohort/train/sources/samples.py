@@ -15,7 +15,7 @@ from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import Round, collect, has_equal_rewards, statistics, training_sampling
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
-from cohort.train.monitors.rewards import RewardMonitor
+from cohort.train.monitors.health import Health
 from cohort.train.sources.source import Attachment, Batch, Observer, give_credit
 from cohort.types import Group, TrainerState, UserError
 
@@ -35,13 +35,14 @@ class Samples:
         rewards: Rewards | None,
         config: OnlineConfig,
         method: Method,
+        health: Health,
         observer: Observer | None = None,
     ):
         self.prompts, self.policy, self.engine, self.attachments = prompts, policy, engine, attachments
         self.rewards, self.config, self.method, self.observer = rewards, config, method, observer
+        self.health = health
         self.sampling = training_sampling(config, policy.eos_ids)
         self.size, self.per_batch = len(prompts), config.prompts_per_step * config.batch_uses[0]
-        self.monitor = RewardMonitor([], []) if rewards is None else RewardMonitor(rewards.names, rewards.weights)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing to prepare."""
@@ -53,9 +54,7 @@ class Samples:
         groups, activations = rounds[0].groups, rounds[0].activations
         if config.replaces_equal_groups:
             groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
-        self.monitor.observe(groups)
         metrics = statistics(rounds)
-        self.monitor.observe_clipped(metrics.get("rewards_clipped_ratio", 0.0), config.reward_clip)
         for attach in self.attachments:
             metrics |= attach(groups)
         if self.observer is not None:
@@ -63,6 +62,7 @@ class Samples:
         give_credit(groups, self.method, config)
         if config.takes_one_advantage:
             self._require_one_advantage(groups)
+        self.health.see(groups, state.global_step + 1)
         return Batch(groups, metrics, activations)
 
     def _require_one_advantage(self, groups: list[Group]) -> None:

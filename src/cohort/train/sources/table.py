@@ -52,7 +52,15 @@ def _samples(parts: Parts, rows: list[Row]) -> Source:
         greedy = partial(attach_greedy, engine=parts.engine, rewards=parts.rewards, sampling=sampling)
         attachments = [greedy, *attachments]
     return Samples(
-        prompts, parts.policy, parts.engine, attachments, parts.rewards, config, parts.method, parts.observer
+        prompts,
+        parts.policy,
+        parts.engine,
+        attachments,
+        parts.rewards,
+        config,
+        parts.method,
+        parts.health,
+        parts.observer,
     )
 
 
