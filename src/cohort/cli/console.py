@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def log_console(*, stderr: bool = False) -> Console:
-    """A console on standard output or standard error. The logger `cohort` writes to it too, above a live display."""
+def log_console(*, stderr: bool = False, bars: bool = True) -> Console:
+    """A console on standard output or standard error. Notices of the logger `cohort` and progress are printed on it,
+    above a live display, and warnings on standard error. Without `bars`, progress is log lines on a terminal too."""
     from rich.console import Console
-    from rich.logging import RichHandler
+
+    from cohort.report.console import show_on
 
     console = Console(stderr=stderr)
-    log = logging.getLogger("cohort")
-    log.handlers = [RichHandler(console=console, show_path=False, show_time=False, show_level=False)]
-    log.setLevel(logging.INFO)
+    show_on(console, bars)
     return console

@@ -35,7 +35,7 @@ def train(
     from cohort.data.configured import check_names
 
     check_names(run, settings)
-    console = log_console()
+    console = log_console(bars=not settings.disable_tqdm)
 
     from cohort.report.live import LiveDisplay
     from cohort.train.run import train_from_config

@@ -113,7 +113,7 @@ CONVERSIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     **{
         key: _default_for_none(key)
         for key in ("min_p", "top_k", "top_p", "num_generations_eval", "shuffle_dataset", "gradient_checkpointing",
-                    "eval_steps", "model_init_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs", "output_dir",
+                    "eval_steps", "disable_tqdm", "model_init_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs", "output_dir",
                     "resume_from_checkpoint", "template", "teacher_model_init_kwargs")
     },
 }  # fmt: skip

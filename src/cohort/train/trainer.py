@@ -31,6 +31,8 @@ from cohort.policy.packed.pack import micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
+from cohort.report.console import show_in_script
+from cohort.report.live import default_display
 from cohort.rewards.check.references import require_references
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
@@ -92,6 +94,7 @@ class Trainer:
             _configuration(self.method, args), model, processing_class, trl_arguments
         )
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
+        show_in_script(config)
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
         require_folder(config.output_dir)
@@ -193,6 +196,11 @@ class Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        with default_display(self.loop.callbacks, f"{self.method.name}: {self.policy.name}"):
+            self._train(resume_from_checkpoint)
+        return self.state
+
+    def _train(self, resume_from_checkpoint: bool | str | None) -> None:
         config = self.args
         self._try_rewards()
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
@@ -215,7 +223,6 @@ class Trainer:
             self.iterations.refit.save_model(folder / REWARD_MODEL)
         if config.push_to_hub:
             self.push_to_hub()
-        return self.state
 
     def _try_rewards(self) -> None:
         """Try the rewards before the first sample, where the method learns from rewards."""

@@ -19,6 +19,8 @@ from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
 from cohort.policy.process import require_one_process, seed_everything
+from cohort.report.console import show_in_script
+from cohort.report.live import default_display
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
@@ -74,6 +76,7 @@ class RewardTrainer:
             )
         config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
+        show_in_script(config)
         require_folder(config.output_dir)
         self.rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         held_out = [] if eval_dataset is None else as_rows(eval_dataset)
@@ -148,7 +151,8 @@ class RewardTrainer:
             self.loop.resume(path)
         elif resume:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
-        self.loop.run()
+        with default_display(self.loop.callbacks, f"reward model: {self.base_model}"):
+            self.loop.run()
         if self.held_out:
             metrics = self.updater.measure(self.held_out)
             self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in metrics.items()}
