@@ -43,6 +43,7 @@ class Task:
     def __init__(self, what: str, total: int = 0, unit: str = "") -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
+        self._items: set[int] = set()
         self.shown = False
         self._started = time.monotonic()
         self._ended = threading.Event()
@@ -63,6 +64,11 @@ class Task:
     def add(self, count: int = 1) -> None:
         """Count what is done."""
         self.done += count
+
+    def ended(self, item: int, _: object) -> None:
+        """Count the item unless it was counted before: a generation that ran out of memory starts again."""
+        self._items.add(item)
+        self.done = len(self._items)
 
     @property
     def seconds(self) -> float:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import logging
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -141,3 +146,49 @@ def test_a_script_is_as_quiet_as_log_level_says(model: str, tmp_path: Path) -> N
         f"sft: {model}: step 10/20",
         f"sft: {model}: step 20/20",
     ]
+
+
+REWARDS = """
+import time
+
+
+def loud(completions, **_):
+    print("a line of the reward")
+    time.sleep(0.4)
+    return [float(len(str(c))) for c in completions]
+"""
+RUN = """
+import sys
+from cohort import GRPOConfig, GRPOTrainer
+rows = [{"prompt": [{"role": "user", "content": f"say {i}"}]} for i in range(4)]
+config = GRPOConfig(output_dir=sys.argv[2], max_steps=2, num_generations=2, per_device_train_batch_size=4,
+                    max_completion_length=4, use_cpu=True, bf16=False, reward_clip=None, reward_preflight=False)
+GRPOTrainer(sys.argv[1], [{"name": sys.argv[3], "processes": 1}, sys.argv[3]], config, rows).train()
+"""
+
+
+def on_a_terminal(command: list[str]) -> str:
+    """What a command writes on a terminal of 100 columns."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, env=environment, stdout=follower, stderr=follower, cwd=ROOT)
+    os.close(follower)
+    pieces = []
+    with suppress(OSError):  # a terminal whose program has ended
+        while piece := os.read(leader, 65536):
+            pieces.append(piece)
+    os.close(leader)
+    assert process.wait() == 0, b"".join(pieces).decode()
+    return b"".join(pieces).decode()
+
+
+def test_what_a_reward_prints_is_above_the_panel(model: str, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    text = on_a_terminal([sys.executable, "-c", RUN, model, str(tmp_path / "run"), f"{tmp_path}/rewards.py:loud"])
+    parts = text.split("a line of the reward")
+    assert len(parts) == 5, "two steps, in the worker process and in this one"
+    for before in parts[:-1]:
+        # The panel is gone from the line: the cursor has moved up over it and each line is cleared.
+        assert before.endswith(("\x1b[2K", "\r", "\n")), repr(before[-60:])
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1

@@ -113,8 +113,8 @@ CONVERSIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
     **{
         key: _default_for_none(key)
         for key in ("min_p", "top_k", "top_p", "num_generations_eval", "shuffle_dataset", "gradient_checkpointing",
-                    "eval_steps", "disable_tqdm", "model_init_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs", "output_dir",
-                    "resume_from_checkpoint", "template", "teacher_model_init_kwargs")
+                    "eval_steps", "model_init_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs", "output_dir",
+                    "disable_tqdm", "resume_from_checkpoint", "template", "teacher_model_init_kwargs")
     },
 }  # fmt: skip
 """Supported keys whose values TRL and transformers write in other forms, such as None for the default."""

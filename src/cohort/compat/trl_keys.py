@@ -47,8 +47,8 @@ SUPPORTED: dict[str, str] = {
     "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps",
     "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
-    "Logging and evaluation": "logging_steps disable_tqdm log_level report_to logging_dir log_completions eval_strategy "
-    "eval_steps eval_on_start num_generations_eval",
+    "Logging and evaluation": "logging_steps disable_tqdm log_level report_to logging_dir log_completions "
+    "eval_strategy eval_steps eval_on_start num_generations_eval",
     "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint "
     "push_to_hub hub_model_id hub_private_repo",
     "Data and randomness": "seed shuffle_dataset",

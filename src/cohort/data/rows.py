@@ -15,6 +15,7 @@ from typing import Any
 from cohort.data.files import FILE_KINDS, Records, records_of_file
 from cohort.data.forms import PROMPTS, in_columns
 from cohort.data.messages import checked_text, in_turns
+from cohort.progress import Task
 from cohort.types import Row, Text, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
@@ -37,10 +38,11 @@ def load_rows(
     conversational ("" adds no system turn). Raises UserError naming file and row for invalid data.
     """
     rows = []
-    for where, record in read_records(spec, split, dataset_kwargs or {}):
-        rows.append(make_row(record, where, columns or {}, system_prompt))
-        if max_samples is not None and len(rows) == max_samples:
-            break
+    with Task(f"reading dataset {_name(spec)}"):
+        for where, record in read_records(spec, split, dataset_kwargs or {}):
+            rows.append(make_row(record, where, columns or {}, system_prompt))
+            if max_samples is not None and len(rows) == max_samples:
+                break
     if not rows:
         raise UserError(f"dataset {_name(spec)} is empty: it needs at least one row")
     return rows

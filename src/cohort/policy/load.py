@@ -19,6 +19,7 @@ from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
 from cohort.policy.parity import check_repeatable, choose_paths
 from cohort.policy.precision import widen
+from cohort.progress import Task
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -60,8 +61,10 @@ def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool
         "use_safetensors": None if allow_pickle else True,
         **kwargs,
     }
+    quiet()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        with Task(f"loading the model {name}"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError) as error:
         hint = _remote_code_hint(error)
         if not allow_pickle and "safetensors" in str(error):
@@ -222,9 +225,10 @@ def make_policy(
     model.to(device)
     set_up(model, peft, config)
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
-    if config.disable_dropout and policy.parameters:
-        check_repeatable(policy)
-    choose_paths(policy, config.fast_paths, config.longest_sequence)
+    with Task("comparing the fast paths with the model's own code"):
+        if config.disable_dropout and policy.parameters:
+            check_repeatable(policy)
+        choose_paths(policy, config.fast_paths, config.longest_sequence)
     return policy
 
 

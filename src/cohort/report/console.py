@@ -51,7 +51,7 @@ class Status:
             if progress.shown_lines():
                 if self._live is None:
                     self._live = live(self.console, self._lines, transient=True)
-                    self._live.start()
+                    self._live.start(refresh=True)
             elif self._live is not None:
                 self._live.stop()
                 self._live = None

@@ -117,7 +117,7 @@ class LiveDisplay:
         self.every_row = lines or "logging_steps" in getattr(args, "model_fields_set", ())
         if can_move(self.console) and not lines:
             self.live = live(self.console, self._panel)
-            self.live.start()
+            self.live.start(refresh=True)
             progress.displays.append(self)
         else:
             self._print(f"{state.max_steps} steps")

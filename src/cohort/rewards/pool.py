@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cohort.rewards import supervise
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
@@ -223,9 +223,12 @@ class _Worker:
         process = self._process = supervise.start(
             [sys.executable, str(Path(__file__).with_name("pool_worker.py"))],
             pass_fds=(self._where.fileno(),),
+            stderr=subprocess.PIPE if sys.stderr.isatty() else None,
             env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
         )
         self._end = weakref.finalize(self, _kill, process, self._where, os.getpid())
+        if process.stderr is not None:
+            threading.Thread(target=_relay, args=(process.stderr,), name="prints of a reward", daemon=True).start()
         setup = {"path": sys.path, "spec": self.spec, "timeout": self.timeout, "where": self._where.fileno()}
         _send(process, json.dumps(setup))
         greeting = read_reply(process, START_SECONDS)
@@ -240,6 +243,13 @@ class _Worker:
         raise RewardFunctionError(
             f"reward {self.spec!r} cannot be loaded in a worker process: {greeting['error']}\n{greeting['traceback']}"
         )
+
+
+def _relay(stream: IO[bytes]) -> None:
+    """Print what a worker process prints, where this process prints: on a terminal, above a live display."""
+    with stream:
+        for line in stream:
+            sys.stderr.write(line.decode(errors="replace"))
 
 
 def _send(process: subprocess.Popen[bytes], line: str) -> None:

@@ -13,6 +13,7 @@ from cohort.data.configured import fit_prompt, log_fitted, prompt_limit
 from cohort.data.templates import encode_prompt
 from cohort.policy.model import Policy
 from cohort.policy.text import text_of
+from cohort.progress import track
 from cohort.types import Row, UserError
 
 
@@ -21,7 +22,8 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     UserError where none is left."""
     limit = prompt_limit(policy.context_length, config)
     prompts = [
-        Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row, config.chat_template_kwargs))) for row in rows
+        Prompt(row, torch.tensor(encode_prompt(policy.tokenizer, row, config.chat_template_kwargs)))
+        for row in track(rows, "tokenising", "prompts")
     ]
     empty = next((prompt for prompt in prompts if not len(prompt.ids)), None)
     if empty is not None:

@@ -31,6 +31,7 @@ from cohort.policy.packed.pack import micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
+from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.rewards.check.references import require_references
@@ -263,13 +264,13 @@ class Trainer:
         elif rows and self.teacher is not None:
             prompts = encode_prompts(rows, self.policy, self.args)
             of_teacher = prompts, self.policy, self.engine, self.teacher, cast(DistillConfig, self.args)
-            return lambda state: held_out_metrics(*of_teacher)
+            return _shown(rows, lambda: held_out_metrics(*of_teacher))
         elif rows and self.method.source == "preferences":
             pairs = HeldOutPairs(rows, self.policy, cast(DPOConfig, self.args), self.reference)
-            return lambda state: pairs.metrics()
+            return _shown(rows, pairs.metrics)
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
-            return lambda state: {"eval/loss": self._demonstration_loss(demonstrations)}
+            return _shown(rows, lambda: {"eval/loss": self._demonstration_loss(demonstrations)})
         return lambda state: self.sample(state).metrics()
 
     def sample(self, state: TrainerState) -> Evaluation:
@@ -313,3 +314,13 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
         seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign
         raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {seen}")
     return args
+
+
+def _shown(rows: list[Row], evaluate: Callable[[], dict[str, float]]) -> Callable[[TrainerState], dict[str, float]]:
+    """The evaluation with its progress."""
+
+    def evaluated(state: TrainerState) -> dict[str, float]:
+        with Task(f"evaluating {len(rows):,} rows"):
+            return evaluate()
+
+    return evaluated

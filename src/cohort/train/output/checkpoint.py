@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cohort.policy.finite import first_not_finite
+from cohort.progress import Task
 from cohort.train.output.groups import groups_of, plain, tensors_of
 from cohort.train.output.optimizer_state import nested, state_of
 from cohort.types import Group, NotFinite, UserError
@@ -60,7 +61,8 @@ def save_policy(policy: Saved, folder: Path) -> None:
     where a trained weight is NaN or infinite."""
     require_finite([(name, p) for name, p in policy.model.named_parameters() if p.requires_grad], folder)
     model = policy.peft if policy.peft is not None else policy.model
-    model.save_pretrained(folder, safe_serialization=True)
+    with Task(f"saving {folder}"):
+        model.save_pretrained(folder, safe_serialization=True)
     if policy.keeps_config:
         policy.model.config.save_pretrained(folder)
     if hasattr(policy.tokenizer, "save_pretrained"):

@@ -19,6 +19,7 @@ from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
 from cohort.policy.process import require_one_process, seed_everything
+from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.train.loop import Learners, Loop
@@ -88,7 +89,8 @@ class RewardTrainer:
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
-        self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
+        with Task(f"tokenising {len(self.rows):,} rows"):
+            self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
         self.held_out = self._fitting(self.updater.examples(held_out), held_out, "held-out rows") if held_out else []
         self._tell(kind)
         self.state = TrainerState()
@@ -180,5 +182,6 @@ class RewardTrainer:
         return hub.push_output(self.args, commit_message)
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
-        metrics = self.updater.measure(self.held_out)
+        with Task(f"evaluating {len(self.held_out):,} rows"):
+            metrics = self.updater.measure(self.held_out)
         return {**{f"eval/{name}": value for name, value in metrics.items()}, "eval/samples": float(len(self.held_out))}

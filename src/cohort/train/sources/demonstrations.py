@@ -15,6 +15,7 @@ from cohort.data.templates import Demonstration, encode_demonstrations
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
+from cohort.progress import track
 from cohort.train.sources.source import Batch, give_credit
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
@@ -34,7 +35,9 @@ class Demonstrations:
         last_only = isinstance(config, SFTConfig) and config.mask_history
         kwargs = config.chat_template_kwargs
         encoded = [
-            (row, each) for row in rows for each in encode_demonstrations(policy.tokenizer, row, kwargs, last_only)
+            (row, each)
+            for row in track(rows, "tokenising", "demonstrations")
+            for each in encode_demonstrations(policy.tokenizer, row, kwargs, last_only)
         ]
         _tell_conversations(rows, encoded)
         for row, (prompt, completion, _) in encoded:
