@@ -21,7 +21,16 @@ from typing import IO, Any
 
 from cohort.rewards import supervise
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
-from cohort.rewards.calls import LOGS, Arguments, Logs, RewardFunctionError, accepted_by, at_row, rows_of
+from cohort.rewards.calls import (
+    LOGS,
+    Arguments,
+    Logs,
+    RewardFunctionError,
+    about_messages,
+    accepted_by,
+    at_row,
+    rows_of,
+)
 from cohort.types import TrainerState, UserError
 
 GRACE_SECONDS = 2.0
@@ -101,8 +110,9 @@ class Pool:
             raise UserError(reply["mistake"])
         if "error" in reply:
             where = at_row(self._first_row(arguments, wanted, rows, reply["kind"]), offered)
+            hint = about_messages(reply["error"], offered)
             raise RewardFunctionError(
-                f"reward function {self.name!r} raised {reply['error']}{where}\n{reply['traceback']}"
+                f"reward function {self.name!r} raised {reply['error']}{hint}{where}{reply['frames']}"
             )
         return reply
 
@@ -241,7 +251,7 @@ class _Worker:
         if "mistake" in greeting:
             raise UserError(greeting["mistake"])
         raise RewardFunctionError(
-            f"reward {self.spec!r} cannot be loaded in a worker process: {greeting['error']}\n{greeting['traceback']}"
+            f"reward {self.spec!r} cannot be loaded in a worker process: {greeting['error']}{greeting['frames']}"
         )
 
 

@@ -18,6 +18,7 @@ from cohort.config import (
     differences_from_paper,
     easily_misread,
 )
+from cohort.data.configured import require_held_out
 from cohort.data.preferences import require_pairs
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
@@ -27,7 +28,6 @@ from cohort.methods.named import find_method
 from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
@@ -43,9 +43,10 @@ from cohort.train.critic import CriticUpdater
 from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Learners, Loop
+from cohort.train.monitors.slow_rewards import SlowRewards
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside, require_folder
+from cohort.train.output.record import COMPLETIONS, METRICS, MODEL, SAMPLES, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
@@ -102,6 +103,7 @@ class Trainer:
         # Data first: its mistakes are told before a model is loaded.
         rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)
+        require_held_out(eval_rows, config)
         self._check(rows, eval_rows)
         if isinstance(config, DistillConfig):
             teacher = chosen_teacher(teacher, config)
@@ -121,6 +123,7 @@ class Trainer:
         critics = self._critics()
         online = isinstance(config, OnlineConfig)
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
+        slow = [] if self.rewards is None else [SlowRewards(self.rewards)]
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         gold = self.iterations and self.iterations.gold
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
@@ -129,7 +132,13 @@ class Trainer:
             SOURCES[self.method.source](self._parts(critics), self.rows),
             config,
             self.state,
-            [*([gold] if gold else []), *instantiate_callbacks(callbacks or ()), *trackers(config), *profilers(config)],
+            [
+                *([gold] if gold else []),
+                *slow,
+                *instantiate_callbacks(callbacks or ()),
+                *trackers(config),
+                *profilers(config),
+            ],
             self._evaluate if eval_rows else None,
         )
         self._announce()
@@ -197,7 +206,8 @@ class Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
-        with default_display(self.loop.callbacks, f"{self.method.name}: {self.policy.name}"):
+        title = f"{self.method.name}: {self.policy.name}"
+        with default_display(self.loop.callbacks, title), told_when_full(self.args.output_dir):
             self._train(resume_from_checkpoint)
         return self.state
 
@@ -270,7 +280,7 @@ class Trainer:
             return _shown(rows, pairs.metrics)
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
-            return _shown(rows, lambda: {"eval/loss": self._demonstration_loss(demonstrations)})
+            return _shown(rows, lambda: {"eval/loss": demonstrations.loss()})
         return lambda state: self.sample(state).metrics()
 
     def sample(self, state: TrainerState) -> Evaluation:
@@ -284,15 +294,6 @@ class Trainer:
         )
         n = self.args.num_generations_eval
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
-
-    def _demonstration_loss(self, demonstrations: Demonstrations) -> float:
-        """Mean over demonstrations of the mean negative log-probability of their trained tokens."""
-        parts = demonstrations.parts()
-        self.policy.model.eval()
-        logprobs_of = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
-        self.policy.model.train()
-        means = [float(logprobs_of[i, 0][demonstrations.trained(i)].mean()) for i in range(len(parts))]
-        return -sum(means) / len(means)
 
 
 def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:

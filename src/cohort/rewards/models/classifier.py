@@ -10,6 +10,7 @@ from logging import ERROR
 from pathlib import Path
 from typing import Any, Literal
 
+from cohort.config.hub import not_loaded, use_cache_without_hub
 from cohort.progress import Task
 from cohort.rewards.models.scorer import Encoded, Scorer
 from cohort.types import Text, UserError
@@ -112,10 +113,11 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     import cohort.rewards.models.mlp_head  # noqa: F401  # registers its type
 
     disable_progress_bar()  # of the weights, which are loaded next
+    use_cache_without_hub(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"reward model {name!r} could not be loaded: {_first_words(error)}") from error
+        raise UserError(f"reward model {name!r} could not be loaded: {not_loaded(name, error)}") from error
 
 
 def load_classifier(name: str, dtype: Any, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Any:

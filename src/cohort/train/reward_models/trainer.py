@@ -14,7 +14,7 @@ from typing import Any
 
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
-from cohort.data.configured import log_equal, log_fitted
+from cohort.data.configured import log_equal, log_fitted, require_held_out
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
@@ -25,7 +25,7 @@ from cohort.report.live import default_display
 from cohort.train.loop import Learners, Loop
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import METRICS, MODEL, move_aside, require_folder
+from cohort.train.output.record import METRICS, MODEL, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.reward_models.early_stopping import EarlyStopping
 from cohort.train.reward_models.examples import Example, loss_type
@@ -81,6 +81,7 @@ class RewardTrainer:
         require_folder(config.output_dir)
         self.rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         held_out = [] if eval_dataset is None else as_rows(eval_dataset)
+        require_held_out(held_out, config)
         kind = loss_type(self.rows, config)
         if config.push_to_hub:
             hub.require_token()
@@ -153,7 +154,8 @@ class RewardTrainer:
             self.loop.resume(path)
         elif resume:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
-        with default_display(self.loop.callbacks, f"reward model: {self.base_model}"):
+        title = f"reward model: {self.base_model}"
+        with default_display(self.loop.callbacks, title), told_when_full(self.args.output_dir):
             self.loop.run()
         if self.held_out:
             metrics = self.updater.measure(self.held_out)

@@ -14,7 +14,7 @@ from cohort.data.order import picks
 from cohort.data.templates import Demonstration, encode_demonstrations
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import Part
+from cohort.policy.packed.pack import Part, micro_batches
 from cohort.progress import track
 from cohort.train.sources.source import Batch, give_credit
 from cohort.types import Completion, Group, Row, TrainerState, UserError
@@ -61,6 +61,15 @@ class Demonstrations:
         """bool [n], which tokens of the i-th completion are trained on."""
         _, (_, completion, trained) = self.examples[i]
         return torch.tensor([True] * len(completion) if trained is None else trained)
+
+    def loss(self) -> float:
+        """Mean over demonstrations of the mean negative log-probability of their trained tokens."""
+        parts = self.parts()
+        self.policy.model.eval()
+        logprobs_of = self.policy.logprobs(micro_batches(parts, self.config.token_budget), 1.0)
+        self.policy.model.train()
+        means = [float(logprobs_of[i, 0][self.trained(i)].mean()) for i in range(len(parts))]
+        return -sum(means) / len(means)
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing to prepare."""
