@@ -12,7 +12,7 @@ from types import ModuleType
 
 from cohort.types import UserError
 
-_PACKAGE = str(Path(__file__).parents[1])
+_NOT_THE_USERS = (str(Path(__file__).parents[1] / "_")[:-1], importlib.__file__, "<frozen importlib")
 
 _loading = threading.RLock()
 
@@ -62,7 +62,7 @@ def users_frames(error: BaseException) -> str:
     """Where the error was raised: the frames of its traceback in the user's files, and the place of a syntax error, as
     lines of a message. Frames of this package and of the import system are left out, unless there are no others."""
     raised = traceback.TracebackException.from_exception(error)
-    frames = [frame for frame in raised.stack if not frame.filename.startswith((_PACKAGE, "<frozen importlib"))]
+    frames = [frame for frame in raised.stack if not frame.filename.startswith(_NOT_THE_USERS)]
     lines = traceback.format_list(frames or list(raised.stack))
     if isinstance(error, SyntaxError):
         lines = list(raised.format_exception_only())[:-1]

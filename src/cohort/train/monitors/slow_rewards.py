@@ -46,7 +46,7 @@ class SlowRewards:
             )
 
     def _mean(self, key: str) -> float:
-        return sum(row.get(key, 0.0) for row in self.rows) / len(self.rows)
+        return float(sum(row.get(key, 0.0) for row in self.rows)) / len(self.rows)
 
 
 def _remedy(part: Component) -> str:
