@@ -115,37 +115,33 @@ SCRIPT = """
 import sys
 from cohort import SFTConfig, SFTTrainer
 rows = [{"prompt": f"say {i}", "completion": str(i)} for i in range(8)]
-config = SFTConfig(output_dir=sys.argv[2], max_steps=20, use_cpu=True, bf16=False, max_grad_norm=0, **eval(sys.argv[3]))
-SFTTrainer(sys.argv[1], config, rows).train()
+for settings in ({"logging_steps": 5}, {"log_level": "error", "disable_tqdm": True, "logging_steps": 10}):
+    config = SFTConfig(output_dir=sys.argv[2], max_steps=20, use_cpu=True, bf16=False, **settings)
+    SFTTrainer(sys.argv[1], config, rows).train()
+    print("---", flush=True)
+    print("---", file=sys.stderr, flush=True)
 """
 
 
-def script(model: str, folder: Path, settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "60"}
-    command = [sys.executable, "-c", SCRIPT, model, str(folder), settings]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-
-
 def test_a_script_prints_notices_and_rows_and_warnings_apart(model: str, tmp_path: Path) -> None:
-    done = script(model, tmp_path / "run", "{'logging_steps': 5}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "60"}
+    command = [sys.executable, "-c", SCRIPT, model, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert any(line.startswith("fast paths: ") for line in lines)
-    assert [line.split(": loss")[0] for line in lines if line.startswith("sft: ")] == [
-        f"sft: {model}: 20 steps",
-        *(f"sft: {model}: step {step}/20" for step in (5, 10, 15, 20)),
-    ]
-    assert done.stderr.startswith("WARNING: 8 of 8 prompts are plain text") and done.stderr.count("\n") == 1
+    printed, quiet, _ = done.stdout.split("---\n")
+    assert any(line.startswith("fast paths: ") for line in printed.splitlines())
+    assert rows_of(printed, model) == ["20 steps", *(f"step {step}/20" for step in (5, 10, 15, 20))]
+    warnings = done.stderr.split("---\n")
+    assert warnings[0].startswith("WARNING: 8 of 8 prompts are plain text") and warnings[0].count("\n") == 1
+    # log_level: error leaves the rows.
+    assert rows_of(quiet, model) == ["20 steps", "step 10/20", "step 20/20"]
+    assert quiet.count("\n") == 3 and warnings[1] == ""
 
 
-def test_a_script_is_as_quiet_as_log_level_says(model: str, tmp_path: Path) -> None:
-    done = script(model, tmp_path / "run", "{'log_level': 'error', 'disable_tqdm': True, 'logging_steps': 10}")
-    assert done.stderr == ""
-    assert [line.split(": loss")[0] for line in done.stdout.splitlines()] == [
-        f"sft: {model}: 20 steps",
-        f"sft: {model}: step 10/20",
-        f"sft: {model}: step 20/20",
-    ]
+def rows_of(printed: str, model: str) -> list[str]:
+    title = f"sft: {model}: "
+    rows = [line for line in printed.splitlines() if line.startswith(title)]
+    return [row.removeprefix(title).split(": loss")[0] for row in rows]
 
 
 REWARDS = """
