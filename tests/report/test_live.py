@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cohort.config import SFTConfig
 from cohort.report.live import LiveDisplay, sparkline
 from cohort.types import TrainerControl, TrainerState
 
@@ -16,10 +17,10 @@ def console(terminal: bool, width: int = 120) -> Console:
     return Console(file=io.StringIO(), force_terminal=terminal, width=width, legacy_windows=False, _environ={})
 
 
-def play(display: LiveDisplay, steps: int, every: int = 0, start: int = 0, **metrics: Any) -> None:
+def play(display: LiveDisplay, steps: int, every: int = 0, start: int = 0, args: Any = None, **metrics: Any) -> None:
     """The calls of a training of that many steps, in the loop's order: log, step end, evaluation."""
     state, control = TrainerState(global_step=start, max_steps=steps), TrainerControl()
-    display.on_train_begin(None, state, control)
+    display.on_train_begin(args, state, control)
     for step in range(start + 1, steps + 1):
         state.global_step = step
         display.on_log(None, state, control, logs={"step": step, **metrics, "reward": step / steps})
@@ -60,6 +61,15 @@ def test_fewer_steps_than_lines_print_each_once() -> None:
         " step 2/3",
         " step 3/3",
     ]
+
+
+def test_a_run_that_sets_logging_steps_prints_every_row() -> None:
+    for args, printed in ((SFTConfig(), 10), (SFTConfig(logging_steps=1), 40), (SFTConfig(disable_tqdm=True), 40)):
+        out = console(terminal=args.disable_tqdm)
+        with LiveDisplay("SFT", out) as display:
+            play(display, 40, args=args)
+        assert out.file.getvalue().count(": step ") == printed
+        assert "\x1b[?25l" not in out.file.getvalue()
 
 
 def test_a_terminal_shows_a_panel_with_the_numbers() -> None:

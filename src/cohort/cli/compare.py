@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cohort.cli.console import echo
+from cohort.cli.console import echo, log_console
 from cohort.cli.options import parse_names
 
 
@@ -39,6 +39,7 @@ def compare(
         f"{len(names)} methods x {seeds} seeds, {comparison.budget} completions each; the methods of a seed share a "
         f"start. Results go to {comparison.output_dir}; after an interruption, run the same command again."
     )
+    log_console()
     logging.getLogger("cohort").setLevel(logging.WARNING)
 
     from cohort.compare.runs import run_comparison

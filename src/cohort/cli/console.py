@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,14 +24,11 @@ def write_data(text: str) -> None:
     sys.stdout.flush()
 
 
-def log_console(*, stderr: bool = False) -> SafeConsole:
-    """A console on standard output or standard error. The logger `cohort` writes to it too, above a live display."""
-    from rich.logging import RichHandler
-
-    from cohort.report.console import SafeConsole
+def log_console(*, stderr: bool = False, bars: bool = True) -> SafeConsole:
+    """A console on standard output or standard error. Notices of the logger `cohort` and progress are printed on it,
+    above a live display, and warnings on standard error. Without `bars`, progress is log lines on a terminal too."""
+    from cohort.report.console import SafeConsole, show_on
 
     console = SafeConsole(stderr=stderr)
-    log = logging.getLogger("cohort")
-    log.handlers = [RichHandler(console=console, show_path=False, show_time=False, show_level=False)]
-    log.setLevel(logging.INFO)
+    show_on(console, bars)
     return console

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cohort.cli.console import echo
+from cohort.cli.console import echo, log_console
 from cohort.cli.options import Configuration, Overrides, check_folder_of
+from cohort.progress import Task
 from cohort.types import UserError
 
 
@@ -38,13 +39,14 @@ def plan(
     if isinstance(settings, RewardModelConfig):
         raise UserError(f"{config}: method {run.method}: plans are for methods that train a policy")
     check_folder_of(output, "--json")
-    machine = find_machine(
-        settings.use_cpu,
-        settings.bf16,
+    log_console(stderr=True)
+    asked = (
         parse_size(memory, "--memory") if memory else None,
         parse_rate(flops, "--flops") if flops else None,
         parse_rate(bandwidth, "--bandwidth") if bandwidth else None,
     )
+    with Task("measuring this machine"):
+        machine = find_machine(settings.use_cpu, settings.bf16, *asked)
 
     from cohort.plan.costs import Lengths
     from cohort.plan.make import make_plan
@@ -56,7 +58,8 @@ def plan(
     lengths = Lengths(
         prompt_length or settings.max_prompt_length or 256, completion_length or settings.max_completion_length
     )
-    estimate = make_plan(run, settings, machine, lengths)
+    with Task("estimating"):
+        estimate = make_plan(run, settings, machine, lengths)
     SafeConsole(highlight=False).print(plan_table(estimate), soft_wrap=True)
     if output is not None:
         output.write_text(json.dumps(estimate.as_dict(), indent=1), encoding="utf-8")

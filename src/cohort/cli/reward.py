@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cohort.cli.console import echo, write_data
+from cohort.cli.console import echo, log_console, write_data
 from cohort.cli.options import Configuration, Overrides, split_names
 from cohort.cli.reward_models import evaluate, label
 from cohort.types import UserError
@@ -36,7 +36,7 @@ app = typer.Typer(
 
 Format = Annotated[Output, typer.Option("--output-format", help="How to print the result.")]
 BATCH_SIZE = 16
-"""Completions scored between two steps of the progress bar."""
+"""Rows scored together."""
 
 
 @app.command(name="try")
@@ -57,7 +57,11 @@ def try_(
     functions = _configured_rewards(*_read(Path(rewards), [])) if _is_config(rewards) else Rewards(split_names(rewards))
     rows = load_rows(str(data), max_samples=limit)
     batches = [rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE)]
-    trials = [trial for batch in _with_progress(batches, "scoring") for trial in try_rewards(functions, batch)]
+    trials = [
+        trial
+        for batch in _with_progress(batches, "scoring", "batches of rows")
+        for trial in try_rewards(functions, batch)
+    ]
     records = [record for number, trial in enumerate(trials, 1) for record in trial.records(number)]
     if output_format is Output.table:
         _print(trial_table(f"{rewards} on {data}", records))
@@ -86,7 +90,7 @@ def audit(
     functions = _configured_rewards(run, settings)
     tried = _rows(run, rows)
     require_references(functions, tried)
-    result = audit_rewards(functions, tried, progress=lambda kinds: _with_progress(kinds, "trying"))
+    result = audit_rewards(functions, tried, progress=lambda kinds: _with_progress(kinds, "trying", "kinds of attack"))
     if output_format is Output.csv:
         write_data(as_csv(result.records()))
     elif output_format is Output.json:
@@ -144,14 +148,12 @@ def _rows(run: RunConfig, count: int) -> list[Row]:
     )
 
 
-def _with_progress(items: Sequence[Any], what: str) -> Iterator[Any]:
-    """The items, with a progress bar on stderr if that is a terminal."""
-    from rich.progress import track
+def _with_progress(items: Sequence[Any], what: str, unit: str) -> Iterator[Any]:
+    """The items, with their progress on standard error."""
+    from cohort.progress import track
 
-    from cohort.report.console import SafeConsole
-
-    console = SafeConsole(stderr=True)
-    yield from track(items, what, console=console, transient=True, disable=not console.is_terminal)
+    log_console(stderr=True)
+    yield from track(items, what, unit)
 
 
 def _print(table: Any) -> None:

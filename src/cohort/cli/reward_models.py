@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cohort.cli.console import echo
+from cohort.cli.console import echo, log_console
 from cohort.cli.options import (
     Columns,
     DatasetKwargs,
@@ -75,6 +75,7 @@ def label(
         raise UserError(f"--output {output}: the file exists; name another one, or remove it")
     check_folder_of(output)
     check_plain(plain, system_prompt)
+    log_console(stderr=True)
 
     from cohort.data.rows import load_rows
     from cohort.rewards.steps import make_split
@@ -143,6 +144,7 @@ def evaluate(
 ) -> None:
     """Measure a reward model: ranking accuracy, AUC, calibration, best of n, bias by length and position."""
     check_plain(plain, system_prompt)
+    log_console(stderr=True)
 
     from cohort.data.rows import load_rows
     from cohort.report.console import SafeConsole

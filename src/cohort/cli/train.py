@@ -35,7 +35,7 @@ def train(
     from cohort.data.configured import check_names
 
     check_names(run, settings)
-    console = log_console()
+    console = log_console(bars=not settings.disable_tqdm)
 
     from cohort.report.live import LiveDisplay
     from cohort.train.run import train_from_config
@@ -70,10 +70,9 @@ def _how_to_resume(settings: TrainingConfig, command: list[str]) -> Iterator[Non
 
 def _verdict(folder: Path) -> list[str]:
     """What came of the run, and what to type next; nothing of a run that made no step."""
-    from cohort.report.tables import harmless
     from cohort.report.verdict import verdict
 
-    return [harmless(line) for line in verdict(folder)] if (folder / "metrics.jsonl").is_file() else []
+    return verdict(folder) if (folder / "metrics.jsonl").is_file() else []
 
 
 def _print_files(folder: Path, console: Console) -> None:

@@ -9,11 +9,16 @@ from typing import Any
 
 from cohort.compat.keys import warn_or_refuse
 from cohort.compat.trl_keys import KEYS, OPTIMISER, RECORDED, RENAMED
-from cohort.types import UserError
+from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
 TRACKERS = ("tensorboard",)
+OTHER_TRACKERS = (
+    "all", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow",
+    "neptune", "swanlab", "trackio", "wandb",
+)  # fmt: skip
+"""Values of transformers' report_to without a counterpart."""
 OPTIMIZERS = (
     "adamw_torch_fused",
     "adamw_torch",
@@ -92,6 +97,10 @@ def _report_to(value: Any) -> dict[str, Any]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"`report_to` is {str(value)[:80]!r}: give names, such as [tensorboard], or none")
     unknown = [name for name in names if name not in (*TRACKERS, "none")]
+    for name in unknown:
+        if name not in OTHER_TRACKERS:
+            hint = did_you_mean(name, [*TRACKERS, *OTHER_TRACKERS, "none"], ": tensorboard is supported")
+            raise UserError(f"`report_to` names {name!r}, which is no tracker{hint}")
     if unknown:
         log.warning("report_to=%r has no effect here: %s; tensorboard is supported", ", ".join(unknown), RECORDED)
     return {"report_to": [name for name in names if name in TRACKERS]}
@@ -114,7 +123,7 @@ CONVERSIONS: dict[str, Callable[[Any], dict[str, Any]]] = {
         key: _default_for_none(key)
         for key in ("min_p", "top_k", "top_p", "num_generations_eval", "shuffle_dataset", "gradient_checkpointing",
                     "eval_steps", "model_init_kwargs", "chat_template_kwargs", "lr_scheduler_kwargs", "output_dir",
-                    "resume_from_checkpoint", "template", "teacher_model_init_kwargs")
+                    "disable_tqdm", "resume_from_checkpoint", "template", "teacher_model_init_kwargs")
     },
 }  # fmt: skip
 """Supported keys whose values TRL and transformers write in other forms, such as None for the default."""

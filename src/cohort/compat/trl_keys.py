@@ -30,7 +30,6 @@ _LOADER = "rows are tokenised once, before the first step: there is no data load
 _BEST = "checkpoints stay in output_dir (save_total_limit) and metrics.jsonl has every evaluation: choose from them"
 _HUB = "with push_to_hub the final model is uploaded, once"
 _EVAL_BATCH = "max_rows says how many completions are decoded side by side, token_budget how many tokens are scored"
-_LOGS = "Python's logging, logger `cohort`"
 _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups share their prompt"
 
 SUPPORTED: dict[str, str] = {
@@ -48,8 +47,8 @@ SUPPORTED: dict[str, str] = {
     "adam_beta1 adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps",
     "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
-    "Logging and evaluation": "logging_steps report_to logging_dir log_completions eval_strategy eval_steps "
-    "eval_on_start num_generations_eval",
+    "Logging and evaluation": "logging_steps disable_tqdm log_level report_to logging_dir log_completions "
+    "eval_strategy eval_steps eval_on_start num_generations_eval",
     "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint "
     "push_to_hub hub_model_id hub_private_repo",
     "Data and randomness": "seed shuffle_dataset",
@@ -130,9 +129,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "logging_nan_inf_filter": Key("values are logged as they are; a NaN gradient stops the run", off=(True,)),
         "include_num_input_tokens_seen": Key("the metric num_tokens counts them", off=("no",)),
         "include_tokens_per_second": Key("the metric tokens_per_second"),
-        "log_level": Key(_LOGS, off=("passive",)),
-        "log_level_replica": Key(_LOGS, off=("warning",)),
-        "disable_tqdm": Key("`cohort train` shows one live display, a script none"),
+        "log_level_replica": Key(_PLACES, off=("warning",)),
         "run_name": Key("output_dir names the run"),
         "project": Key("output_dir names the run", off=("huggingface",)),
         "trackio_space_id": Key(RECORDED),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cohort.config.reward_models import ProcessRewardConfig, RewardConfig, RewardModelConfig
     from cohort.config.rft import OnlineRFTConfig, RFTConfig
     from cohort.config.sampled import DSM, OnlineConfig, SampledConfig
-    from cohort.config.training import SFTConfig, TrainingConfig
+    from cohort.config.sft import SFTConfig
+    from cohort.config.training import TrainingConfig
     from cohort.config.variants import (
         BaselineConfig,
         GreedyBaselineConfig,

@@ -39,7 +39,7 @@ HOMES = {
     "ReinforceConfig": "variants",
     "RewardConfig": "reward_models",
     "RewardModelConfig": "reward_models",
-    "SFTConfig": "training",
+    "SFTConfig": "sft",
     "SampledConfig": "sampled",
     "TrainingConfig": "training",
     "differences_from_paper": "grpo",

@@ -1,4 +1,4 @@
-"""The settings that every method has, and those of supervised fine-tuning."""
+"""The settings that every method has."""
 
 from __future__ import annotations
 
@@ -147,7 +147,16 @@ class TrainingConfig(BaseModel):
     logging_steps: float = Field(
         1,
         gt=0,
-        description="Steps between on_log calls, below 1 as a fraction of all steps; metrics.jsonl has every step.",
+        description="Steps between on_log calls and the rows that are printed without a terminal, below 1 as a "
+        "fraction of all steps. Where it is not set, ten rows of a run are printed. metrics.jsonl has every step.",
+    )
+    disable_tqdm: bool = Field(
+        False, description="true: no live display and no moving lines on a terminal; each on_log prints a row."
+    )
+    log_level: Literal["passive", "detail", "debug", "info", "warning", "error", "critical"] = Field(
+        "passive",
+        description="Level of the logger `cohort`. passive: as the program has set it, else info. Rows are printed at "
+        "every level.",
     )
     report_to: list[str] = Field(
         default_factory=list, description="Trackers beside metrics.jsonl and the plots: tensorboard."
@@ -306,22 +315,3 @@ class TrainingConfig(BaseModel):
     def kept_tokens(self) -> int:
         """Most sampled tokens whose activations sampling may keep for the update; 0: none are kept."""
         return 0
-
-
-class SFTConfig(TrainingConfig):
-    """Supervised fine-tuning on demonstrations: the row `sft` of the table of methods."""
-
-    learning_rate: float = Field(2e-5, ge=0, description="Peak of the schedule.")
-    max_length: int | None = Field(
-        None,
-        ge=2,
-        description="Most tokens of prompt and completion; see truncation. None: the model's positions.",
-    )
-
-    mask_history: bool = Field(
-        False, description="Train on the last answer of a conversation only; false: on every assistant turn."
-    )
-
-    @property
-    def max_sequence_length(self) -> int | None:
-        return self.max_length

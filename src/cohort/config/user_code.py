@@ -6,10 +6,13 @@ import importlib
 import importlib.util
 import sys
 import threading
+import traceback
 from pathlib import Path
 from types import ModuleType
 
 from cohort.types import UserError
+
+_NOT_THE_USERS = (str(Path(__file__).parents[1] / "_")[:-1], importlib.__file__, "<frozen importlib")
 
 _loading = threading.RLock()
 
@@ -17,7 +20,7 @@ _loading = threading.RLock()
 def load_module(place: str, reader: str) -> ModuleType:
     """The module at `place`, a `.py` file or an importable name. `reader` begins the messages: "reward 'my.py:f'".
 
-    Raises UserError where there is no such file or module; errors of the code itself pass through.
+    Raises UserError where there is no such file or module, and with the place for an error of the code itself.
     """
     return _load_file(place, reader) if place.endswith(".py") else _import(place, reader)
 
@@ -38,7 +41,7 @@ def _load_file(place: str, reader: str) -> ModuleType:
                 spec.loader.exec_module(module)
             except BaseException as error:
                 del sys.modules[key]
-                _refuse_exit(error, place, reader)
+                _refuse(error, place, reader)
                 raise
         return sys.modules[key]
 
@@ -46,20 +49,34 @@ def _load_file(place: str, reader: str) -> ModuleType:
 def _import(place: str, reader: str) -> ModuleType:
     try:
         return importlib.import_module(place)
-    except SystemExit as error:
-        _refuse_exit(error, place, reader)
+    except BaseException as error:
+        # The module may exist and import something that does not.
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (place == missing or place.startswith(missing + ".")):
+            raise UserError(f"{reader}: there is no module {missing!r}; is it installed?") from None
+        _refuse(error, place, reader)
         raise
-    except ModuleNotFoundError as error:
-        # Where the module exists but imports something that does not, its own error passes through.
-        if error.name is None or not (place == error.name or place.startswith(error.name + ".")):
-            raise
-        raise UserError(f"{reader}: there is no module {error.name!r}; is it installed?") from None
 
 
-def _refuse_exit(error: BaseException, place: str, reader: str) -> None:
-    """Raises UserError for SystemExit, which would end the run without a message."""
+def users_frames(error: BaseException) -> str:
+    """Where the error was raised: the frames of its traceback in the user's files, and the place of a syntax error, as
+    lines of a message. Frames of this package and of the import system are left out, unless there are no others."""
+    raised = traceback.TracebackException.from_exception(error)
+    frames = [frame for frame in raised.stack if not frame.filename.startswith(_NOT_THE_USERS)]
+    lines = traceback.format_list(frames or list(raised.stack))
+    if isinstance(error, SyntaxError):
+        lines = list(raised.format_exception_only())[:-1]
+    return "".join(f"\n{line.rstrip()}" for line in lines)
+
+
+def _refuse(error: BaseException, place: str, reader: str) -> None:
+    """Raises UserError for an error of the code that is imported, and for SystemExit, which would end the run without
+    a message."""
     if isinstance(error, SystemExit):
         raise UserError(
             f"{reader}: importing {place} calls sys.exit({error.code!r}); put what it does as a script under "
             "`if __name__ == '__main__':`"
         ) from error
+    if isinstance(error, Exception) and not isinstance(error, UserError):
+        problem = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(f"{reader}: {type(error).__name__}: {problem}{users_frames(error)}") from error

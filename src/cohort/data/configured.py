@@ -76,6 +76,18 @@ def _unit(i: int, row: Row, by_prompt: bool) -> str | int:
     return json.dumps(row.prompt, sort_keys=True, default=str) if by_prompt else i
 
 
+def require_held_out(rows: Sequence[Row], config: TrainingConfig) -> None:
+    """Raise UserError where evaluations are asked for, other than by default, and there are no held-out rows."""
+    by_default = type(config).model_fields["eval_strategy"].default
+    by_steps = config.eval_strategy not in ("no", by_default)
+    asked = f"eval_strategy: {config.eval_strategy}" if by_steps else "eval_on_start"
+    if not rows and (by_steps or config.eval_on_start):
+        raise UserError(
+            f"{asked}, and there is no held-out data: give eval_dataset (or val_size: 0.1 in a "
+            "configuration file), or leave the evaluation out"
+        )
+
+
 def prompt_limit(context_length: int, config: TrainingConfig) -> int:
     """Most tokens of a prompt: at least one position remains for the completion."""
     return min(context_length - 1, config.max_prompt_length or context_length)

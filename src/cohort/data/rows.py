@@ -12,9 +12,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from cohort.config.hub import not_loaded, use_cache_without_hub
 from cohort.data.files import FILE_KINDS, Records, records_of_file
 from cohort.data.forms import PROMPTS, in_columns
 from cohort.data.messages import checked_text, in_turns
+from cohort.progress import Task
 from cohort.types import Row, Text, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
@@ -37,10 +39,11 @@ def load_rows(
     conversational ("" adds no system turn). Raises UserError naming file and row for invalid data.
     """
     rows = []
-    for where, record in read_records(spec, split, dataset_kwargs or {}):
-        rows.append(make_row(record, where, columns or {}, system_prompt))
-        if max_samples is not None and len(rows) == max_samples:
-            break
+    with Task(f"reading dataset {_name(spec)}"):
+        for where, record in read_records(spec, split, dataset_kwargs or {}):
+            rows.append(make_row(record, where, columns or {}, system_prompt))
+            if max_samples is not None and len(rows) == max_samples:
+                break
     if not rows:
         raise UserError(f"dataset {_name(spec)} is empty: it needs at least one row")
     return rows
@@ -130,12 +133,14 @@ def _from_folder(path: Path, split: str) -> Records:
 
 
 def _from_hub(name: str, split: str, kwargs: dict[str, Any]) -> Records:
+    use_cache_without_hub(name)
+
     from datasets import load_dataset
 
     try:
         loaded = load_dataset(name, split=split, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = not_loaded(name, error)
         raise UserError(
             f"dataset {name!r} is no file here{_near(Path(name))}, and could not be loaded from the hub: {reason}"
         ) from error

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from cohort.progress import Task
 from cohort.rewards.component import column_of
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import length_statistics, score
@@ -78,9 +79,12 @@ def evaluate(
     """Sample and score n completions of each prompt, or one at temperature 0."""
     started = time.perf_counter()
     n = 1 if sampling.temperature == 0 else n
-    sampled = engine.generate([prompt.ids for prompt in prompts], n, sampling, seed).completions
-    # A copy: reward functions that write to the state must not change the training's.
-    scores = score(prompts, sampled, rewards, replace(state))
+    with Task("evaluating", len(prompts), "prompts") as task:
+        ids = [prompt.ids for prompt in prompts]
+        sampled = engine.generate(ids, n, sampling, seed, on_group=task.ended).completions
+    with Task(f"scoring {len(prompts) * n:,} completions"):
+        # A copy: reward functions that write to the state must not change the training's.
+        scores = score(prompts, sampled, rewards, replace(state))
     return Evaluation(prompts, sampled, scores.components, scores.totals, time.perf_counter() - started)
 
 

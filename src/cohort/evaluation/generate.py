@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -14,10 +13,9 @@ from cohort.data.templates import encode_prompt, for_template, prompt_text
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
 from cohort.policy.text import text_of
-from cohort.rollouts.sampling import OnTokens
+from cohort.progress import Task
+from cohort.rollouts.sampling import OnGroup, OnTokens
 from cohort.types import Completion, Row, Text, UserError
-
-log = logging.getLogger("cohort")
 
 MAX_BYTES = 4
 """Bytes of the longest character in UTF-8, and so the most tokens that one character can take."""
@@ -90,7 +88,12 @@ class Generator:
         return turns(text, system_prompt or "") if templated or system_prompt is not None else text
 
     def generate(
-        self, prompts: list[Text] | list[Row], sampling: dict[str, Any], n: int = 1, on_tokens: OnTokens | None = None
+        self,
+        prompts: list[Text] | list[Row],
+        sampling: dict[str, Any],
+        n: int = 1,
+        on_tokens: OnTokens | None = None,
+        on_group: OnGroup | None = None,
     ) -> list[list[Completion]]:
         """`n` completions of each prompt. `sampling` holds Sampling's fields except `eos_ids`. Raises UserError for a
         prompt that fills the model's positions."""
@@ -104,7 +107,8 @@ class Generator:
                     f"a prompt has {len(ids)} tokens and the model {positions} positions: no room for an answer "
                     f"({start!r})"
                 )
-        return self.model.engine.generate(encoded, n, self.model.sampling(**sampling), self.seed, on_tokens).completions
+        asked = encoded, n, self.model.sampling(**sampling), self.seed
+        return self.model.engine.generate(*asked, on_tokens, on_group).completions
 
     def stream(self, prompt: Text, sampling: dict[str, Any], write: Callable[[str], None]) -> Completion:
         """One completion; `write` gets its text piece by piece while it is sampled."""
@@ -116,14 +120,15 @@ class Generator:
     def records(self, rows: list[Row], sampling: dict[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
         """One record for each row, in order: prompt, columns, the completions' texts, and whether each was cut."""
         asked = for_template(rows, self.model.tokenizer, self.model.config.apply_chat_template)
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
-            sampled = self.generate(asked[start : start + CHUNK], sampling, n)
-            for row, completions in zip(chunk, sampled, strict=True):
-                yield {
-                    "prompt": row.prompt,
-                    **row.columns,
-                    "completions": [completion.text for completion in completions],
-                    "truncated": [completion.truncated for completion in completions],
-                }
-            log.info("%d of %d prompts answered", min(start + CHUNK, len(rows)), len(rows))
+        with Task("answering", len(rows), "prompts") as task:
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows[start : start + CHUNK]
+                sampled = self.generate(asked[start : start + CHUNK], sampling, n, on_group=lambda *_: task.add())
+                for row, completions in zip(chunk, sampled, strict=True):
+                    yield {
+                        "prompt": row.prompt,
+                        **row.columns,
+                        "completions": [completion.text for completion in completions],
+                        "truncated": [completion.truncated for completion in completions],
+                    }
+                task.done = start + len(chunk)

@@ -13,6 +13,7 @@ from cohort.data.labels import label, sides, step_labels
 from cohort.data.preferences import has_pair
 from cohort.data.templates import for_template
 from cohort.policy.load import find_device, quiet
+from cohort.progress import Task
 from cohort.rewards.compose import Rewards
 from cohort.rewards.compose import Scores as RuleScores
 from cohort.rewards.functions.text import content
@@ -187,8 +188,9 @@ def _completion(row: Row) -> Text:
 
 def _scored_twice(scorer: Scorer, encoded: list[Encoded], batch_size: int) -> list[tuple[list[float], list[float]]]:
     """The scores, and the scores with the texts in the opposite order and in batches of another size."""
-    first = scorer.score(encoded, batch_size)
-    reordered = scorer.score(encoded[::-1], max(1, batch_size // 2))[::-1]
+    with Task(f"scoring {len(encoded):,} texts, twice"):
+        first = scorer.score(encoded, batch_size)
+        reordered = scorer.score(encoded[::-1], max(1, batch_size // 2))[::-1]
     return list(zip(first, reordered, strict=True))
 
 

@@ -17,6 +17,7 @@ from cohort.data.templates import as_completion
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
 from cohort.policy.text import text_of
+from cohort.progress import Task
 from cohort.rewards.check.references import require_references
 from cohort.rewards.compose import Rewards
 from cohort.rewards.steps import Split, cut
@@ -56,12 +57,14 @@ class Labeller:
     def groups(self, prompts: Sequence[Prompt]) -> Iterator[LabelledGroup]:
         """`samples` completions of each prompt, prompts in order."""
         step = max(1, COMPLETIONS_PER_CALL // self.samples)
-        for first in range(0, len(prompts), step):
-            chunk = list(prompts[first : first + step])
-            seed = derive(self.seed, first)
-            ids = [prompt.ids for prompt in chunk]
-            sampled = self.engine.generate(ids, self.samples, self.sampling, seed).completions
-            yield from self._labelled(chunk, sampled)
+        with Task("labelling", len(prompts), "prompts") as task:
+            for first in range(0, len(prompts), step):
+                chunk = list(prompts[first : first + step])
+                seed = derive(self.seed, first)
+                ids = [prompt.ids for prompt in chunk]
+                sampled = self.engine.generate(ids, self.samples, self.sampling, seed).completions
+                yield from self._labelled(chunk, sampled)
+                task.add(len(chunk))
 
     def _labelled(self, prompts: list[Prompt], sampled: list[list[Completion]]) -> list[LabelledGroup]:
         scores = score(prompts, sampled, self.rewards, TrainerState())

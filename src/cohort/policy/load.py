@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cohort.config import TrainingConfig
+from cohort.config.hub import not_loaded, use_cache_without_hub
 from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, of_reward_model, put_on
 from cohort.policy.device import device_of, one_device, release
 from cohort.policy.dropout import zero_dropout
@@ -20,6 +21,7 @@ from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
 from cohort.policy.parity import check_repeatable, choose_paths
 from cohort.policy.precision import widen
+from cohort.progress import Task
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -61,13 +63,15 @@ def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool
         "use_safetensors": None if allow_pickle else True,
         **kwargs,
     }
+    quiet()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        with Task(f"loading the model {name}"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError) as error:
         hint = _remote_code_hint(error)
         if not allow_pickle and "safetensors" in str(error):
             hint = ". Weights of another form are pickles, which can run code: allow_pickle loads them"
-        raise UserError(f"model {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
+        raise UserError(f"model {name!r} could not be loaded: {not_loaded(name, error)}{hint}") from error
     model, loading = loaded
     _must_be_whole(name, model.config, loading)
     return model
@@ -108,7 +112,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         hint = _remote_code_hint(error)
-        raise UserError(f"the tokenizer of {name!r} could not be loaded: {_first_lines(error)}{hint}") from error
+        raise UserError(f"the tokenizer of {name!r} could not be loaded: {not_loaded(name, error)}{hint}") from error
 
 
 def load_model_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -120,7 +124,7 @@ def load_model_config(name: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"the configuration of {name!r} could not be read: {_first_lines(error)}") from error
+        raise UserError(f"the configuration of {name!r} could not be read: {not_loaded(name, error)}") from error
 
 
 def load_policy_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -165,6 +169,7 @@ def _must_be_model(name: str) -> None:
     if looks_local and not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
         what = "has no config.json" if path.is_dir() else "does not exist"
         raise UserError(f"model {name!r}: the directory {what}; give a transformers model directory or a hub name")
+    use_cache_without_hub(name)
 
 
 def _first_lines(error: Exception) -> str:
@@ -252,9 +257,10 @@ def make_policy(
     model.to(device)
     set_up(model, peft, config)
     policy = Policy(model, tokenizer, peft=peft, bf16=bf16)
-    if config.disable_dropout and policy.parameters:
-        check_repeatable(policy)
-    choose_paths(policy, config.fast_paths, config.longest_sequence)
+    with Task("comparing the fast paths with the model's own code"):
+        if config.disable_dropout and policy.parameters:
+            check_repeatable(policy)
+        choose_paths(policy, config.fast_paths, config.longest_sequence)
     return policy
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -22,13 +24,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cohort.report.console import SafeConsole
+from cohort import progress
+from cohort.report.console import SafeConsole, can_move, live
 from cohort.report.metrics import component_keys
 from cohort.report.tables import safe_text
 
 BARS = "▁▂▃▄▅▆▇█"
 LINES = 10
-"""Lines that a run prints if the output is not a terminal."""
+"""Lines that a run prints if the output is not a terminal and the run does not set logging_steps."""
 
 NUMBERS = {
     "reward_std": ("spread within groups", "{:.3f}"),
@@ -40,6 +43,8 @@ NUMBERS = {
     "learning_rate": ("learning rate", "{:.2e}"),
 }
 """Metric -> (label, format), in the order of the panel."""
+THEIRS = {"ProgressCallback", "PrinterCallback", "NotebookProgressCallback"}
+"""Classes of transformers that show a run."""
 IN_ONE_LINE = ("reward_std", "completions/mean_length", "tokens_per_second")
 """The metrics that are printed in a line."""
 
@@ -59,7 +64,8 @@ def sparkline(values: list[float], width: int = 32) -> str:
 class LiveDisplay:
     """`with LiveDisplay("GRPO") as display: Trainer(..., callbacks=[display]).train()`, one for each run.
 
-    Leaving the `with` block restores the terminal, also after an exception.
+    Leaving the `with` block restores the terminal, also after an exception. With the run's `disable_tqdm` it prints
+    lines on a terminal too.
     """
 
     def __init__(self, title: str, console: Console | None = None, stage: str = ""):
@@ -69,6 +75,7 @@ class LiveDisplay:
         self.held_out: list[float] = []
         self.held_out_key = ""
         self.printed = 0
+        self.every_row = False
         self.pending = False
         self.live: Live | None = None
         # The speed is averaged over the whole run: rich's default window of 30 seconds is too short for long steps.
@@ -97,13 +104,22 @@ class LiveDisplay:
         if self.live is not None:
             self.live.stop()
             self.live = None
+            progress.displays.remove(self)
+
+    def update(self) -> None:
+        """Called when a task of `progress` is shown or has ended: the panel has its line."""
+        if self.live is not None:
+            self.live.refresh()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress.start_task(self.task)
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
-        if self.console.is_terminal:
-            self.live = Live(self._panel(), console=self.console, refresh_per_second=4)
-            self.live.start()
+        lines = getattr(args, "disable_tqdm", False)
+        self.every_row = lines or "logging_steps" in getattr(args, "model_fields_set", ())
+        if can_move(self.console) and not lines:
+            self.live = live(self.console, self._panel)
+            self.live.start(refresh=True)
+            progress.displays.append(self)
         else:
             self._print(f"{state.max_steps} steps")
 
@@ -127,7 +143,7 @@ class LiveDisplay:
         self._show(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.pending and not self.console.is_terminal:
+        if self.pending and self.live is None:
             self._print_numbers(state)
         self.close()
 
@@ -138,11 +154,11 @@ class LiveDisplay:
         self.progress.update(self.task, completed=state.global_step)
         self.pending = True
         if self.live is not None:
-            self.live.update(self._panel())
-        elif not self.console.is_terminal and self.row:
-            due = state.global_step * LINES // max(1, state.max_steps)
+            self.live.refresh()
+        elif self.row:
+            due = state.global_step if self.every_row else state.global_step * LINES // max(1, state.max_steps)
             # The last line is printed in on_train_end, after an evaluation that may follow the last step.
-            if self.printed < due < LINES:
+            if self.printed < due and state.global_step < state.max_steps:
                 self.printed = due
                 self._print_numbers(state)
 
@@ -190,4 +206,26 @@ class LiveDisplay:
             table.add_row(safe_text(label), Text(value, style="bold" if i < 2 else ""), Text(bars))
         title = safe_text(self.title, "bold")
         stage = safe_text(self.stage) if self.stage else None
-        return Panel(Group(self.progress, table), title=title, subtitle=stage, title_align="left", border_style="cyan")
+        tasks = [safe_text(line) for line in progress.shown_lines()]
+        content = Group(self.progress, table, *tasks)
+        return Panel(content, title=title, subtitle=stage, title_align="left", border_style="cyan")
+
+
+@contextmanager
+def default_display(callbacks: list[Any], title: str) -> Iterator[None]:
+    """Add a display to a run's callbacks until the block ends, unless one of them shows the run already. A worker
+    process shows nothing: several would draw on one terminal."""
+    shown = any(isinstance(each, LiveDisplay) or THEIRS & _names(each) for each in callbacks)
+    if shown or multiprocessing.parent_process() is not None:
+        yield
+        return
+    with LiveDisplay(title) as display:
+        callbacks.append(display)
+        try:
+            yield
+        finally:
+            callbacks.remove(display)
+
+
+def _names(callback: Any) -> set[str]:
+    return {kind.__name__ for kind in type(callback).__mro__}

@@ -14,6 +14,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+from cohort.config.user_code import users_frames
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS, reference_from
 from cohort.rewards.functions.text import content
 from cohort.types import Text, TrainerState, UserError, did_you_mean, printable
@@ -29,10 +30,11 @@ SLOW_SECONDS = 60.0
 """A call without a time limit that runs longer than this is reported in a warning."""
 
 
-class RewardFunctionError(RuntimeError):
+class RewardFunctionError(UserError, RuntimeError):
     """A reward function raised, exceeded its time limit, or lost its worker process.
 
-    The message names the function, and the first row that fails in the same way when it is scored alone.
+    The message names the function, the first row that fails in the same way when it is scored alone, and where in the
+    user's files the exception was raised.
     """
 
     def __str__(self) -> str:
@@ -203,7 +205,18 @@ def failure(
     rows = len(offered["completions"])
     alone = (i for i in range(rows) if _raises_alone(function, rows_of(arguments, i, i + 1, rows), type(error)))
     message = f"reward function {name!r} raised {type(error).__name__}: {error}"
-    return RewardFunctionError(message + at_row(next(alone, None), offered))
+    hint = about_messages(str(error), offered)
+    return RewardFunctionError(message + hint + at_row(next(alone, None), offered) + users_frames(error))
+
+
+def about_messages(error: str, offered: Arguments) -> str:
+    """A line of a message, where a function seems to take chat messages for text or the other way round."""
+    texts = [isinstance(completion, str) for completion in offered["completions"]]
+    if not any(texts) and "list" in error:
+        return "\n  completions are chat messages here: the text of one is completion[0]['content']"
+    if all(texts) and error.startswith("string ind"):
+        return "\n  completions are plain text here, since the prompts are: use the completion as it is"
+    return ""
 
 
 def at_row(i: int | None, offered: Arguments) -> str:

@@ -17,11 +17,19 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cohort.rewards import supervise
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
-from cohort.rewards.calls import LOGS, Arguments, RewardFunctionError, accepted_by, at_row, rows_of
+from cohort.rewards.calls import (
+    LOGS,
+    Arguments,
+    RewardFunctionError,
+    about_messages,
+    accepted_by,
+    at_row,
+    rows_of,
+)
 from cohort.rewards.logs import Logs
 from cohort.types import TrainerState, UserError
 
@@ -102,8 +110,9 @@ class Pool:
             raise UserError(reply["mistake"])
         if "error" in reply:
             where = at_row(self._first_row(arguments, wanted, rows, reply["kind"]), offered)
+            hint = about_messages(reply["error"], offered)
             raise RewardFunctionError(
-                f"reward function {self.name!r} raised {reply['error']}{where}\n{reply['traceback']}"
+                f"reward function {self.name!r} raised {reply['error']}{hint}{where}{reply['frames']}"
             )
         return reply
 
@@ -225,9 +234,12 @@ class _Worker:
         process = self._process = supervise.start(
             [sys.executable, str(Path(__file__).with_name("pool_worker.py"))],
             pass_fds=(self._where.fileno(),),
+            stderr=subprocess.PIPE if sys.stderr.isatty() else None,
             env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
         )
         self._end = weakref.finalize(self, _kill, process, self._where, os.getpid())
+        if process.stderr is not None:
+            threading.Thread(target=_relay, args=(process.stderr,), name="prints of a reward", daemon=True).start()
         setup = {"path": sys.path, "name": self.name, "spec": self.spec, "timeout": self.timeout}
         setup["where"] = self._where.fileno()
         _send(process, json.dumps(setup))
@@ -241,8 +253,15 @@ class _Worker:
         if "mistake" in greeting:
             raise UserError(greeting["mistake"])
         raise RewardFunctionError(
-            f"reward {self.spec!r} cannot be loaded in a worker process: {greeting['error']}\n{greeting['traceback']}"
+            f"reward {self.spec!r} cannot be loaded in a worker process: {greeting['error']}{greeting['frames']}"
         )
+
+
+def _relay(stream: IO[bytes]) -> None:
+    """Print what a worker process prints, where this process prints: on a terminal, above a live display."""
+    with stream:
+        for line in stream:
+            sys.stderr.write(line.decode(errors="replace"))
 
 
 def _send(process: subprocess.Popen[bytes], line: str) -> None:

@@ -11,7 +11,6 @@ import json
 import numbers
 import os
 import sys
-import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -103,10 +102,12 @@ def _loop() -> Any:
 
 
 def _error_reply(error: BaseException, mistakes: tuple[type[Exception], ...]) -> dict[str, Any]:
+    from cohort.config.user_code import users_frames
+
     if isinstance(error, mistakes):
         return {"mistake": str(error)}
     kind = type(error).__name__
-    return {"error": f"{kind}: {error}", "kind": kind, "traceback": "".join(traceback.format_exception(error))}
+    return {"error": f"{kind}: {error}", "kind": kind, "frames": users_frames(error)}
 
 
 def _plain(value: Any) -> Any:

@@ -108,7 +108,8 @@ def resolve(spec: Any) -> tuple[str, Callable[..., Any]]:
     if not callable(attribute):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         problem = "is not a function" if hasattr(module, name) else "is not there"
-        raise UserError(f"reward {spec!r}: {name!r} {problem} in {place}{did_you_mean(name, public)}")
+        has = f" It has: {', '.join(public)}" if public else " It has no functions"
+        raise UserError(f"reward {spec!r}: {name!r} {problem} in {place}{did_you_mean(name, public, '.')}{has}")
     return name, attribute
 
 

@@ -13,6 +13,7 @@ from cohort.data.configured import fit_prompt, log_fitted, prompt_limit
 from cohort.data.templates import LONGEST_MARK, encode_prompt
 from cohort.policy.model import Policy
 from cohort.policy.text import text_of
+from cohort.progress import track
 from cohort.texts import OPENED, opened_thoughts
 from cohort.types import Row, UserError
 
@@ -22,7 +23,7 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     UserError where none is left."""
     limit = prompt_limit(policy.context_length, config)
     prompts = []
-    for row in rows:
+    for row in track(rows, "tokenising", "prompts"):
         ids = encode_prompt(policy.tokenizer, row, config.chat_template_kwargs)
         # A template may open the thoughts, which the completion then only closes: rewards must know.
         mark = opened_thoughts(policy.tokenizer.decode(ids[-LONGEST_MARK:]))

@@ -245,8 +245,7 @@ class Loop:
         if self.learners.health is not None:
             self.progress.health = self.learners.health.state()
         if self.config.save_only_model:
-            checkpoint.save_policy(trained, self.output_dir / f"checkpoint-{self.progress.step}")
-            checkpoint.prune(self.output_dir, limit)
+            checkpoint.save_model_only(self.output_dir, trained, self.progress.step, limit)
             return
         optimizer, iterations = self.updater.optimizer, self.learners.iterations
         checkpoint.save(self.output_dir, trained, optimizer, self.progress, limit, self.companions, iterations)

@@ -11,7 +11,7 @@ import yaml
 from cohort.config import RewardModelConfig, RunConfig, TrainingConfig
 from cohort.data.configured import configured_rows
 from cohort.policy.process import require_one_process
-from cohort.train.output.record import require_folder
+from cohort.train.output.record import make_folder, require_folder, told_when_full
 from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.trainer import Trainer
 from cohort.types import TrainerState, UserError
@@ -32,13 +32,14 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
             run.model, reward_functions(run), config, rows, eval_rows, callbacks=callbacks, method=run.method
         )
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     settings = {
         **run.model_dump(exclude_defaults=True),
         "method": run.method,
         **config.model_dump(mode="json"),
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    with told_when_full(config.output_dir):
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     return trainer.train()
 
 

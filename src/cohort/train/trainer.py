@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from cohort.config import (
     differences_from_paper,
     easily_misread,
 )
+from cohort.data.configured import require_held_out
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
 from cohort.evaluation.evaluate import Evaluation, evaluate
@@ -27,10 +27,12 @@ from cohort.methods.named import find_method
 from cohort.methods.table import METHODS
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import micro_batches
 from cohort.policy.process import require_one_process, seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
+from cohort.progress import Task
+from cohort.report.console import show_in_script
+from cohort.report.live import default_display
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
 from cohort.rollouts.engine import Engine, local_engine
@@ -40,9 +42,10 @@ from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Learners, Loop
 from cohort.train.monitors.health import Health
+from cohort.train.monitors.slow_rewards import SlowRewards
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder
+from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
@@ -93,12 +96,14 @@ class Trainer:
             _configuration(self.method, args), model, processing_class, trl_arguments
         )
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
+        show_in_script(config)
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
         require_folder(config.output_dir)
         # Data first: its mistakes are told before a model is loaded.
         rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)
+        require_held_out(eval_rows, config)
         require_usable(self.method, config, self.rewards, rows, eval_rows)
         if isinstance(config, DistillConfig):
             teacher = chosen_teacher(teacher, config)
@@ -118,6 +123,7 @@ class Trainer:
         critics = self._critics()
         online = isinstance(config, OnlineConfig)
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
+        slow = [] if self.rewards is None else [SlowRewards(self.rewards)]
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         gold = self.iterations and self.iterations.gold
         self.health = Health(config, self.policy, self.rewards)
@@ -129,7 +135,13 @@ class Trainer:
             SOURCES[self.method.source](self._parts(critics), self.rows),
             config,
             self.state,
-            [*([gold] if gold else []), *instantiate_callbacks(callbacks or ()), *trackers(config), *profilers(config)],
+            [
+                *([gold] if gold else []),
+                *slow,
+                *instantiate_callbacks(callbacks or ()),
+                *trackers(config),
+                *profilers(config),
+            ],
             self._evaluate_and_record if eval_rows else None,
         )
         self._announce()
@@ -181,6 +193,12 @@ class Trainer:
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        title = f"{self.method.name}: {self.policy.name}"
+        with default_display(self.loop.callbacks, title), told_when_full(self.args.output_dir):
+            self._train(resume_from_checkpoint)
+        return self.state
+
+    def _train(self, resume_from_checkpoint: bool | str | None) -> None:
         config = self.args
         self._try_rewards()
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
@@ -203,7 +221,6 @@ class Trainer:
             self.iterations.refit.save_model(folder / REWARD_MODEL)
         if config.push_to_hub:
             self.push_to_hub()
-        return self.state
 
     def _try_rewards(self) -> None:
         """Try the rewards before the first sample, where the method learns from rewards."""
@@ -252,13 +269,13 @@ class Trainer:
         elif rows and self.teacher is not None:
             prompts = encode_prompts(rows, self.policy, self.args)
             of_teacher = prompts, self.policy, self.engine, self.teacher, cast(DistillConfig, self.args)
-            return lambda state: held_out_metrics(*of_teacher)
+            return _shown(rows, lambda: held_out_metrics(*of_teacher))
         elif rows and self.method.source == "preferences":
             pairs = HeldOutPairs(rows, self.policy, cast(DPOConfig, self.args), self.reference)
-            return lambda state: pairs.metrics()
+            return _shown(rows, pairs.metrics)
         elif rows:
             demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
-            return lambda state: self._demonstration_loss(demonstrations)
+            return _shown(rows, demonstrations.held_out_loss)
         return lambda state: self.sample(state).metrics()
 
     def sample(self, state: TrainerState) -> Evaluation:
@@ -272,17 +289,6 @@ class Trainer:
         )
         n = self.args.num_generations_eval
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
-
-    def _demonstration_loss(self, demonstrations: Demonstrations) -> dict[str, float]:
-        """Mean over demonstrations of the mean negative log-probability of their trained tokens, and its standard
-        deviation."""
-        parts = demonstrations.parts()
-        self.policy.model.eval()
-        logprobs_of = self.policy.logprobs(micro_batches(parts, self.args.token_budget), 1.0)
-        self.policy.model.train()
-        means = [float(logprobs_of[i, 0][demonstrations.trained(i)].mean()) for i in range(len(parts))]
-        std = statistics.stdev(means) if len(means) > 1 else 0.0
-        return {"eval/loss": -sum(means) / len(means), "eval/loss/std": std, "eval/samples": float(len(means))}
 
 
 def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:
@@ -304,3 +310,13 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
         seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign
         raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {seen}")
     return args
+
+
+def _shown(rows: list[Row], evaluate: Callable[[], dict[str, float]]) -> Callable[[TrainerState], dict[str, float]]:
+    """The evaluation with its progress."""
+
+    def evaluated(state: TrainerState) -> dict[str, float]:
+        with Task(f"evaluating {len(rows):,} rows"):
+            return evaluate()
+
+    return evaluated

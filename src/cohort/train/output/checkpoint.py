@@ -8,7 +8,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cohort.policy.finite import first_not_finite
+from cohort.progress import Task
 from cohort.train.output.groups import groups_of, plain, tensors_of
 from cohort.train.output.optimizer_state import nested, state_of
 from cohort.types import Group, NotFinite, UserError
@@ -62,7 +64,8 @@ def save_policy(policy: Saved, folder: Path) -> None:
     where a trained weight is NaN or infinite."""
     require_finite([(name, p) for name, p in policy.model.named_parameters() if p.requires_grad], folder)
     model = policy.peft if policy.peft is not None else policy.model
-    model.save_pretrained(folder, safe_serialization=True)
+    with Task(f"saving {folder}"):
+        model.save_pretrained(folder, safe_serialization=True)
     if policy.keeps_config:
         policy.model.config.save_pretrained(folder)
     if hasattr(policy.tokenizer, "save_pretrained"):
@@ -121,9 +124,46 @@ def save(
 ) -> Path:
     """Write a folder under a temporary name, rename it to `checkpoint-{step}`, and delete the oldest beyond `keep`."""
     target = folder / f"checkpoint-{progress.step}"
-    partial = folder / f"partial-{progress.step}"
+    with _whole(target) as partial:
+        _write(partial, policy, optimizer, progress, companions, kept)
+    prune(folder, keep)
+    return target
+
+
+def save_model_only(folder: Path, policy: Saved, step: int, keep: int | None) -> None:
+    """Write a checkpoint of the model alone, as `save` does."""
+    with _whole(folder / f"checkpoint-{step}") as partial:
+        save_policy(policy, partial)
+    prune(folder, keep)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A folder that becomes the target once the block has filled it, and is removed where the block raises."""
+    partial = target.with_name(target.name.replace("checkpoint-", "partial-"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.iterdir():
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    _sync(target.parent)
+
+
+def _write(
+    partial: Path,
+    policy: Saved,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    companions: Sequence[Companion],
+    kept: Kept | None,
+) -> None:
     save_policy(policy, partial)
     for companion in companions:
         save_learner(partial / f"{companion.name}.safetensors", companion.parameters, companion.optimizer)
@@ -149,14 +189,6 @@ def save(
         "rng_numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
     }
     (partial / "state.json").write_text(json.dumps(record), encoding="utf-8")
-    for path in partial.iterdir():
-        _sync(path)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    _sync(folder)
-    prune(folder, keep)
-    return target
 
 
 def prune(folder: Path, keep: int | None) -> None:

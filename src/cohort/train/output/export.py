@@ -13,6 +13,7 @@ from typing import Any
 
 from cohort.policy.adapter import CONFIG, WEIGHTS, base_of, merged, of_reward_model
 from cohort.policy.load import load_model, load_tokenizer, quiet
+from cohort.progress import Task
 from cohort.rewards.models.classifier import is_classifier, load_classifier, load_config
 from cohort.train.output.card import merged_card
 from cohort.train.output.checkpoint import newest
@@ -103,7 +104,8 @@ def _written(target: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        write(partial)
+        with Task(f"writing {target}"):
+            write(partial)
         if target.exists():
             target.rmdir()
         partial.rename(target)

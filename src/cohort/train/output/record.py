@@ -3,14 +3,18 @@ are in."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from cohort.evaluation.evaluate import Evaluation
 from cohort.rewards.component import column_of
@@ -44,10 +48,7 @@ class Recorder:
         """Prepare the folder for a run that continues after `step`. At 0 the records of an earlier run are moved aside,
         later the rows behind `step` are removed, since the run writes them again. Raises UserError for a folder that
         cannot be made."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise UserError(f"output_dir {str(self.folder)!r} cannot be made: {error.strerror}") from None
+        make_folder(self.folder)
         if step == 0:
             move_aside(self.folder, RECORDS)
         else:
@@ -172,6 +173,32 @@ def move_aside(folder: Path, names: Sequence[str]) -> None:
 def rounded(values: dict[str, float]) -> dict[str, float]:
     """Eight significant digits: enough to compare runs, short enough to read."""
     return {k: v if not isinstance(v, float) or not math.isfinite(v) else float(f"{v:.8g}") for k, v in values.items()}
+
+
+def make_folder(folder: Path) -> None:
+    """Make output_dir. Raises UserError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {str(folder)!r} cannot be made: {error.strerror or error}") from None
+
+
+@contextmanager
+def told_when_full(output_dir: str) -> Iterator[None]:
+    """Raises UserError where the block finds no space left to write on the disk."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has the number in the text alone.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+        if not full:
+            raise
+        free = shutil.disk_usage(output_dir).free / 2**20
+        raise UserError(
+            f"no space left on the disk of {output_dir} ({free:,.0f} MiB free): free some, or name another output_dir; "
+            "save_total_limit and save_only_model make checkpoints fewer and smaller. Checkpoints that are there are "
+            "whole, and resume_from_checkpoint goes on from the newest"
+        ) from error
 
 
 def require_folder(output_dir: str) -> None:

@@ -14,18 +14,21 @@ from typing import Any
 
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
-from cohort.data.configured import log_equal, log_fitted
+from cohort.data.configured import log_equal, log_fitted, require_held_out
 from cohort.data.labels import step_labels
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
 from cohort.formulas.chance import like_chance
 from cohort.policy.process import require_one_process, seed_everything
+from cohort.progress import Task
+from cohort.report.console import show_in_script
+from cohort.report.live import default_display
 from cohort.train.loop import Learners, Loop
 from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder
+from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.reward_models.early_stopping import EarlyStopping
 from cohort.train.reward_models.examples import Example, is_dropped, loss_type, require_two_labels
@@ -77,9 +80,11 @@ class RewardTrainer:
             )
         config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
+        show_in_script(config)
         require_folder(config.output_dir)
         self.rows = as_rows(train_dataset, config.max_steps * config.batch_size)
         held_out = [] if eval_dataset is None else as_rows(eval_dataset)
+        require_held_out(held_out, config)
         kind = loss_type(self.rows, config)
         if config.push_to_hub:
             hub.require_token()
@@ -88,7 +93,8 @@ class RewardTrainer:
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
-        self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
+        with Task(f"tokenising {len(self.rows):,} rows"):
+            self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
         self.held_out_prompts = len({str(row.prompt) for row in held_out})
         self.held_out = self._fitting(self.updater.examples(held_out), held_out, "held-out rows") if held_out else []
         self._tell(kind)
@@ -157,7 +163,9 @@ class RewardTrainer:
             self.loop.resume(path)
         elif resume:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
-        self.loop.run()
+        title = f"reward model: {self.base_model}"
+        with default_display(self.loop.callbacks, title), told_when_full(self.args.output_dir):
+            self.loop.run()
         if self.held_out:
             metrics = self.updater.validate(self.held_out, self.held_out_prompts)
             self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in metrics.items()}
@@ -192,5 +200,6 @@ class RewardTrainer:
         return hub.push_output(self.args, commit_message)
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
-        metrics = self.updater.measure(self.held_out)
+        with Task(f"evaluating {len(self.held_out):,} rows"):
+            metrics = self.updater.measure(self.held_out)
         return {**{f"eval/{name}": value for name, value in metrics.items()}, "eval/samples": float(len(self.held_out))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from cohort.data.order import picks
 from cohort.data.templates import Demonstration, encode_demonstrations
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import Part
+from cohort.policy.packed.pack import Part, micro_batches
+from cohort.progress import track
 from cohort.train.sources.source import Batch, give_credit
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
@@ -34,7 +36,9 @@ class Demonstrations:
         last_only = isinstance(config, SFTConfig) and config.mask_history
         kwargs = config.chat_template_kwargs
         encoded = [
-            (row, each) for row in rows for each in encode_demonstrations(policy.tokenizer, row, kwargs, last_only)
+            (row, each)
+            for row in track(rows, "tokenising", "demonstrations")
+            for each in encode_demonstrations(policy.tokenizer, row, kwargs, last_only)
         ]
         _tell_conversations(rows, encoded)
         for row, (prompt, completion, _) in encoded:
@@ -58,6 +62,17 @@ class Demonstrations:
         """bool [n], which tokens of the i-th completion are trained on."""
         _, (_, completion, trained) = self.examples[i]
         return torch.tensor([True] * len(completion) if trained is None else trained)
+
+    def held_out_loss(self) -> dict[str, float]:
+        """Mean over demonstrations of the mean negative log-probability of their trained tokens, and its standard
+        deviation."""
+        parts = self.parts()
+        self.policy.model.eval()
+        logprobs_of = self.policy.logprobs(micro_batches(parts, self.config.token_budget), 1.0)
+        self.policy.model.train()
+        means = [float(logprobs_of[i, 0][self.trained(i)].mean()) for i in range(len(parts))]
+        std = statistics.stdev(means) if len(means) > 1 else 0.0
+        return {"eval/loss": -sum(means) / len(means), "eval/loss/std": std, "eval/samples": float(len(means))}
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         """Nothing to prepare."""

@@ -17,6 +17,7 @@ from cohort.config import SampledConfig
 from cohort.data.order import derive, picks
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
+from cohort.progress import Task
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.collect import collect, training_sampling
 from cohort.rollouts.encoding import Prompt
@@ -55,9 +56,10 @@ class StartingSamples:
         whole.replace(path)
         groups = [_group(prompt, line) for prompt, line in zip(self.prompts, kept, strict=False)]
         sampling = training_sampling(self.config, self.policy.eos_ids)
-        with open(path, "a", encoding="utf-8") as file:
+        count = len(self.prompts)
+        with open(path, "a", encoding="utf-8") as file, Task("sampling the starting model", count, "prompts") as task:
             for first in range(len(groups), len(self.prompts), step):
-                log.info("sampling the starting model: %d of %d prompts done", first, len(self.prompts))
+                task.done = first
                 chunk, seed = self.prompts[first : first + step], derive(self.config.seed, first)
                 sampled = collect(chunk, self.engine, self.rewards, self.config, sampling, seed, TrainerState()).groups
                 groups += sampled
