@@ -215,6 +215,11 @@ class TrainingConfig(BaseModel):
     def _yaml_no(cls, value: Any) -> Any:
         return "no" if value is False else value  # YAML reads a bare `no` as false
 
+    @field_validator("fast_paths", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # and a bare `off` too
+
     @model_validator(mode="before")
     @classmethod
     def _as_meant(cls, values: Any) -> Any:

@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ from cohort import progress
 from cohort.report.console import SafeConsole, can_move, live
 from cohort.report.metrics import component_keys
 from cohort.report.tables import safe_text
+from cohort.report.verdict import verdict
 
 BARS = "▁▂▃▄▅▆▇█"
 LINES = 10
@@ -212,9 +214,9 @@ class LiveDisplay:
 
 
 @contextmanager
-def default_display(callbacks: list[Any], title: str) -> Iterator[None]:
-    """Add a display to a run's callbacks until the block ends, unless one of them shows the run already. A worker
-    process shows nothing: several would draw on one terminal."""
+def default_display(callbacks: list[Any], title: str, folder: str) -> Iterator[None]:
+    """Add a display to a run's callbacks until the block ends, then print the verdict on the run in `folder`; not where
+    one of them shows the run already. A worker process shows nothing: several would draw on one terminal."""
     shown = any(isinstance(each, LiveDisplay) or THEIRS & _names(each) for each in callbacks)
     if shown or multiprocessing.parent_process() is not None:
         yield
@@ -225,6 +227,9 @@ def default_display(callbacks: list[Any], title: str) -> Iterator[None]:
             yield
         finally:
             callbacks.remove(display)
+        if (Path(folder) / "metrics.jsonl").is_file():
+            for line in verdict(folder):
+                display.console.print(Text(line), soft_wrap=True)
 
 
 def _names(callback: Any) -> set[str]:

@@ -194,7 +194,7 @@ class Trainer:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
         title = f"{self.method.name}: {self.policy.name}"
-        with default_display(self.loop.callbacks, title), told_when_full(self.args.output_dir):
+        with default_display(self.loop.callbacks, title, self.args.output_dir), told_when_full(self.args.output_dir):
             self._train(resume_from_checkpoint)
         return self.state
 

@@ -210,6 +210,13 @@ EVALUATION = Section(
             "Flat while `reward` rises: overfitting to few prompts, or another format in the held-out data.",
         ),
         Metric(
+            "eval/{name}/std eval/loss/std",
+            "Standard deviation (ddof 1) over the held-out examples, of a problem's mean over its completions: the "
+            "mean's standard error is this over the square root of `eval/samples`.",
+            "as the mean",
+            "-",
+        ),
+        Metric(
             "eval/{name}/pass@{n}",
             "Fraction of problems of which at least one of the n completions has a positive score; with "
             "`num_generations_eval` n above 1.",

@@ -46,6 +46,14 @@ EVERY_STEP = Section(
         ),
         Metric("learning_rate", "Rate of this step, by the schedule.", "-", "as configured"),
         Metric(
+            "kl/update",
+            "How far the update moved its own batch: mean of (log pi - log pi_old)^2 / 2 over at most 2,048 or so "
+            "of its tokens, after the update. Of sampled batches, in the first five steps and while the learning rate rises.",
+            "nats a token",
+            "below 0.2",
+            "Above: lower `learning_rate`.",
+        ),
+        Metric(
             "num_tokens",
             "Tokens of all batches so far: each group's prompt once and its completions. A batch counts once, however "
             "many updates it serves; groups that dynamic sampling replaced do not count.",
@@ -80,9 +88,9 @@ EVERY_STEP = Section(
         Metric(
             "entropy",
             "Mean entropy of the policy's next-token distribution, -sum p log p over the vocabulary, at the sampling "
-            "temperature and before the update. Mean over the tokens that the step trains; without KL term and "
-            "entropy bonus, completions with advantage 0 are not among them. SFT, RFT and DPO: over the batch's "
-            "completions, at temperature 1.",
+            "temperature and before the update. Mean over all sampled tokens; those of completions that the step does "
+            "not train (advantage 0, no KL term, no entropy bonus) count with -log p, an estimate by their own sampling. "
+            "SFT, RFT and DPO: over the batch's completions, at temperature 1.",
             "nats",
             "falls slowly from the model's own (often 0.1 to 1)",
             "Near 0 early: completions become equal. Lower `learning_rate`, raise `temperature` or `epsilon_high`, "

@@ -164,7 +164,7 @@ class RewardTrainer:
         elif resume:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
         title = f"reward model: {self.base_model}"
-        with default_display(self.loop.callbacks, title), told_when_full(self.args.output_dir):
+        with default_display(self.loop.callbacks, title, self.args.output_dir), told_when_full(self.args.output_dir):
             self.loop.run()
         if self.held_out:
             metrics = self.updater.validate(self.held_out, self.held_out_prompts)
