@@ -48,7 +48,7 @@ EVERY_STEP = Section(
         Metric(
             "kl/update",
             "How far the update moved its own batch: mean of (log pi - log pi_old)^2 / 2 over at most 2,048 or so "
-            "of its tokens, after the update. Of sampled batches, in the first five steps and while the learning rate rises.",
+            "of its tokens, after the update. Of sampled batches, in the first 5 steps and while the rate rises.",
             "nats a token",
             "below 0.2",
             "Above: lower `learning_rate`.",
@@ -89,7 +89,7 @@ EVERY_STEP = Section(
             "entropy",
             "Mean entropy of the policy's next-token distribution, -sum p log p over the vocabulary, at the sampling "
             "temperature and before the update. Mean over all sampled tokens; those of completions that the step does "
-            "not train (advantage 0, no KL term, no entropy bonus) count with -log p, an estimate by their own sampling. "
+            "not train (advantage 0, no KL, no entropy bonus) count with -log p, an estimate by their own sampling. "
             "SFT, RFT and DPO: over the batch's completions, at temperature 1.",
             "nats",
             "falls slowly from the model's own (often 0.1 to 1)",
