@@ -25,7 +25,7 @@ from cohort.train.run import train_from_config
 
 LARGEST = 49
 HELD_OUT = 300
-STEPS = 24
+STEPS = 30
 PROMPTS, GROUP = 8, 8
 
 QUESTION = "What is {a} + {b}? Answer with the number only."
@@ -81,7 +81,7 @@ def configuration(model: Path, output: Path, seed: int) -> dict[str, Any]:
         "reward_funcs": ["accuracy"],
         "output_dir": str(output),
         "seed": seed,
-        "learning_rate": 2.0e-5,
+        "learning_rate": 3.0e-5,
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.99,
         "beta": 0.0,
