@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cohort.cli.app import app
 from cohort.compare.config import CompareConfig
 from cohort.config import METHOD_CONFIGS, REWARD_CONFIGS, RunConfig
+from cohort.demo import packaged_model, real
 from helpers import ROOT
 
 COMMAND: Any = typer.main.get_command(app)
@@ -99,4 +100,26 @@ def test_the_commands_of_troubleshooting_run(tmp_path: Path, model: str, monkeyp
         )
         words = [*shlex.split(line)[1:], *shlex.split(SHORTER.get(line.split()[1], ""))]
         done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, (line, done.output[-2000:], done.exception)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_printed(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scripts and commands in their order, with a small model in place of the packaged one and few steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(packaged_model, "packaged_file", lambda: Path("model.gguf"))
+    monkeypatch.setattr(real, "converted", lambda file, folder: Path(model))
+    for name, value in {"STEPS": 2, "HELD_OUT": 6, "PROMPTS": 2, "GROUP": 2}.items():
+        monkeypatch.setattr(real, name, value)
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    problems, reward = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(problems, "tutorial.md", "exec"), {})
+    Path("rewards.py").write_text(reward)
+    lines = commands(ROOT / "docs" / "tutorial.md")
+    assert [line.split()[1] for line in lines] == [
+        *("demo", "data", "data", "eval", "train", "reward", "train", "eval", "eval", "generate")
+    ]
+    for line in lines:
+        more = "--max-completion-length 8" if line.startswith("cohort generate") else ""
+        done = CliRunner().invoke(app, [*shlex.split(line)[1:], *shlex.split(more)])
         assert done.exit_code == 0, (line, done.output[-2000:], done.exception)
