@@ -145,7 +145,7 @@ def test_csv_of_a_cell_like_a_formula() -> None:
 
 
 def test_tracebacks_warnings_and_log_lines_of_a_command(tmp_path: Path) -> None:
-    """A reward that raises stops the run with its traceback, which quotes the completion."""
+    """A reward that raises is told with its own frames, which quote the completion."""
     own, data = tmp_path / "own.py", tmp_path / "rows.jsonl"
     own.write_text(
         "import logging, warnings, threading\n"
@@ -162,7 +162,7 @@ def test_tracebacks_warnings_and_log_lines_of_a_command(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": paths})
     errors = done.stderr.decode()
-    assert done.returncode == 1 and not drives(errors), errors
+    assert done.returncode == 2 and not drives(errors), errors
     assert f"UserWarning: {SHOWN}" in errors and f"\n{SHOWN}\n" in errors
     assert f"ValueError: {SHOWN}" in errors and "\nException in thread Thread-" in errors
 

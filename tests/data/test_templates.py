@@ -360,7 +360,7 @@ def test_the_loss_is_the_mean_over_the_assistants_tokens(tmp_path: Path, caplog:
     caplog.set_level(logging.INFO, logger="cohort")
     trainer = SFTTrainer(model, config, rows, eval_dataset=rows, processing_class=tokenizer)
     assert "2 rows are 2 demonstrations: every answer of a conversation is trained on" in caplog.text
-    evaluated = trainer.loop.source.loss()
+    evaluated = trainer.loop.source.held_out_loss()["eval/loss"]
     trainer.train()
     wanted = pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
     assert trainer.state.log_history[0]["loss"] == wanted and evaluated == wanted

@@ -94,7 +94,7 @@ def test_logging_that_the_program_set_up_stays_as_it_is(capsys: pytest.CaptureFi
     assert log.handlers == [own] and log.level == logging.WARNING
 
 
-def test_a_run_has_one_display() -> None:
+def test_a_run_has_one_display(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     given: list[object]
     for given in (
@@ -103,10 +103,10 @@ def test_a_run_has_one_display() -> None:
         [type("My", (transformers.ProgressCallback,), {})()],
     ):
         callbacks = list(given)
-        with default_display(callbacks, "SFT"):
+        with default_display(callbacks, "SFT", str(tmp_path)):
             assert callbacks == given
     other = [object()]
-    with default_display(callbacks := list(other), "SFT"):
+    with default_display(callbacks := list(other), "SFT", str(tmp_path)):
         assert len(callbacks) == 2 and isinstance(callbacks[1], LiveDisplay)
     assert callbacks == other
 
@@ -133,9 +133,9 @@ def test_a_script_prints_notices_and_rows_and_warnings_apart(model: str, tmp_pat
     assert rows_of(printed, model) == ["20 steps", *(f"step {step}/20" for step in (5, 10, 15, 20))]
     warnings = done.stderr.split("---\n")
     assert warnings[0].startswith("WARNING: 8 of 8 prompts are plain text") and warnings[0].count("\n") == 1
-    # log_level: error leaves the rows.
+    # log_level: error leaves the rows and the two lines of the verdict.
     assert rows_of(quiet, model) == ["20 steps", "step 10/20", "step 20/20"]
-    assert quiet.count("\n") == 3 and warnings[1] == ""
+    assert quiet.count("\n") == 5 and warnings[1] == ""
 
 
 def rows_of(printed: str, model: str) -> list[str]:

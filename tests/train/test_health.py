@@ -12,7 +12,7 @@ import torch
 from cohort import GRPOConfig, PPOConfig, SFTTrainer
 from cohort.config import METHOD_CONFIGS, OnlineConfig, SFTConfig
 from cohort.data.chains import build_model, build_tokenizer, make_chains
-from cohort.demo import grpo_config, sft_config
+from cohort.demo.small import grpo_config, sft_config
 from cohort.rewards.compose import Rewards
 from cohort.train.monitors.health import FEW, Health
 from cohort.train.trainer import Trainer

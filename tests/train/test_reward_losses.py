@@ -273,7 +273,7 @@ def test_where_steps_end() -> None:
     cut = scorer.encode_steps(prompt, "aaa\nb\ncc", ["aaa", "b", "cc"])
     assert cut.truncated and cut.ends == [2] and cut.steps == (2,) and len(cut.inputs["input_ids"]) == 3
     scorer.max_length = 5  # the line end of the second step is there
-    assert scorer.encode_steps(prompt, "aaa\nb\ncc", ["aaa", "b", "cc"])[1:] == ([1, 4], True, (1, 2))
+    assert scorer.encode_steps(prompt, "aaa\nb\ncc", ["aaa", "b", "cc"])[1:4] == ([1, 4], True, (1, 2))
 
 
 @pytest.mark.parametrize("named", [None, 260])
@@ -314,7 +314,7 @@ def test_a_cut_moves_no_label() -> None:
     assert [len(of_text) for of_text in scores] == [0, 2]
     assert bert.model.scorer.score([lost.texts[0]], 1) == [[]]
     pairs.truncation_side = "left"  # <cls> p <sep> b b \n c c c <sep>
-    assert bert.examples(load_rows(rows[:1]))[0].texts[0][1:] == ([5, 9], True, (1, 2))
+    assert bert.examples(load_rows(rows[:1]))[0].texts[0][1:4] == ([5, 9], True, (1, 2))
 
     tokens = updater(RewardConfig(every_token=True, max_length=6, **QUICK), "bce").model.scorer
     # of "pppp" and "aaa" the last 6 tokens are "ppp" and "aaa"

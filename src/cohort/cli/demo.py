@@ -26,9 +26,9 @@ def demo(
 
     file = None if small else packaged_file()
     if file is not None:
-        from cohort.demo import real
+        from cohort.demo.real import run_demo as run_real_demo
 
-        real.run_demo(seed=seed, output=output or OUTPUT, console=console, file=file)
+        run_real_demo(seed=seed, output=output or OUTPUT, console=console, file=file)
         return
     if not small:
         console.print(

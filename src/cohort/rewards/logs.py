@@ -14,7 +14,7 @@ from cohort.types import UserError, printable
 OWN_METRICS = frozenset(
     {
         *("step", "epoch", "loss", "aux_loss", "accuracy", "learning_rate", "grad_norm", "update_skipped", "kl"),
-        *("kl/max", "ratio/min", "ratio/max", "entropy", "entropy/trained", "entropy_coef", "num_tokens"),
+        *("kl/max", "kl/update", "ratio/min", "ratio/max", "entropy", "entropy/trained", "entropy_coef", "num_tokens"),
         *("tokens_per_second", "num_completions", "iteration", "reward", "reward_std", "frac_reward_zero_std"),
         *("reward/greedy", "rewards_clipped_ratio", "rewards/chosen", "rewards/rejected", "rewards/margins"),
         *("rewards/accuracies", "logps/chosen", "logps/rejected", "completions/mean_length", "completions/min_length"),
