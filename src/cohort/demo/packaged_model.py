@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -41,9 +43,10 @@ def converted(file: Path, folder: Path) -> Path:
     quiet()
     source: dict[str, Any] = {"gguf_file": file.name}
     dequantised = GgufConfig(dequantize=True, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), dtype=torch.float32, quantization_config=dequantised, **source
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting switches off
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), dtype=torch.float32, quantization_config=dequantised, **source
+        )
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is whole, so that a conversion that is stopped leaves no half of a model.

@@ -25,7 +25,7 @@ from cohort.train.run import train_from_config
 
 LARGEST = 49
 HELD_OUT = 300
-STEPS = 30
+STEPS = 24
 PROMPTS, GROUP = 8, 8
 
 QUESTION = "What is {a} + {b}? Answer with the number only."
@@ -35,8 +35,9 @@ def run_demo(seed: int, output: Path, console: Console, file: Path) -> dict[str,
     """Train the model in `file`, a GGUF, and write everything under `output`. Returns the content of summary.json."""
     started = time.perf_counter()
     console.print(
-        "SmolLM2-135M-Instruct adds two numbers, and is mostly wrong. GRPO samples 8 answers to each question and\n"
-        "makes the right ones likelier; nobody shows it a solution."
+        "SmolLM2-135M-Instruct adds two numbers, and is mostly wrong. GRPO samples 8\n"
+        "answers to each question and makes the right ones likelier; nobody shows it a\n"
+        "solution."
     )
     if not (cache_folder() / "config.json").is_file():
         console.print("Converting the packaged model, this once (half a minute, 540 MB) ...", highlight=False)
@@ -78,10 +79,11 @@ def configuration(model: Path, output: Path, seed: int) -> dict[str, Any]:
         "model": str(model),
         "dataset": str(output / "train_problems.jsonl"),
         "eval_dataset": str(output / "held_out_problems.jsonl"),
-        "reward_funcs": ["accuracy"],
+        # accuracy takes the number from a rambling answer too; overlong asks that it ends.
+        "reward_funcs": ["accuracy", "overlong"],
         "output_dir": str(output),
         "seed": seed,
-        "learning_rate": 3.0e-5,
+        "learning_rate": 2.0e-5,
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.99,
         "beta": 0.0,
