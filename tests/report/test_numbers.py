@@ -13,8 +13,8 @@ from rich.console import Console, RenderableType
 from scipy.stats import binomtest
 
 from cohort.config import read_run
+from cohort.formulas.chance import wilson
 from cohort.report.drawing import running_mean
-from cohort.report.intervals import wilson
 from cohort.report.metrics import component_keys, read_metrics, series
 from cohort.report.tables import before_after_table, evaluation_table, examples_panel, share_with_interval
 from cohort.types import UserError

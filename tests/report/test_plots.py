@@ -11,8 +11,8 @@ import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.image import imread
 
+from cohort.formulas.chance import wilson
 from cohort.report import plots
-from cohort.report.intervals import wilson
 from cohort.report.plots import plot_training
 
 

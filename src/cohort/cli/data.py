@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cohort.cli.console import echo
+from cohort.cli.console import echo, log_console
 from cohort.cli.options import Columns, Configuration, Overrides, parse_pairs, split_names
 from cohort.types import UserError
 
@@ -22,7 +22,6 @@ def show(
     ids: Annotated[bool, typer.Option("--ids", help="Print token ids too.")] = False,
 ) -> None:
     """Print rows as the model sees them, the tokens that are trained on, lengths, and which rows are cut or dropped."""
-    from cohort.cli.console import log_console
     from cohort.cli.inspection import print_fates, print_lengths, print_repeats, print_row
     from cohort.cli.runs import read_run
     from cohort.data.configured import check_names

@@ -91,7 +91,7 @@ def _evaluate(model: str, data: str | None, settings: dict[str, Any], output: Pa
     console = log_console()
 
     from cohort.evaluation.models import evaluate_model
-    from cohort.report.intervals import wilson
+    from cohort.formulas.chance import wilson
     from cohort.report.tables import evaluation_table
 
     result = evaluate_model(model, data, **settings)

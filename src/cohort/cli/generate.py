@@ -86,9 +86,8 @@ def generate(
     from cohort.evaluation.generate import Generator
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "seed": seed}
-    generator = Generator(
-        model, template=template, plain=plain, one_by_one=rows is None and num_generations == 1, **options
-    )
+    alone = rows is None and num_generations == 1
+    generator = Generator(model, template=template, plain=plain, one_by_one=alone, **options)
     if rows is not None:
         _write(generator.records(rows, sampling, num_generations), output)
     elif prompt is not None:

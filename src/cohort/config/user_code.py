@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 import traceback
@@ -12,7 +13,8 @@ from types import ModuleType
 
 from cohort.types import UserError
 
-_NOT_THE_USERS = (str(Path(__file__).parents[1] / "_")[:-1], importlib.__file__, "<frozen importlib")
+_NOT_THE_USERS = (f"{Path(__file__).parents[1]}{os.sep}", importlib.__file__, "<frozen importlib")
+"""How the names of files begin whose frames a message leaves out: this package's, and the import system's."""
 
 _loading = threading.RLock()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 from cohort.data.dataset_info import Entry, entry_row, guess_format
 from cohort.data.files import parsed
 from cohort.data.forms import form_of
+from cohort.data.inspect import prompt_key, row_key
 from cohort.data.labels import label, probability, sides, step_labels
 from cohort.data.messages import in_turns
 from cohort.data.preferences import has_pair, pair
@@ -84,7 +84,7 @@ def check_file(
         result.columns.update(name for name, value in row.columns.items() if value is not None)
         result.columns.update(["completion"] * (row.completion is not None))
         result.kinds["plain" if isinstance(row.prompt, str) else "conversational"] += 1
-        prompt, everything = _json(row.prompt or row.completion), _json([row.prompt, row.completion, row.columns])
+        prompt, everything = prompt_key(row), row_key(row)
         result.repeated += prompt in prompts
         odd = [*_odd(row), *(["rows that repeat an earlier row"] if everything in whole else [])]
         for what in odd:
@@ -95,10 +95,6 @@ def check_file(
         for name, needed in every.items():
             _use(result.uses[name], row, needed)
     return result
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _form(record: Any, where: str, columns: dict[str, str], entry: Entry | None) -> str:

@@ -188,17 +188,18 @@ def repeated_rows(rows: Sequence[Row], held_out: Sequence[Row]) -> list[tuple[Ro
     """(held-out row, the first training row with its prompt, whether a training row is the same in all columns)."""
     prompts: dict[str, Row] = {}
     for row in rows:
-        prompts.setdefault(_key(row), row)
-    whole = {_whole(row) for row in rows}
-    return [(row, prompts[_key(row)], _whole(row) in whole) for row in held_out if _key(row) in prompts]
+        prompts.setdefault(prompt_key(row), row)
+    whole = {row_key(row) for row in rows}
+    return [(row, prompts[prompt_key(row)], row_key(row) in whole) for row in held_out if prompt_key(row) in prompts]
 
 
-def _key(row: Row) -> str:
+def prompt_key(row: Row) -> str:
     """What two rows share that ask the same: the prompt; of a text without one, the text."""
     return json.dumps(row.prompt or row.completion, sort_keys=True, default=str)
 
 
-def _whole(row: Row) -> str:
+def row_key(row: Row) -> str:
+    """What two rows share that are the same in all columns."""
     return json.dumps([row.prompt, row.completion, row.columns], sort_keys=True, default=str)
 
 

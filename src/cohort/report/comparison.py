@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from cohort.formulas.chance import wilson
 from cohort.report.comparison_plots import by_completions, plot_comparison
-from cohort.report.intervals import of_mean, wilson
+from cohort.report.intervals import of_mean
 from cohort.types import UserError
 
 START = "start"

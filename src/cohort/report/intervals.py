@@ -6,11 +6,6 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import fmean, stdev
 
-from cohort.formulas.chance import wilson
-
-__all__ = ["of_mean", "wilson"]
-
-
 # fmt: off
 T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
          2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,

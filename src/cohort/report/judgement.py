@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from cohort.formulas.chance import like_chance
+from cohort.formulas.chance import like_chance, wilson
 from cohort.report import ranking
-from cohort.report.intervals import wilson
 from cohort.report.tables import safe_text
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cohort.formulas.chance import wilson
 from cohort.report.drawing import COLOURS, STYLE, legend, panels
-from cohort.report.intervals import wilson
 from cohort.report.judgement import HALF, has_values
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cohort.formulas.chance import wilson
 from cohort.report import learning_plots
 from cohort.report.drawing import COLOURS, MANY, STYLE, legend, panels, running_mean
-from cohort.report.intervals import wilson
 from cohort.report.metrics import Rows, component_keys, read_metrics, series
 
 

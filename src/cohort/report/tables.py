@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cohort.report.intervals import wilson
+from cohort.formulas.chance import wilson
 from cohort.report.metrics import component_keys
 from cohort.types import printable
 

@@ -10,7 +10,7 @@ from statistics import fmean, variance
 from typing import Any
 
 from cohort.config.yaml_text import YamlError, parsed
-from cohort.report.intervals import wilson
+from cohort.formulas.chance import wilson
 from cohort.report.metrics import Rows, read_metrics, series
 
 HELD_OUT = ("eval/accuracy", "eval/reward", "eval/loss", "eval/teacher_kl")

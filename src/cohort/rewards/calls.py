@@ -17,7 +17,7 @@ from typing import Any
 from cohort.config.user_code import users_frames
 from cohort.rewards.answers.extract import REFERENCE_COLUMNS, reference_from
 from cohort.rewards.functions.text import content
-from cohort.types import Text, TrainerState, UserError, did_you_mean, printable
+from cohort.types import Text, TrainerState, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
@@ -36,9 +36,6 @@ class RewardFunctionError(UserError, RuntimeError):
     The message names the function, the first row that fails in the same way when it is scored alone, and where in the
     user's files the exception was raised.
     """
-
-    def __str__(self) -> str:
-        return printable(super().__str__())  # it quotes the function's error
 
 
 def accepted_by(function: Callable[..., Any], offered: Arguments) -> Arguments:

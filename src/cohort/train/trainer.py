@@ -123,9 +123,7 @@ class Trainer:
         critics = self._critics()
         online = isinstance(config, OnlineConfig)
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
-        slow = [] if self.rewards is None else [SlowRewards(self.rewards)]
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
-        gold = self.iterations and self.iterations.gold
         self.health = Health(config, self.policy, self.rewards)
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.loop = Loop(
@@ -135,16 +133,16 @@ class Trainer:
             SOURCES[self.method.source](self._parts(critics), self.rows),
             config,
             self.state,
-            [
-                *([gold] if gold else []),
-                *slow,
-                *instantiate_callbacks(callbacks or ()),
-                *trackers(config),
-                *profilers(config),
-            ],
+            self._callbacks(callbacks or ()),
             self._evaluate_and_record if eval_rows else None,
         )
         self._announce()
+
+    def _callbacks(self, given: Sequence[Any]) -> list[Any]:
+        gold = self.iterations and self.iterations.gold
+        slow = [] if self.rewards is None else [SlowRewards(self.rewards)]
+        own = [*trackers(self.args), *profilers(self.args)]
+        return [*([gold] if gold else []), *slow, *instantiate_callbacks(given), *own]
 
     def _parts(self, critics: list[CriticUpdater]) -> Parts:
         return Parts(

@@ -56,7 +56,6 @@ def make_classifier(
     scorer = Scorer(model.to(place).eval(), tokenizer, max_length, chat_template_kwargs)
     squash = scorer.of_steps if probability is None else probability
     log_name = Path(name).resolve().name
-    told: list[bool] = []
 
     def encoded(texts: list[Encoded], log_metric: Log | None) -> list[list[float]]:
         if log_metric is not None:
@@ -82,17 +81,7 @@ def make_classifier(
         for row, text, scores in zip(rows, texts, encoded(texts, log_metric), strict=True):
             for step, score in zip(text.steps, scores, strict=True):
                 row[step] = score
-        if any(None in row for row in rows) and not told:
-            told.append(True)
-            log.warning(
-                "reward model %s: steps of %d of %d completions are cut off by its limit of %d tokens: they get no "
-                "reward from it, here and in later batches. A larger max_length, or a shorter max_completion_length, "
-                "keeps them",
-                log_name,
-                sum(None in row for row in rows),
-                len(rows),
-                scorer.max_length,
-            )
+        _tell_cut_off(log_name, scorer, texts)
         return rows
 
     return _marked(score_steps if scorer.of_steps else score, log_name, scorer, squash)
@@ -114,6 +103,21 @@ def require_one_label(name: str, config: Any) -> None:
     if config.num_labels != 1:
         raise UserError(
             f"reward model {name!r} has {config.num_labels} labels: a reward model has one, whose logit is the reward"
+        )
+
+
+def _tell_cut_off(name: str, scorer: Scorer, texts: Sequence[Encoded]) -> None:
+    """Warn once where steps of completions are beyond the model's limit."""
+    count = sum(text.lost > 0 for text in texts)
+    if count and not scorer.cut_off:
+        scorer.cut_off = True
+        log.warning(
+            "reward model %s: steps of %d of %d completions are cut off by its limit of %d tokens: they get no reward "
+            "from it, here and in later batches. A larger max_length, or a shorter max_completion_length, keeps them",
+            name,
+            count,
+            len(texts),
+            scorer.max_length,
         )
 
 

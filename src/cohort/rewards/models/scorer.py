@@ -48,6 +48,8 @@ class Scorer:
         self.of_steps = scores_steps(model)
         self.left_out = False
         """Whether it has been told that the chat template leaves out a part of a completion."""
+        self.cut_off = False
+        """Whether it has been told that the limit cuts off steps."""
         if self.of_steps and not tokenizer.is_fast:
             raise UserError(
                 f"a process reward model needs a fast tokenizer, to find where steps end; {type(tokenizer).__name__} "

@@ -38,6 +38,11 @@ class Example:
         return any(text.truncated for text in self.texts)
 
     @property
+    def lost(self) -> int:
+        """Steps that a limit cut off, with their labels."""
+        return sum(text.lost for text in self.texts)
+
+    @property
     def alike(self) -> bool:
         """Whether it is a pair of the same tokens, as the model gets them: there is nothing to learn."""
         return len(self.texts) == 2 and self.texts[0].inputs == self.texts[1].inputs

@@ -24,18 +24,15 @@ def inspect_examples(
         every_token = isinstance(config, RewardConfig) and config.every_token and not held_out
         labels = [label for each in kept for label in (each.targets[:1] if every_token else each.targets)]
         result.notes += [f"labels: {counted(labels)}"] if labels else []
-    lost = [row.row.source for each, row in zip(examples, inspected, strict=True) if _lost(each) and each in kept]
+    both = zip(examples, inspected, strict=True)
+    lost = [row.row.source for each, row in both if each.lost and row.fate != "dropped"]
     if lost:
-        count = sum(_lost(each) for each in kept)
+        count = sum(each.lost for each in kept)
         result.notes.append(
             f"labels of steps that are cut off, which are left out: {count}: "
             f"{', '.join(lost[:5])}{', ...' * (len(lost) > 5)}"
         )
     return result, kept
-
-
-def _lost(example: Example) -> int:
-    return sum(text.lost for text in example.texts)
 
 
 def _inspected(row: Row, example: Example, scorer: Scorer, config: RewardModelConfig) -> InspectedRow:

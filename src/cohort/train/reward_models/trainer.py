@@ -15,7 +15,6 @@ from typing import Any
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.configured import log_equal, log_fitted, require_held_out
-from cohort.data.labels import step_labels
 from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
@@ -118,16 +117,15 @@ class RewardTrainer:
         lengths = [limit + 1 if example.truncated else limit for example in examples]
         log_fitted(lengths, fitted, limit, "max_length", what)
         kept = [(example, row) for example, row in zip(fitted, rows, strict=True) if example is not None]
-        if isinstance(self.args, ProcessRewardConfig) and self.args.truncation == "cut":
-            lost = [len(step_labels(row)) - len(each.targets) for each, row in zip(examples, rows, strict=True)]
-            if any(lost):
-                log.warning(
-                    "%d step labels in %d of %d %s stand at steps that max_length cuts off: they are left out",
-                    sum(lost),
-                    sum(n > 0 for n in lost),
-                    len(rows),
-                    what,
-                )
+        lost = [example.lost for example in examples]
+        if self.args.truncation == "cut" and any(lost):
+            log.warning(
+                "%d step labels in %d of %d %s stand at steps that max_length cuts off: they are left out",
+                sum(lost),
+                sum(n > 0 for n in lost),
+                len(rows),
+                what,
+            )
         if len(kept[0][0].texts) == 1:
             return [example for example, _ in kept]
         sides = [(example.texts[0].inputs, example.texts[1].inputs) for example, _ in kept]
