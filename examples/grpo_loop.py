@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cohort.config import GRPOConfig
 from cohort.data.chains import build_model, build_tokenizer, make_chains
+from cohort.data.order import prompt_seeds
 from cohort.data.templates import encode_prompt
 from cohort.formulas.coefficient import clipped
 from cohort.formulas.credit import scale_by_group
@@ -65,7 +66,7 @@ def train(seed: int = 0) -> list[float]:
     for step in range(STEPS):
         # 1. Sample a group of G completions for each of P prompts.
         batch = prompts[step * P : (step + 1) * P]
-        groups = engine.generate(batch, G, sampling, seed=step).completions
+        groups = engine.generate(batch, G, sampling, prompt_seeds(step, len(batch))).completions
 
         # 2. Reward them, and judge each completion against its siblings.
         rewards_PG = torch.tensor([[reward(completion.text) for completion in group] for group in groups])

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from cohort.config import GRPOConfig, TrainingConfig
 from cohort.data.chains import build_tokenizer
+from cohort.data.order import prompt_seeds
 from cohort.policy.fast.layers import why_unsupported
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
@@ -301,3 +303,8 @@ def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from cohort.cli.app import main; main()"
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+
+
+def seeds(prompts: Sequence[Any], seed: int = 0) -> list[int]:
+    """A seed of each prompt."""
+    return prompt_seeds(seed, len(prompts))

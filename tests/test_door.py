@@ -230,7 +230,7 @@ import torch
 class Constant:
     """Writes the same tokens for every prompt, with log-probabilities of zero."""
 
-    def generate(self, prompts, n, sampling, seed, on_tokens=None, on_group=None, keep_tokens=0):
+    def generate(self, prompts, n, sampling, seeds, on_tokens=None, on_group=None, keep_tokens=0):
         ids = [torch.tensor([5 + i % 3, 6]) for i in range(n)]
         group = [Completion(i, torch.zeros(len(i)), text="ab"[: 1 + k % 2]) for k, i in enumerate(ids)]
         return Generation([group for _ in prompts])

@@ -11,7 +11,7 @@ import torch
 from cohort.data.chains import build_tokenizer
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.sampling import Sampling
-from helpers import ROOT, small_policy
+from helpers import ROOT, seeds, small_policy
 
 SCRIPT = ROOT / "examples" / "grpo_loop.py"
 
@@ -38,6 +38,6 @@ def test_the_reward_rises(loop: ModuleType, capsys: pytest.CaptureFixture[str]) 
 def test_its_logprobs_are_the_engines(loop: ModuleType) -> None:
     policy, prompt = small_policy(vocab_size=len(build_tokenizer())), torch.tensor([5, 6, 7])
     sampling = Sampling(max_tokens=9, eos_ids=policy.eos_ids)
-    [group] = local_engine(policy, 8).generate([prompt], 8, sampling, seed=0).completions
+    [group] = local_engine(policy, 8).generate([prompt], 8, sampling, seeds([prompt])).completions
     logprobs = loop.logprobs(policy.model, prompt, group)
     torch.testing.assert_close(logprobs, torch.cat([completion.logprobs for completion in group]), rtol=1e-4, atol=1e-4)

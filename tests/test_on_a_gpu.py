@@ -24,7 +24,7 @@ from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.optimizer import BITSANDBYTES
 from cohort.train.step import Updater
-from helpers import largest_difference, prompts_of, random_groups, small_model, small_policy, tokens_of
+from helpers import largest_difference, prompts_of, random_groups, seeds, small_model, small_policy, tokens_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: PyTorch sees none")
 needs_bitsandbytes = pytest.mark.skipif(
@@ -94,7 +94,7 @@ def greedy(policy: Policy, max_rows: int = 256) -> list[list[int]]:
     draw = torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, 97, (n,), generator=draw) for n in (5, 40, 2, 7)]
     sampling = Sampling(temperature=0, max_tokens=60, eos_ids=[1])
-    found = LocalEngine(policy, max_rows).generate(prompts, 2, sampling, 0).completions
+    found = LocalEngine(policy, max_rows).generate(prompts, 2, sampling, seeds(prompts)).completions
     return [completion.ids.tolist() for group in found for completion in group]
 
 
@@ -114,7 +114,11 @@ def test_recorded_decoding_draws_the_cpus_tokens(
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_samplers_log_probabilities_are_the_policys(bf16: bool) -> None:
     policy, prompts = policy_on("cuda", bf16=bf16), prompts_of()
-    found = LocalEngine(policy, 6).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1, 5, 7]), 1).completions
+    found = (
+        LocalEngine(policy, 6)
+        .generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1, 5, 7]), seeds(prompts, 1))
+        .completions
+    )
     assert largest_difference(policy, prompts, found, 1.0) < (0.3 if bf16 else 1e-2)
 
 

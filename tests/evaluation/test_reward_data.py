@@ -97,10 +97,10 @@ class Digits:
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.asked = tokenizer, list[tuple[str, int]]()
 
-    def generate(self, prompts: list[Any], n: int, sampling: Sampling, seed: int, **_: Any) -> Generation:
-        rng = random.Random(seed)
+    def generate(self, prompts: list[Any], n: int, sampling: Sampling, seeds: list[int], **_: Any) -> Generation:
         decoded = [self.tokenizer.decode(prompt.tolist()) for prompt in prompts]
-        return Generation([[self.one(prompt, n, rng) for _ in range(n)] for prompt in decoded])
+        pairs = zip(decoded, map(random.Random, seeds), strict=True)
+        return Generation([[self.one(prompt, n, rng) for _ in range(n)] for prompt, rng in pairs])
 
     def one(self, prompt: str, n: int, rng: random.Random) -> Completion:
         self.asked.append((prompt, n))

@@ -21,6 +21,7 @@ from cohort.rollouts.engine import local_engine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
 from cohort.types import Completion, Group, Row
+from helpers import seeds
 
 DROPOUT = 0.3
 
@@ -240,7 +241,9 @@ def test_equals_the_padded_forward_pass_autograd_and_generate(name: str) -> None
 
     prompts = [group.prompt_ids for group in groups]
     sampling = Sampling(temperature=0.0, max_tokens=24, eos_ids=[1])
-    for prompt, row in zip(prompts, local_engine(policy, 8).generate(prompts, 1, sampling, 0).completions, strict=True):
+    for prompt, row in zip(
+        prompts, local_engine(policy, 8).generate(prompts, 1, sampling, seeds(prompts)).completions, strict=True
+    ):
         whole = plain.generate(
             prompt[None],
             attention_mask=torch.ones_like(prompt[None]),

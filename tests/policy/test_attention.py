@@ -30,7 +30,7 @@ from cohort.policy.paths import FastPath
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
-from helpers import random_groups, settings, small_policy, tokens_of
+from helpers import random_groups, seeds, settings, small_policy, tokens_of
 
 LAYOUTS: list[tuple[list[int], list[list[int]]]] = [
     ([5, 3], [[4, 2, 1], [3]]),
@@ -255,7 +255,9 @@ def test_no_tensor_of_tokens_by_vocabulary(beta: float) -> None:
     config = settings(beta=beta, entropy_coef=0.01)
     with _LargestTensor() as seen:
         sampled = (
-            LocalEngine(policy, max_rows=4).generate(prompts, rows, Sampling(max_tokens=110, eos_ids=[]), 0).completions
+            LocalEngine(policy, max_rows=4)
+            .generate(prompts, rows, Sampling(max_tokens=110, eos_ids=[]), seeds(prompts))
+            .completions
         )
         groups = random_groups([(8, [110] * rows)] * 2)
         parts = []

@@ -22,7 +22,7 @@ from cohort.policy.paths import FastPath
 from cohort.rollouts import decoding
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
-from helpers import prompts_of, small_policy
+from helpers import prompts_of, seeds, small_policy
 
 INVALIDATED = torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture\nSearch for")
 REFUSED = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing\nSearch for")
@@ -108,7 +108,7 @@ def recording_policy() -> Policy:
 
 def sampled(policy: Policy, max_rows: int = 8) -> tuple[list[list[int]], int]:
     engine = LocalEngine(policy, max_rows)
-    found = engine.generate(prompts_of(), 4, Sampling(max_tokens=20, eos_ids=[1, 5]), 0).completions
+    found = engine.generate(prompts_of(), 4, Sampling(max_tokens=20, eos_ids=[1, 5]), seeds(prompts_of())).completions
     return [completion.ids.tolist() for group in found for completion in group], engine.max_rows
 
 

@@ -21,14 +21,16 @@ from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
 from cohort.types import Completion
-from helpers import LORA, MODELS, random_groups, settings, small_policy, take_own_layers, tokens_of
+from helpers import LORA, MODELS, random_groups, seeds, settings, small_policy, take_own_layers, tokens_of
 
 
 def sampled(policy: Policy, fused: bool) -> list[Completion]:
     take_own_layers(policy, fused)
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, 97, (n,), generator=generator) for n in (5, 40, 2)]
-    found = LocalEngine(policy, 8).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1]), 0).completions
+    found = (
+        LocalEngine(policy, 8).generate(prompts, 4, Sampling(max_tokens=40, eos_ids=[1]), seeds(prompts)).completions
+    )
     return [completion for group in found for completion in group]
 
 
@@ -157,7 +159,9 @@ def test_where_there_is_no_room_for_a_copy_the_models_own_code_decodes(monkeypat
     sampling = Sampling(max_tokens=40, eos_ids=[1])
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, 97, (n,), generator=generator) for n in (5, 40, 2)]
-    found = [c for group in LocalEngine(policy, 8).generate(prompts, 4, sampling, 0).completions for c in group]
+    found = [
+        c for group in LocalEngine(policy, 8).generate(prompts, 4, sampling, seeds(prompts)).completions for c in group
+    ]
     for ours, fused in zip(found, expected, strict=True):
         assert ours.ids.tolist() == fused.ids.tolist()
         torch.testing.assert_close(ours.logprobs, fused.logprobs, rtol=0, atol=1e-4)

@@ -15,7 +15,7 @@ from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.sampling import Sampling
-from helpers import SHAPE, largest_difference, padded_logprobs, prompts_of, random_groups
+from helpers import SHAPE, largest_difference, padded_logprobs, prompts_of, random_groups, seeds
 
 EXPERTS = {"num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
 WINDOW = 16
@@ -49,7 +49,9 @@ def test_a_window_in_the_mask_alone_is_a_window(model: str, changes: dict[str, A
     if model == "Phimoe":
         return  # its router has thresholds, at which rounding decides
     prompts = prompts_of((5, 20))
-    sampled = local_engine(policy, 4).generate(prompts, 2, Sampling(max_tokens=24, eos_ids=[]), 0).completions
+    sampled = (
+        local_engine(policy, 4).generate(prompts, 2, Sampling(max_tokens=24, eos_ids=[]), seeds(prompts)).completions
+    )
     assert largest_difference(policy, prompts, sampled, 1.0) < 1e-4
 
 

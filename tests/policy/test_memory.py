@@ -20,7 +20,7 @@ from cohort.rollouts import decoding
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
-from helpers import LORA, prompts_of, random_groups, settings, small_policy, tokens_of
+from helpers import LORA, prompts_of, random_groups, seeds, settings, small_policy, tokens_of
 
 CAPTURE = (
     "CUDA error: operation failed due to a previous error during capture\nSearch for "
@@ -140,7 +140,7 @@ def test_decoding_starts_again_without_what_the_first_attempt_held(
     if not fused:
         policy.paths = policy.paths.without("test", *OWN_LAYERS)
     sampling = Sampling(max_tokens=8, eos_ids=[1, 5, 7])
-    expected = LocalEngine(policy, 4).generate(prompts, 4, sampling, 0).completions
+    expected = LocalEngine(policy, 4).generate(prompts, 4, sampling, seeds(prompts)).completions
     held: list[weakref.ref[Any]] = []
     start = decoding.Decoding.__init__
 
@@ -163,7 +163,7 @@ def test_decoding_starts_again_without_what_the_first_attempt_held(
     }[place]
     kept = fails_once(monkeypatch, owner, name, call)
     engine = LocalEngine(policy, 8)
-    found = engine.generate(prompts, 4, sampling, 0, keep_tokens=10_000).completions
+    found = engine.generate(prompts, 4, sampling, seeds(prompts), keep_tokens=10_000).completions
     assert engine.max_rows == 4 and kept.__traceback__ is None
     assert [[c.ids.tolist() for c in row] for row in found] == [[c.ids.tolist() for c in row] for row in expected]
 
@@ -200,7 +200,7 @@ def test_an_update_starts_again_without_what_the_first_attempt_held(
 def test_activations_of_sampling_are_freed_before_the_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, prompts = small_policy(), prompts_of((5, 9))
     sampling = Sampling(max_tokens=8, eos_ids=[])
-    generation = LocalEngine(policy, 8).generate(prompts, 3, sampling, 0, keep_tokens=10_000)
+    generation = LocalEngine(policy, 8).generate(prompts, 3, sampling, seeds(prompts), keep_tokens=10_000)
     store = generation.activations
     assert isinstance(store, ActivationStore)
     block = weakref.ref(store.layers[1][0].block)

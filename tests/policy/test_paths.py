@@ -26,6 +26,7 @@ from helpers import (
     perturbed,
     prompts_of,
     random_groups,
+    seeds,
     settings,
     small_model,
     small_policy,
@@ -46,7 +47,7 @@ def test_off_gives_the_same_gradient_and_the_same_greedy_completions(architectur
             group.old_logprobs = group.reference_logprobs = old
         metrics = Updater(policy, METHODS["grpo"], settings(beta=0.1)).gradient(groups, tokens_of(groups))
         sampling = Sampling(temperature=0.0, max_tokens=8, eos_ids=[1])
-        completions = local_engine(policy, 8).generate(prompts_of(), 1, sampling, 0).completions
+        completions = local_engine(policy, 8).generate(prompts_of(), 1, sampling, seeds(prompts_of())).completions
         found.append((metrics, gradients(policy.model), [row[0].ids.tolist() for row in completions]))
     (ours, ours_gradient, ours_ids), (theirs, theirs_gradient, theirs_ids) = found
     assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)

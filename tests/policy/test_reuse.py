@@ -16,7 +16,7 @@ from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
 from cohort.types import Group, Row
-from helpers import ENDS, assert_close, gradients, prompts_of, settings, small_policy, tokens_of
+from helpers import ENDS, assert_close, gradients, prompts_of, seeds, settings, small_policy, tokens_of
 
 
 def sampled(
@@ -25,7 +25,7 @@ def sampled(
     """Groups with random advantages, and the activations of their sampling."""
     prompts = prompts_of()
     sampling = Sampling(max_tokens=tokens, eos_ids=ENDS, top_k=top_k)
-    found, store = LocalEngine(policy, max_rows).generate(prompts, n, sampling, 1, keep_tokens=capacity)
+    found, store = LocalEngine(policy, max_rows).generate(prompts, n, sampling, seeds(prompts, 1), keep_tokens=capacity)
     random = torch.Generator().manual_seed(2)
     groups = [
         Group(prompt, row, Row("?"), advantages=[torch.randn(1, generator=random).expand(len(c.ids)) for c in row])

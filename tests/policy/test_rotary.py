@@ -30,6 +30,7 @@ from helpers import (
     padded_logprobs,
     prompts_of,
     random_groups,
+    seeds,
     settings,
     tokens_of,
 )
@@ -137,7 +138,7 @@ def test_sampling_beyond_the_limit_is_transformers_own(kind: str, caplog: pytest
     assert caplog.text.count("more than 16 tokens together, the completion's first ones are sampled with other") == 1
     prompts = prompts_of((12, 3, 20))
     sampling = Sampling(temperature=0.0, max_tokens=12, eos_ids=[])
-    found = local_engine(policy, 8).generate(prompts, 1, sampling, 0).completions
+    found = local_engine(policy, 8).generate(prompts, 1, sampling, seeds(prompts)).completions
     for prompt, row in zip(prompts, found, strict=True):
         expected = policy.model.generate(
             prompt[None],
@@ -191,7 +192,11 @@ def test_packed_where_the_run_keeps_within_the_limit(
     config = GRPOConfig(max_prompt_length=8, max_completion_length=completion, bf16=False, use_cpu=True)
     policy = make_policy(small(kind), build_tokenizer(), config)
     assert policy.packed == packed == (not caplog.text)
-    found = local_engine(policy, 8).generate(prompts_of((8,)), 2, Sampling(max_tokens=8, eos_ids=[]), 0).completions
+    found = (
+        local_engine(policy, 8)
+        .generate(prompts_of((8,)), 2, Sampling(max_tokens=8, eos_ids=[]), seeds(prompts_of((8,))))
+        .completions
+    )
     group = Group(prompts_of((8,))[0], found[0], random_groups([(1, [1])])[0].row)
     for completion_, expected in zip(found[0], padded_logprobs(policy.model, group), strict=True):
         torch.testing.assert_close(completion_.logprobs, expected, atol=1e-5, rtol=0)
@@ -201,4 +206,6 @@ def test_packed_where_the_run_keeps_within_the_limit(
             policy.pack(longer)
         if kind == "longrope":  # the other has no positions left
             with pytest.raises(UserError, match="of up to 17 tokens is longer"):
-                local_engine(policy, 8).generate(prompts_of((8,)), 2, Sampling(max_tokens=9, eos_ids=[]), 0)
+                local_engine(policy, 8).generate(
+                    prompts_of((8,)), 2, Sampling(max_tokens=9, eos_ids=[]), seeds(prompts_of((8,)))
+                )

@@ -21,7 +21,7 @@ from cohort.rollouts.encoding import token_ends
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling
-from helpers import small_model
+from helpers import seeds, small_model
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|im_end|>", "<think>", "</think>", "<answer>", "</answer>"]
 PERFECT = ["<think>", "a", "b", "</think>", "<answer>", "4", "</answer>"]
@@ -121,7 +121,9 @@ def policy() -> Policy:
 def test_engines_return_the_tags(kind: Any, policy: Policy) -> None:
     tokenizer = policy.tokenizer
     sampling = Sampling(max_tokens=16, eos_ids=policy.eos_ids)
-    (group,) = kind(policy).generate([torch.tensor([20, 21])], 32, sampling, 0).completions
+    (group,) = (
+        kind(policy).generate([torch.tensor([20, 21])], 32, sampling, seeds([torch.tensor([20, 21])])).completions
+    )
     for completion in group:
         ids = completion.ids.tolist()
         kept = [token for token in ids if token not in ids_of(tokenizer, ["<pad>", "<bos>"])]

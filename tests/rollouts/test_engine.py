@@ -18,7 +18,7 @@ from cohort.rollouts.engine import Engine, LocalEngine, local_engine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling, draw, truncate
 from cohort.types import Completion
-from helpers import ARCHITECTURES, ENDS, largest_difference, prompts_of, small_model, small_policy
+from helpers import ARCHITECTURES, ENDS, largest_difference, prompts_of, seeds, small_model, small_policy
 
 
 @pytest.fixture(params=[True, False], ids=["one row until they part", "a row each"])
@@ -41,7 +41,7 @@ def test_greedy_decoding_equals_transformers_generate(architecture: str) -> None
     prompts = prompts_of()
     found = (
         LocalEngine(policy, max_rows=3)
-        .generate(prompts, 2, Sampling(temperature=0, max_tokens=20, eos_ids=[1]), 0)
+        .generate(prompts, 2, Sampling(temperature=0, max_tokens=20, eos_ids=[1]), seeds(prompts))
         .completions
     )
     for prompt, row in zip(prompts, found, strict=True):
@@ -63,7 +63,7 @@ def test_sampler_logprobs_equal_the_policys(temperature: float, max_rows: int) -
     """Rows leave and enter at every size: ends are frequent and the queue is longer than the batch."""
     policy, prompts = small_policy(), prompts_of()
     sampling = Sampling(temperature=temperature, max_tokens=70, eos_ids=[1, 5, 7, 9])
-    found = LocalEngine(policy, max_rows).generate(prompts, 4, sampling, 1).completions
+    found = LocalEngine(policy, max_rows).generate(prompts, 4, sampling, seeds(prompts, 1)).completions
     assert {len(row) for row in found} == {4}
     assert largest_difference(policy, prompts, found, temperature) < 1e-4
     for completion in (c for row in found for c in row):
@@ -84,10 +84,10 @@ def test_completions_that_begin_alike_are_decoded_once(
     advance = DecodeCache.advance
     monkeypatch.setattr(DecodeCache, "advance", lambda cache: (rows.append(len(cache)), advance(cache)))
     sampling = Sampling(top_k=2, max_tokens=24, eos_ids=ENDS)
-    found = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1).completions
+    found = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, seeds(prompts, 1)).completions
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
     policy.paths = policy.paths.without("test", "forks")
-    apart = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, 1).completions
+    apart = LocalEngine(policy, max_rows).generate(prompts, 8, sampling, seeds(prompts, 1)).completions
     assert [[c.ids.tolist() for c in row] for row in found] == [[c.ids.tolist() for c in row] for row in apart]
     rows = rows[: len(rows) // 2]
     beginnings = {(i, *c.ids[:n].tolist()) for i, row in enumerate(found) for c in row for n in range(1, len(c.ids))}
@@ -102,7 +102,7 @@ def test_a_greedy_group_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     advance = DecodeCache.advance
     monkeypatch.setattr(DecodeCache, "advance", lambda cache: (rows.append(len(cache)), advance(cache)))
     sampling = Sampling(temperature=0, max_tokens=9, eos_ids=[])
-    found = LocalEngine(policy).generate(prompts_of(), 7, sampling, 0).completions
+    found = LocalEngine(policy).generate(prompts_of(), 7, sampling, seeds(prompts_of())).completions
     assert rows == [5] * 8
     assert all(c.ids.tolist() == row[0].ids.tolist() for row in found for c in row)
     assert all((c.ids.data_ptr() != row[0].ids.data_ptr()) for row in found for c in row[1:])
@@ -111,22 +111,46 @@ def test_a_greedy_group_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_truncated_distributions_keep_the_untruncated_logprobs() -> None:
     policy, prompts = small_policy(), prompts_of()
     sampling = Sampling(temperature=0.8, top_k=5, top_p=0.9, min_p=0.05, max_tokens=20, eos_ids=[1])
-    found = LocalEngine(policy).generate(prompts, 4, sampling, 1).completions
+    found = LocalEngine(policy).generate(prompts, 4, sampling, seeds(prompts, 1)).completions
     assert largest_difference(policy, prompts, found, 0.8) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", "Mistral", "Gemma2"])
 def test_decoding_across_sliding_windows(architecture: str) -> None:
     policy, prompts = small_policy(architecture), prompts_of((3, 14))
-    found = LocalEngine(policy, 5).generate(prompts, 3, Sampling(max_tokens=30, eos_ids=[1, 4]), 1).completions
+    found = (
+        LocalEngine(policy, 5)
+        .generate(prompts, 3, Sampling(max_tokens=30, eos_ids=[1, 4]), seeds(prompts, 1))
+        .completions
+    )
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
+
+
+@pytest.mark.parametrize("kind", [LocalEngine, RowEngine])
+def test_completions_of_a_prompt_depend_on_its_own_seed_alone(kind: type) -> None:
+    """Not on the prompts beside it, their order, the size of the batch, or the longest completion allowed."""
+    policy, prompts = small_policy(), prompts_of()
+
+    def sampled(chosen: list[int], max_rows: int = 64, tokens: int = 12) -> list[list[list[int]]]:
+        sampling, of_prompts = Sampling(max_tokens=tokens, eos_ids=[1, 5]), seeds(prompts, 7)
+        asked = [prompts[i] for i in chosen], 4, sampling, [of_prompts[i] for i in chosen]
+        return [[c.ids.tolist() for c in group] for group in kind(policy, max_rows).generate(*asked).completions]
+
+    every = sampled([0, 1, 2, 3, 4])
+    assert len({tuple(ids) for group in every for ids in group}) > 15
+    assert sampled([3, 1]) == [every[3], every[1]]
+    assert sampled([2]) == [every[2]]
+    if kind is LocalEngine:  # transformers draws one number for each row of a call
+        assert sampled([0, 1, 2, 3, 4], max_rows=3) == every
+        longer = sampled([4, 0], tokens=20)
+        assert [[ids[:12] for ids in group] for group in longer] == [every[4], every[0]]
 
 
 def test_the_seed_decides() -> None:
     policy, prompts = small_policy(), prompts_of()
     engine, sampling = LocalEngine(policy), Sampling(max_tokens=10, eos_ids=[1])
     texts = [
-        [c.ids.tolist() for row in engine.generate(prompts, 2, sampling, seed).completions for c in row]
+        [c.ids.tolist() for row in engine.generate(prompts, 2, sampling, seeds(prompts, seed)).completions for c in row]
         for seed in (3, 3, 4)
     ]
     assert texts[0] == texts[1] != texts[2]
@@ -138,7 +162,9 @@ def test_sampling_frequencies_match_the_distribution(kind: type) -> None:
     policy, prompt = small_policy(), prompts_of((6,))[0]
     draws = 4000
     engine: Engine = kind(policy, max_rows=1000)
-    found = engine.generate([prompt], draws, Sampling(temperature=0.7, max_tokens=2, eos_ids=[]), 5).completions[0]
+    found = engine.generate(
+        [prompt], draws, Sampling(temperature=0.7, max_tokens=2, eos_ids=[]), seeds([prompt], 5)
+    ).completions[0]
     logits = policy.model(prompt[None], use_cache=False).logits[0, -1].detach()
     expected = (logits / 0.7).softmax(-1) * draws
     counts = torch.bincount(torch.tensor([int(c.ids[0]) for c in found]), minlength=97).double()
@@ -160,7 +186,7 @@ def test_tokens_are_told_as_they_are_drawn(kind: type, n: int) -> None:
             heard.setdefault(row, []).append(token)
 
     sampling = Sampling(temperature=1.5, max_tokens=20, eos_ids=list(range(1, 20)))
-    found = engine.generate(prompts_of(), n, sampling, 0, hear).completions
+    found = engine.generate(prompts_of(), n, sampling, seeds(prompts_of()), hear).completions
     said = {i * n + j: c.ids.tolist() for i, row in enumerate(found) for j, c in enumerate(row)}
     assert heard == (said if kind is LocalEngine or n == 1 else {})
     assert len({len(ids) for ids in said.values()}) > 2
@@ -172,8 +198,10 @@ def test_groups_are_told_when_they_have_ended(kind: type) -> None:
     told: list[tuple[int, list[Completion]]] = []
     engine: Engine = kind(small_policy(), max_rows=4)
     sampling = Sampling(max_tokens=12, eos_ids=list(range(1, 20)))
-    found = engine.generate(prompts_of(), 2, sampling, 3, on_group=lambda *group: told.append(group)).completions
-    plain = engine.generate(prompts_of(), 2, sampling, 3).completions
+    found = engine.generate(
+        prompts_of(), 2, sampling, seeds(prompts_of(), 3), on_group=lambda *group: told.append(group)
+    ).completions
+    plain = engine.generate(prompts_of(), 2, sampling, seeds(prompts_of(), 3)).completions
     assert sorted(group for group, _ in told) == list(range(5))
     for group, completions in told:
         assert [c.ids.tolist() for c in completions] == [c.ids.tolist() for c in found[group]]
@@ -197,10 +225,10 @@ def test_truncation_keeps_what_each_rule_says() -> None:
 
 def test_draw_reports_the_temperatures_logprob() -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0]])
-    tokens, logprobs = draw(logits, Sampling(temperature=0.0), torch.Generator())
+    tokens, logprobs = draw(logits, Sampling(temperature=0.0))
     assert tokens.tolist() == [0]
     assert float(logprobs) == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
-    tokens, logprobs = draw(logits, Sampling(temperature=0.5, top_k=1), torch.Generator())
+    tokens, logprobs = draw(logits, Sampling(temperature=0.5, top_k=1), torch.rand(len(logits)))
     assert float(logprobs) == pytest.approx(float((logits / 0.5).log_softmax(-1)[0, 0]))
 
 
@@ -211,8 +239,9 @@ def test_draw_reports_the_temperatures_logprob() -> None:
 def test_draws_from_few_rows_are_those_from_as_many(entries: int, sampling: Sampling) -> None:
     logits = 3 * torch.randn(4, entries, generator=torch.Generator().manual_seed(0))
     rows = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3, 3, 3])
-    tokens, logprobs = draw(logits, sampling, torch.Generator().manual_seed(1), rows)
-    expected = draw(logits[rows], sampling, torch.Generator().manual_seed(1))
+    uniform = torch.rand(len(rows), generator=torch.Generator().manual_seed(1))
+    tokens, logprobs = draw(logits, sampling, uniform, rows)
+    expected = draw(logits[rows], sampling, uniform)
     assert tokens.tolist() == expected[0].tolist()
     torch.testing.assert_close(logprobs, expected[1])
 
@@ -223,7 +252,7 @@ def test_long_rows_are_drawn_by_their_weights() -> None:
     weights[1000:1600] = 0.0  # whole blocks, and parts of some, that must never come
     weights[-1] = 40.0
     logits = weights.log().expand(draws, -1)
-    tokens, logprobs = draw(logits, Sampling(), torch.Generator().manual_seed(1))
+    tokens, logprobs = draw(logits, Sampling(), torch.rand(draws, generator=torch.Generator().manual_seed(1)))
     expected = weights / weights.sum()
     torch.testing.assert_close(logprobs, expected[tokens].log(), rtol=0, atol=1e-4)
     assert bool((weights[tokens] > 0).all())
@@ -237,7 +266,9 @@ def test_long_rows_are_drawn_by_their_weights() -> None:
 def test_stop_strings_end_a_completion() -> None:
     policy, prompts = small_policy(vocab_size=22), [torch.tensor([8, 9, 10])]
     for engine in (LocalEngine(policy), RowEngine(policy)):
-        found = engine.generate(prompts, 60, Sampling(max_tokens=40, eos_ids=[], stop=["3", "55"]), 0).completions[0]
+        found = engine.generate(
+            prompts, 60, Sampling(max_tokens=40, eos_ids=[], stop=["3", "55"]), seeds(prompts)
+        ).completions[0]
         stopped = [c for c in found if not c.truncated]
         assert len(stopped) > 15
         for completion in stopped:
@@ -247,7 +278,11 @@ def test_stop_strings_end_a_completion() -> None:
 
 def test_limit_is_what_the_models_positions_leave() -> None:
     policy = small_policy()
-    found = LocalEngine(policy).generate(prompts_of((120,)), 2, Sampling(max_tokens=50, eos_ids=[]), 0).completions[0]
+    found = (
+        LocalEngine(policy)
+        .generate(prompts_of((120,)), 2, Sampling(max_tokens=50, eos_ids=[]), seeds(prompts_of((120,))))
+        .completions[0]
+    )
     assert [len(c.ids) for c in found] == [8, 8] and all(c.truncated for c in found)
 
 
@@ -272,7 +307,7 @@ def test_row_engine_agrees_with_the_policy_of_a_model_with_a_state(caplog: pytes
     assert not policy.packed
     assert "takes the row path" in caplog.text
     prompts = prompts_of((4, 7))
-    found = RowEngine(policy, 2).generate(prompts, 3, Sampling(max_tokens=8, eos_ids=[1]), 0).completions
+    found = RowEngine(policy, 2).generate(prompts, 3, Sampling(max_tokens=8, eos_ids=[1]), seeds(prompts)).completions
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
 
 
@@ -314,7 +349,7 @@ def test_rows_are_sampled_as_asked_whatever_the_models_generation_config(tempera
     sampling = Sampling(temperature=temperature, max_tokens=5, eos_ids=[1])
 
     def sampled() -> list[list[int]]:
-        groups = RowEngine(policy).generate(prompts_of((9, 5)), 2, sampling, 0).completions
+        groups = RowEngine(policy).generate(prompts_of((9, 5)), 2, sampling, seeds(prompts_of((9, 5)))).completions
         return [c.ids.tolist() for group in groups for c in group]
 
     expected = sampled()
@@ -332,7 +367,11 @@ def test_both_engines_sample_the_same_distribution() -> None:
     for paths in FAST_PATHS:
         policy = small_policy(config=TrainingConfig(bf16=False, use_cpu=True, fast_paths=paths))
         policy.model.generation_config.repetition_penalty = 5.0
-        group = local_engine(policy, 1000).generate(prompts_of((9,)), 2000, sampling, 0).completions[0]
+        group = (
+            local_engine(policy, 1000)
+            .generate(prompts_of((9,)), 2000, sampling, seeds(prompts_of((9,))))
+            .completions[0]
+        )
         counts.append(torch.bincount(torch.cat([c.ids for c in group]), minlength=97))
     assert bool((counts[0] > 0).eq(counts[1] > 0).all()) and int((counts[0] > 0).sum()) > 2
     seen = counts[0] > 0
@@ -353,6 +392,6 @@ def test_out_of_memory_halves_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "hidden", small_memory)
     policy.paths = policy.paths.without("test", *OWN_LAYERS)  # decode through what was patched
     engine = LocalEngine(policy, 20)
-    found = engine.generate(prompts, 4, Sampling(max_tokens=5, eos_ids=[]), 0).completions
+    found = engine.generate(prompts, 4, Sampling(max_tokens=5, eos_ids=[]), seeds(prompts)).completions
     assert engine.max_rows == 10
     assert [len(c.ids) for row in found for c in row] == [5] * 20

@@ -16,7 +16,7 @@ from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.rollouts.stop_strings import StopStrings
-from helpers import byte_tokenizer, small_policy
+from helpers import byte_tokenizer, seeds, small_policy
 
 TEXT = "the answer is 42.\n\nQuestion: où est l'été? 日本語の文章です。 done 🙂🙃🙂 <|end|> it's not \t here , "
 
@@ -137,7 +137,9 @@ def test_completions_of_a_step_are_decoded_at_once_without_those_that_have_ended
         return ended(self, completions, tokens)
 
     monkeypatch.setattr(StopStrings, "ended", watched)
-    found = LocalEngine(policy).generate(prompts, 30, Sampling(max_tokens=40, eos_ids=[], stop=["3", "55"]), 0)
+    found = LocalEngine(policy).generate(
+        prompts, 30, Sampling(max_tokens=40, eos_ids=[], stop=["3", "55"]), seeds(prompts)
+    )
     lengths = [len(completion.ids) for group in found.completions for completion in group]
     assert len(calls) == max(lengths) and sum(calls) == sum(lengths)
 
@@ -146,7 +148,12 @@ def test_completions_of_a_step_are_decoded_at_once_without_those_that_have_ended
 def test_multi_byte_stop_strings_end_a_completion(engine: Any) -> None:
     policy = small_policy(vocab_size=260)
     policy.tokenizer = tokenizer = byte_tokenizer()
-    found = engine(policy).generate([torch.tensor([8, 9, 10])], 40, Sampling(max_tokens=60, stop=["é", "ab", "\n"]), 0)
+    found = engine(policy).generate(
+        [torch.tensor([8, 9, 10])],
+        40,
+        Sampling(max_tokens=60, stop=["é", "ab", "\n"]),
+        seeds([torch.tensor([8, 9, 10])]),
+    )
     stopped = 0
     for completion in found.completions[0]:
         ids = completion.ids.tolist()
@@ -160,7 +167,11 @@ def test_a_row_ends_at_a_stop_string_before_its_end_token() -> None:
     """transformers pads a row that has ended, here with a token that is among the end tokens."""
     policy, stop = small_policy(vocab_size=22), ("1", "3", "5", "7", "9")
     sampling = Sampling(max_tokens=40, eos_ids=[0], stop=list(stop))
-    found = RowEngine(policy).generate([torch.tensor([8, 9, 10])], 60, sampling, 0).completions[0]
+    found = (
+        RowEngine(policy)
+        .generate([torch.tensor([8, 9, 10])], 60, sampling, seeds([torch.tensor([8, 9, 10])]))
+        .completions[0]
+    )
     texts = [policy.tokenizer.decode(completion.ids.tolist()) for completion in found]
     assert sum(text.endswith(stop) for text in texts) > 5
     assert not any(digit in text[:-1] for text in texts for digit in stop)

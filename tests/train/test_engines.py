@@ -3,6 +3,7 @@ evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ class Counting:
         self.engine = LocalEngine(policy, max_rows=256)
         self.completions = {"training": 0, "evaluation": 0}
 
-    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, **options: Any) -> Generation:
+    def generate(
+        self, prompts: list[Tensor], n: int, sampling: Sampling, seeds: Sequence[int], **options: Any
+    ) -> Generation:
         self.completions["evaluation" if sampling.temperature == 0 else "training"] += len(prompts) * n
-        return self.engine.generate(prompts, n, sampling, seed, **options)
+        return self.engine.generate(prompts, n, sampling, seeds, **options)
 
 
 class PlainLoop:
@@ -48,14 +51,15 @@ class PlainLoop:
         prompts: list[Tensor],
         n: int,
         sampling: Sampling,
-        seed: int,
+        seeds: Sequence[int],
         on_tokens: Any = None,
         on_group: Any = None,
         keep_tokens: int = 0,
     ) -> Generation:
-        generator = torch.Generator().manual_seed(seed)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.policy.model.eval()
-        groups = [[self._sample(prompt, sampling, generator) for _ in range(n)] for prompt in prompts]
+        pairs = zip(prompts, generators, strict=True)
+        groups = [[self._sample(prompt, sampling, generator) for _ in range(n)] for prompt, generator in pairs]
         self.policy.model.train()
         for i, group in enumerate(groups):
             if on_group is not None:

@@ -19,7 +19,7 @@ from cohort.train.output import checkpoint
 from cohort.train.output.record import SAMPLES, Recorder
 from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.run import train_from_config
-from helpers import StopAfter, byte_tokenizer, classifier, digits, numbers, rows_of, small_model
+from helpers import StopAfter, byte_tokenizer, classifier, digits, numbers, rows_of, seeds, small_model
 
 DEMONSTRATIONS, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
 WRONG = [{"role": "assistant", "content": "<answer>0</answer>"}]
@@ -146,7 +146,10 @@ def test_remax_compares_with_the_greedy_completion(tmp_path: Path) -> None:
     source = trainer.loop.source
     groups = source.batch(0, trainer.state).groups
     greedy = trainer.engine.generate(
-        [group.prompt_ids for group in groups], 1, replace(source.sampling, temperature=0.0), 0
+        [group.prompt_ids for group in groups],
+        1,
+        replace(source.sampling, temperature=0.0),
+        seeds([group.prompt_ids for group in groups]),
     ).completions
     for group, (completion,) in zip(groups, greedy, strict=True):
         baseline = digits([[{"content": completion.text}]])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from helpers import (
     prompts_of,
     random_groups,
     rows_of,
+    seeds,
     settings,
     small_model,
     small_policy,
@@ -173,7 +175,7 @@ def test_an_engine_says_why_it_cannot_sample(engine: Any, temperature: float, br
     found = r"first" if broken else "all weights are finite: its activations overflow float32"
     found = r"model\.layers\.1\.mlp\.up_proj\.weight \(1 of its 1536 entries\)" if broken else found
     with pytest.raises(NotFinite, match=found):
-        engine(policy).generate(prompts_of(), 3, Sampling(temperature=temperature, max_tokens=20), 0)
+        engine(policy).generate(prompts_of(), 3, Sampling(temperature=temperature, max_tokens=20), seeds(prompts_of()))
 
 
 class Broken:
@@ -182,8 +184,10 @@ class Broken:
     def __init__(self, policy: Policy):
         self.engine = LocalEngine(policy)
 
-    def generate(self, prompts: list[Tensor], n: int, sampling: Sampling, seed: int, **options: Any) -> Generation:
-        generation = self.engine.generate(prompts, n, sampling, seed)
+    def generate(
+        self, prompts: list[Tensor], n: int, sampling: Sampling, seeds: Sequence[int], **options: Any
+    ) -> Generation:
+        generation = self.engine.generate(prompts, n, sampling, seeds)
         generation.completions[1][2].logprobs[0] = -math.inf
         return generation
 

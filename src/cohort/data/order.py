@@ -19,6 +19,12 @@ def picks(size: int, first: int, count: int, seed: int, shuffle: bool) -> list[i
     return chosen
 
 
+def prompt_seeds(seed: int, count: int, first: int = 0) -> list[int]:
+    """The seeds of `count` prompts from position `first` on: a prompt's completions depend on its own seed alone, and
+    not on what is sampled beside it, or where."""
+    return [derive(seed, position) for position in range(first, first + count)]
+
+
 def derive(seed: int, index: int) -> int:
     """A seed for the index-th use of `seed`, uncorrelated with its neighbours (splitmix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) % 2**64

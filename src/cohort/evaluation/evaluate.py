@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from cohort.data.order import prompt_seeds
 from cohort.progress import Task
 from cohort.rewards.component import column_of
 from cohort.rewards.compose import Rewards
@@ -81,7 +82,7 @@ def evaluate(
     n = 1 if sampling.temperature == 0 else n
     with Task("evaluating", len(prompts), "prompts") as task:
         ids = [prompt.ids for prompt in prompts]
-        sampled = engine.generate(ids, n, sampling, seed, on_group=task.ended).completions
+        sampled = engine.generate(ids, n, sampling, prompt_seeds(seed, len(ids)), on_group=task.ended).completions
     with Task(f"scoring {len(prompts) * n:,} completions"):
         # A copy: reward functions that write to the state must not change the training's.
         scores = score(prompts, sampled, rewards, replace(state))

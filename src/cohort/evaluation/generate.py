@@ -9,6 +9,7 @@ import torch
 
 from cohort.config import TrainingConfig
 from cohort.data.messages import turns
+from cohort.data.order import prompt_seeds
 from cohort.data.templates import encode_prompt, for_template, prompt_text
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
@@ -94,9 +95,11 @@ class Generator:
         n: int = 1,
         on_tokens: OnTokens | None = None,
         on_group: OnGroup | None = None,
+        first: int = 0,
     ) -> list[list[Completion]]:
-        """`n` completions of each prompt. `sampling` holds Sampling's fields except `eos_ids`. Raises UserError for a
-        prompt that fills the model's positions."""
+        """`n` completions of each prompt. `sampling` holds Sampling's fields except `eos_ids`. `first`: the
+        position of the first prompt among all that are asked, for the seeds. Raises UserError for a prompt that fills
+        the model's positions."""
         rows = [prompt if isinstance(prompt, Row) else Row(prompt) for prompt in prompts]
         encoded = [torch.tensor(encode_prompt(self.model.tokenizer, row)) for row in rows]
         positions = self.model.policy.context_length
@@ -107,7 +110,7 @@ class Generator:
                     f"a prompt has {len(ids)} tokens and the model {positions} positions: no room for an answer "
                     f"({start!r})"
                 )
-        asked = encoded, n, self.model.sampling(**sampling), self.seed
+        asked = encoded, n, self.model.sampling(**sampling), prompt_seeds(self.seed, len(encoded), first)
         return self.model.engine.generate(*asked, on_tokens, on_group).completions
 
     def stream(self, prompt: Text, sampling: dict[str, Any], write: Callable[[str], None]) -> Completion:
@@ -123,7 +126,8 @@ class Generator:
         with Task("answering", len(rows), "prompts") as task:
             for start in range(0, len(rows), CHUNK):
                 chunk = rows[start : start + CHUNK]
-                sampled = self.generate(asked[start : start + CHUNK], sampling, n, on_group=lambda *_: task.add())
+                prompts = asked[start : start + CHUNK]
+                sampled = self.generate(prompts, sampling, n, on_group=lambda *_: task.add(), first=start)
                 for row, completions in zip(chunk, sampled, strict=True):
                     yield {
                         "prompt": row.prompt,

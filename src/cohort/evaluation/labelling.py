@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from cohort.config import TrainingConfig
-from cohort.data.order import derive
+from cohort.data.order import prompt_seeds
 from cohort.data.templates import as_completion
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
@@ -60,9 +60,9 @@ class Labeller:
         with Task("labelling", len(prompts), "prompts") as task:
             for first in range(0, len(prompts), step):
                 chunk = list(prompts[first : first + step])
-                seed = derive(self.seed, first)
+                seeds = prompt_seeds(self.seed, len(chunk), first)
                 ids = [prompt.ids for prompt in chunk]
-                sampled = self.engine.generate(ids, self.samples, self.sampling, seed).completions
+                sampled = self.engine.generate(ids, self.samples, self.sampling, seeds).completions
                 yield from self._labelled(chunk, sampled)
                 task.add(len(chunk))
 
@@ -109,8 +109,8 @@ class Labeller:
         for first in range(0, len(prefixes), step):
             chunk = [(groups[p].prompt, torch.tensor(ids)) for p, ids in prefixes[first : first + step]]
             starts = [torch.cat([prompt.ids, ids]) for prompt, ids in chunk]
-            seed = derive(self.seed + 1, self.prefixes_sampled)
-            sampled = self.engine.generate(starts, rollouts, self.sampling, seed).completions
+            seeds = prompt_seeds(self.seed + 1, len(starts), self.prefixes_sampled)
+            sampled = self.engine.generate(starts, rollouts, self.sampling, seeds).completions
             self.prefixes_sampled += len(starts)
             whole = [
                 [self._joined(ids, rest) for rest in rests] for (_, ids), rests in zip(chunk, sampled, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -70,11 +71,12 @@ def collect(
     rewards: Rewards | None,
     config: SampledConfig,
     sampling: Sampling,
-    seed: int,
+    seeds: Sequence[int],
     state: TrainerState,
     keep_tokens: int = 0,
 ) -> Round:
-    """Sample and reward one group for each prompt; where `rewards` is None, only sample. `keep_tokens`: the most tokens
+    """Sample and reward one group for each prompt; where `rewards` is None, only sample. `seeds`: one of each
+    prompt. `keep_tokens`: the most tokens
     whose activations are kept."""
     started = time.perf_counter()
     ids = [prompt.ids for prompt in prompts]
@@ -82,12 +84,12 @@ def collect(
     if config.overlap_rewards:
         with _RewardThread(prompts, rewards, state) as thread:
             with record_function("generate"):
-                generation = engine.generate(ids, G, sampling, seed, on_group=thread.take, keep_tokens=keep_tokens)
+                generation = engine.generate(ids, G, sampling, seeds, on_group=thread.take, keep_tokens=keep_tokens)
             generated = time.perf_counter()
             round_ = thread.round()
     else:
         with record_function("generate"):
-            generation = engine.generate(ids, G, sampling, seed, keep_tokens=keep_tokens)
+            generation = engine.generate(ids, G, sampling, seeds, keep_tokens=keep_tokens)
         generated = time.perf_counter()
         round_ = reward_groups(prompts, generation.completions, rewards, state)
     round_.activations = generation.activations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from cohort.policy.finite import why_no_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.packed.pack import Part
-from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling, draw
+from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling, draw, uniform_numbers
 from cohort.rollouts.stop_strings import StopStrings
 from cohort.rollouts.transcript import Transcript
 from cohort.types import NotFinite
@@ -95,7 +96,7 @@ class Decoding:
         prompts: list[Tensor],
         n: int,
         sampling: Sampling,
-        seed: int,
+        seeds: Sequence[int],
         max_rows: int,
         on_tokens: OnTokens | None = None,
         on_group: OnGroup | None = None,
@@ -104,13 +105,14 @@ class Decoding:
         self.policy, self.prompts, self.n, self.sampling, self.max_rows = policy, prompts, n, sampling, max_rows
         self.on_tokens, self.on_group = on_tokens, on_group
         device = policy.device
-        self.generator = torch.Generator(device).manual_seed(seed)
         self.waiting = deque(
             Piece(i, first, min(max_rows, n - first)) for i in range(len(prompts)) for first in range(0, n, max_rows)
         )
         self.limits = [min(sampling.max_tokens, policy.context_length - len(prompt)) for prompt in prompts]
         policy.check_length(max((len(p) + n for p, n in zip(prompts, self.limits, strict=True)), default=0))
-        self.transcript = Transcript(policy, len(prompts), n, max(self.limits, default=0))
+        longest = max(self.limits, default=0)
+        self.transcript = Transcript(policy, len(prompts), n, longest)
+        self.uniform = None if sampling.temperature == 0 else uniform_numbers(seeds, n, longest).to(device)
         self.stops = StopStrings(policy.tokenizer, sampling.stop) if sampling.stop else None
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
         self.logits = policy.head.reader(policy.dtype)
@@ -236,7 +238,8 @@ class Decoding:
         with self.policy.autocast():
             logits = self.logits(hidden)
         row = decoded.row - first_row if shared or self.reordered else None
-        tokens, logprobs = draw(logits, self.sampling, self.generator, row)
+        uniform = None if self.uniform is None else self.uniform[decoded.count, decoded.completion]
+        tokens, logprobs = draw(logits, self.sampling, uniform, row)
         self.logprob_sum = self.logprob_sum + logprobs.sum()
         self.transcript.write(decoded.completion, decoded.count, decoded.live, tokens, logprobs)
         ended = (tokens.unsqueeze(1) == self.eos).any(1)

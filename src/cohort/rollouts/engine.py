@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -23,13 +24,14 @@ class Engine(Protocol):
         prompts: list[Tensor],
         n: int,
         sampling: Sampling,
-        seed: int,
+        seeds: Sequence[int],
         on_tokens: OnTokens | None = None,
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
     ) -> Generation:
-        """Sample `n` completions of each prompt, int64 [p] on the CPU. The same seed gives the same completions. Their
-        texts are those of `policy.text.texts_of`, which keeps tags that are special tokens.
+        """Sample `n` completions of each prompt, int64 [p] on the CPU. `seeds`: one of each prompt; its completions
+        depend on it, and not on the other prompts of the call (`cohort.data.order.prompt_seeds` makes them). Texts of
+        completions are those of `policy.text.texts_of`, which keeps tags that are special tokens.
 
         `on_tokens` and `on_group` may be called as tokens and groups are done; `on_group` must be where the run sets
         overlap_rewards. `keep_tokens`: the most tokens whose activations may be returned; an engine need not return
@@ -54,7 +56,7 @@ class LocalEngine:
         prompts: list[Tensor],
         n: int,
         sampling: Sampling,
-        seed: int,
+        seeds: Sequence[int],
         on_tokens: OnTokens | None = None,
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
@@ -64,7 +66,9 @@ class LocalEngine:
         def decode(max_rows: int) -> Generation:
             # inference_mode saves a tenth over no_grad where a token costs many small operations.
             with self.policy.attending(), few_rows(model), torch.inference_mode():
-                decoding = Decoding(self.policy, prompts, n, sampling, seed, max_rows, on_tokens, on_group, keep_tokens)
+                decoding = Decoding(
+                    self.policy, prompts, n, sampling, seeds, max_rows, on_tokens, on_group, keep_tokens
+                )
                 decoding.run()
             groups = decoding.transcript.groups()
             if decoding.store is not None:

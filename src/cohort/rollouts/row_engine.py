@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,7 +91,7 @@ class RowEngine:
         prompts: list[Tensor],
         n: int,
         sampling: Sampling,
-        seed: int,
+        seeds: Sequence[int],
         on_tokens: OnTokens | None = None,
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
@@ -101,9 +101,9 @@ class RowEngine:
         try:
             # Each prompt alone: rows of one length need no padding, which some models with a state do not ignore.
             with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
-                torch.manual_seed(seed)
                 groups = []
-                for i, prompt in enumerate(prompts):
+                for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                    torch.manual_seed(seed)
                     streamer = _Streamer(i, on_tokens) if on_tokens and n == 1 else None
                     groups.append(self._group(prompt, n, sampling, streamer))
                     if on_group is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,23 +57,37 @@ class Generation(NamedTuple):
     """The activations of sampling, where the engine kept them: for the first update on these completions."""
 
 
+def uniform_numbers(seeds: Sequence[int], n: int, longest: int) -> Tensor:
+    """Random numbers in [0, 1) for the tokens of `n` completions of each prompt, [longest + 1, prompts * n]. Those of a
+    prompt depend on its seed and on n, and not on the device or on `longest`. The last row, of zeros, is for
+    completions that have ended."""
+    numbers = torch.zeros(longest + 1, len(seeds) * n)
+    for i, seed in enumerate(seeds):
+        of_prompt = np.random.default_rng(seed).random((longest, n), dtype=np.float32)
+        numbers[:longest, i * n : (i + 1) * n] = torch.from_numpy(of_prompt)
+    return numbers
+
+
 def draw(
-    logits_NV: Tensor, sampling: Sampling, generator: torch.Generator, rows_M: Tensor | None = None
+    logits_NV: Tensor, sampling: Sampling, uniform_M: Tensor | None = None, rows_M: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sample token ids [M]; returns them with their log-probabilities [M] at the sampling temperature and before
-    truncation, which are the policy's own. Greedy sampling reports temperature 1. `rows_M`: the row of logits of each
-    sample; None: one sample of each row.
+    truncation, which are the policy's own. Greedy sampling reports temperature 1. `uniform_M`: a random number in
+    [0, 1) for each sample; greedy sampling needs none. `rows_M`: the row of logits of each sample; None: one sample of
+    each row.
 
     Where a row's logits have NaN or plus infinity, or are all minus infinity, the log-probability is NaN and the token
     is any: testing here would wait for the device at each token."""
     scaled = logits_NV if sampling.temperature in (0, 1) else logits_NV / sampling.temperature
     if sampling.temperature > 0 and not sampling.truncates:
+        assert uniform_M is not None
         weights_NV = scaled.softmax(-1)
-        tokens = _sampled(weights_NV, generator, rows_M)
+        tokens = _sampled(weights_NV, uniform_M, rows_M)
         return tokens, _entries(weights_NV, rows_M, tokens[:, None]).squeeze(1).log()
     logp = torch.log_softmax(scaled, -1)
     if sampling.temperature > 0:
-        tokens = _sampled(truncate(logp, sampling).exp(), generator, rows_M)
+        assert uniform_M is not None
+        tokens = _sampled(truncate(logp, sampling).exp(), uniform_M, rows_M)
     else:
         tokens = logits_NV.argmax(-1)
         tokens = tokens if rows_M is None else tokens[rows_M]
@@ -84,13 +99,11 @@ def _entries(table_NV: Tensor, rows_M: Tensor | None, index: Tensor) -> Tensor:
     return table_NV.gather(1, index) if rows_M is None else table_NV[rows_M[:, None], index]
 
 
-def _sampled(weights_NV: Tensor, generator: torch.Generator, rows_M: Tensor | None) -> Tensor:
+def _sampled(weights_NV: Tensor, uniform_M: Tensor, rows_M: Tensor | None) -> Tensor:
     """An index [M] for each sample, by weight. Takes one random number a sample, where torch.multinomial takes one for
     each entry (5 of 53 ms of a decoding step at 16 rows and 8,000 entries). A long row is summed in blocks, and only
     the sampled block entry by entry."""
-    N, V = weights_NV.shape
-    M = N if rows_M is None else len(rows_M)
-    uniform_M1 = torch.rand(M, 1, generator=generator, device=weights_NV.device)
+    V, uniform_M1 = weights_NV.shape[1], uniform_M[:, None]
     if V <= 8 * BLOCK:
         sums = weights_NV.cumsum(-1)
         sums = sums if rows_M is None else sums[rows_M]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from cohort.config import OnlineConfig, SampledConfig
+from cohort.data.order import prompt_seeds
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
 from cohort.policy.reference import Reference
@@ -71,7 +72,8 @@ def attach_greedy(groups: list[Group], engine: Engine, rewards: Rewards, samplin
     """Set the reward of each prompt's greedy completion; returns their mean and the time it took."""
     started = time.perf_counter()
     prompts = [Prompt(group.row, group.prompt_ids) for group in groups]
-    greedy = engine.generate([prompt.ids for prompt in prompts], 1, replace(sampling, temperature=0.0), 0)
+    sampling = replace(sampling, temperature=0.0)
+    greedy = engine.generate([prompt.ids for prompt in prompts], 1, sampling, prompt_seeds(0, len(prompts)))
     totals = score(prompts, greedy.completions, rewards, TrainerState()).totals
     for group, total in zip(groups, totals, strict=True):
         group.greedy_reward = total

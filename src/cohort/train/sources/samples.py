@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from cohort.config import GRPOConfig, OnlineConfig
-from cohort.data.order import derive, picks
+from cohort.data.order import derive, picks, prompt_seeds
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.rewards.compose import Rewards
@@ -78,7 +78,8 @@ class Samples:
     def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
         prompts = [self.prompts[i] for i in chosen]
         keep = self.config.kept_tokens
-        return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seed, state, keep)
+        seeds = prompt_seeds(seed, len(prompts))
+        return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seeds, state, keep)
 
     def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
         """Replace groups whose rewards are all equal by groups of other prompts, as long as rounds and prompts are

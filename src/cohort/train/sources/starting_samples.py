@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cohort.config import SampledConfig
-from cohort.data.order import derive, picks
+from cohort.data.order import picks, prompt_seeds
 from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.progress import Task
@@ -60,8 +60,9 @@ class StartingSamples:
         with open(path, "a", encoding="utf-8") as file, Task("sampling the starting model", count, "prompts") as task:
             for first in range(len(groups), len(self.prompts), step):
                 task.done = first
-                chunk, seed = self.prompts[first : first + step], derive(self.config.seed, first)
-                sampled = collect(chunk, self.engine, self.rewards, self.config, sampling, seed, TrainerState()).groups
+                chunk = self.prompts[first : first + step]
+                seeds = prompt_seeds(self.config.seed, len(chunk), first)
+                sampled = collect(chunk, self.engine, self.rewards, self.config, sampling, seeds, TrainerState()).groups
                 groups += sampled
                 file.writelines(_text(_line(group)) for group in sampled)
                 file.flush()
