@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 import traceback
 import warnings
 from io import TextIOWrapper
@@ -29,6 +30,10 @@ from cohort.cli.plan import plan
 from cohort.cli.plot import plot
 from cohort.cli.train import train
 from cohort.types import UserError, printable
+from cohort.world import rank
+
+TOLD_FIRST = 3.0
+"""Seconds that other ranks than 0 wait with an error."""
 
 
 class _Commands(TyperGroup):
@@ -38,11 +43,20 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            echo(f"error: {error}", err=True)
+            echo(f"{_of_rank()}error: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             echo("\nstopped", err=True)
             raise typer.Exit(130) from None
+
+
+def _of_rank() -> str:
+    """The beginning of an error's line on other ranks than 0. They wait with theirs: a mistake that all make is told by
+    rank 0, whose end makes the launcher end the others; and what another rank's end causes here comes after it."""
+    number = rank()
+    if number:
+        time.sleep(TOLD_FIRST)
+    return f"rank {number}: " if number else ""
 
 
 app = typer.Typer(

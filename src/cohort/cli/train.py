@@ -12,6 +12,7 @@ import typer
 
 from cohort.cli.console import echo, log_console
 from cohort.cli.options import Configuration, Overrides
+from cohort.world import rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,11 @@ def train(
 
     check_names(run, settings)
     console = log_console(bars=not settings.disable_tqdm)
+    if rank():  # rank 0 shows the run
+        from cohort.train.run import train_from_config
+
+        train_from_config(run, settings)
+        return
 
     from cohort.report.live import LiveDisplay
     from cohort.train.run import train_from_config

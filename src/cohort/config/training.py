@@ -10,6 +10,7 @@ from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
 from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, as_meant, explain, nested_keys
+from cohort.world import world_size
 
 
 class TrainingConfig(BaseModel):
@@ -65,7 +66,15 @@ class TrainingConfig(BaseModel):
     max_steps: int = Field(-1, ge=-1, description="Optimiser steps. -1: as many as num_train_epochs needs.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations.")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="per_device_train_batch_size times this is the batch of one optimiser step."
+        1,
+        ge=1,
+        description="per_device_train_batch_size times this, times the ranks (torchrun), is the batch of one optimiser "
+        "step.",
+    )
+    ddp_timeout: float = Field(
+        1800,
+        gt=0,
+        description="Seconds that a rank waits for the others (torchrun), before the run ends with an error.",
     )
     token_budget: int = Field(
         16384,
@@ -243,8 +252,8 @@ class TrainingConfig(BaseModel):
 
     @property
     def batch_size(self) -> int:
-        """Sequences with loss in one optimiser step, on one process."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+        """Sequences with loss in one optimiser step, of all processes together."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size()
 
     @property
     def batch_uses(self) -> tuple[int, int]:

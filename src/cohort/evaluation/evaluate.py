@@ -8,18 +8,22 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import TypeVar
 
 import numpy as np
 
 from cohort.data.order import prompt_seeds
+from cohort.policy import ranks
 from cohort.progress import Task
 from cohort.rewards.component import column_of
-from cohort.rewards.compose import Rewards
+from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.collect import length_statistics, score
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
 from cohort.types import Completion, TrainerState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,27 @@ def evaluate(
     seed: int,
     state: TrainerState,
 ) -> Evaluation:
-    """Sample and score n completions of each prompt, or one at temperature 0."""
+    """Sample and score n completions of each prompt, or one at temperature 0; each rank those of its share."""
     started = time.perf_counter()
     n = 1 if sampling.temperature == 0 else n
-    with Task("evaluating", len(prompts), "prompts") as task:
-        ids = [prompt.ids for prompt in prompts]
-        sampled = engine.generate(ids, n, sampling, prompt_seeds(seed, len(ids)), on_group=task.ended).completions
-    with Task(f"scoring {len(prompts) * n:,} completions"):
-        # A copy: reward functions that write to the state must not change the training's.
-        scores = score(prompts, sampled, rewards, replace(state))
-    return Evaluation(prompts, sampled, scores.components, scores.totals, time.perf_counter() - started)
+    own, seeds = ranks.share(prompts), ranks.share(prompt_seeds(seed, len(prompts)))
+    sampled, scores = list[list[Completion]](), Scores([], {name: [] for name in rewards.names}, {})
+    if own:
+        with Task("evaluating", len(own), "prompts") as task:
+            ids = [prompt.ids for prompt in own]
+            sampled = engine.generate(ids, n, sampling, seeds, on_group=task.ended).completions
+        with Task(f"scoring {len(own) * n:,} completions"):
+            # A copy: reward functions that write to the state must not change the training's.
+            scores = score(own, sampled, rewards, replace(state))
+    sampled = ranks.merged(sampled, "evaluating")
+    components = {name: _of_all_ranks(values, n) for name, values in scores.components.items()}
+    return Evaluation(prompts, sampled, components, _of_all_ranks(scores.totals, n), time.perf_counter() - started)
+
+
+def _of_all_ranks(values: list[T], n: int) -> list[T]:
+    """The values of all prompts' n completions, from those of this rank's share."""
+    of_prompts = [values[i : i + n] for i in range(0, len(values), n)]
+    return [value for of_prompt in ranks.merged(of_prompts, "evaluating") for value in of_prompt]
 
 
 def pass_at_k(correct: list[list[bool]], k: int) -> float:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from cohort import progress
 from cohort.types import printable
+from cohort.world import rank
 
 if TYPE_CHECKING:
     from cohort.config import TrainingConfig
@@ -99,14 +100,14 @@ def show_on(console: Console, bars: bool = True) -> None:
     """Print what `cohort` logs on the console, warnings on standard error, and progress: with `bars` on a terminal as
     lines that move, else as log lines."""
     log.handlers = [LogLines(console)]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.ERROR if rank() else logging.INFO)
     progress.displays[:] = [Status(console)] if bars and console.is_terminal else []
 
 
 def show_in_script(config: TrainingConfig) -> None:
     """In a program that is no command: print what `cohort` logs, unless the program has set up logging itself, and
-    take the level from `log_level`. Worker processes leave both to the program."""
+    take the level from `log_level`. Other ranks than 0 log errors alone. Worker processes leave both to the program."""
     if not log.hasHandlers() and multiprocessing.parent_process() is None:
         show_on(SafeConsole(), bars=not config.disable_tqdm)
-    if config.log_level != "passive":
+    if config.log_level != "passive" and not rank():
         log.setLevel(logging.DEBUG if config.log_level == "detail" else config.log_level.upper())

@@ -30,6 +30,7 @@ from cohort.report.console import SafeConsole, can_move, live
 from cohort.report.metrics import component_keys
 from cohort.report.tables import safe_text
 from cohort.report.verdict import verdict
+from cohort.world import rank
 
 BARS = "▁▂▃▄▅▆▇█"
 LINES = 10
@@ -216,9 +217,10 @@ class LiveDisplay:
 @contextmanager
 def default_display(callbacks: list[Any], title: str, folder: str) -> Iterator[None]:
     """Add a display to a run's callbacks until the block ends, then print the verdict on the run in `folder`; not where
-    one of them shows the run already. A worker process shows nothing: several would draw on one terminal."""
+    one of them shows the run already. A worker process and other ranks than 0 show nothing: several would draw on one
+    terminal."""
     shown = any(isinstance(each, LiveDisplay) or THEIRS & _names(each) for each in callbacks)
-    if shown or multiprocessing.parent_process() is not None:
+    if shown or rank() or multiprocessing.parent_process() is not None:
         yield
         return
     with LiveDisplay(title) as display:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -18,12 +18,13 @@ from cohort.config import SampledConfig
 from cohort.data.templates import as_completion
 from cohort.formulas.credit import zero_spread
 from cohort.formulas.spread import all_equal
+from cohort.policy import ranks
 from cohort.policy.fast.activations import ActivationStore
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
-from cohort.types import Completion, Group, NotFinite, Steps, TrainerState
+from cohort.types import Completion, Group, NotFinite, Row, Steps, TrainerState
 
 
 def training_sampling(config: SampledConfig, eos_ids: list[int]) -> Sampling:
@@ -54,6 +55,9 @@ def score(prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewar
     )
 
 
+NO_ROW = Row("")
+
+
 @dataclass
 class Round:
     """Rewarded groups of one call of the engine, what reward functions logged of them, and the seconds it took."""
@@ -75,9 +79,36 @@ def collect(
     state: TrainerState,
     keep_tokens: int = 0,
 ) -> Round:
-    """Sample and reward one group for each prompt; where `rewards` is None, only sample. `seeds`: one of each
-    prompt. `keep_tokens`: the most tokens
-    whose activations are kept."""
+    """Sample and reward one group for each prompt, each rank those of its share; where `rewards` is None, only sample.
+    `seeds`: one of each prompt. `keep_tokens`: the most tokens whose activations are kept."""
+    own = ranks.share(prompts)
+    round_ = Round([], {}, {})
+    if own:
+        round_ = _collect(own, engine, rewards, config, sampling, ranks.share(seeds), state, keep_tokens)
+    return round_ if ranks.count() == 1 else _of_all_ranks(round_, prompts)
+
+
+def _of_all_ranks(own: Round, prompts: list[Prompt]) -> Round:
+    """The rounds of all ranks as one, in the order of the prompts, with this rank's activations."""
+    # Every rank has the rows: they are not sent.
+    sent = [replace(group, row=NO_ROW) for group in own.groups]
+    rounds = [Round(*each) for each in ranks.gather((sent, own.logged, own.seconds), "the sampled groups")]
+    of_rank = [iter(each.groups) for each in rounds]
+    groups = [replace(next(of_rank[i % len(rounds)]), row=prompt.row) for i, prompt in enumerate(prompts)]
+    seconds = {name: max(each.seconds.get(name, 0.0) for each in rounds) for each in rounds for name in each.seconds}
+    return Round(groups, mean_logged(rounds), seconds, own.activations)
+
+
+def _collect(
+    prompts: list[Prompt],
+    engine: Engine,
+    rewards: Rewards | None,
+    config: SampledConfig,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    state: TrainerState,
+    keep_tokens: int,
+) -> Round:
     started = time.perf_counter()
     ids = [prompt.ids for prompt in prompts]
     G = config.num_generations

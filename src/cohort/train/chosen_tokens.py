@@ -4,23 +4,19 @@ micro-batch would depend on how the step is cut. Each takes one more forward pas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from cohort.methods.coefficients import Selection
-from cohort.policy.model import Policy
-from cohort.policy.packed.pack import Part
 from cohort.types import Group
 
 ByCompletion = dict[tuple[int, int], Tensor]
 """(group, completion) -> [n], 1 for the chosen tokens, else 0."""
 
 
-def most_uncertain(policy: Policy, micros: Iterable[list[Part]], temperature: float, share: float) -> ByCompletion:
-    """The tokens at or above the (1 - share) quantile of the entropies of all tokens in the micro-batches."""
-    entropies_of = policy.entropies(micros, temperature)
+def most_uncertain(entropies_of: dict[tuple[int, int], Tensor], share: float) -> ByCompletion:
+    """The tokens at or above the (1 - share) quantile of the entropies of all tokens."""
     ordered = torch.cat([torch.zeros(0), *entropies_of.values()]).sort().values
     # the smallest value at or above torch.quantile's, which takes no more than 16 million
     first = math.ceil((len(ordered) - 1) * (1 - share) - 1e-9)
@@ -28,20 +24,14 @@ def most_uncertain(policy: Policy, micros: Iterable[list[Part]], temperature: fl
 
 
 def selected(
-    policy: Policy,
-    micros: Iterable[list[Part]],
-    temperature: float,
-    groups: list[Group],
-    select: Selection,
-    seed: int,
+    logprobs_of: dict[tuple[int, int], Tensor], groups: list[Group], select: Selection, seed: int
 ) -> ByCompletion:
-    """The tokens that `select` chooses by log-probability and advantage among all tokens in the micro-batches."""
-    logprobs_of = policy.logprobs(micros, temperature)
+    """The tokens that `select` chooses by log-probability and advantage among all tokens. `seed`: of each step, so that
+    the draw does not repeat and a resumed run makes the same one."""
     if not logprobs_of:
         return {}
     keys = sorted(logprobs_of)
     lengths = [len(logprobs_of[key]) for key in keys]
     advantages_N = torch.cat([groups[g].advantages[r] for g, r in keys])
-    # A seed of each step, so that the draw does not repeat and a resumed run makes the same one.
-    chosen_N = select(torch.cat([logprobs_of[key] for key in keys]), advantages_N, seed + policy.version)
+    chosen_N = select(torch.cat([logprobs_of[key] for key in keys]), advantages_N, seed)
     return dict(zip(keys, chosen_N.split(lengths), strict=True))

@@ -13,8 +13,8 @@ from cohort.formulas.gae import ValueLoss, value_loss
 from cohort.formulas.spread import all_equal
 from cohort.methods.credits import critic_lambda, gae_advantages
 from cohort.methods.method import Method
+from cohort.policy import ranks
 from cohort.policy.critic import Critic
-from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.optimizer import descend, make_optimizer, skipped
@@ -56,16 +56,7 @@ class CriticUpdater:
     def attach(self, groups: list[Group]) -> dict[str, float]:
         """Set the `values` of every completion; returns metrics of the batch."""
         started = time.perf_counter()
-        model = self.critic.model
-        training = model.model.training
-        model.model.eval()
-        values: dict[tuple[int, int], Tensor] = {}
-        with model.attending():
-            for micro in micro_batches(_parts(groups, None), self.token_budget):
-                pack = model.pack(micro)
-                values_N = self.critic.values(model.hidden(pack.inputs)[pack.sources_N]).cpu()
-                values.update(zip(_rows(micro), values_N.split(_lengths(micro)), strict=True))
-        model.model.train(training)
+        values = ranks.union(_parts(groups, None), self._values, "the critic's values")
         for g, group in enumerate(groups):
             group.values = [values[g, r] for r in range(len(group.completions))]
         metrics = {"seconds/values": time.perf_counter() - started}
@@ -76,12 +67,29 @@ class CriticUpdater:
         ]
         return metrics | ({"objective/kl": sum(gaps) / len(gaps)} if gaps else {})
 
+    def _values(self, parts: list[Part]) -> dict[tuple[int, int], Tensor]:
+        """By (group, completion), [n] estimates."""
+        model = self.critic.model
+        training = model.model.training
+        model.model.eval()
+        values: dict[tuple[int, int], Tensor] = {}
+        with model.attending():
+            for micro in micro_batches(parts, self.token_budget):
+                pack = model.pack(micro)
+                values_N = self.critic.values(model.hidden(pack.inputs)[pack.sources_N]).cpu()
+                values.update(zip(_rows(micro), values_N.split(_lengths(micro)), strict=True))
+        model.model.train(training)
+        return values
+
     def step(self, groups: list[Group], generation_tokens: float, share: float) -> dict[str, float]:
         """Take one critic step at `share` of its highest learning rate. A shared backbone's gradient is added to the
         policy's before; then only the head is updated here."""
         if self.critic.own_backbone:
             self._gradient(groups, token_weights(groups, generation_tokens, self.method, self.config))
-        sums, self._parts = self.sums, defaultdict(list)
+        every = ranks.gather(dict(self.sums), "the critic's step")
+        sums = {name: sum(of_rank.get(name, 0.0) for of_rank in every) for name in ("loss", "clipped", "tokens")}
+        self._parts = defaultdict(list)
+        ranks.sum_gradients(self.parameters)
         critic, rate = self.critic, share * self.learning_rate
         modules = nn.ModuleDict({"critic": critic.model.model, "critic_head": critic.head})
         norm = descend(self.optimizer, critic.parameters, rate, self.config, modules)
@@ -116,17 +124,20 @@ class CriticUpdater:
         """Leave the gradient in the critic's parameters; halve the token budget when memory runs out."""
         self.critic.model.model.train()  # gradient checkpointing acts in training mode only
 
+        own = ranks.dealt(_parts(groups, weights))
+
         def accumulate(token_budget: int) -> None:
             self.zero_grad()
             with self.critic.model.attending():
-                for micro in micro_batches(_parts(groups, weights), token_budget):
+                for micro in micro_batches(own, token_budget):
                     self._micro_gradient(micro, groups, weights)
 
         def longest() -> int:
             return max(len(g.prompt_ids) + max(len(c.ids) for c in g.completions) for g in groups)
 
         message = "out of memory: the critic's step starts again with token_budget=%d"
-        _, self.token_budget = retry_smaller(accumulate, self.token_budget, longest, message)
+        budget, step = self.token_budget, "the critic's step"
+        _, self.token_budget = ranks.retry_together(accumulate, budget, longest, message, step)
 
     def _micro_gradient(self, parts: list[Part], groups: list[Group], weights: list[list[float]]) -> None:
         model = self.critic.model

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cohort.config import TrainingConfig
 from cohort.formulas.balance import load_balance, routing
+from cohort.policy import ranks
 from cohort.policy.experts import balances_experts, hidden_and_router_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part
@@ -39,26 +40,42 @@ class Balance:
     """The loss of one step: each token counts once, however the step is split into micro-batches.
 
     The loss is the product of two means over tokens, of which the first has no gradient. Where there are several
-    micro-batches, a forward pass over all of them computes it first.
+    micro-batches or ranks, a forward pass over all of them computes it first.
     """
 
-    def __init__(self, policy: Policy, coef: float, micros: list[list[Part]]):
+    def __init__(self, policy: Policy, coef: float):
         self.policy, self.coef = policy, coef
         self.top_k: int = policy.model.num_experts_per_tok
-        seen: set[tuple[int, bytes]] = set()
-        self.weights = [new_tokens(micro, policy.packed, seen).to(policy.device) for micro in micros]
-        self.tokens = sum(float(weights_T.sum()) for weights_T in self.weights)
-        self.counts_E = self._counts(micros) if len(micros) > 1 else None
+        self.weights: list[Tensor] = []
+        self.tokens = 0.0
+        self.counts_E: Tensor | None = None
         self.loss = 0.0
-        """Of the micro-batches so far."""
+        """Of this rank's micro-batches so far."""
+
+    def begin(self, micros: list[list[Part]]) -> None:
+        """Count the tokens of all micro-batches of the step; `micros`: this rank's."""
+        seen: set[tuple[int, bytes]] = set()
+        self.weights = self._weights(micros, seen)
+        if ranks.count() > 1:  # a prompt of which two ranks have completions counts once
+            before = ranks.gather(seen, "counting experts")[: ranks.number()]
+            self.weights = self._weights(micros, set().union(*before))
+        tokens = sum(float(weights_T.sum()) for weights_T in self.weights)
+        self.tokens = sum(ranks.gather(tokens, "counting experts"))
+        if len(micros) > 1 or ranks.count() > 1:
+            counts = ranks.gather(ranks.together(lambda: self._counts(micros), "counting experts"), "counting experts")
+            self.counts_E = torch.stack([count for of_rank in counts for count in of_rank]).sum(0)
+            self.counts_E = self.counts_E.to(self.policy.device)
+
+    def _weights(self, micros: list[list[Part]], seen: set[tuple[int, bytes]]) -> list[Tensor]:
+        return [new_tokens(micro, self.policy.packed, seen).to(self.policy.device) for micro in micros]
 
     @torch.no_grad()
-    def _counts(self, micros: list[list[Part]]) -> Tensor:
+    def _counts(self, micros: list[list[Part]]) -> list[Tensor]:
         totals: list[Tensor] = []
         for micro, weights_T in zip(micros, self.weights, strict=True):
             _, logits = hidden_and_router_logits(self.policy, self.policy.pack(micro).inputs)
             totals.append(routing(logits, weights_T, self.top_k)[0])
-        return torch.stack(totals).sum(0)
+        return totals
 
     def forward(self, pack: Pack, micro: int) -> tuple[Tensor, Tensor]:
         """The hidden states [T, Dm] of a micro-batch, and its part of the weighted loss."""

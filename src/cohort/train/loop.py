@@ -15,6 +15,7 @@ import torch
 from torch.profiler import record_function
 
 from cohort.config import TrainingConfig
+from cohort.policy import ranks
 from cohort.train.iterations.iterations import Iterations
 from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint
@@ -73,13 +74,14 @@ class Loop:
     ):
         self.learners, self.source, self.config, self.state = learners, source, config, state
         self.callbacks, self.evaluator, self.control = callbacks, evaluator, TrainerControl()
+        state.is_world_process_zero = ranks.is_main()
         self.parts_of_batch, passes = config.batch_uses
         """A sampled batch is used in so many parts, each for one optimiser step, `passes` times."""
         self.updates_per_batch = self.parts_of_batch * passes
         learning_rate_factor(0, 1, config)  # raises UserError for bad schedule settings before anything is sampled
         self.progress = Progress(token_budget=config.token_budget)
         self.output_dir = Path(config.output_dir)
-        self.recorder = Recorder(self.output_dir)
+        self.recorder = Recorder(self.output_dir, writes=ranks.is_main())
         self.stopped_by = ""
         """The callback that stopped the run."""
 
@@ -128,10 +130,19 @@ class Loop:
                 metrics = self._step()
             self._log(metrics)
             self._call("on_step_end")
+            self._agree()
             self._evaluate_if_due()
             self._end_iteration_if_due()
             self._save_if_due()
+            self._agree()
         self._call("on_train_end")
+
+    def _agree(self) -> None:
+        """What a callback of one rank asks for, all do."""
+        control = self.control
+        asked = [control.should_training_stop, control.should_save, control.should_evaluate]
+        asked = ranks.any_of(asked, "callbacks")
+        control.should_training_stop, control.should_save, control.should_evaluate = asked
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -166,6 +177,7 @@ class Loop:
         metrics."""
         started = time.perf_counter()
         progress = self.progress
+        ranks.at_step(progress.step + 1)
         index, use = divmod(progress.step, self.updates_per_batch)
         activations = None
         if progress.batch is None:
@@ -241,6 +253,8 @@ class Loop:
             self._call("on_save")
 
     def _save(self) -> None:
+        if not ranks.is_main():
+            return
         trained, limit = self.learners.trained, self.config.save_total_limit
         if self.learners.health is not None:
             self.progress.health = self.learners.health.state()

@@ -10,7 +10,7 @@ import yaml
 
 from cohort.config import RewardModelConfig, RunConfig, TrainingConfig
 from cohort.data.configured import configured_rows
-from cohort.policy.process import require_one_process
+from cohort.policy import ranks
 from cohort.train.output.record import make_folder, require_folder, told_when_full
 from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.trainer import Trainer
@@ -19,7 +19,7 @@ from cohort.types import TrainerState, UserError
 
 def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequence[Any] = ()) -> TrainerState:
     """Load data and model, write the configuration into output_dir, and train. Raises UserError for bad input."""
-    require_one_process()  # before data is loaded
+    ranks.join(config.ddp_timeout, config.use_cpu)
     require_folder(config.output_dir)
     trainer: Trainer | RewardTrainer
     if isinstance(config, RewardModelConfig):
@@ -31,6 +31,12 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
         trainer = Trainer(
             run.model, reward_functions(run), config, rows, eval_rows, callbacks=callbacks, method=run.method
         )
+    if ranks.is_main():
+        _write_configuration(run, config)
+    return trainer.train()
+
+
+def _write_configuration(run: RunConfig, config: TrainingConfig) -> None:
     folder = Path(config.output_dir)
     make_folder(folder)
     settings = {
@@ -40,7 +46,6 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
     }
     with told_when_full(config.output_dir):
         (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    return trainer.train()
 
 
 def refuse_rewards(run: RunConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from cohort.config import OnlineConfig, TrainingConfig
 from cohort.methods.coefficients import Objective, TokenBatch
 from cohort.methods.method import Method
+from cohort.policy import ranks
 from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
@@ -20,9 +22,9 @@ from cohort.train.chosen_tokens import ByCompletion, most_uncertain, selected
 from cohort.train.entropy import EntropyWeight
 from cohort.train.experts import Balance, balance_coef
 from cohort.train.optimizer import descend, make_optimizer, skipped
-from cohort.train.sums import Sums
+from cohort.train.sums import Sums, added
 from cohort.train.weights import active_lengths, imitation, token_weights
-from cohort.types import Group
+from cohort.types import Completion, Group
 
 log = logging.getLogger("cohort")
 
@@ -99,6 +101,7 @@ class Updater:
 
         message = "out of memory: this step starts again with token_budget=%d"
         metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, smallest, message)
+        ranks.sum_gradients(self.policy.parameters)
         if metrics.get("kl/max", 0.0) > FAR and not self.told_far:
             self.told_far = True
             log.warning(
@@ -160,22 +163,46 @@ class _Pass:
         if self.kept is not None:
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
-        recorded: dict[tuple[int, int], Tensor] = {}
-        micros = list(micro_batches(parts, self.token_budget, whole=self.unit == "group"))
-        if self.balance_coef and micros:
-            self.balance = Balance(self.policy, self.balance_coef, micros)
-        for i, micro in enumerate(micros):
-            known = self._known(micro) if len(micros) == 1 else None
-            recorded.update(self._backward(micro, i, known))
+        own = self._dealt(parts)
+        if self.balance_coef and parts:
+            self.balance = Balance(self.policy, self.balance_coef)
+        recorded = ranks.joined(ranks.together(lambda: self._run(own), "the update"), "the update")
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
-        self._log_entropy_left_out({(part.group, r) for part in parts for r in part.rows})
-        metrics, objective = self.sums.metrics(), self.sums.objective
+        if ranks.is_main():
+            self._log_entropy_left_out({(part.group, r) for part in parts for r in part.rows})
+        totals = added(ranks.gather(self.sums.totals(), "the update's metrics"))
+        metrics, objective = totals.metrics(), totals.objective
         if self.balance is not None:
-            metrics["aux_loss"] = self.balance.loss
-            objective -= self.balance_coef * self.balance.loss
+            metrics["aux_loss"] = sum(ranks.gather(self.balance.loss, "the update's metrics"))
+            objective -= self.balance_coef * metrics["aux_loss"]
         return {"loss": -objective, **metrics}
+
+    def _dealt(self, parts: list[Part]) -> list[Part]:
+        """The parts that this rank differentiates: those that it sampled where all activations of sampling were kept,
+        else a share by tokens."""
+        if ranks.count() == 1:
+            return parts
+        store, nothing = self.activations, [False] * len(parts)
+        held = nothing if store is None else store.held(self._completions(part) for part in parts)
+        if all(map(any, zip(*ranks.gather(held, "the update"), strict=True))):
+            return [part for part, is_held in zip(parts, held, strict=True) if is_held]
+        return ranks.dealt(parts, whole=self.unit == "group")
+
+    def _completions(self, part: Part) -> list[Completion]:
+        return [self.groups[part.group].completions[r] for r in part.rows]
+
+    def _run(self, parts: list[Part]) -> dict[tuple[int, int], Tensor]:
+        """The gradient of some parts; returns their log-probabilities by (group, completion)."""
+        recorded: dict[tuple[int, int], Tensor] = {}
+        micros = list(micro_batches(parts, self.token_budget, whole=self.unit == "group"))
+        if self.balance is not None:
+            self.balance.begin(micros)
+        for i, micro in enumerate(micros):
+            known = self._known(micro) if len(micros) == 1 else None
+            recorded.update(self._backward(micro, i, known))
+        return recorded
 
     def _log_entropy_left_out(self, passed: set[tuple[int, int]]) -> None:
         """Log -log p of the tokens that the pass left out, an unbiased estimate of their entropy by their own sampling,
@@ -196,11 +223,18 @@ class _Pass:
         if share == 1 and select is None:
             return
         parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
-        micros = list(micro_batches(parts, self.token_budget))
+        policy, temperature = self.policy, self.temperature
+
+        def of_all(measure: Callable[[Iterable[list[Part]], float], ByCompletion]) -> ByCompletion:
+            return ranks.union(
+                parts, lambda own: measure(micro_batches(own, self.token_budget), temperature), "choosing tokens"
+            )
+
         if share < 1:
-            self.kept = most_uncertain(self.policy, micros, self.temperature, share)
+            self.kept = most_uncertain(of_all(policy.entropies), share)
         if select is not None:
-            self.selected = selected(self.policy, micros, self.temperature, self.groups, select, self.config.seed)
+            seed = self.config.seed + policy.version
+            self.selected = selected(of_all(policy.logprobs), self.groups, select, seed)
 
     def _part(self, g: int, every: bool = False) -> Part:
         """The group's completions with a gradient, or with `every` all that carry loss. Without a KL term, an entropy
@@ -219,7 +253,7 @@ class _Pass:
         """The micro-batch with the activations of its sampling, where they were kept and the policy is unchanged."""
         if self.activations is None:
             return None
-        completions = [self.groups[part.group].completions[r] for part in parts for r in part.rows]
+        completions = [completion for part in parts for completion in self._completions(part)]
         moved = any(completion.version != self.policy.version for completion in completions)
         return None if moved else self.activations.pack(parts, completions)
 

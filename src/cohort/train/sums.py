@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Sums:
@@ -31,20 +35,52 @@ class Sums:
             self._extremes[f"{name}/min"].append(low)
             self._extremes[f"{name}/max"].append(high)
 
-    @property
-    def objective(self) -> float:
-        """The sum of its terms, in double precision."""
-        return float(torch.cat(self._objective).cpu().double().sum()) if self._objective else 0.0
+    def totals(self) -> Totals:
+        """The numbers, read from the device."""
+        objective = float(torch.cat(self._objective).cpu().double().sum()) if self._objective else 0.0
+        sums = {name: sum(read(sums)) for name, sums in self._sums.items()}
+        lows = {name: min(read(each)) for name, each in self._extremes.items() if name.endswith("/min")}
+        highs = {name: max(read(each)) for name, each in self._extremes.items() if name.endswith("/max")}
+        return Totals(objective, sums, dict(self._counts), lows, highs)
+
+
+class Totals(NamedTuple):
+    """The sums of one rank, or of all of them."""
+
+    objective: float
+    """The sum of its terms, in double precision."""
+    sums: dict[str, float]
+    counts: dict[str, int]
+    lows: dict[str, float]
+    highs: dict[str, float]
 
     def metrics(self) -> dict[str, float]:
         """The mean of each name, and the extremes of ratios and KL estimates beside their values on policy."""
-        means = {name: sum(read(sums)) / self._counts[name] for name, sums in self._sums.items() if name != "ratio"}
-        if "ratio" in self._sums:
-            means["ratio/min"] = min(1.0, *read(self._extremes["ratio/min"]))
-            means["ratio/max"] = max(1.0, *read(self._extremes["ratio/max"]))
-        if "kl" in self._sums:
-            means["kl/max"] = max(0.0, *read(self._extremes["kl/max"]))
+        means = {name: total / self.counts[name] for name, total in self.sums.items() if name != "ratio"}
+        if "ratio" in self.sums:
+            means["ratio/min"] = min(1.0, self.lows["ratio/min"])
+            means["ratio/max"] = max(1.0, self.highs["ratio/max"])
+        if "kl" in self.sums:
+            means["kl/max"] = max(0.0, self.highs["kl/max"])
         return means
+
+
+def added(every: Sequence[Totals]) -> Totals:
+    """The totals of several ranks together; a rank may lack a name."""
+    objective = sum(each.objective for each in every)
+
+    def combined(pick: Callable[[Totals], dict[str, T]], combine: Callable[[list[T]], T]) -> dict[str, T]:
+        tables = [pick(each) for each in every]
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: combine([table[name] for table in tables if name in table]) for name in names}
+
+    return Totals(
+        objective,
+        combined(lambda each: each.sums, sum),
+        combined(lambda each: each.counts, sum),
+        combined(lambda each: each.lows, min),
+        combined(lambda each: each.highs, max),
+    )
 
 
 def read(numbers: list[Tensor]) -> list[float]:

@@ -25,9 +25,10 @@ from cohort.evaluation.evaluate import Evaluation, evaluate
 from cohort.methods.method import Method
 from cohort.methods.named import find_method
 from cohort.methods.table import METHODS
+from cohort.policy import ranks
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
-from cohort.policy.process import require_one_process, seed_everything
+from cohort.policy.process import seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
 from cohort.progress import Task
@@ -48,6 +49,7 @@ from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
+from cohort.train.ranks import checkpoint_to_resume, of_ranks, require_agreement
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.demonstrations import Demonstrations
 from cohort.train.sources.parts import Parts
@@ -87,7 +89,6 @@ class Trainer:
         engine: Engine | Callable[[Policy], Engine] | None = None,
         **trl_arguments: Any,
     ):
-        require_one_process()
         self.method = method if isinstance(method, Method) else find_method(method)
         ref_model = trl_arguments.pop("ref_model", None) if self.method.source == "preferences" else None
         teacher = trl_arguments.pop("teacher", None) if issubclass(self.method.config, DistillConfig) else None
@@ -96,6 +97,7 @@ class Trainer:
             _configuration(self.method, args), model, processing_class, trl_arguments
         )
         reward_funcs = with_tokenizers(reward_funcs, tokenizers, config.use_cpu)
+        ranks.join(config.ddp_timeout, config.use_cpu)
         show_in_script(config)
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
@@ -110,8 +112,10 @@ class Trainer:
         if config.push_to_hub:
             hub.require_token()
         seed_everything(config.seed)
+        require_agreement(config, [*rows, *eval_rows])
         self.policy: Policy = make_policy(model, processing_class, config, peft_config)
         self.policy.require_trainable()
+        ranks.make_equal(self.policy.parameters)
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
         self.rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, config)
@@ -141,7 +145,7 @@ class Trainer:
     def _callbacks(self, given: Sequence[Any]) -> list[Any]:
         gold = self.iterations and self.iterations.gold
         slow = [] if self.rewards is None else [SlowRewards(self.rewards)]
-        own = [*trackers(self.args), *profilers(self.args)]
+        own = [*trackers(self.args), *profilers(self.args)] if ranks.is_main() else []
         return [*([gold] if gold else []), *slow, *instantiate_callbacks(given), *own]
 
     def _parts(self, critics: list[CriticUpdater]) -> Parts:
@@ -167,7 +171,9 @@ class Trainer:
             G, P = config.num_generations, config.prompts_per_step
             # A batch that is no whole number of groups differs from what was asked for: a warning.
             level = logging.INFO if config.batch_size == P * G else logging.WARNING
-            log.log(level, "each step: %d prompts x %d completions = %d completions", P, G, P * G)
+            log.log(level, "each step: %d prompts x %d completions = %d completions%s", P, G, P * G, of_ranks())
+        elif ranks.count() > 1:
+            log.info("each step: %d sequences%s", config.batch_size, of_ranks())
         for difference in differences_from_paper(config):
             log.info("differs from the paper: %s", difference)
         for line in easily_misread(config):
@@ -201,10 +207,10 @@ class Trainer:
         self._try_rewards()
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(config.output_dir)
-        path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
+        path = checkpoint_to_resume(folder, resume)
         if path is not None:
             checkpoint.require(path)  # before anything is sampled for it
-        if not resume:
+        if not resume and ranks.is_main():
             move_aside(folder, (*RECORDS, SAMPLES, *MODEL))
         if not self.prepared:
             self.loop.source.prepare(folder, reuse=bool(resume))
@@ -214,6 +220,8 @@ class Trainer:
         elif resume:
             log.warning("no checkpoint in %s: starting from the beginning", config.output_dir)
         self.loop.run()
+        if not ranks.is_main():
+            return
         self.save_model()
         if self.iterations is not None and self.iterations.refit is not None:
             self.iterations.refit.save_model(folder / REWARD_MODEL)

@@ -7,7 +7,7 @@ the other. Tokens with which several completions begin were decoded once, and ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -141,6 +141,11 @@ class ActivationStore:
         self._positions.append(positions)
         self._in_last_layer.append(in_last_layer)
         self.tokens += len(ids)
+
+    def held(self, of_parts: Iterable[list[Completion]]) -> list[bool]:
+        """For the completions of each part, whether all are of this generation."""
+        known = {id(completion) for completion in self.completions}
+        return [all(id(completion) in known for completion in completions) for completions in of_parts]
 
     def pack(self, parts: list[Part], completions: Sequence[Completion]) -> Pack | None:
         """The parts as a stream whose activations are known; None where a completion is not of this generation.

@@ -39,15 +39,18 @@ unclear which is meant."""
 
 
 class Recorder:
-    """Appends rows to the run's files. A row is written when the call returns."""
+    """Appends rows to the run's files. A row is written when the call returns. With `writes=False`, as on other ranks
+    than 0, nothing is written."""
 
-    def __init__(self, output_dir: str | Path):
-        self.folder = Path(output_dir)
+    def __init__(self, output_dir: str | Path, writes: bool = True):
+        self.folder, self.writes = Path(output_dir), writes
 
     def start(self, step: int) -> None:
         """Prepare the folder for a run that continues after `step`. At 0 the records of an earlier run are moved aside,
         later the rows behind `step` are removed, since the run writes them again. Raises UserError for a folder that
         cannot be made."""
+        if not self.writes:
+            return
         make_folder(self.folder)
         if step == 0:
             move_aside(self.folder, RECORDS)
@@ -121,9 +124,12 @@ class Recorder:
     def ended(self, step: int, max_steps: int, by: str) -> None:
         """Write how the run ended: by "max_steps", the key or class of what stopped it, or the name of an exception."""
         record = {"step": step, "max_steps": max_steps, "by": by}
-        (self.folder / ENDED).write_text(json.dumps(record), encoding="utf-8")
+        if self.writes:
+            (self.folder / ENDED).write_text(json.dumps(record), encoding="utf-8")
 
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         # A lone surrogate, which a text from the data may hold, is written as the escape that JSON has for it.
         with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

@@ -19,7 +19,8 @@ from cohort.data.order import picks
 from cohort.data.rows import as_rows
 from cohort.data.templates import prepared
 from cohort.formulas.chance import like_chance
-from cohort.policy.process import require_one_process, seed_everything
+from cohort.policy import ranks
+from cohort.policy.process import seed_everything
 from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
@@ -29,6 +30,7 @@ from cohort.train.output import checkpoint, hub
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
+from cohort.train.ranks import checkpoint_to_resume, require_agreement
 from cohort.train.reward_models.early_stopping import EarlyStopping
 from cohort.train.reward_models.examples import Example, is_dropped, loss_type, require_two_labels
 from cohort.train.reward_models.model import make_reward_model
@@ -71,7 +73,6 @@ class RewardTrainer:
         peft_config: Any = None,
         **trl_arguments: Any,
     ):
-        require_one_process()
         args = args or RewardConfig()
         if not isinstance(args, RewardConfig | ProcessRewardConfig):
             raise UserError(
@@ -79,6 +80,7 @@ class RewardTrainer:
             )
         config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
+        ranks.join(config.ddp_timeout, config.use_cpu)
         show_in_script(config)
         require_folder(config.output_dir)
         self.rows = as_rows(train_dataset, config.max_steps * config.batch_size)
@@ -89,7 +91,9 @@ class RewardTrainer:
             hub.require_token()
         seed_everything(config.seed)
         self.base_model: str = model if isinstance(model, str) else model.config.name_or_path
+        require_agreement(config, [*self.rows, *held_out])
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
+        ranks.make_equal(self.reward_model.parameters)
         self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
         with Task(f"tokenising {len(self.rows):,} rows"):
@@ -105,7 +109,7 @@ class RewardTrainer:
             RewardRows(self.examples, config),
             config,
             self.state,
-            [*stopping, *instantiate_callbacks(callbacks or ()), *trackers(config)],
+            [*stopping, *instantiate_callbacks(callbacks or ()), *(trackers(config) if ranks.is_main() else [])],
             self._evaluate if held_out else None,
         )
 
@@ -154,8 +158,8 @@ class RewardTrainer:
         checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(self.args.output_dir)
-        path = checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
-        if not resume:
+        path = checkpoint_to_resume(folder, resume)
+        if not resume and ranks.is_main():
             move_aside(folder, (*RECORDS, *MODEL))
         if path is not None:
             self.loop.resume(path)
@@ -174,8 +178,9 @@ class RewardTrainer:
                     len(self.held_out),
                     complaint,
                 )
-        self.save_model()
-        if self.args.push_to_hub:
+        if ranks.is_main():
+            self.save_model()
+        if ranks.is_main() and self.args.push_to_hub:
             self.push_to_hub()
         return self.state
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from cohort.config import RewardConfig, RewardModelConfig
 from cohort.data.order import picks
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
-from cohort.policy.memory import retry_smaller
+from cohort.policy import ranks
 from cohort.rewards.models.scorer import Encoded
 from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.reward_models.examples import Example, examples_of, lessons
@@ -120,22 +120,24 @@ class RewardUpdater:
 
     def gradient(self, examples: list[Example]) -> dict[str, float]:
         """Leave the mean loss's gradient in the parameters' `.grad`; halve the token budget when memory runs out."""
-        units = sum(len(example.targets) for example in examples)
+        units, own = sum(len(example.targets) for example in examples), ranks.share(examples)
 
-        def accumulate(token_budget: int) -> dict[str, float]:
+        def accumulate(token_budget: int) -> list[UnitLosses]:
             self.optimizer.zero_grad(set_to_none=True)
             every: list[UnitLosses] = []
-            for micro in micro_batches(examples, token_budget):
+            for micro in micro_batches(own, token_budget):
                 terms = self._terms(micro)
                 (terms.loss_U.sum() / units).backward()
                 every.append(UnitLosses(terms.loss_U.detach(), terms.right_U))
-            return _means(every)
+            return every
 
         def longest() -> int:
             return max(len(each.texts) * max(text.length for text in each.texts) for each in examples)
 
-        metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, longest, STARTS_AGAIN)
-        return metrics
+        budget, step = self.token_budget, "the reward model's step"
+        every, self.token_budget = ranks.retry_together(accumulate, budget, longest, STARTS_AGAIN, step)
+        ranks.sum_gradients(self.model.parameters)
+        return _means(every)
 
     def measure(self, examples: Sequence[Example]) -> dict[str, float]:
         """Loss, accuracy, and mean and standard deviation of the scores, without training."""
@@ -160,13 +162,14 @@ class RewardUpdater:
         training = self.model.model.training
         self.model.model.eval()
         every, scores, targets = [], [], list[float]()
-        for micro in micro_batches(list(examples), self.token_budget):
+        for micro in micro_batches(ranks.share(examples), self.token_budget):
             terms, scores_B = self._scored(micro)
             every.append(terms)
-            scores.append(scores_B)
+            scores.append(scores_B.cpu())
             targets += [target for example in micro for target in example.targets]
         self.model.model.train(training)
-        scores_T = torch.cat(scores).cpu()
+        scores, targets = ranks.concatenated(scores, "evaluating"), ranks.concatenated(targets, "evaluating")
+        scores_T = torch.cat(scores)
         spread = float(scores_T.std(correction=0))
         metrics = {**_means(every), "score/mean": float(scores_T.mean()), "score/std": spread}
         return metrics, scores_T, torch.tensor(targets)
@@ -192,7 +195,10 @@ class RewardUpdater:
         return scores
 
 
-def _means(losses: list[UnitLosses]) -> dict[str, float]:
+def _means(own: list[UnitLosses]) -> dict[str, float]:
+    """Over the units of all ranks."""
+    on_cpu = [UnitLosses(terms.loss_U.cpu(), None if terms.right_U is None else terms.right_U.cpu()) for terms in own]
+    losses = ranks.concatenated(on_cpu, "the losses")
     loss_U = torch.cat([terms.loss_U for terms in losses])
     right = [terms.right_U for terms in losses if terms.right_U is not None]
     return {"loss": float(loss_U.mean()), **({"accuracy": float(torch.cat(right).mean())} if right else {})}
@@ -210,4 +216,5 @@ def micro_batches(examples: list[Example], budget: int) -> Iterator[list[Example
             batch, texts, width = [], 0, max(text.length for text in example.texts)
         batch.append(example)
         texts += len(example.texts)
-    yield batch
+    if batch:
+        yield batch

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from cohort.config import OnlineConfig, SampledConfig
-from cohort.data.order import prompt_seeds
+from cohort.evaluation.evaluate import evaluate
+from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
 from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
-from cohort.rollouts.collect import score
 from cohort.rollouts.encoding import Prompt, token_ends
 from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
@@ -56,7 +56,10 @@ def logprobs_under(reference: Lent, groups: list[Group], config: SampledConfig) 
         for g, group in enumerate(groups)
     ]
     with record_function("reference"), reference() as model:
-        logprobs = model.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
+        budget, temperature = config.token_budget, config.training_temperature
+        logprobs = ranks.union(
+            parts, lambda own: model.logprobs(micro_batches(own, budget), temperature), "scoring under the reference"
+        )
     return [[logprobs[g, r] for r in range(len(group.completions))] for g, group in enumerate(groups)]
 
 
@@ -72,9 +75,7 @@ def attach_greedy(groups: list[Group], engine: Engine, rewards: Rewards, samplin
     """Set the reward of each prompt's greedy completion; returns their mean and the time it took."""
     started = time.perf_counter()
     prompts = [Prompt(group.row, group.prompt_ids) for group in groups]
-    sampling = replace(sampling, temperature=0.0)
-    greedy = engine.generate([prompt.ids for prompt in prompts], 1, sampling, prompt_seeds(0, len(prompts)))
-    totals = score(prompts, greedy.completions, rewards, TrainerState()).totals
+    totals = evaluate(prompts, engine, rewards, replace(sampling, temperature=0.0), 1, 0, TrainerState()).totals
     for group, total in zip(groups, totals, strict=True):
         group.greedy_reward = total
     return {"reward/greedy": sum(totals) / len(totals), "seconds/greedy": time.perf_counter() - started}

@@ -14,6 +14,7 @@ from cohort.data.configured import demonstration_limit, fit_demonstration, log_f
 from cohort.data.order import picks
 from cohort.data.templates import Demonstration, encode_demonstrations
 from cohort.methods.method import Method
+from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
 from cohort.progress import track
@@ -68,7 +69,8 @@ class Demonstrations:
         deviation."""
         parts = self.parts()
         self.policy.model.eval()
-        logprobs_of = self.policy.logprobs(micro_batches(parts, self.config.token_budget), 1.0)
+        budget, logprobs = self.config.token_budget, self.policy.logprobs
+        logprobs_of = ranks.union(parts, lambda own: logprobs(micro_batches(own, budget), 1.0), "evaluating")
         self.policy.model.train()
         means = [float(logprobs_of[i, 0][self.trained(i)].mean()) for i in range(len(parts))]
         std = statistics.stdev(means) if len(means) > 1 else 0.0

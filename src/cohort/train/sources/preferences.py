@@ -18,6 +18,7 @@ from cohort.data.templates import Demonstration
 from cohort.formulas.preference import PREFERENCE_LOSSES, preference
 from cohort.formulas.spread import equal
 from cohort.methods.method import Method
+from cohort.policy import ranks
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
@@ -152,7 +153,8 @@ class HeldOutPairs:
             Part(g, pair.prompt_ids, range(2), [c.ids for c in pair.completions]) for g, pair in enumerate(self.pairs)
         ]
         self.policy.model.eval()
-        logprobs = self.policy.logprobs(micro_batches(parts, self.config.token_budget), 1.0)
+        budget, of = self.config.token_budget, self.policy.logprobs
+        logprobs = ranks.union(parts, lambda own: of(micro_batches(own, budget), 1.0), "evaluating")
         self.policy.model.train()
         pairs = range(len(self.pairs))
         sums = torch.stack([torch.stack([logprobs[g, r].sum() for r in (0, 1)]) for g in pairs])

@@ -16,6 +16,7 @@ import torch
 from cohort.config import SampledConfig
 from cohort.data.order import picks, prompt_seeds
 from cohort.methods.method import Method
+from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.progress import Task
 from cohort.rewards.compose import Rewards
@@ -47,17 +48,14 @@ class StartingSamples:
     def groups(self, folder: Path, reuse: bool) -> list[Group]:
         """Rewarded groups, one for each prompt. Call it before the first update. `reuse`: read what the folder holds.
         Raises UserError where that was sampled with other settings."""
-        folder.mkdir(parents=True, exist_ok=True)
         path, step = folder / SAMPLES, max(1, AT_A_TIME // self.config.num_generations)
-        kept = self._read(path) if reuse and path.is_file() else []
-        kept = kept[: len(kept) // step * step] if len(kept) < len(self.prompts) else kept
-        whole = path.with_suffix(".partial")
-        whole.write_text("".join(map(_text, [self._made_with(), *kept])), encoding="utf-8")
-        whole.replace(path)
+        kept = ranks.from_main(lambda: self._begin(path, reuse, step), "reading samples")
         groups = [_group(prompt, line) for prompt, line in zip(self.prompts, kept, strict=False)]
         sampling = training_sampling(self.config, self.policy.eos_ids)
         count = len(self.prompts)
-        with open(path, "a", encoding="utf-8") as file, Task("sampling the starting model", count, "prompts") as task:
+        # Rank 0 alone writes.
+        target = path if ranks.is_main() else os.devnull
+        with open(target, "a", encoding="utf-8") as file, Task("sampling the starting model", count, "prompts") as task:
             for first in range(len(groups), len(self.prompts), step):
                 task.done = first
                 chunk = self.prompts[first : first + step]
@@ -66,8 +64,19 @@ class StartingSamples:
                 groups += sampled
                 file.writelines(_text(_line(group)) for group in sampled)
                 file.flush()
-                os.fsync(file.fileno())
+                if ranks.is_main():
+                    os.fsync(file.fileno())
         return groups
+
+    def _begin(self, path: Path, reuse: bool, step: int) -> list[dict[str, Any]]:
+        """Write the file's beginning; returns the lines of an earlier run that it keeps."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = self._read(path) if reuse and path.is_file() else []
+        kept = kept[: len(kept) // step * step] if len(kept) < len(self.prompts) else kept
+        whole = path.with_suffix(".partial")
+        whole.write_text("".join(map(_text, [self._made_with(), *kept])), encoding="utf-8")
+        whole.replace(path)
+        return kept
 
     def _made_with(self) -> dict[str, Any]:
         """The settings the samples were made with, to recognise samples made with others."""

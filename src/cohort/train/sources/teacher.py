@@ -9,6 +9,7 @@ import torch
 
 from cohort.config import DistillConfig
 from cohort.data.order import prompt_seeds
+from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.rollouts.collect import length_statistics, training_sampling
 from cohort.rollouts.encoding import Prompt
@@ -43,8 +44,9 @@ def held_out_metrics(
     """KL(policy || teacher) on completions of held-out prompts, sampled as in training."""
     started = time.perf_counter()
     sampling, n = training_sampling(config, policy.eos_ids), config.num_generations_eval
-    seeds = prompt_seeds(config.seed, len(prompts))
-    sampled = engine.generate([prompt.ids for prompt in prompts], n, sampling, seeds).completions
+    own, seeds = ranks.share(prompts), ranks.share(prompt_seeds(config.seed, len(prompts)))
+    sampled = engine.generate([prompt.ids for prompt in own], n, sampling, seeds).completions if own else []
+    sampled = ranks.merged(sampled, "evaluating")
     groups = [Group(prompt.ids, row, prompt.row) for prompt, row in zip(prompts, sampled, strict=True)]
     kl = attach_teacher(groups, teacher, config)["teacher/kl"]
     lengths = length_statistics([completion for row in sampled for completion in row])

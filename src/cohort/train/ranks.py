@@ -1,0 +1,44 @@
+"""What a run on several ranks settles before its first step."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from cohort.config import TrainingConfig
+from cohort.policy import ranks
+from cohort.train.output import checkpoint
+from cohort.types import Row, UserError
+
+OWN = ("output_dir", "logging_dir", "run_name")
+"""Settings that a rank may have for itself: only rank 0 writes."""
+
+
+def require_agreement(config: TrainingConfig, rows: list[Row]) -> None:
+    """Raise UserError where ranks have other settings, versions or data than rank 0."""
+    if ranks.count() == 1:
+        return
+    data = hashlib.sha256("".join(f"{row.prompt!r}{row.completion!r}{row.columns!r}" for row in rows).encode())
+    settings = {f"setting {name}": value for name, value in config.model_dump(mode="json", exclude=set(OWN)).items()}
+    ranks.require_agreement({**settings, "number of rows": len(rows), "data (SHA-256)": data.hexdigest()[:16]})
+
+
+def checkpoint_to_resume(folder: Path, resume: bool | str | None) -> Path | None:
+    """The checkpoint that rank 0 resumes from: the newest in the folder, or the one named. Raises UserError on a rank
+    that does not see it."""
+
+    def find() -> Path | None:
+        return checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
+
+    path = ranks.from_main(find, "looking for checkpoints")
+    if path is not None and not path.exists() and not ranks.is_main():
+        raise UserError(
+            f"rank {ranks.number()} does not see {path}: every rank reads the checkpoint, so output_dir must be on a "
+            "disk that all machines share"
+        )
+    return path
+
+
+def of_ranks() -> str:
+    """The end of the line that says what a step is in all."""
+    return f", on {ranks.count()} ranks together" if ranks.count() > 1 else ""

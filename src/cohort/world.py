@@ -1,0 +1,30 @@
+"""How many processes a launcher started for this run."""
+
+from __future__ import annotations
+
+import os
+
+from cohort.types import UserError
+
+
+def world_size() -> int:
+    """Processes of the run: WORLD_SIZE, which torchrun and accelerate launch set; 1 without a launcher. Raises
+    UserError where it is no number."""
+    return _number("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return _number("RANK", 0) if world_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine, from 0."""
+    return _number("LOCAL_RANK", rank())
+
+
+def _number(name: str, otherwise: int) -> int:
+    text = os.environ.get(name) or str(otherwise)
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r} in the environment: it is no number. Unset it, or start with torchrun")
+    return max(int(text), 1) if name == "WORLD_SIZE" else int(text)
