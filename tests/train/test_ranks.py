@@ -1,0 +1,67 @@
+"""A run on several ranks is the run of one process: the same completions, gradients and metrics up to rounding."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import ranks_program
+from helpers import Ranks, launch, rows_of
+
+QUICK = ["grpo", "grpo small budget", "grpo lora", "grpo masked", "dynamic sampling", "grpo_process", "rloo", "ppo",
+         "dpo", "sft", "reward model", "experts", "gradients"]  # fmt: skip
+EVERY = [*ranks_program.RUNS, *ranks_program.OTHERS]
+TIMES = ("seconds", "tokens_per_second")
+
+
+def completions(folder: Path) -> list[tuple[int, str]]:
+    path = folder / "completions.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [(row["step"], row["completion"]) for row in map(json.loads, lines)]
+
+
+def assert_alike(alone: Path, together: Path, name: str) -> None:
+    """Metrics up to rounding, which Adam's first steps enlarge where a gradient is nearly zero."""
+    ours, theirs = rows_of(together), rows_of(alone)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for row, expected in zip(ours, theirs, strict=True):
+        assert {k for k in row if not k.startswith(TIMES)} == {k for k in expected if not k.startswith(TIMES)}, name
+        for key, value in expected.items():
+            # At the start, chosen and rejected are equally likely as under the reference, up to rounding.
+            if key.startswith(TIMES) or not isinstance(value, float) or (name[:3], key[-10:]) == ("dpo", "accuracies"):
+                continue
+            close = math.isclose(row[key], value, rel_tol=5e-3, abs_tol=2e-5)
+            assert close, f"{name}, step {row['step']}, {key}: {row[key]} instead of {value}"
+    assert completions(together) == completions(alone), name
+
+
+def compare(folder: Path, names: list[str], counts: tuple[int, ...]) -> None:
+    ranks_program.main(str(folder / "1"), *names)
+    every = launch("ranks_program.py", *(Ranks(n, [str(folder / str(n)), *names], seconds=400) for n in counts))
+    for count, ended in zip(counts, every, strict=True):
+        assert [each.code for each in ended] == [0] * count, ended[0].output + ended[-1].output
+        assert [each.output for each in ended[1:]] == [""] * (count - 1), "other ranks than 0 are quiet"
+        for name in names:
+            of_run = name.replace(" ", "_")
+            if name != "gradients":
+                assert_alike(folder / "1" / of_run, folder / str(count) / of_run, name)
+                continue
+            for path in sorted((folder / "1" / of_run).iterdir()):
+                ours, theirs = load_file(folder / str(count) / of_run / path.name), load_file(path)
+                largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+                for parameter, gradient in theirs.items():
+                    assert float((ours[parameter] - gradient).abs().max()) < 1e-5 * largest, (path.name, parameter)
+
+
+def test_two_ranks_train_as_one_process(tmp_path: Path) -> None:
+    compare(tmp_path, QUICK, (2,))
+
+
+@pytest.mark.slow
+def test_one_to_four_ranks_train_alike(tmp_path: Path) -> None:
+    """12 completions of 3 prompts on 4 ranks: one samples nothing."""
+    compare(tmp_path, EVERY, (2, 3, 4))
