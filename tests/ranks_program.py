@@ -4,6 +4,7 @@ gradients of one batch under several methods."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cohort.train.step import Updater
 from cohort.world import world_size
 from helpers import (
     SHAPE,
+    StopAfter,
     byte_tokenizer,
     classifier,
     digit_rows,
@@ -91,9 +93,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run(folder: Path, name: str, **changes: Any) -> Trainer:
+def run(folder: Path, name: str, callbacks: Sequence[Any] = ()) -> Trainer:
     method, settings = RUNS[name]
-    settings = {**QUICK, **settings, **changes}
+    settings = {**QUICK, **settings}
     rewards = settings.pop("rewards", None if method == "sft" or name == "dpo" else digits)
     rows = {"sft": DEMONSTRATIONS, "dpo": PAIRS}.get(name, TRAIN)
     held_out = {"sft": DEMONSTRATIONS[:5], "dpo": PAIRS[:5], "dpo best-worst": None}.get(name, HELD_OUT)
@@ -101,7 +103,7 @@ def run(folder: Path, name: str, **changes: Any) -> Trainer:
         per_device_train_batch_size=TOTAL // world_size(), output_dir=str(folder), **settings
     )
     model = small_model(vocab_size=22)
-    return Trainer(model, rewards, config, rows, held_out, build_tokenizer(), method=method)
+    return Trainer(model, rewards, config, rows, held_out, build_tokenizer(), callbacks, method=method)
 
 
 def reward_model(folder: Path) -> None:
@@ -171,9 +173,23 @@ OTHERS = {"reward model": reward_model, "experts": mixture_of_experts, "iterativ
 
 def main(output: str, *names: str) -> None:
     ranks.join(60, use_cpu=True)
+    if names[0] in ("stop", "resume"):
+        {"stop": stop, "resume": resume}[names[0]](output, *names[1:])
+        return
     for name in names:
         folder = Path(output) / name.replace(" ", "_")
         if name in OTHERS:
             OTHERS[name](folder)
         else:
             run(folder, name).train()
+
+
+def stop(output: str, *names: str) -> None:
+    """Runs that end behind their first checkpoint."""
+    for name in names:
+        run(Path(output) / name.replace(" ", "_"), name, callbacks=[StopAfter(2)]).train()
+
+
+def resume(output: str, *names: str) -> None:
+    for name in names:
+        run(Path(output) / name.replace(" ", "_"), name).train(resume_from_checkpoint=True)

@@ -23,6 +23,16 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", rank())
 
 
+def require_one_process() -> None:
+    """Raise UserError where a launcher started several processes of a command that is one: each would do all of it, in
+    the same folder."""
+    if (size := world_size()) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {size}: this command is one process. Start it without torchrun or accelerate launch, which "
+            "are for `cohort train`; unset WORLD_SIZE where nothing else was started"
+        )
+
+
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name) or str(otherwise)
     if not text.isdecimal():

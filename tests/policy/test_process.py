@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
-from cohort import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, UserError
+from cohort import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
 from cohort.cli.app import app
 from cohort.data.chains import build_tokenizer
 from cohort.evaluation.generate import Generator
@@ -70,16 +69,9 @@ def test_uses_of_a_model_seed_all_of_them_too(tmp_path: Path) -> None:
         assert draws[0] == draws[1]
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    trainer(tmp_path)
+def test_commands_of_one_process_refuse_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE is 2: a run is one process"):
-        trainer(tmp_path)
-    with pytest.raises(UserError, match="WORLD_SIZE is 2: a run is one process"):
-        RewardTrainer(classifier("Bert"), RewardConfig(str(tmp_path)), digit_rows(8))
-    run = {"model": "none", "dataset": "none", "reward_funcs": "accuracy", "output_dir": str(tmp_path / "out")}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
-    done = CliRunner().invoke(app, ["train", str(tmp_path / "run.yaml")])
-    assert done.exit_code == 2 and "WORLD_SIZE is 2" in done.output
-    assert not (tmp_path / "out").exists()
+    for command in (["compare", "examples/compare_chains.yaml"], ["demo", "--output", str(tmp_path / "demo")]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2 and "WORLD_SIZE is 2: this command is one process" in done.output
+    assert not list(tmp_path.iterdir())

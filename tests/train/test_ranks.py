@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 import ranks_program
+from cohort import UserError
 from helpers import Ranks, launch, rows_of
 
 QUICK = ["grpo", "grpo small budget", "grpo lora", "grpo masked", "dynamic sampling", "grpo_process", "rloo", "ppo",
@@ -65,3 +67,31 @@ def test_two_ranks_train_as_one_process(tmp_path: Path) -> None:
 def test_one_to_four_ranks_train_alike(tmp_path: Path) -> None:
     """12 completions of 3 prompts on 4 ranks: one samples nothing."""
     compare(tmp_path, EVERY, (2, 3, 4))
+
+
+RESUMED = ["grpo", "ppo", "grpo lora", "dpo best-worst"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_ranks_is_resumed_by_any_number(tmp_path: Path) -> None:
+    """The batch of `grpo` and `ppo` is in use at the checkpoint: each sampled batch is for several updates."""
+    ranks_program.main(str(tmp_path / "whole"), *RESUMED)
+    (ended,) = launch("ranks_program.py", Ranks(2, [str(tmp_path / "two"), "stop", *RESUMED]))
+    assert [each.code for each in ended] == [0, 0], ended
+    for count in (1, 2, 3):
+        folder = tmp_path / f"resumed by {count}"
+        shutil.copytree(tmp_path / "two", folder)
+        (ended,) = launch("ranks_program.py", Ranks(count, [str(folder), "resume", *RESUMED]))
+        assert [each.code for each in ended] == [0] * count, ended
+        for name in RESUMED:
+            assert_alike(tmp_path / "whole" / name.replace(" ", "_"), folder / name.replace(" ", "_"), name)
+
+
+def test_steps_of_another_size_are_refused(tmp_path: Path) -> None:
+    ranks_program.stop(str(tmp_path), "sft")
+    path = tmp_path / "sft" / "checkpoint-2" / "state.json"
+    state = json.loads(path.read_text())
+    assert state["batch_size"] == 12
+    path.write_text(json.dumps({**state, "batch_size": 24}))
+    with pytest.raises(UserError, match=r"steps had 24 sequences in all, and these would have 12: .*_steps: 2$"):
+        ranks_program.resume(str(tmp_path), "sft")

@@ -10,6 +10,7 @@ import typer
 
 from cohort.cli.console import echo, log_console
 from cohort.cli.options import parse_names
+from cohort.world import require_one_process
 
 
 def compare(
@@ -30,6 +31,7 @@ def compare(
 
     After an interruption, run the same command again: it reuses finished runs and resumes the others.
     """
+    require_one_process()
     from cohort.cli.runs import config_of
     from cohort.compare.config import read_comparison
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cohort.cli.console import log_console
+from cohort.world import require_one_process
 
 OUTPUT, SMALL_OUTPUT = Path("output/demo"), Path("output/grpo_metrics")
 
@@ -20,6 +21,7 @@ def demo(
     ] = None,
 ) -> None:
     """Watch a model learn arithmetic from its own answers: SmolLM2-135M-Instruct, or a small one after SFT."""
+    require_one_process()
     console = log_console()
 
     from cohort.demo.packaged_model import INSTALL, packaged_file

@@ -25,7 +25,7 @@ _ONE_ENGINE = "the built-in engine samples: prompts are prefilled once per group
 _NO_VLLM = "without vLLM it has no effect"
 RECORDED = "metrics.jsonl has every step's metrics, completions.jsonl samples of the completions"
 OPTIMISER = "AdamW, by adam_beta1, adam_beta2, adam_epsilon and weight_decay"
-_PLACES = "one process on one device; torchrun and sharding are not set by keys"
+_PLACES = "torchrun or accelerate launch starts the ranks (docs/scaling.md), each with one device"
 _LOADER = "rows are tokenised once, before the first step: there is no data loader to tune"
 _BEST = "checkpoints stay in output_dir (save_total_limit) and metrics.jsonl has every evaluation: choose from them"
 _HUB = "with push_to_hub the final model is uploaded, once"
@@ -52,6 +52,7 @@ SUPPORTED: dict[str, str] = {
     "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint "
     "push_to_hub hub_model_id hub_private_repo",
     "Data and randomness": "seed shuffle_dataset",
+    "Processes and devices": "ddp_timeout",
 }
 """Names of the keys that GRPOConfig has too, by group."""
 
@@ -184,7 +185,6 @@ GROUPS: dict[str, dict[str, Key]] = {
         "ddp_broadcast_buffers": Key(_PLACES),
         "ddp_static_graph": Key(_PLACES),
         "ddp_backend": Key(_PLACES),
-        "ddp_timeout": Key(_PLACES, off=(1800,)),
         "fsdp": Key(_PLACES, off=("", [])),
         "fsdp_config": Key(_PLACES),
         "deepspeed": Key(_PLACES),

@@ -21,6 +21,7 @@ from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint
 from cohort.train.output.checkpoint import Companion, Progress, Saved
 from cohort.train.output.record import Recorder, rounded
+from cohort.train.ranks import require_same_batch
 from cohort.train.schedule import interval, learning_rate_factor
 from cohort.train.sources.source import Source, extremes
 from cohort.train.weights import active_lengths
@@ -79,7 +80,7 @@ class Loop:
         """A sampled batch is used in so many parts, each for one optimiser step, `passes` times."""
         self.updates_per_batch = self.parts_of_batch * passes
         learning_rate_factor(0, 1, config)  # raises UserError for bad schedule settings before anything is sampled
-        self.progress = Progress(token_budget=config.token_budget)
+        self.progress = Progress(token_budget=config.token_budget, batch_size=config.batch_size)
         self.output_dir = Path(config.output_dir)
         self.recorder = Recorder(self.output_dir, writes=ranks.is_main())
         self.stopped_by = ""
@@ -101,10 +102,12 @@ class Loop:
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint. Raises UserError for a folder that is no checkpoint of this run."""
-        learners = self.learners
+        learners, batch_size = self.learners, self.config.batch_size
         self.progress = checkpoint.load(
             path, learners.trained, self.updater.optimizer, self.companions, learners.iterations
         )
+        require_same_batch(self.progress.batch_size, self.config)
+        self.progress.batch_size = batch_size
         self.updater.token_budget = self.progress.token_budget
         self.updater.state.update(self.progress.updater)
         if learners.health is not None:

@@ -39,6 +39,23 @@ def checkpoint_to_resume(folder: Path, resume: bool | str | None) -> Path | None
     return path
 
 
+def require_same_batch(saved: int, config: TrainingConfig) -> None:
+    """Raise UserError where a resumed run would go on with steps of another size, as on another number of ranks.
+    `saved`: the checkpoint's sequences of a step; 0: it does not say."""
+    if saved in (0, config.batch_size):
+        return
+    per_rank, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    whole, rest = divmod(saved, ranks.count() * per_rank)
+    remedy = f"gradient_accumulation_steps: {whole}"
+    if rest:
+        remedy = f"per_device_train_batch_size: {saved // ranks.count()} and gradient_accumulation_steps: 1"
+    raise UserError(
+        f"the checkpoint's steps had {saved} sequences in all, and these would have {config.batch_size}: "
+        f"per_device_train_batch_size {per_rank} x gradient_accumulation_steps {steps} x {ranks.count()} "
+        f"{'rank' if ranks.count() == 1 else 'ranks'}. To go on as before, set {remedy}"
+    )
+
+
 def of_ranks() -> str:
     """The end of the line that says what a step is in all."""
     return f", on {ranks.count()} ranks together" if ranks.count() > 1 else ""

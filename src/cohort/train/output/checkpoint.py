@@ -37,6 +37,8 @@ class Progress:
     step: int = 0
     num_tokens: int = 0
     token_budget: int = 0
+    batch_size: int = 0
+    """Sequences of a step, of all ranks together."""
     batch: list[Group] | None = None
     """The sampled batch that later updates will use too; None between batches."""
     batch_metrics: dict[str, float] | None = None
@@ -180,6 +182,7 @@ def _write(
         "step": progress.step,
         "num_tokens": progress.num_tokens,
         "token_budget": progress.token_budget,
+        "batch_size": progress.batch_size,
         "version": policy.version,
         "batch": None if progress.batch is None else [plain(group) for group in progress.batch],
         "batch_metrics": progress.batch_metrics,
@@ -254,8 +257,9 @@ def load(
     if batch is not None:
         batch = groups_of(batch, load_file(path / "batch.safetensors"))
     names = ("step", "num_tokens", "token_budget", "batch_metrics", "updater")
-    health = record.get("health", {})  # checkpoints of earlier versions have none
-    return Progress(batch=batch, health=health, **{name: record[name] for name in names})
+    # Checkpoints of earlier versions have neither.
+    since = {"health": record.get("health", {}), "batch_size": record.get("batch_size", 0)}
+    return Progress(batch=batch, **since, **{name: record[name] for name in names})
 
 
 def _load_companion(path: Path, companion: Companion) -> None:
