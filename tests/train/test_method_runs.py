@@ -307,7 +307,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("dpo", {"dpo_pairs": "random", **SAMPLED, "rewards": lambda completions, **_: [1.0] * len(completions)},
      "in none of the 40 groups sampled from the starting model do rewards differ"),
     ("rft", {"rewards": None}, "rft learns from rewarded samples and reward_funcs is empty"),
-    ("rft", {**SAMPLED, "reward_threshold": 9}, "none of the 160 completions .* for rft .the best reward is 0.6."),
+    ("rft", {**SAMPLED, "reward_threshold": 9}, "none of the 160 completions .* for rft .the best reward is 0.."),
     ("online_rft", {"rewards": []}, "online_rft learns from rewarded samples"),
     ("ppo", {"rewards": None}, "ppo learns from rewarded samples"),
     ("grpo", {"rewards": None, **SAMPLED}, "grpo learns from rewarded samples"),
