@@ -8,7 +8,9 @@ before they are clipped. In a run of one process nothing here communicates.
 from __future__ import annotations
 
 import datetime
+import io
 import logging
+import pickle
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +30,8 @@ log = logging.getLogger("cohort")
 
 BUCKET = 2**23
 """Numbers that are summed over ranks in one message: 32 MiB of float32."""
+
+SENT_AS_ARRAYS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 T = TypeVar("T")
 Key = TypeVar("Key")
@@ -114,9 +118,23 @@ def gather(value: T, what: str) -> list[T]:
         return [value]
     values: list[Any] = [None] * count()
     with _waiting(what):
-        dist.all_gather_object(values, value)
-    values[number()] = value
-    return values
+        dist.all_gather_object(values, _packed(value))
+    return [value if rank == number() else pickle.loads(packed) for rank, packed in enumerate(values)]
+
+
+def _packed(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    """Sends tensors as arrays, which takes a tenth of the time: a batch has several for each completion."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Tensor and obj.device.type == "cpu" and obj.dtype in SENT_AS_ARRAYS:
+            return torch.from_numpy, (obj.numpy(),)
+        return NotImplemented
 
 
 def from_main(make: Callable[[], T], what: str) -> T:
