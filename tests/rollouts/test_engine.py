@@ -99,7 +99,11 @@ def test_what_prompts_begin_with_is_prefilled_once(
         return pack
 
     monkeypatch.setattr(Policy, "pack_prompts", counting)
-    found = LocalEngine(policy, max_rows).generate(prompts, 2, Sampling(max_tokens=9, eos_ids=ENDS), 0).completions
+    found = (
+        LocalEngine(policy, max_rows)
+        .generate(prompts, 2, Sampling(max_tokens=9, eos_ids=ENDS), seeds(prompts))
+        .completions
+    )
     assert sum(passes) == 12 * len(passes) + sum(len(piece) - 12 for piece in prompts)
     assert len(passes) == 1 or max_rows == 3
     assert largest_difference(policy, prompts, found, 1.0) < 1e-4
