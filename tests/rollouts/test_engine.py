@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from cohort.config import TrainingConfig
+from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
+from cohort.policy.packed.pack import Pack
 from cohort.policy.paths import OWN_LAYERS
+from cohort.rollouts.decoding import common_beginning
 from cohort.rollouts.engine import Engine, LocalEngine, local_engine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling, draw, truncate
@@ -54,6 +57,66 @@ def test_greedy_decoding_equals_transformers_generate(architecture: str) -> None
             pad_token_id=0,
         )[0, len(prompt) :]
         assert row[0].ids.tolist() == row[1].ids.tolist() == expected.tolist()
+
+
+def beginning_alike(common: int) -> list[Tensor]:
+    return [torch.cat([prompts_of((common,))[0], prompt]) for prompt in prompts_of()]
+
+
+@pytest.mark.usefixtures("layers")
+@pytest.mark.parametrize("common", [3, 12])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shared_prefill_equals_transformers_forward(architecture: str, common: int) -> None:
+    """The common beginning is shorter and longer than a sliding window."""
+    policy, prompts = small_policy(architecture), beginning_alike(common)
+    policy.model.eval()
+    pack = policy.pack_prompts(prompts, common)
+    assert pack.inputs["input_ids"].shape[1] == common + sum(len(prompt) - common for prompt in prompts)
+    with torch.no_grad():
+        prefill = policy.prefill(pack)
+        ours = policy.head.reader(torch.float32)(prefill.hidden[prefill.prompts.ends]).log_softmax(-1)
+        apart = policy.prefill(policy.pack_prompts(prompts)).prompts.keys_values
+        for prompt, logprobs in zip(prompts, ours, strict=True):
+            expected = policy.model(prompt[None], use_cache=False).logits[0, -1].log_softmax(-1)
+            torch.testing.assert_close(logprobs, expected, rtol=0, atol=2e-5)
+    for layer, both in prefill.prompts.keys_values.items():
+        for found, expected in zip(both, apart[layer], strict=True):
+            for i, prompt in enumerate(prompts):
+                torch.testing.assert_close(found[i, :, : len(prompt)], expected[i, :, : len(prompt)], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("max_rows", [256, 3])
+@pytest.mark.parametrize("architecture", ["Qwen2", "Mistral", "Gemma2"])
+def test_what_prompts_begin_with_is_prefilled_once(
+    architecture: str, max_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, prompts, passes = small_policy(architecture), beginning_alike(12), list[int]()
+    pack_prompts = Policy.pack_prompts
+
+    def counting(self: Policy, *arguments: Any) -> Pack:
+        pack = pack_prompts(self, *arguments)
+        passes.append(pack.inputs["input_ids"].shape[1])
+        return pack
+
+    monkeypatch.setattr(Policy, "pack_prompts", counting)
+    found = (
+        LocalEngine(policy, max_rows)
+        .generate(prompts, 2, Sampling(max_tokens=9, eos_ids=ENDS), seeds(prompts))
+        .completions
+    )
+    assert sum(passes) == 12 * len(passes) + sum(len(piece) - 12 for piece in prompts)
+    assert len(passes) == 1 or max_rows == 3
+    assert largest_difference(policy, prompts, found, 1.0) < 1e-4
+
+
+def test_the_common_beginning_leaves_each_prompt_a_token() -> None:
+    def common(*prompts: list[int]) -> int:
+        return common_beginning([torch.tensor(prompt) for prompt in prompts])
+
+    assert common([1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 5]) == 2
+    assert common([1, 2, 3], [1, 2, 3, 4]) == 2
+    assert common([1, 2, 3], [1, 2, 3]) == 2
+    assert common([1, 2], [3, 4]) == common([1], [1, 2]) == common([1, 2, 3]) == common() == 0
 
 
 @pytest.mark.usefixtures("short_prompt", "forks")

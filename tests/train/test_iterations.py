@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from transformers import TrainerCallback
 from cohort import GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, UserError
 from cohort.config import OnlineRFTConfig, build, read_run
 from cohort.data.chains import build_tokenizer, make_chains
+from cohort.policy.model import Policy
 from cohort.rewards import resolve
+from cohort.rollouts.engine import LocalEngine
+from cohort.rollouts.sampling import Generation
 from cohort.train.run import train_from_config
 from cohort.train.trainer import Trainer
 from helpers import ROOT, SHAPE, small_model
@@ -127,9 +131,28 @@ def test_the_reference_is_the_policy_of_the_iterations_start(
     training = [row for row in rows_of(tmp_path) if "loss" in row]
     assert [row["iteration"] for row in training] == [0, 0, 1, 1, 2, 2]
     assert [row["num_completions"] for row in training] == [12, 24, 36, 48, 60, 72]
-    # the first batch of an iteration is the reference's own; decoding and scoring are equal but for rounding
-    own = [row["kl"] < 1e-11 if keeps else row["kl"] == 0 for row in training]
-    assert own == [True, False] * 3
+    # the first batch of an iteration is the reference's own, whose log-probabilities are then the sampler's
+    assert [row["kl"] < 1e-11 for row in training] == [True, False] * 3
+    assert [row["seconds/reference"] == 0 for row in training] == [True, False] * 3
+
+
+class OtherEngine:
+    """Log-probabilities that are not the policy's to rounding."""
+
+    def __init__(self, policy: Policy):
+        self.local = LocalEngine(policy)
+
+    def generate(self, *arguments: Any, **options: Any) -> Generation:
+        completions = self.local.generate(*arguments, **options).completions
+        return Generation([[replace(c, logprobs=c.logprobs + 0.01) for c in row] for row in completions])
+
+
+def test_the_reference_scores_what_another_engine_sampled(tmp_path: Path) -> None:
+    args, tokenizer = GRPOConfig(**settings(tmp_path, max_steps=1)), build_tokenizer()
+    trainer = Trainer(small_model(vocab_size=22), even, args, TRAIN, processing_class=tokenizer, engine=OtherEngine)
+    trainer.train()
+    row = rows_of(tmp_path)[0]
+    assert row["seconds/reference"] > 0 and row["kl"] < 1e-11
 
 
 def test_ppo_moves_its_reference_too(tmp_path: Path) -> None:

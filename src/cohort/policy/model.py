@@ -21,8 +21,9 @@ from cohort.policy.fast.layers import (
 )
 from cohort.policy.fast.products import fast_float32
 from cohort.policy.head import Head
-from cohort.policy.packed.layout import NAME, CapturingLayout
-from cohort.policy.packed.pack import Pack, Part, pack_groups, pack_rows
+from cohort.policy.packed.layout import NAME
+from cohort.policy.packed.pack import Pack, Part, pack_groups, pack_prompts, pack_rows
+from cohort.policy.packed.prompts import CapturingLayout
 from cohort.policy.paths import possible_paths
 from cohort.policy.rotary import length_dependence
 from cohort.types import UserError
@@ -127,6 +128,11 @@ class Policy:
         if not self.packed:
             return pack_rows(parts, self.device)
         return pack_groups(parts, self.device, self.paths.flex_attention.taken)
+
+    def pack_prompts(self, prompts: list[Tensor], common: int = 0) -> Pack:
+        """Prompts for `prefill`. They begin with the same `common` tokens, which are computed once."""
+        self.check_length(max(map(len, prompts)))
+        return pack_prompts(prompts, common, self.device, self.paths.flex_attention.taken)
 
     def check_length(self, tokens: int) -> None:
         """Raise UserError for a sequence that the packed stream would give wrong angles."""

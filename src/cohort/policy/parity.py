@@ -219,7 +219,7 @@ def _decode(policy: Policy, parts: list[Part]) -> list[Tensor]:
     cache = DecodeCache(share=True)
     cache.extend(prefill.prompts, [len(part.rows) for part in parts])
     rows = [ids for part in parts for ids in part.completion_ids]
-    last = prefill.hidden[prefill.prompts.layout.prompt_lengths.cumsum(0) - 1][cache.group]
+    last = prefill.hidden[prefill.prompts.ends][cache.group]
     logprobs = []
     for t in range(max(len(ids) for ids in rows)):
         tokens = torch.tensor([int(ids[min(t, len(ids) - 1)]) for ids in rows], device=policy.device)

@@ -16,7 +16,6 @@ from cohort.policy.fast.decoder import FusedDecoder
 from cohort.policy.finite import why_no_logits
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
-from cohort.policy.packed.pack import Part
 from cohort.rollouts.sampling import OnGroup, OnTokens, Sampling, draw, uniform_numbers
 from cohort.rollouts.stop_strings import StopStrings
 from cohort.rollouts.transcript import Transcript
@@ -118,6 +117,8 @@ class Decoding:
         self.logits = policy.head.reader(policy.dtype)
         self.decoder = decoder_of(policy)
         self.store = self._store(keep_tokens)
+        # The store's stream has each prompt's tokens apart.
+        self.common = 0 if self.store is not None else common_beginning(prompts)
         self.forks = policy.paths.forks.taken
         self.decoded = Decoded.none(device)
         self.cache = self._empty_cache()
@@ -197,7 +198,7 @@ class Decoding:
     def _admit(self) -> None:
         """Prefill as many waiting prompts as fit, and sample the first token of their completions."""
         pieces = self._next_pieces()
-        pack = self.policy.pack([Part(i, self.prompts[piece.prompt], [], []) for i, piece in enumerate(pieces)])
+        pack = self.policy.pack_prompts([self.prompts[piece.prompt] for piece in pieces], self.common)
         self._give_up_store_unless_room_for(len(pack.inputs["grouped"].places))
         prefill = self.policy.prefill(pack, self.decoder.uses_model_code, self.store is not None)
         firsts = [piece.prompt * self.n + piece.first for piece in pieces]
@@ -213,16 +214,16 @@ class Decoding:
         limit = torch.tensor([self.limits[piece.prompt] for piece in pieces])[piece_of]
         completion = torch.cat([torch.arange(numbers.start, numbers.stop) for numbers in completions])
         self.decoded = self.decoded.append(completion, limit, row)
-        last = prefill.hidden[prefill.prompts.layout.prompt_lengths.cumsum(0) - 1]
+        last = prefill.hidden[prefill.prompts.ends]
         self._sample(last if self.forks else last[piece_of.to(device)], before)
 
     def _next_pieces(self) -> list[Piece]:
         """The waiting pieces that fit into `max_rows` and one prefill pass, at least one."""
         pieces: list[Piece] = []
-        completions, tokens = len(self.decoded), 0
+        completions, tokens = len(self.decoded), self.common
         while self.waiting:
             piece = self.waiting[0]
-            tokens += len(self.prompts[piece.prompt])
+            tokens += len(self.prompts[piece.prompt]) - self.common
             if pieces and (completions + piece.size > self.max_rows or tokens > PREFILL_TOKENS):
                 break
             pieces.append(self.waiting.popleft())
@@ -298,6 +299,17 @@ class Decoding:
         """Keep no activations of this generation where the store cannot take `tokens` more."""
         if self.store is not None and not self.store.has_room_for(tokens):
             self.store = None
+
+
+def common_beginning(prompts: list[Tensor]) -> int:
+    """The number of tokens that all prompts begin with, such as a chat template's, and after which each has more."""
+    if len(prompts) < 2:
+        return 0
+    ids = [prompt.tolist() for prompt in prompts]
+    most = max(0, min(map(len, ids)) - 1)
+    first, last = min(ids), max(ids)  # in the order of sequences, so that all others begin with what both begin with
+    agree = [a == b for a, b in zip(first[:most], last[:most], strict=True)]
+    return agree.index(False) if False in agree else most
 
 
 def _appended(before: Tensor, more: Tensor) -> Tensor:

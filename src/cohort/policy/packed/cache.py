@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cohort.policy.packed.layout import CapturingLayout
 from cohort.policy.packed.options import AttentionOptions, additive_mask
+from cohort.policy.packed.prompts import CapturingLayout
 
 GROWTH = 32
 """Tokens by which the capacity for own keys grows, or a quarter of it where that is more."""
@@ -48,13 +48,14 @@ class DecodeCache:
         return len(self.group)
 
     def extend(self, prefill: CapturingLayout, rows: list[int], spare_rows: int = 0) -> None:
-        """Add the prompts of a forward pass, `rows[i]` rows for the i-th, and keep `spare_rows` free for forks."""
+        """Add the prompts of a forward pass, `rows[i]` rows for the i-th, and keep `spare_rows` free for forks. Empties
+        `prefill.keys_values`."""
         assert prefill.keys_values, "no layer of the model called the grouped attention"
-        layout = prefill.layout
-        device = layout.grid.device
+        device = prefill.lengths.device
         group = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(rows, device=device))
-        lengths, before = layout.prompt_lengths, len(self)
-        for layer, both in prefill.keys_values.items():
+        lengths, before = prefill.lengths, len(self)
+        for layer in list(prefill.keys_values):
+            both = prefill.keys_values.pop(layer)  # frees its memory for the next layer's
             prompt: tuple[Tensor, ...] = both
             own: tuple[Tensor, ...]
             if self.share:

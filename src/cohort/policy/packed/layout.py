@@ -246,27 +246,6 @@ class GroupLayout:
         return self._biases[window, dtype]
 
 
-class CapturingLayout:
-    """A layout for one forward pass over prompts that also collects each layer's keys and values, for a cache."""
-
-    def __init__(self, layout: GroupLayout):
-        self.layout = layout
-        self.keys_values: dict[int, tuple[Tensor, Tensor]] = {}
-        """layer -> keys and values [P, Hkv, L, D], padded to the longest prompt."""
-
-    @property
-    def last_layer_tokens(self) -> Tensor | None:
-        return self.layout.last_layer_tokens
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, only_read: bool = False) -> Tensor:
-        q, k, v = (autocasted(x) for x in (q, k, v))
-        P, L, _, _ = self.layout.shape
-        prompts = (x[self.layout.grid[: P * L]].view(P, L, *x.shape[1:]) for x in (k, v))
-        keys, values = (x.transpose(1, 2).contiguous() for x in prompts)
-        self.keys_values[options.layer] = (keys, values)
-        return self.layout.attend(q, k, v, options, only_read)
-
-
 def autocasted(x: Tensor) -> Tensor:
     """The tensor in autocast's dtype, where autocast is on."""
     device = x.device.type

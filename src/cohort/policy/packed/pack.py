@@ -69,6 +69,21 @@ def pack_groups(parts: list[Part], device: torch.device, flex: bool = False) -> 
     return Pack(parts, inputs, _of_rows(layout.sources, parts), targets(parts, device))
 
 
+def pack_prompts(prompts: list[Tensor], common: int, device: torch.device, flex: bool = False) -> Pack:
+    """One stream of prompts that begin with the same `common` tokens, which are in it once."""
+    if not common:
+        return pack_groups([Part(i, prompt, [], []) for i, prompt in enumerate(prompts)], device, flex)
+    rests = [prompt[common:] for prompt in prompts]
+    # The layout leaves out the last token of a completion, and here all are read.
+    layout = GroupLayout([common], [[len(rest) + 1 for rest in rests]], device, flex)
+    inputs = {
+        "input_ids": torch.cat([prompts[0][:common], *rests]).to(device).unsqueeze(0),
+        "position_ids": layout.positions.unsqueeze(0),
+        "grouped": layout,
+    }
+    return Pack([], inputs, layout.sources, targets([], device))
+
+
 def pack_rows(parts: list[Part], device: torch.device) -> Pack:
     """A padded row for each completion, with its prompt repeated: for models with an attention of their own. The last
     token predicts nothing, but counts where the model's angles depend on the length of the sequence."""

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -20,7 +21,7 @@ from cohort.policy.packed.pack import Part, micro_batches
 from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.encoding import Prompt, token_ends
-from cohort.rollouts.engine import Engine
+from cohort.rollouts.engine import Engine, LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.types import Group, TrainerState
 
@@ -36,13 +37,17 @@ def attach_reference(groups: list[Group], reference: Lent, config: SampledConfig
     return {"seconds/reference": time.perf_counter() - started}
 
 
-def attach_kl_reference(groups: list[Group], reference: Reference, config: OnlineConfig) -> dict[str, float]:
-    """As `attach_reference`. Where the KL is in the reward and the reference has the weights that sampled, its
-    log-probabilities are the sampler's, so that the KL is exactly 0: those of another pass differ by rounding, which
+def attach_kl_reference(
+    groups: list[Group], reference: Reference, config: OnlineConfig, engine: Engine
+) -> dict[str, float]:
+    """As `attach_reference`. Where the reference has the weights that sampled, as in a run's first step, its
+    log-probabilities are the sampler's if these are the policy's to 1e-5, which saves a pass; and from any sampler
+    where the KL is in the reward, so that the KL is exactly 0: those of another pass differ by rounding, which
     whitening over the batch would turn into a full step."""
+    exact = isinstance(engine, LocalEngine) and reference.policy.dtype is torch.float32
     version = reference.policy.version
     sampled = all(completion.version == version for group in groups for completion in group.completions)
-    if not (config.kl_in_reward and sampled and reference.is_policy()):
+    if not ((exact or config.kl_in_reward) and sampled and reference.is_policy()):
         return attach_reference(groups, reference, config)
     for group in groups:
         group.reference_logprobs = [completion.logprobs for completion in group.completions]

@@ -39,7 +39,7 @@ def _samples(parts: Parts, rows: list[Row]) -> Source:
     config = cast(OnlineConfig, parts.config)
     prompts, attachments = encode_prompts(rows, parts.policy, config), parts.attachments
     if parts.reference is not None:
-        reference = partial(attach_kl_reference, reference=parts.reference, config=config)
+        reference = partial(attach_kl_reference, reference=parts.reference, config=config, engine=parts.engine)
         attachments = [reference, *attachments]
     if parts.teacher is not None and isinstance(config, DistillConfig):
         require_room(prompts, parts.teacher, config)
