@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cohort.compat.libraries import quiet
 from cohort.config import TrainingConfig
 from cohort.config.hub import not_loaded, use_cache_without_hub
 from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, of_reward_model, put_on
@@ -40,13 +41,6 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def quiet() -> None:
-    """Switch transformers' progress bars off, which would break the live display."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
 
 
 def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, **kwargs: Any) -> Any:
@@ -106,6 +100,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     _must_be_model(name)
+    quiet()
     if Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file() and is_adapter(name):
         name = base_of(name)
     try:

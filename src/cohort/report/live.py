@@ -104,6 +104,7 @@ class LiveDisplay:
     def close(self) -> None:
         """Restore the terminal. May be called more than once."""
         if self.live is not None:
+            self.live.refresh()  # rich's own last refresh leaves notebooks out
             self.live.stop()
             self.live = None
             progress.displays.remove(self)

@@ -11,6 +11,7 @@ from logging import ERROR
 from pathlib import Path
 from typing import Any, Literal
 
+from cohort.compat.libraries import quiet
 from cohort.config.hub import not_loaded, use_cache_without_hub
 from cohort.progress import Task
 from cohort.rewards.models.scorer import Encoded, Scorer
@@ -130,11 +131,10 @@ def is_classifier(config: Any) -> bool:
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model by name or path. Raises UserError where there is none."""
     from transformers import AutoConfig
-    from transformers.utils.logging import disable_progress_bar
 
     import cohort.rewards.models.mlp_head  # noqa: F401  # registers its type
 
-    disable_progress_bar()  # of the weights, which are loaded next
+    quiet()
     use_cache_without_hub(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)

@@ -192,7 +192,11 @@ class Scorer:
         pad = self._pad(batch)
         placed = self._padded(batch, pad)
         config = self.model.config.get_text_config()
-        kept, config.pad_token_id = config.pad_token_id, pad
+        # No token follows: keys and values would be kept for nothing.
+        changes = {"pad_token_id": pad, "use_cache": False}
+        kept = {name: getattr(config, name) for name in changes if hasattr(config, name)}
+        for name in kept:
+            setattr(config, name, changes[name])
         logits: Tensor
         try:
             if batch[0].ends and not self.of_steps:
@@ -200,7 +204,8 @@ class Scorer:
             else:
                 logits = self.model(**placed).logits
         finally:
-            config.pad_token_id = kept
+            for name, value in kept.items():
+                setattr(config, name, value)
         if not (self.of_steps or batch[0].ends):
             whole: Tensor = logits[:, 0].float()
             return whole

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cohort.compat.libraries import quiet
 from cohort.config import ProcessRewardConfig, RewardModelConfig
 from cohort.policy.device import device_of, one_device, release
 from cohort.policy.dropout import dropouts, zero_dropout
 from cohort.policy.freeze import freeze
-from cohort.policy.load import add_lora, fast_bf16, find_device, quiet
+from cohort.policy.load import add_lora, fast_bf16, find_device
 from cohort.policy.precision import widen
 from cohort.rewards.models.classifier import (
     is_classifier,
