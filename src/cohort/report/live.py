@@ -214,6 +214,11 @@ class LiveDisplay:
         return Panel(content, title=title, subtitle=stage, title_align="left", border_style="cyan")
 
 
+def silent_display() -> LiveDisplay:
+    """A display that shows nothing, for a run that is a part of something else."""
+    return LiveDisplay("", SafeConsole(quiet=True, force_terminal=False, force_jupyter=False))
+
+
 @contextmanager
 def default_display(callbacks: list[Any], title: str, folder: str) -> Iterator[None]:
     """Add a display to a run's callbacks until the block ends, then print the verdict on the run in `folder`; not where

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohort.rewards.functions.text import content
+from cohort.texts import prompt_ending
 from cohort.types import Message, Text, UserError, joined
 
 if TYPE_CHECKING:
@@ -159,9 +160,7 @@ class Scorer:
         if self._is_pair(prompt):
             return self._written_pair(_plain(prompt), text)
         if not isinstance(prompt, str) and tokenizer.chat_template:
-            opened = prompt[-1].get("role") == "assistant"
-            ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
-            options = {**ending, "tokenize": False, **self.template}
+            options = {**prompt_ending(prompt), "tokenize": False, **self.template}
             before, special = tokenizer.apply_chat_template(prompt, **options), False
         else:
             before, special = _plain(prompt), True
