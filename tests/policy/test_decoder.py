@@ -139,7 +139,7 @@ def test_in_bfloat16_a_small_adapter_is_a_product_of_its_own() -> None:
         assert float((whole.bfloat16() != layer.base_layer.weight).float().mean()) < 0.05
         for values in (0.0, 1e-5, 1.0):
             up.fill_(values)
-            found.append(_joined([(layer, 1.0, None)], None, torch.bfloat16))
+            found.append(_joined([(layer, 1.0, None)], None, torch.bfloat16, False))
         change = layer.scaling["default"] * rows.bfloat16().float() @ down.t() @ up.t()
     nothing, little, much = (product(rows).float() for product in found)
     assert float((much - nothing - change).norm() / change.norm()) < 0.02
