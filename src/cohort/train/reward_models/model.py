@@ -109,10 +109,11 @@ def _check_repeatable(reward_model: RewardModel) -> None:
     trunk = reward_model.model.base_model
     embeddings = trunk.get_input_embeddings().num_embeddings
     ids = torch.randint(embeddings, (2, 8), generator=torch.Generator().manual_seed(0)).to(reward_model.device)
+    without = {"use_cache": False} if hasattr(trunk.config, "use_cache") else {}
 
     def hidden() -> Tensor:
         with reward_model.autocast():
-            result: Tensor = trunk(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            result: Tensor = trunk(input_ids=ids, attention_mask=torch.ones_like(ids), **without).last_hidden_state
         return result
 
     half = reward_model.bf16 or any(parameter.dtype in HALF for parameter in trunk.parameters())
