@@ -6,6 +6,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cohort.compat.libraries import ignore_warnings
 from cohort.types import printable
 
 if TYPE_CHECKING:
@@ -77,5 +78,6 @@ logging.getLogger("cohort").addFilter(_make_printable)
 def __getattr__(name: str) -> Any:
     # Imported when asked for: the trainers need torch and transformers, the configurations do not.
     if name in _HOMES:
+        ignore_warnings()
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'cohort' has no attribute {name!r}")

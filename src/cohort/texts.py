@@ -1,9 +1,10 @@
-"""What data and rewards read alike in texts: marks around thoughts, and integers that name a choice."""
+"""What data and rewards read alike in texts and prompts: marks around thoughts, the end of a prompt, integers that name
+a choice."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cohort.types import UserError
@@ -39,6 +40,12 @@ def closing_of(opening: str) -> str:
 def behind_thoughts(text: str) -> str:
     """What stands behind the last closing mark; the whole text where there is none."""
     return text[max((text.rfind(mark) + len(mark) for _, mark in MARKS if mark in text), default=0) :]
+
+
+def prompt_ending(prompt: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """How a chat template ends a prompt: by opening the assistant's turn, or by leaving a last one open."""
+    opened = prompt[-1].get("role") == "assistant"
+    return {"continue_final_message": True} if opened else {"add_generation_prompt": True}
 
 
 def as_integer(value: Any) -> int | None:

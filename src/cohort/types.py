@@ -167,7 +167,8 @@ class TrainerState:
     global_step: int = 0
     max_steps: int = 0
     epoch: float = 0.0
-    log_history: list[dict[str, Any]] = field(default_factory=list)
+    # Not in the repr: a notebook prints what `trainer.train()` returns.
+    log_history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     is_world_process_zero: bool = True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from typer.testing import CliRunner
 from cohort import progress
 from cohort.cli.app import app
 from cohort.config import hub
+from cohort.policy.load import load_model
 from cohort.train.monitors import slow_rewards
 from cohort.train.output import checkpoint
 from cohort.train.output.record import Recorder
+from cohort.types import UserError
 from helpers import byte_tokenizer
 
 REWARDS = """
@@ -178,6 +181,31 @@ def test_a_hub_that_cannot_be_reached(run: Run, monkeypatch: pytest.MonkeyPatch)
     hub.why_no_hub.cache_clear()
     code, text = run(model="owner/no-such-model")
     assert code == 2 and "the hub http://127.0.0.1:9 cannot be reached. Check the connection, or give a path" in text
+
+
+def test_only_a_load_is_offline_where_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub.why_no_hub.cache_clear()
+
+    def offline() -> tuple[Any, ...]:
+        return constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
+
+    with hub.cache_without_hub("owner/model"):
+        assert offline() == (True, True, "1")
+        with hub.cache_without_hub("owner/its-base"):
+            assert offline() == (True, True, "1")
+        assert offline() == (True, True, "1")
+    with hub.cache_without_hub("."):
+        assert offline() == (False, False, None)
+    with pytest.raises(UserError, match="cannot be reached"):
+        load_model("owner/no-such-model")
+    assert offline() == (False, False, None)
 
 
 def test_conversations_without_a_chat_template(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 from cohort.cli.app import app
 from cohort.compare.config import CompareConfig
 from cohort.config import METHOD_CONFIGS, REWARD_CONFIGS, RunConfig
+from cohort.data.benchmarks import BENCHMARKS
 from cohort.demo import packaged_model, real
+from cohort.train.output import hub
 from helpers import ROOT
 
 COMMAND: Any = typer.main.get_command(app)
@@ -103,23 +106,123 @@ def test_the_commands_of_troubleshooting_run(tmp_path: Path, model: str, monkeyp
         assert done.exit_code == 0, (line, done.output[-2000:], done.exception)
 
 
-@pytest.mark.slow
+def python_of(page: Path) -> list[str]:
+    """The blocks of Python in a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run_each(lines: list[str], more: dict[str, str]) -> None:
+    """Run the lines in their order, each in this process. `more`: options behind those of a command."""
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        done = CliRunner().invoke(app, [*words, *shlex.split(more.get(words[0], ""))], input="What is 12 * 7?")
+        assert done.exit_code == 0, (line, done.output[-2000:], done.exception)
+
+
+def run_the_tutorial(more: dict[str, str]) -> None:
+    """Its scripts and commands in their order, in the working directory."""
+    page = ROOT / "docs" / "tutorial.md"
+    problems, reward = python_of(page)
+    exec(compile(problems, "tutorial.md", "exec"), {})
+    Path("rewards.py").write_text(reward)
+    lines = commands(page)
+    assert [line.split()[1] for line in lines] == [
+        *("demo", "data", "data", "eval", "train", "reward", "train", "eval", "eval", "generate")
+    ]
+    run_each(lines, more)
+
+
 def test_the_tutorial_runs_as_printed(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its scripts and commands in their order, with a small model in place of the packaged one and few steps."""
+    """With a small model in place of the packaged one, and few steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(packaged_model, "packaged_file", lambda: Path("model.gguf"))
     monkeypatch.setattr(real, "converted", lambda file, folder: Path(model))
     for name, value in {"STEPS": 2, "HELD_OUT": 6, "PROMPTS": 2, "GROUP": 2}.items():
         monkeypatch.setattr(real, name, value)
-    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    problems, reward = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    exec(compile(problems, "tutorial.md", "exec"), {})
-    Path("rewards.py").write_text(reward)
-    lines = commands(ROOT / "docs" / "tutorial.md")
+    run_the_tutorial({"eval": "--limit 20 --max-completion-length 8", "generate": "--max-completion-length 8"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(packaged_model.packaged_file() is None, reason="the model's package is not installed")
+def test_the_tutorial_runs_with_the_packaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, with few steps and problems."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"STEPS": 1, "HELD_OUT": 8, "PROMPTS": 2}.items():
+        monkeypatch.setattr(real, name, value)
+    run_the_tutorial({"eval": "--limit 8"})
+
+
+GSM8K_ROWS = [
+    {"question": f"A box has {a} pens. How many do two have?", "answer": f"2 * {a} = {2 * a}\n#### {2 * a}"}
+    for a in range(2, 10)
+]
+SMALL = {"num_generations": 2, "per_device_train_batch_size": 4, "max_completion_length": 8, "eval_samples": 2}
+FEWER: dict[str, dict[str, Any]] = {
+    "gsm8k.yaml": {**SMALL, "max_steps": 2, "save_steps": 1, "eval_steps": 2},
+    "reward_model.yaml": {"per_device_train_batch_size": 4, "num_train_epochs": 1},
+    # A start of one step answers nothing right: every sample is imitated.
+    "compare_chains.yaml": {
+        **SMALL,
+        "max_steps": 1,
+        "eval_steps": 1,
+        "final_generations": 2,
+        "task_kwargs": "{operations: 2, problems: 20}",
+        "rft": "{reward_threshold: -9}",
+    },
+}
+"""Numbers in place of those in the examples, so that a test is short."""
+
+
+@pytest.fixture
+def small_examples(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory with examples/ of few steps, in which local files have the place of what is on the hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("gsm8k.jsonl").write_text("\n".join(map(json.dumps, GSM8K_ROWS)))
+    labels = [{"prompt": f"{a}>", "completion": str(a), "label": a > 5} for a in range(20)]
+    Path("labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
+    local = {"Qwen/Qwen2.5-0.5B-Instruct": model, "openai/gsm8k": "gsm8k.jsonl", "dataset_kwargs: {name: main}\n": ""}
+    Path("examples").mkdir()
+    for name, numbers in FEWER.items():
+        text = (ROOT / "examples" / name).read_text(encoding="utf-8")
+        for of_hub, path in local.items():
+            text = text.replace(of_hub, path)
+        for key, number in numbers.items():
+            assert re.search(rf"^ *{key}: ", text, re.MULTILINE), (name, key)
+            text = re.sub(rf"^( *{key}): .*", rf"\1: {number}", text, flags=re.MULTILINE)
+        Path("examples", name).write_text(text)
+    on_disk = replace(BENCHMARKS["gsm8k"], source="gsm8k.jsonl", kwargs={})
+    monkeypatch.setitem(BENCHMARKS, "gsm8k", on_disk)
+
+
+@pytest.mark.usefixtures("small_examples")
+def test_the_commands_of_the_readme_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = []
+    monkeypatch.setattr(hub, "require_token", lambda: None)
+    monkeypatch.setattr(hub, "push", lambda folder, repo, private: pushed.append((folder.name, repo)) or "its address")
+    lines = [line for line in commands(ROOT / "README.md") if line != "cohort demo"]
     assert [line.split()[1] for line in lines] == [
-        *("demo", "data", "data", "eval", "train", "reward", "train", "eval", "eval", "generate")
+        *("train", "train", "train", "plan", "eval", "generate", "export", "reward", "train", "compare", "plot")
     ]
-    for line in lines:
-        more = "--max-completion-length 8" if line.startswith("cohort generate") else ""
-        done = CliRunner().invoke(app, [*shlex.split(line)[1:], *shlex.split(more)])
-        assert done.exit_code == 0, (line, done.output[-2000:], done.exception)
+    short = "--max-completion-length 8"
+    run_each(
+        [line.replace("max_steps=100", "max_steps=1") for line in lines],
+        {"eval": f"--limit 2 {short}", "generate": short, "compare": "--methods rft,grpo --seeds 1"},
+    )
+    steps = [json.loads(line)["step"] for line in Path("output/gsm8k/metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 2 and Path("output/gsm8k/reward.png").is_file()
+    assert pushed == [("gsm8k-export", "me/gsm8k")]
+    assert Path("output/rm/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("small_examples")
+def test_the_script_of_the_readme_runs(model: str) -> None:
+    (script,) = python_of(ROOT / "README.md")
+    for printed, small in {
+        "Qwen/Qwen2.5-0.5B-Instruct": model,
+        "per_device_train_batch_size=64": "per_device_train_batch_size=8, max_completion_length=8, max_steps=1",
+    }.items():
+        assert printed in script
+        script = script.replace(printed, small)
+    exec(compile(script, "README.md", "exec"), {})
+    (step,) = (json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines())
+    assert {"rewards/accuracy/mean", "rewards/short_and_right/mean"} <= step.keys()

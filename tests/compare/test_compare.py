@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import shutil
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -60,7 +62,10 @@ def comparison_of(folder: Path, names: list[str] = METHODS, seeds: int = 2, **ch
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared")
     said: list[str] = []
-    written = run_comparison(comparison_of(folder), 1, said.append)
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        written = run_comparison(comparison_of(folder), 1, said.append)
+    assert printed.getvalue() == ""  # no run has a display or a verdict of its own
     assert [path.name for path in written] == [
         "comparison.md",
         "comparison.csv",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from cohort.policy.fast.layers import why_unsupported
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.parity import choose_paths
+from cohort.policy.paths import FastPath
 from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.train.step import Updater
@@ -81,13 +83,14 @@ def test_a_fixed_cache_samples_the_same(name: str, short: int, monkeypatch: pyte
 @pytest.mark.parametrize("small", [0, 2**20], ids=["in oneDNN's order", "turned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("onednn", [False, True])
 def test_a_weight_laid_out_multiplies_as_it_does(
-    small: int, dtype: torch.dtype, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+    small: int, dtype: torch.dtype, has_bias: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "SMALL", small)
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(96, 64, generator=generator).to(dtype), torch.randn(96, generator=generator).to(dtype)
-    product = products.prepared(weight, bias if has_bias else None)
+    product = products.prepared(weight, bias if has_bias else None, onednn)
     for count in (1, 3, 20, 70):
         rows = torch.randn(count, 64, generator=generator).to(dtype)
         expected = rows.double() @ weight.double().t() + (bias.double() if has_bias else 0)
@@ -136,7 +139,7 @@ def test_in_bfloat16_a_small_adapter_is_a_product_of_its_own() -> None:
         assert float((whole.bfloat16() != layer.base_layer.weight).float().mean()) < 0.05
         for values in (0.0, 1e-5, 1.0):
             up.fill_(values)
-            found.append(_joined([(layer, 1.0, None)], None, torch.bfloat16))
+            found.append(_joined([(layer, 1.0, None)], None, torch.bfloat16, False))
         change = layer.scaling["default"] * rows.bfloat16().float() @ down.t() @ up.t()
     nothing, little, much = (product(rows).float() for product in found)
     assert float((much - nothing - change).norm() / change.norm()) < 0.02
@@ -192,3 +195,15 @@ def test_in_bfloat16_it_stays_near_the_model() -> None:
 def test_other_models_decode_by_their_own_code(architecture: str, settings: dict[str, Any]) -> None:
     policy = small_policy(architecture, TrainingConfig(bf16=False, use_cpu=True, **settings))
     assert policy.packed and why_unsupported(policy.backbone)
+
+
+def test_a_policy_that_leaves_onednn_decodes_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small weight is laid out for MKL where the policy's path is not taken, whatever the processor."""
+    taken = []
+    monkeypatch.setattr(products, "_by_transpose", lambda weight, bias: taken.append(weight.shape))
+    policy = small_policy()
+    for onednn in (True, False):
+        policy.paths = replace(policy.paths, onednn=FastPath(onednn, "test"))
+        policy.head.reader(torch.float32, policy.paths.onednn.taken)
+        decoder_of(policy)
+        assert bool(taken) is not onednn

@@ -21,7 +21,7 @@ from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.policy.reference import reference_of
-from cohort.train.reward_models.model import make_reward_model
+from cohort.train.reward_models.model import _check_repeatable, make_reward_model
 from cohort.train.step import Updater
 from helpers import (
     LORA,
@@ -31,6 +31,7 @@ from helpers import (
     classifier,
     gradients,
     random_groups,
+    saved,
     settings,
     small_model,
     tokens_of,
@@ -210,3 +211,25 @@ def test_a_reward_models_adapter_drops_and_its_base_does_not() -> None:
     model = make_reward_model(base, byte_tokenizer(bert=True), config).model
     rates = {"lora_dropout" in name: m.p for name, m in model.named_modules() if isinstance(m, nn.Dropout)}
     assert rates == {True: 0.5, False: 0.0}
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_what_is_random_in_a_reward_model_is_told(head: str, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """The dropout of the small network on top does not count."""
+    config = RewardConfig(bf16=False, use_cpu=True, head=head)
+    path = saved(tmp_path, small_model("Gemma"), build_tokenizer())
+    model = make_reward_model(path, None, config)
+    assert "training passes" not in caplog.text
+    trunk = model.model.base_model
+    trunk.layers[0].mlp.down_proj = Noisy(trunk.layers[0].mlp.down_proj)
+    _check_repeatable(model)
+    assert "two training passes of GemmaModel over the same tokens differ by 0." in caplog.text
+
+
+def test_a_reward_model_that_reads_dropout_from_its_configuration(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "cohort")
+    shape = model_that_drops("Falcon").config
+    shape.num_labels = 1
+    falcon = transformers.FalconForSequenceClassification(shape)
+    model = make_reward_model(falcon, byte_tokenizer(), RewardConfig(bf16=False, use_cpu=True)).model
+    assert model.config.hidden_dropout == 0.0 and "from its configuration: 0 there" in caplog.text

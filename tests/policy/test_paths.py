@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cohort import GRPOConfig, GRPOTrainer
+from cohort import GRPOConfig, GRPOTrainer, UserError
 from cohort.config import TrainingConfig
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.methods.table import METHODS
+from cohort.policy import parity
+from cohort.policy.model import Policy
 from cohort.policy.paths import NAMES, OWN_LAYERS
 from cohort.rollouts.engine import local_engine
 from cohort.rollouts.row_engine import RowEngine
@@ -97,3 +99,17 @@ def test_a_run_logs_its_paths_once(
     _, train, _ = make_chains(2, 4, 0, seed=0)
     GRPOTrainer(small_model(vocab_size=22), digits, config, train, processing_class=build_tokenizer()).train()
     assert caplog.text.count("fast paths:") == 1 and line in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("DefaultCPUAllocator: no")]
+)
+def test_memory_that_runs_out_is_told_as_such(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no model that does not run the grouped attention."""
+
+    def full(policy: Policy) -> float:
+        raise error
+
+    monkeypatch.setattr(parity, "_largest_difference", full)
+    with pytest.raises(UserError, match="out of memory on cpu before the run"):
+        small_policy()

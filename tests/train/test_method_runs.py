@@ -15,10 +15,13 @@ import cohort
 from cohort import DPOConfig, DPOTrainer, GRPOConfig, PPOConfig, PPOTrainer, RFTConfig, RFTTrainer, Trainer, UserError
 from cohort.config import METHOD_CONFIGS, RewardConfig, read_run
 from cohort.data.chains import build_tokenizer, make_chains
-from cohort.train.output import checkpoint
+from cohort.evaluation.evaluate import Evaluation
+from cohort.rollouts.encoding import Prompt
+from cohort.train.output import checkpoint, record
 from cohort.train.output.record import SAMPLES, Recorder
 from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.run import train_from_config
+from cohort.types import Completion, Row
 from helpers import StopAfter, byte_tokenizer, classifier, digits, numbers, rows_of, seeds, small_model
 
 DEMONSTRATIONS, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
@@ -213,6 +216,27 @@ def test_line_separators_in_completions_do_not_cut_records(tmp_path: Path) -> No
     Recorder(tmp_path).start(2)
     kept = (tmp_path / "completions.jsonl").read_text().rstrip("\n").split("\n")
     assert [json.loads(line)["step"] for line in kept] == [1, 2]
+
+
+def test_an_evaluation_adds_a_bounded_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first prompts with all their completions, the same ones each time, and a line that says so once."""
+    caplog.set_level(logging.INFO, "cohort")
+    monkeypatch.setattr(record, "HELD_OUT_ROWS", 5)
+    recorder = Recorder(tmp_path)
+    recorder.start(0)
+    completion = Completion(torch.tensor([5]), torch.zeros(1), text="x", truncated=False, version=0)
+    prompts = [Prompt(Row(f"{i}?"), torch.tensor([3])) for i in range(4)]
+    for step in (1, 2):
+        recorder.held_out(step, Evaluation(prompts, [[completion] * 2] * 4, {"r": [0.0] * 8}, [0.0] * 8, 1.0))
+    lines = (tmp_path / "held_out.jsonl").read_text().splitlines()
+    rows = [(row["step"], row["problem"], row["sample"]) for row in map(json.loads, lines)]
+    assert rows == [(step, p, i) for step in (1, 2) for p in (0, 1) for i in (0, 1)]
+    assert caplog.text.count("held_out.jsonl gets the completions of the first 2 of 4 held-out prompts") == 1
+    monkeypatch.setattr(record, "HELD_OUT_ROWS", 1)  # a prompt's completions stay together
+    recorder.held_out(3, Evaluation(prompts, [[completion] * 2] * 4, {"r": [0.0] * 8}, [0.0] * 8, 1.0))
+    assert len((tmp_path / "held_out.jsonl").read_text().splitlines()) == 8 + 2
 
 
 def test_a_second_call_of_train_keeps_the_reference(tmp_path: Path) -> None:

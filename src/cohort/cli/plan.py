@@ -48,10 +48,10 @@ def plan(
     with Task("measuring this machine"):
         machine = find_machine(settings.use_cpu, settings.bf16, *asked)
 
+    from cohort.compat.libraries import quiet
     from cohort.plan.costs import Lengths
     from cohort.plan.make import make_plan
     from cohort.plan.table import plan_table
-    from cohort.policy.load import quiet
     from cohort.report.console import SafeConsole
 
     quiet()

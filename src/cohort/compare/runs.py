@@ -30,7 +30,9 @@ from cohort.data.rows import load_rows
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.methods.named import find_method
 from cohort.policy.memory import peak_bytes, reset_peak
+from cohort.progress import Task
 from cohort.report.comparison import RESULT, START, write_comparison
+from cohort.report.live import silent_display
 from cohort.report.metrics import read_metrics, series
 from cohort.train.trainer import Trainer
 from cohort.types import Row, UserError
@@ -40,13 +42,16 @@ def run_comparison(comparison: Comparison, jobs: int, say: Callable[[str], None]
     """Run what is not finished, `jobs` runs at a time, then write tables and plots. Returns their paths. `say` gets a
     line for each run."""
     comparison.output_dir.mkdir(parents=True, exist_ok=True)
-    with _Workers(jobs, list(comparison.methods.values())) as workers:
-        for line in workers.each(make_start, [(comparison, seed) for seed in comparison.seeds]):
-            say(line)
-        for line in workers.each(
-            run_method, [(comparison, name, seed) for seed in comparison.seeds for name in comparison.configs]
-        ):
-            say(line)
+    starts = [(comparison, seed) for seed in comparison.seeds]
+    runs = [(comparison, name, seed) for seed in comparison.seeds for name in comparison.configs]
+    with (
+        _Workers(jobs, list(comparison.methods.values())) as workers,
+        Task("comparing", len(starts) + len(runs), "runs") as task,
+    ):
+        for work, calls in ((make_start, starts), (run_method, runs)):
+            for line in workers.each(work, calls):
+                say(line)
+                task.add()
     return write_comparison(comparison.output_dir, list(comparison.configs), comparison.seeds)
 
 
@@ -94,7 +99,15 @@ def make_start(comparison: Comparison, seed: int) -> str:
             if comparison.chains is not None:
                 tokenizer = build_tokenizer()
                 model = build_model(tokenizer, seed)
-            trainer = Trainer(model, None, sft, demonstrations, processing_class=tokenizer, method="sft")
+            trainer = Trainer(
+                model,
+                None,
+                sft,
+                demonstrations,
+                processing_class=tokenizer,
+                callbacks=[silent_display()],
+                method="sft",
+            )
             trainer.train(resume_from_checkpoint=can_resume(folder / "model"))
             seconds = sum(series(read_metrics(folder / "model"), "seconds/step")[1])
         measured = measure(comparison, _start_model(comparison, seed), held_out, config)
@@ -116,8 +129,9 @@ def run_method(comparison: Comparison, method: str, seed: int) -> str:
         if not isinstance(config, OnlineConfig):
             rows = _visited(comparison, start, rows, config)
         preparation = PreparationTime(folder)
+        callbacks = [preparation, silent_display()]
         trainer = Trainer(
-            start, rewards, config, rows, held_out, callbacks=[preparation], method=comparison.methods[method]
+            start, rewards, config, rows, held_out, callbacks=callbacks, method=comparison.methods[method]
         )
         component = component_of(comparison.correct)
         assert trainer.rewards is not None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,27 @@ SECONDS = 3.0
 """Time limit of the question."""
 
 
-def use_cache_without_hub(name: str) -> None:
-    """Before what is named is loaded: where it is no path and the hub cannot be reached, read only from the cache."""
-    if not Path(name).exists() and why_no_hub():
-        # The libraries read the variable when they are imported, and afterwards this constant.
+@contextmanager
+def cache_without_hub(name: str) -> Iterator[None]:
+    """Around the loading of what is named: where it is no path and the hub cannot be reached, only the cache is read.
+    Afterwards the hub is asked as before: a push at the end of a run may find it back."""
+    if Path(name).exists() or not why_no_hub():
+        yield
+        return
+    # transformers reads the constant of huggingface_hub, datasets a copy of its own, peft the variable.
+    modules = [_constants(), *filter(None, [sys.modules.get("datasets.config")])]
+    constants, variable = [module.HF_HUB_OFFLINE for module in modules], os.environ.get("HF_HUB_OFFLINE")
+    try:
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"
-        _constants().HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for module, value in zip(modules, constants, strict=True):
+            module.HF_HUB_OFFLINE = value
+        os.environ.pop("HF_HUB_OFFLINE")
+        if variable is not None:
+            os.environ["HF_HUB_OFFLINE"] = variable
 
 
 @cache

@@ -8,12 +8,6 @@ from typing import Any
 from cohort.types import Message, Row, UserError
 
 
-def ending(prompt: list[Message]) -> dict[str, bool]:
-    """How the template ends a prompt: by opening the assistant's turn, or by leaving a last one open."""
-    opened = prompt[-1].get("role") == "assistant"
-    return {"continue_final_message": True} if opened else {"add_generation_prompt": True}
-
-
 def template_kwargs(row: Row, kwargs: dict[str, Any] | None) -> dict[str, Any]:
     """The run's arguments for the chat template, with the row's own and its tools."""
     own, tools = row.columns.get("chat_template_kwargs") or {}, row.columns.get("tools")

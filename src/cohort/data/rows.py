@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from cohort.config.hub import not_loaded, use_cache_without_hub
+from cohort.config.hub import cache_without_hub, not_loaded
 from cohort.data.files import FILE_KINDS, Records, records_of_file
 from cohort.data.forms import PROMPTS, in_columns
 from cohort.data.messages import checked_text, in_turns
@@ -133,12 +133,11 @@ def _from_folder(path: Path, split: str) -> Records:
 
 
 def _from_hub(name: str, split: str, kwargs: dict[str, Any]) -> Records:
-    use_cache_without_hub(name)
-
     from datasets import load_dataset
 
     try:
-        loaded = load_dataset(name, split=split, **kwargs)
+        with cache_without_hub(name):
+            loaded = load_dataset(name, split=split, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
         reason = not_loaded(name, error)
         raise UserError(

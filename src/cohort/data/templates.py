@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from cohort.config import TrainingConfig
 from cohort.data.chat_templates import use_template
 from cohort.data.messages import in_turns
-from cohort.data.rendering import ending, render, rendered, template_kwargs
-from cohort.texts import behind_thoughts, closing_of, opened_thoughts
+from cohort.data.rendering import render, rendered, template_kwargs
+from cohort.texts import behind_thoughts, closing_of, opened_thoughts, prompt_ending
 from cohort.types import Row, Text, UserError, joined
 
 log = logging.getLogger("cohort")
@@ -64,7 +64,7 @@ def encode_prompt(tokenizer: Any, row: Row, chat_template_kwargs: dict[str, Any]
     """
     if isinstance(row.prompt, str):
         return _plain_ids(tokenizer, row.prompt)
-    options = {**ending(row.prompt), **template_kwargs(row, chat_template_kwargs)}
+    options = {**prompt_ending(row.prompt), **template_kwargs(row, chat_template_kwargs)}
     return render(tokenizer, row.prompt, row, options)
 
 
@@ -169,7 +169,7 @@ def _behind(tokenizer: Any, row: Row, prompt: list[int], options: dict[str, Any]
 def _text_behind(tokenizer: Any, row: Row, options: dict[str, Any]) -> str:
     """What the template renders behind the prompt."""
     assert isinstance(row.prompt, list) and isinstance(row.completion, list)
-    before = rendered(tokenizer, row.prompt, row, {**ending(row.prompt), **options}, tokenize=False)
+    before = rendered(tokenizer, row.prompt, row, {**prompt_ending(row.prompt), **options}, tokenize=False)
     whole = rendered(tokenizer, joined(row.prompt, row.completion), row, options, tokenize=False)
     if not whole.startswith(before):
         raise UserError(

@@ -47,7 +47,7 @@ def converted(file: Path, folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from cohort.policy.load import quiet
+    from cohort.compat.libraries import quiet
 
     quiet()
     source: dict[str, Any] = {"gguf_file": file.name}

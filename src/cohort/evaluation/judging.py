@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 
+from cohort.compat.libraries import quiet
 from cohort.data.labels import label, sides, step_labels
 from cohort.data.preferences import has_pair
 from cohort.data.templates import for_template
-from cohort.policy.load import find_device, quiet
+from cohort.policy.load import find_device
 from cohort.progress import Task
 from cohort.rewards.compose import Rewards
 from cohort.rewards.compose import Scores as RuleScores

@@ -181,7 +181,7 @@ def label_model(
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of one prompt after the other: labelled rows, pairs, or rows with step labels (`hard`, `soft`).
     Raises UserError for bad input."""
-    functions = Rewards(list(rewards))
+    functions = Rewards(list(rewards), seed=seed)
     require_references(functions, rows)
     config = TrainingConfig(seed=seed, max_completion_length=max_completion_length, apply_chat_template=not plain)
     seed_everything(seed)

@@ -56,7 +56,7 @@ def evaluate_model(
         temperature = 0.0 if samples == 1 else 1.0
     if temperature == 0 and samples > 1:
         raise UserError(f"{samples} greedy samples of a problem are all the same: set a temperature above 0")
-    functions = Rewards(list(rewards) or [BENCHMARKS[benchmark].reward if benchmark else "accuracy"])
+    functions = Rewards(list(rewards) or [BENCHMARKS[benchmark].reward if benchmark else "accuracy"], seed=seed)
     rows = _rows(data, benchmark, split, limit, columns, system_prompt, dataset_kwargs)
     require_references(functions, rows)
     config = TrainingConfig(

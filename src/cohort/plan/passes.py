@@ -95,7 +95,7 @@ def sample(blank: BlankPolicy, rows: int, sampling: Sampling) -> ForwardCost:
     with _counted(blank) as now, torch.no_grad():
         hidden = torch.empty(rows, policy.head.output.weight.shape[1])
         with policy.autocast():
-            logits = policy.head.reader(policy.dtype)(hidden)
+            logits = policy.head.reader(policy.dtype, policy.paths.onednn.taken)(hidden)
         draw(logits, sampling, torch.zeros(rows))
         return ForwardCost(*now()[1:])
 

@@ -43,7 +43,7 @@ def decoder_of(policy: Policy) -> Decoder:
     """A decoder for one generation: a fused one holds the weights as they are now."""
     if not policy.paths.decoder.taken:
         return ModelDecoder(policy)
-    fused = FusedDecoder(policy.backbone, policy.dtype)
+    fused = FusedDecoder(policy.backbone, policy.dtype, policy.paths.onednn.taken)
     return GraphDecoder(fused) if policy.paths.cuda_graph.taken else fused
 
 

@@ -52,11 +52,11 @@ class Head:
         self.scale: float = getattr(config, "logit_scale", None) or 1.0
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
 
-    def reader(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def reader(self, dtype: torch.dtype, onednn: bool) -> Callable[[Tensor], Tensor]:
         """A function from hidden states [N, D] to float32 logits [N, V] with the current weights: the output layer is
-        converted once."""
+        converted once. `onednn`: as in `prepared`."""
         bias = None if self.output.bias is None else self.output.bias.to(dtype)
-        product = prepared(self.output.weight.to(dtype), bias)
+        product = prepared(self.output.weight.to(dtype), bias, onednn)
         return lambda hidden_N: self.finished(product(hidden_N.to(dtype)).float())
 
     def finished(self, products: Tensor) -> Tensor:

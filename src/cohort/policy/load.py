@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from cohort.compat.libraries import quiet
 from cohort.config import TrainingConfig
-from cohort.config.hub import not_loaded, use_cache_without_hub
+from cohort.config.hub import cache_without_hub, not_loaded
 from cohort.policy.adapter import about_tied_weights, base_of, is_adapter, is_tied, of_reward_model, put_on
 from cohort.policy.device import device_of, one_device, release
 from cohort.policy.dropout import zero_dropout
@@ -42,19 +43,17 @@ def fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def quiet() -> None:
-    """Switch transformers' progress bars off, which would break the live display."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-
-
 def load_model(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, **kwargs: Any) -> Any:
     """Load a causal language model, in float32 and from safetensors by default; for an adapter, its base model with the
     adapter, for inference. Raises UserError for what cannot be loaded."""
+    _must_be_model(name)
+    with cache_without_hub(name):
+        return _load_model(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, **kwargs)
+
+
+def _load_model(name: str, *, trust_remote_code: bool, allow_pickle: bool, **kwargs: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    _must_be_model(name)
     if is_adapter(name, kwargs.get("revision")):
         return _load_adapter(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, **kwargs)
     options = {
@@ -106,10 +105,12 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     _must_be_model(name)
+    quiet()
     if Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file() and is_adapter(name):
         name = base_of(name)
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        with cache_without_hub(name):
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         hint = _remote_code_hint(error)
         raise UserError(f"the tokenizer of {name!r} could not be loaded: {not_loaded(name, error)}{hint}") from error
@@ -122,7 +123,8 @@ def load_model_config(name: str, *, trust_remote_code: bool = False) -> Any:
     name = base_of(name) if Path(name).is_dir() and is_adapter(name) else name
     _must_be_model(name)
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        with cache_without_hub(name):
+            return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"the configuration of {name!r} could not be read: {not_loaded(name, error)}") from error
 
@@ -169,7 +171,6 @@ def _must_be_model(name: str) -> None:
     if looks_local and not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
         what = "has no config.json" if path.is_dir() else "does not exist"
         raise UserError(f"model {name!r}: the directory {what}; give a transformers model directory or a hub name")
-    use_cache_without_hub(name)
 
 
 def _first_lines(error: Exception) -> str:

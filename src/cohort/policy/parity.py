@@ -4,8 +4,9 @@ first layers of each kind."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from cohort.policy.decoding import decoder_of, why_no_fused_decoder
 from cohort.policy.dropout import adapter_parts, zero_dropout_of_config
 from cohort.policy.first_layers import ERRORS, on_first_layers
+from cohort.policy.memory import is_out_of_memory
 from cohort.policy.model import Policy
 from cohort.policy.packed.cache import DecodeCache
 from cohort.policy.packed.layout import AttentionDropout
@@ -30,6 +32,11 @@ PARITY_BF16 = 0.15
 RANDOM, RANDOM_BF16 = 1e-4, 3e-2
 """Largest relative difference of two training passes that is rounding: sums of a GPU have no fixed order. Dropout of
 0.01 makes 1e-1."""
+
+OUT_OF_MEMORY = (
+    "out of memory on {} before the run, in a pass over a few tokens: the model's weights leave no room ({}). Free the "
+    "device's memory, or take a smaller model, or quantization_config in model_init_kwargs with finetuning_type: lora"
+)
 
 
 def choose_paths(policy: Policy, fast_paths: str = "auto", longest: int | None = None) -> None:
@@ -54,13 +61,27 @@ def choose_paths(policy: Policy, fast_paths: str = "auto", longest: int | None =
 
 
 def check_repeatable(policy: Policy) -> None:
-    """Warn where two training passes over the same tokens differ, although dropout is off; an adapter's own does not
-    count. Where the model reads dropout from its configuration in each pass, set it to 0 there."""
-    bound = RANDOM if _tolerance(policy) == PARITY else RANDOM_BF16
-    name = type(policy.model).__name__
-    if (difference := _training_difference(policy)) > bound and (keys := zero_dropout_of_config(policy.model.config)):
+    """Warn where two training passes of the policy over the same tokens differ, although dropout is off."""
+
+    def logits(ids: Tensor) -> Tensor:
+        with policy.autocast():
+            result: Tensor = policy.model(input_ids=ids, use_cache=False).logits
+        return result
+
+    part = _small_groups(policy)[0]
+    ids = torch.cat([part.prompt_ids, *part.completion_ids]).unsqueeze(0).to(policy.device)
+    tell_unrepeatable(policy.model, lambda: logits(ids), half=_tolerance(policy) != PARITY)
+
+
+def tell_unrepeatable(model: Any, forward: Callable[[], Tensor], half: bool) -> None:
+    """Warn where `forward`, a pass of the model, gives something else the second time in training; an adapter's dropout
+    does not count. Where the model reads dropout from its configuration in each pass, set it to 0 there. `half`:
+    whether products are in half precision."""
+    bound = RANDOM_BF16 if half else RANDOM
+    name = type(model).__name__
+    if (difference := _training_difference(model, forward)) > bound and (keys := zero_dropout_of_config(model.config)):
         log.info("%s reads %s from its configuration: 0 there, in the saved one too", name, ", ".join(keys))
-        difference = _training_difference(policy)
+        difference = _training_difference(model, forward)
     if difference > bound:
         log.warning(
             "two training passes of %s over the same tokens differ by %.1g of their size: something random is left on "
@@ -71,40 +92,37 @@ def check_repeatable(policy: Policy) -> None:
         )
 
 
-def _training_difference(policy: Policy) -> float:
-    """The difference of the logits of two training passes by the model's own code, over their size."""
-    part = _small_groups(policy)[0]
-    ids = torch.cat([part.prompt_ids, *part.completion_ids]).unsqueeze(0).to(policy.device)
+def _training_difference(model: Any, forward: Callable[[], Tensor]) -> float:
+    """The difference of the results of two training passes by the model's own code, over their size."""
 
-    def logits(seed: int) -> Tensor:
-        with _training(policy, seed), policy.autocast():
-            result: Tensor = policy.model(input_ids=ids, use_cache=False).logits.float()
-        return result
+    def result(seed: int) -> Tensor:
+        with _training(model, seed):
+            return forward().float()
 
-    first, second = on_first_layers(policy.backbone, lambda: (logits(0), logits(1)))
+    first, second = on_first_layers(model, lambda: (result(0), result(1)))
     return float((first - second).norm() / second.norm().clamp(min=1e-12))
 
 
 @contextmanager
-def _training(policy: Policy, seed: int) -> Iterator[None]:
+def _training(model: Any, seed: int) -> Iterator[None]:
     """Training mode but for adapters, without gradients, with random numbers of its own."""
-    was_training = policy.model.training
-    policy.model.train()
-    for part in adapter_parts(policy.model):
+    was_training, device = model.training, next(model.parameters()).device
+    model.train()
+    for part in adapter_parts(model):
         part.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
     finally:
-        policy.model.train(was_training)
+        model.train(was_training)
 
 
 def _attention_dropout(policy: Policy) -> str:
     """Why a model that is trained needs padded rows: its attention drops weights. Empty where it does not."""
 
     def forward() -> None:
-        with _training(policy, 0):
+        with _training(policy.model, 0):
             policy.hidden(policy.pack(_small_groups(policy)).inputs, by_model_code=True)
 
     try:
@@ -112,7 +130,7 @@ def _attention_dropout(policy: Policy) -> str:
     except AttentionDropout as error:
         return str(error)
     except ERRORS:
-        pass  # the comparison of log-probabilities says what they mean
+        pass  # the comparison of log-probabilities says what they mean, or that memory ran out
     return ""
 
 
@@ -184,6 +202,8 @@ def _difference(policy: Policy) -> tuple[float | None, str]:
     try:
         return on_first_layers(policy.backbone, lambda: _largest_difference(policy)), ""
     except ERRORS as error:
+        if is_out_of_memory(error):
+            raise UserError(OUT_OF_MEMORY.format(policy.device, str(error).strip().split("\n")[0][:200])) from error
         if not policy.packed:
             raise
         reason = " ".join(str(error).split())[:300]

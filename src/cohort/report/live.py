@@ -105,6 +105,7 @@ class LiveDisplay:
     def close(self) -> None:
         """Restore the terminal. May be called more than once."""
         if self.live is not None:
+            self.live.refresh()  # rich's own last refresh leaves notebooks out
             self.live.stop()
             self.live = None
             progress.displays.remove(self)
@@ -212,6 +213,11 @@ class LiveDisplay:
         tasks = [safe_text(line) for line in progress.shown_lines()]
         content = Group(self.progress, table, *tasks)
         return Panel(content, title=title, subtitle=stage, title_align="left", border_style="cyan")
+
+
+def silent_display() -> LiveDisplay:
+    """A display that shows nothing, for a run that is a part of something else."""
+    return LiveDisplay("", SafeConsole(quiet=True, force_terminal=False, force_jupyter=False))
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Rewards:
     `weights`: TRL's `reward_weights`, instead of weights in the mappings. `clip`: bounds of the sum. `split`: cuts a
     completion into steps; functions that take `steps` then score each step, and the total is the sum of the other
     functions (of the means over steps if all functions score steps). `watched`: rewards to call and log with weight
-    0, unless `funcs` has them.
+    0, unless `funcs` has them. `seed`: of the random numbers that functions draw in worker processes.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Rewards:
         clip: Bounds | None = None,
         split: steps.Split | None = None,
         watched: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         if not funcs:
             raise UserError("reward_funcs is empty: name at least one reward, for example accuracy")
@@ -99,7 +100,7 @@ class Rewards:
             if isinstance(part.function, UnitTests):
                 part.function.start()
         self._pools = {
-            part.name: Pool(part.name, importable(part), part.processes, part.settings.timeout)
+            part.name: Pool(part.name, importable(part), part.processes, part.settings.timeout, seed)
             for part in self.parts
             if part.processes
         }

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 from cohort.rewards import supervise
 from cohort.rewards.answers.verify import START_SECONDS, read_reply
@@ -35,8 +36,6 @@ from cohort.types import TrainerState, UserError
 
 GRACE_SECONDS = 2.0
 """At the limit a worker writes its stack and exits; one that is still alive this much later is killed."""
-CHUNKS_PER_PROCESS = 4
-"""A batch is cut into more portions than processes, because some rows take longer than others."""
 
 
 class Hung(Exception):
@@ -54,11 +53,13 @@ class Interrupted(Exception):
 class Pool:
     """One function in `processes` worker processes. They start at the first call, and again after a kill.
 
-    With several processes the function is called on portions of a batch, so it must score each row independently.
+    With several processes the function is called on each row by itself.
     """
 
-    def __init__(self, name: str, spec: str | Mapping[str, Any], processes: int, timeout: float | None) -> None:
-        self.name, self.timeout, self.processes = name, timeout, processes
+    def __init__(
+        self, name: str, spec: str | Mapping[str, Any], processes: int, timeout: float | None, seed: int = 0
+    ) -> None:
+        self.name, self.timeout, self.processes, self.seed = name, timeout, processes, seed
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._stopped = False
         self._workers = [_Worker(name, spec, timeout) for _ in range(processes)]
@@ -69,8 +70,8 @@ class Pool:
         """The scores of all rows, in order. RewardFunctionError where a call raises, hangs or loses its process."""
         self._stopped = False
         rows = len(offered["completions"])
-        portions = 1 if self.processes == 1 else min(rows, CHUNKS_PER_PROCESS * self.processes)
-        size = max(1, math.ceil(rows / max(1, portions)))
+        # A row for each call: what it draws, and what it logs, does not depend on the number of processes.
+        size = max(1, rows) if self.processes == 1 else 1
         wanted = list(accepted_by(function, dict.fromkeys(LOGS)))
         starts = list(range(0, rows, size))
 
@@ -100,24 +101,34 @@ class Pool:
 
     def _portion(self, arguments: Arguments, wanted: list[str], rows: range, offered: Arguments) -> dict[str, Any]:
         """The reply for the given rows of `offered`."""
+        seed = self._seed_of(rows, offered)
         try:
-            reply = self._ask(arguments, wanted, len(rows))
+            reply = self._ask(self._line(arguments, wanted, len(rows), seed))
         except (Hung, Died) as error:
-            i = self._first_row(arguments, wanted, rows, type(error))
+            i = self._first_row(arguments, wanted, rows, type(error), seed)
             where = f"\n  in rows {rows[0]} to {rows[-1]}" if i is None else at_row(i, offered)
             raise RewardFunctionError(f"reward function {self.name!r} {error}{where}") from None
         if "mistake" in reply:
             raise UserError(reply["mistake"])
         if "error" in reply:
-            where = at_row(self._first_row(arguments, wanted, rows, reply["kind"]), offered)
+            where = at_row(self._first_row(arguments, wanted, rows, reply["kind"], seed), offered)
             hint = about_messages(reply["error"], offered)
             raise RewardFunctionError(
                 f"reward function {self.name!r} raised {reply['error']}{hint}{where}{reply['frames']}"
             )
         return reply
 
-    def _first_row(self, arguments: Arguments, wanted: list[str], rows: range, kind: Any) -> int | None:
+    def _seed_of(self, rows: range, offered: Arguments) -> int:
+        """The seed of the call for these rows: by the run's seed, the step, the rows' numbers and their completions."""
+        state = offered.get("trainer_state")
+        step = 0 if state is None else state.global_step
+        drawn_for = self.seed, step, rows, offered["completions"][rows.start : rows.stop]
+        return crc32(repr(drawn_for).encode(errors="replace"))
+
+    def _first_row(self, arguments: Arguments, wanted: list[str], rows: range, kind: Any, seed: int) -> int | None:
         """The first row that fails in the same way when scored alone; None if none does within twice the time limit."""
+        if len(rows) == 1:
+            return rows[0]
         worker = self._idle.get()
         try:
             worker.start()  # the time that it takes is not the function's
@@ -126,7 +137,7 @@ class Pool:
                 if time.monotonic() > deadline:
                     return None
                 try:
-                    reply = worker.ask(self._line(rows_of(arguments, j, j + 1, len(rows)), wanted, 1))
+                    reply = worker.ask(self._line(rows_of(arguments, j, j + 1, len(rows)), wanted, 1, seed))
                 except (Hung, Died) as error:
                     if type(error) is kind:
                         return row
@@ -137,17 +148,17 @@ class Pool:
         finally:
             self._idle.put(worker)
 
-    def _line(self, arguments: Arguments, wanted: list[str], rows: int) -> str:
+    def _line(self, arguments: Arguments, wanted: list[str], rows: int, seed: int) -> str:
         try:
-            return json.dumps({"arguments": arguments, "logs": wanted, "rows": rows}, default=_plain)
+            call = {"arguments": arguments, "logs": wanted, "rows": rows, "seed": seed}
+            return json.dumps(call, default=_plain)
         except TypeError as error:
             raise UserError(
                 f"reward {self.name!r} runs in a worker process, which is sent JSON: {error}. "
                 "Leave the column out, or take timeout and processes away"
             ) from None
 
-    def _ask(self, arguments: Arguments, wanted: list[str], rows: int) -> dict[str, Any]:
-        line = self._line(arguments, wanted, rows)
+    def _ask(self, line: str) -> dict[str, Any]:
         worker = self._idle.get()
         try:
             return worker.ask(line)

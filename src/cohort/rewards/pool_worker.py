@@ -10,6 +10,7 @@ import inspect
 import json
 import numbers
 import os
+import random
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -62,6 +63,7 @@ def main() -> None:
 def _call(function: Callable[..., Any], name: str, call: dict[str, Any]) -> dict[str, Any]:
     from cohort.rewards.logs import Logs
 
+    _seed(call["seed"])
     logs = Logs(call["rows"])
     offered = logs.for_function(name)
     result = function(**call["arguments"], **{wanted: offered[wanted] for wanted in call["logs"]})
@@ -73,6 +75,15 @@ def _call(function: Callable[..., Any], name: str, call: dict[str, Any]) -> dict
         "metrics": logs.values,
         "extra": logs.extra,
     }
+
+
+def _seed(seed: int) -> None:
+    """Seed the global generators of what is imported: which process answers a call must not change its result."""
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(seed)
 
 
 def _awaited(awaitable: Awaitable[Any]) -> Any:

@@ -114,7 +114,7 @@ class Decoding:
         self.uniform = None if sampling.temperature == 0 else uniform_numbers(seeds, n, longest).to(device)
         self.stops = StopStrings(policy.tokenizer, sampling.stop) if sampling.stop else None
         self.eos = torch.tensor(sampling.eos_ids, dtype=torch.long, device=device)
-        self.logits = policy.head.reader(policy.dtype)
+        self.logits = policy.head.reader(policy.dtype, policy.paths.onednn.taken)
         self.decoder = decoder_of(policy)
         self.store = self._store(keep_tokens)
         # The store's stream has each prompt's tokens apart.

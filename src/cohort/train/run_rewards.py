@@ -33,7 +33,7 @@ def make_rewards(functions: RewardSpec | Sequence[RewardSpec] | None, config: Tr
     weights, clip = None, None
     if isinstance(config, SampledConfig):
         weights, clip = config.reward_weights, config.reward_clip
-    rewards = Rewards(specs, weights, clip, split, rules_of(config))
+    rewards = Rewards(specs, weights, clip, split, rules_of(config), config.seed)
     for part in rewards.parts:
         _tell_of_chance(part)
     return rewards

@@ -40,13 +40,13 @@ class _Layer:
 
 
 class FusedDecoder:
-    """`FusedDecoder(backbone, dtype)`, for a backbone that is of the family, holds the weights as they are now. A
-    call takes the rows' last tokens and their cache."""
+    """For a backbone that is of the family; holds the weights as they are now. A call takes the rows' last tokens and
+    their cache. `onednn`: as in `prepared`."""
 
     uses_model_code = False
     """Whether prompts must be prefilled by the model's own code: it orders the features of keys in another way."""
 
-    def __init__(self, backbone: Any, dtype: torch.dtype):
+    def __init__(self, backbone: Any, dtype: torch.dtype, onednn: bool):
         first = backbone.layers[0].self_attn
         self.backbone, self.eps = backbone, backbone.norm.variance_epsilon
         self.least = torch.tensor(self.eps)
@@ -54,13 +54,13 @@ class FusedDecoder:
         self.K = first.k_proj.out_features // self.D
         self.H = first.q_proj.out_features // self.D
         self.pairs = rotary_pairs(self.D, first.q_proj.weight.device)
-        self.layers = [self._layer(i, layer, dtype) for i, layer in enumerate(backbone.layers)]
+        self.layers = [self._layer(i, layer, dtype, onednn) for i, layer in enumerate(backbone.layers)]
         self.rotations = torch.zeros(0)
         """[positions, 1, D / 2], the rotary embedding as complex numbers."""
         self.scales = [layer.self_attn.scaling for layer in backbone.layers]
         self.has_window = any(layer.options.window is not None for layer in self.layers)
 
-    def _layer(self, index: int, layer: Any, dtype: torch.dtype) -> _Layer:
+    def _layer(self, index: int, layer: Any, dtype: torch.dtype, onednn: bool) -> _Layer:
         attention = layer.self_attn
         queries, keys, values, out, gate, up, down = linear_modules(layer)
         scale, norms = attention.scaling, None
@@ -69,12 +69,15 @@ class FusedDecoder:
             norms = torch.cat([of_queries.expand(self.H, -1), of_keys.expand(self.K, -1)])
             scale = 1.0
         query_key_value = _joined(
-            [(queries, scale, self.pairs), (keys, 1.0, self.pairs), (values, 1.0, None)], layer.input_layernorm, dtype
+            [(queries, scale, self.pairs), (keys, 1.0, self.pairs), (values, 1.0, None)],
+            layer.input_layernorm,
+            dtype,
+            onednn,
         )
-        gate_up = _joined([(gate, 1.0, None), (up, 1.0, None)], layer.post_attention_layernorm, dtype)
+        gate_up = _joined([(gate, 1.0, None), (up, 1.0, None)], layer.post_attention_layernorm, dtype, onednn)
         options = replace(attention_options(index, attention), scaling=1.0)  # the scale is inside the matrices
-        return _Layer(options, query_key_value, norms, _joined([(out, 1.0, None)], None, dtype), gate_up,
-                      _joined([(down, 1.0, None)], None, dtype))  # fmt: skip
+        return _Layer(options, query_key_value, norms, _joined([(out, 1.0, None)], None, dtype, onednn), gate_up,
+                      _joined([(down, 1.0, None)], None, dtype, onednn))  # fmt: skip
 
     def __call__(self, tokens_N: Tensor, cache: DecodeCache, store: ActivationStore | None = None) -> Tensor:
         """The final hidden states [N, Dm] after one more token in each row; call `cache.advance()` before. `store`:
@@ -123,7 +126,9 @@ def rearranged_bytes(backbone: Any, dtype: torch.dtype) -> int:
     return sum(int(module.in_features * module.out_features) for module in modules) * dtype.itemsize
 
 
-def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtype: torch.dtype) -> Product:
+def _joined(
+    parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtype: torch.dtype, onednn: bool
+) -> Product:
     """One product for several linear layers (module, scale, order of head features), stacked, with the weight of the
     norm before them inside. Adapters are added to the weights in float32; in other dtypes, which would round them away,
     they stay products of their own."""
@@ -145,10 +150,10 @@ def _joined(parts: list[tuple[nn.Module, float, Tensor | None]], norm: Any, dtyp
         whole.mul_(norm.weight.float())
         down.mul_(norm.weight.float())
     has_bias = any(bias is not None for _, bias, _, _ in linears)
-    product = prepared(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None)
+    product = prepared(whole.to(dtype), torch.cat(biases).to(dtype) if has_bias else None, onednn)
     if not len(down):
         return lambda rows, plus=None, out=None: product(rows.to(dtype), plus, out)
-    into, back = prepared(down.to(dtype), None), prepared(up.to(dtype), None)
+    into, back = (prepared(each.to(dtype), None, onednn) for each in (down, up))
 
     def both(rows: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         rows = rows.to(dtype)

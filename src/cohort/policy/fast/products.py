@@ -68,11 +68,12 @@ class Product(Protocol):
     def __call__(self, rows: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor: ...
 
 
-def prepared(weight: Tensor, bias: Tensor | None) -> Product:
+def prepared(weight: Tensor, bias: Tensor | None, onednn: bool) -> Product:
     """A linear layer for many calls with an unchanged weight, without gradients. On the CPU the weight is copied once
-    to the memory order that the product reads, instead of at every call: half of the time for a few rows."""
+    to the memory order that the product reads, instead of at every call: half of the time for a few rows. `onednn`:
+    whether the policy's float32 products are oneDNN's."""
     supported = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    if supported and weight.dtype is torch.float32 and weight.nbytes <= SMALL and not onednn_is_better():
+    if supported and weight.dtype is torch.float32 and weight.nbytes <= SMALL and not onednn:
         return _by_transpose(weight.detach().t().contiguous(), bias)
     if supported and _can_reorder(weight.dtype):
         if isinstance(weight, FakeTensor):  # no values: only the size of the copy matters

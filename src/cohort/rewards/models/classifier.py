@@ -11,7 +11,8 @@ from logging import ERROR
 from pathlib import Path
 from typing import Any, Literal
 
-from cohort.config.hub import not_loaded, use_cache_without_hub
+from cohort.compat.libraries import quiet
+from cohort.config.hub import cache_without_hub, not_loaded
 from cohort.progress import Task
 from cohort.rewards.models.scorer import Encoded, Scorer
 from cohort.types import Text, UserError
@@ -130,14 +131,13 @@ def is_classifier(config: Any) -> bool:
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model by name or path. Raises UserError where there is none."""
     from transformers import AutoConfig
-    from transformers.utils.logging import disable_progress_bar
 
     import cohort.rewards.models.mlp_head  # noqa: F401  # registers its type
 
-    disable_progress_bar()  # of the weights, which are loaded next
-    use_cache_without_hub(name)
+    quiet()
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        with cache_without_hub(name):
+            return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"reward model {name!r} could not be loaded: {not_loaded(name, error)}") from error
 
@@ -156,7 +156,7 @@ def load_classifier(name: str, dtype: Any, *, trust_remote_code: bool = False, a
     if adapter:
         return _with_adapter(name, kind, config, dtype, trust_remote_code)
     try:
-        with Task(f"loading the reward model {name}"):
+        with cache_without_hub(name), Task(f"loading the reward model {name}"):
             model, loading = kind.from_pretrained(
                 name,
                 config=config,
@@ -198,8 +198,9 @@ def new_head(name: str, kind: Any, config: Any, **options: Any) -> Any:
 
     try:
         if isinstance(config, MLPHeadConfig):
-            return MLPHeadModel(config, AutoModel.from_pretrained(name, **options))
-        with _no_report(), Task(f"loading the model {name}"):
+            with cache_without_hub(name):
+                return MLPHeadModel(config, AutoModel.from_pretrained(name, **options))
+        with cache_without_hub(name), _no_report(), Task(f"loading the model {name}"):
             model, loading = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name!r} could not be loaded: {_first_words(error)}") from error
@@ -226,7 +227,8 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        with cache_without_hub(name):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
             f"the tokenizer of the reward model {name!r} could not be loaded: {_first_words(error)}"

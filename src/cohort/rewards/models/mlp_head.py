@@ -40,6 +40,7 @@ class MLPHeadModel(PreTrainedModel):
     def __init__(self, config: MLPHeadConfig, backbone: Any = None):
         super().__init__(config)
         self.model = AutoModel.from_config(config.text_config) if backbone is None else backbone
+        self.model.config.use_cache = False  # no token follows a text
         h = config.text_config.get_text_config().hidden_size
         self.score = nn.Sequential(nn.Linear(h, h // 2), nn.ReLU(), nn.Dropout(0.1), nn.Linear(h // 2, 1))
         self.post_init()  # type: ignore[no-untyped-call]  # transformers'

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cohort.rewards.functions.text import content
+from cohort.texts import prompt_ending
 from cohort.types import Message, Text, UserError, joined
 
 if TYPE_CHECKING:
@@ -159,9 +160,7 @@ class Scorer:
         if self._is_pair(prompt):
             return self._written_pair(_plain(prompt), text)
         if not isinstance(prompt, str) and tokenizer.chat_template:
-            opened = prompt[-1].get("role") == "assistant"
-            ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
-            options = {**ending, "tokenize": False, **self.template}
+            options = {**prompt_ending(prompt), "tokenize": False, **self.template}
             before, special = tokenizer.apply_chat_template(prompt, **options), False
         else:
             before, special = _plain(prompt), True
@@ -192,7 +191,11 @@ class Scorer:
         pad = self._pad(batch)
         placed = self._padded(batch, pad)
         config = self.model.config.get_text_config()
-        kept, config.pad_token_id = config.pad_token_id, pad
+        # No token follows: keys and values would be kept for nothing.
+        changes = {"pad_token_id": pad, "use_cache": False}
+        kept = {name: getattr(config, name) for name in changes if hasattr(config, name)}
+        for name in kept:
+            setattr(config, name, changes[name])
         logits: Tensor
         try:
             if batch[0].ends and not self.of_steps:
@@ -200,7 +203,8 @@ class Scorer:
             else:
                 logits = self.model(**placed).logits
         finally:
-            config.pad_token_id = kept
+            for name, value in kept.items():
+                setattr(config, name, value)
         if not (self.of_steps or batch[0].ends):
             whole: Tensor = logits[:, 0].float()
             return whole

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cohort.config.hub import cache_without_hub
 from cohort.policy.finite import first_not_finite
 from cohort.progress import Task
 from cohort.train.output.groups import groups_of, plain, tensors_of
@@ -66,7 +67,8 @@ def save_policy(policy: Saved, folder: Path) -> None:
     where a trained weight is NaN or infinite."""
     require_finite([(name, p) for name, p in policy.model.named_parameters() if p.requires_grad], folder)
     model = policy.peft if policy.peft is not None else policy.model
-    with Task(f"saving {folder}"):
+    # peft looks on the hub whether the base model has other embeddings.
+    with cache_without_hub(policy.model.config.name_or_path), Task(f"saving {folder}"):
         model.save_pretrained(folder, safe_serialization=True)
     if policy.keeps_config:
         policy.model.config.save_pretrained(folder)

@@ -11,8 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from cohort.compat.libraries import quiet
 from cohort.policy.adapter import CONFIG, WEIGHTS, base_of, merged, of_reward_model
-from cohort.policy.load import load_model, load_tokenizer, quiet
+from cohort.policy.load import load_model, load_tokenizer
 from cohort.progress import Task
 from cohort.rewards.models.classifier import is_classifier, load_classifier, load_config
 from cohort.train.output.card import merged_card

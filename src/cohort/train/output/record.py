@@ -26,7 +26,9 @@ log = logging.getLogger("cohort")
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
 HELD_OUT = "held_out.jsonl"
-"""The completions of each evaluation."""
+"""The completions of each evaluation, HELD_OUT_ROWS at most."""
+HELD_OUT_ROWS = 1000
+"""Rows that an evaluation adds to held_out.jsonl, so that a long run's file does not fill the disk."""
 WARNINGS = "warnings.jsonl"
 ENDED = "ended.json"
 """At which step the run ended, of how many, and by what."""
@@ -44,6 +46,8 @@ class Recorder:
 
     def __init__(self, output_dir: str | Path, writes: bool = True):
         self.folder, self.writes = Path(output_dir), writes
+        self.held_out_cut = False
+        """Whether it has been told that held_out.jsonl lacks some prompts."""
 
     def start(self, step: int) -> None:
         """Prepare the folder for a run that continues after `step`. At 0 the records of an earlier run are moved aside,
@@ -88,9 +92,16 @@ class Recorder:
             )
 
     def held_out(self, step: int, evaluation: Evaluation) -> None:
-        """Write all completions of an evaluation with their scores."""
+        """Write the completions of an evaluation's first prompts with their scores, of at most HELD_OUT_ROWS unless one
+        prompt has more."""
         rows = []
-        for p, (prompt, completions) in enumerate(zip(evaluation.prompts, evaluation.sampled, strict=True)):
+        count = max(1, HELD_OUT_ROWS // evaluation.n)
+        written = list(zip(evaluation.prompts, evaluation.sampled, strict=True))[:count]
+        if len(evaluation.prompts) > count and not self.held_out_cut:
+            self.held_out_cut = True
+            prompts = len(evaluation.prompts)
+            log.info("%s gets the completions of the first %d of %d held-out prompts", HELD_OUT, count, prompts)
+        for p, (prompt, completions) in enumerate(written):
             for i, completion in enumerate(completions):
                 at = p * evaluation.n + i
                 rows.append(

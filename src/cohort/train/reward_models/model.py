@@ -7,14 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cohort.compat.libraries import quiet
 from cohort.config import ProcessRewardConfig, RewardModelConfig
+from cohort.config.hub import cache_without_hub
 from cohort.policy.device import device_of, one_device, release
 from cohort.policy.dropout import dropouts, zero_dropout
 from cohort.policy.freeze import freeze
-from cohort.policy.load import add_lora, fast_bf16, find_device, quiet
-from cohort.policy.precision import widen
+from cohort.policy.load import add_lora, fast_bf16, find_device
+from cohort.policy.parity import tell_unrepeatable
+from cohort.policy.precision import HALF, widen
 from cohort.rewards.models.classifier import (
     is_classifier,
     load_classifier,
@@ -94,7 +97,27 @@ def make_reward_model(model: Any, tokenizer: Any, config: RewardModelConfig, pef
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if peft is not None:
             model.enable_input_require_grads()
-    return RewardModel(model, tokenizer, config, peft=peft, bf16=bf16)
+    result = RewardModel(model, tokenizer, config, peft=peft, bf16=bf16)
+    if config.disable_dropout:
+        _check_repeatable(result)
+    return result
+
+
+def _check_repeatable(reward_model: RewardModel) -> None:
+    """Warn where two training passes over the same tokens differ, although dropout is off. What the head makes of them
+    does not count: it may be a small network with dropout of its own."""
+    trunk = reward_model.model.base_model
+    embeddings = trunk.get_input_embeddings().num_embeddings
+    ids = torch.randint(embeddings, (2, 8), generator=torch.Generator().manual_seed(0)).to(reward_model.device)
+    without = {"use_cache": False} if hasattr(trunk.config, "use_cache") else {}
+
+    def hidden() -> Tensor:
+        with reward_model.autocast():
+            result: Tensor = trunk(input_ids=ids, attention_mask=torch.ones_like(ids), **without).last_hidden_state
+        return result
+
+    half = reward_model.bf16 or any(parameter.dtype in HALF for parameter in trunk.parameters())
+    tell_unrepeatable(trunk, hidden, half)
 
 
 def blank_scorer(name: str, tokenizer: Any, config: RewardModelConfig) -> Scorer:
@@ -155,7 +178,8 @@ def _loaded(name: str, config: RewardModelConfig, of_steps: bool) -> Any:
         own.num_labels = 1
         kind = AutoModelForTokenClassification if of_steps else AutoModelForSequenceClassification
         return new_head(name, kind, own, **options)
-    trunk = AutoModel.from_pretrained(name, **options)
+    with cache_without_hub(name):
+        trunk = AutoModel.from_pretrained(name, **options)
     return MLPHeadModel(MLPHeadConfig(trunk.config, reads=_head_reads(config, own), name_or_path=name), trunk)
 
 
