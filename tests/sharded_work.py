@@ -98,9 +98,7 @@ def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """The largest norm of a difference, relative to the tensor's norm, or for a small one to the largest entry."""
     assert ours.keys() == theirs.keys()
     scale = max(float(x.abs().max()) for x in theirs.values())
-    return max(
-        float((ours[name] - x).norm()) / max(float(x.norm()), 1e-3 * scale) for name, x in theirs.items()
-    )
+    return max(float((ours[name] - x).norm()) / max(float(x.norm()), 1e-3 * scale) for name, x in theirs.items())
 
 
 def trained(policy: Policy, grad: bool) -> dict[str, Tensor]:
@@ -153,28 +151,27 @@ def compared(case: str) -> dict[str, Any]:
     return results
 
 
-def comparisons(cases: list[str]) -> dict[str, dict[str, Any]]:
-    return {case: compared(case) for case in cases}
+def everything(folder: str) -> dict[str, dict[str, Any]]:
+    """All comparisons, in one group of ranks."""
+    return {**{case: compared(case) for case in CASES}, "loaded": loaded(folder)}
 
 
-def loaded(folder: str, absent: str) -> dict[str, Any]:
-    """Of a policy that is loaded by name: what a rank has of rank 0's reading."""
-    config = settings()
-    policy = make_sharded_policy(folder, None, config, sharding())
-    whole = make_policy(folder, None, config)
-    errors = []
-    for name, model_init_kwargs in ((folder, {"revision": "x", "subfolder": absent}), (folder, {"quantization_config": {"load_in_4bit": True}})):
+def loaded(folder: str) -> dict[str, Any]:
+    """What a rank has of a model that is loaded by name, and what it is told where rank 0 cannot load one."""
+    policy = make_sharded_policy(folder, None, settings(), sharding())
+    whole = make_policy(folder, None, settings())
+    told = []
+    for options in ({"subfolder": "absent"}, {"quantization_config": {"load_in_4bit": True}}):
         try:
-            make_sharded_policy(name, whole.tokenizer, settings(model_init_kwargs=model_init_kwargs), sharding())
+            make_sharded_policy(folder, whole.tokenizer, settings(model_init_kwargs=options), sharding())
         except UserError as error:
-            errors.append(str(error))
+            told.append(str(error))
     return {
         "weights": difference(trained(policy, grad=False), trained(whole, grad=False)),
-        "local": sum(p.to_local().numel() for p in policy.model.parameters()),
-        "all": sum(p.numel() for p in whole.model.parameters()),
-        "eos": (policy.whole.eos_ids, whole.eos_ids),
+        "numbers": sum(p.to_local().numel() for p in policy.model.parameters()),
+        "end tokens": policy.whole.eos_ids == policy.eos_ids == whole.eos_ids == [1, 7],
         "name": policy.name,
-        "errors": errors,
+        "told": told,
     }
 
 

@@ -16,7 +16,7 @@ from cohort.policy.load import make_policy
 from cohort.train.output import sharded_checkpoint
 from cohort.train.output.sharded_checkpoint import export_sharded
 from cohort.types import UserError
-from helpers import SIZES, byte_tokenizer, random_groups, settings, small_model
+from helpers import SIZES, random_groups, settings, small_model
 from process_group import in_ranks
 from sharded_work import CASES, continued, learner, reloaded, step, weights
 
@@ -90,8 +90,24 @@ def test_three_ranks_load_what_two_saved(chain: Chain) -> None:
 
 def test_no_file_is_a_pickle(chain: Chain) -> None:
     names = [path.name for path in chain.two.rglob("*") if path.is_file()]
-    assert sorted(names) and all(name.endswith((".safetensors", ".json")) or name == "README.md" for name in names)
+    assert [name for name in names if not name.endswith((".safetensors", ".json", ".jinja"))] == []
     assert len([name for name in names if name.startswith("shard-")]) == 4
+
+
+def test_a_folder_with_a_file_missing_is_told(chain: Chain, tmp_path: Path) -> None:
+    policy, _, updater = process(case_of(chain))
+    for number in (1, 2):
+        folder = Path(shutil.copytree(chain.two, tmp_path / str(number)))
+        next((folder / "weights").glob(f"shard-0000{number}-*")).unlink()
+        with pytest.raises(UserError, match=r"files are missing: .* is \[.*\] in the model, and the files have"):
+            sharded_checkpoint.load(folder, policy, updater.optimizer)
+
+
+def test_a_folder_of_another_model_is_told(chain: Chain) -> None:
+    policy = make_policy(small_model("Llama", num_hidden_layers=3), build_tokenizer(), settings())
+    updater = learner(policy, settings())
+    with pytest.raises(UserError, match=r"is of another model, or files are missing: .* is not in it"):
+        sharded_checkpoint.load(chain.two, policy, updater.optimizer)
 
 
 def logits(folder: Path, base: Any) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +26,9 @@ class _Read(NamedTuple):
     """What rank 0 tells the others of the model that it has read."""
 
     error: str = ""
+    config: Any = None
     generation_config: Any = None
-    dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
+    dtypes: dict[str, torch.dtype] | None = None
 
 
 def make_sharded_policy(
@@ -73,32 +72,35 @@ def _read(name: str, config: TrainingConfig, sharding: Sharding) -> Any:
         raise UserError(
             "quantization_config: quantised weights cannot be divided among ranks. Use distributed: replicated"
         )
-    trust = {"trust_remote_code": config.trust_remote_code}
+    trust = config.trust_remote_code
+    if trust:
+        load_model_config(name, trust_remote_code=True)  # the code of rank 0's configuration, for this rank
     model, told = None, [_Read()]
     if sharding.mesh.get_rank() == 0:
         try:
-            model = load_model(name, allow_pickle=config.allow_pickle, **trust, **options)
-            told = [_Read("", model.generation_config, {n: p.dtype for n, p in model.named_parameters()})]
+            model = load_model(name, trust_remote_code=trust, allow_pickle=config.allow_pickle, **options)
+            dtypes = {parameter_name: p.dtype for parameter_name, p in model.named_parameters()}
+            told = [_Read("", model.config, model.generation_config, dtypes)]
         except UserError as error:
             told = [_Read(str(error))]
     dist.broadcast_object_list(told, group=sharding.mesh.get_group(), group_src=0, device=sharding.device)
-    if told[0].error:
-        raise UserError(told[0].error)
-    if model is not None:
-        return model
-    model = without_weights(load_model_config(name, **trust), options.get("attn_implementation"))
-    model.generation_config = told[0].generation_config
-    for parameter_name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(told[0].dtypes[parameter_name])
+    read = told[0]
+    if read.error:
+        raise UserError(read.error)
+    if model is None:
+        model = without_weights(read.config, trust_remote_code=trust)
+        model.generation_config = read.generation_config
+        for parameter_name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to((read.dtypes or {})[parameter_name])
     return model.eval()
 
 
-def without_weights(config: Any, attn_implementation: str | None = None) -> Any:
+def without_weights(config: Any, *, trust_remote_code: bool = False) -> Any:
     """A causal language model with its buffers and with weights on meta."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     model.tie_weights()  # each name has got a weight of its own on meta
     return model

@@ -100,7 +100,8 @@ def export_sharded(folder: Path, target: Path, *, trust_remote_code: bool = Fals
     quiet()
     adapter = (folder / CONFIG).is_file()
     source = base_of(str(folder)) if adapter else str(folder)
-    model = without_weights(load_model_config(source, trust_remote_code=trust_remote_code))
+    config = load_model_config(source, trust_remote_code=trust_remote_code)
+    model = without_weights(config, trust_remote_code=trust_remote_code)
     whole = model
     if adapter:
         from peft import PeftConfig, get_peft_model
