@@ -171,6 +171,7 @@ def loaded(folder: str) -> dict[str, Any]:
         "numbers": sum(p.to_local().numel() for p in policy.model.parameters()),
         "end tokens": policy.whole.eos_ids == policy.eos_ids == whole.eos_ids == [1, 7],
         "name": policy.name,
+        "paths": policy.whole.paths == whole.paths,
         "told": told,
     }
 

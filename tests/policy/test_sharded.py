@@ -62,6 +62,7 @@ def test_rank_0_reads_and_each_rank_has_its_part(folder: str, ranks: list[Any]) 
     for rank in ranks:
         assert rank["loaded"]["weights"] == 0
         assert rank["loaded"]["end tokens"]
+        assert rank["loaded"]["paths"]
         assert rank["loaded"]["name"] == folder
     numbers = sum(p.numel() for p in small_model("Llama", vocab_size=260, tie_word_embeddings=True).parameters())
     assert [rank["loaded"]["numbers"] for rank in ranks] == [numbers / 2, numbers / 2]

@@ -14,7 +14,7 @@ import transformers
 from cohort.data.chains import build_tokenizer
 from cohort.policy.load import make_policy
 from cohort.train.output import sharded_checkpoint
-from cohort.train.output.sharded_checkpoint import export_sharded
+from cohort.train.output.export import export
 from cohort.types import UserError
 from helpers import SIZES, random_groups, settings, small_model
 from process_group import in_ranks
@@ -137,5 +137,7 @@ def test_the_export_and_the_final_model_are_ordinary_folders(
     if is_adapter:
         small_model("Llama").save_pretrained(tmp_path / "base")
         monkeypatch.setattr(sharded_checkpoint, "base_of", lambda folder: str(tmp_path / "base"))
-    export_sharded(chain.two, tmp_path / "export")
+        with pytest.raises(UserError, match="export it without --merge, then merge the result"):
+            export(str(chain.two), tmp_path / "merged", merge=True)
+    export(str(chain.two), tmp_path / "export")
     assert torch.equal(logits(tmp_path / "export", base()), expected)

@@ -10,10 +10,12 @@ import torch.distributed as dist
 
 from cohort.config import TrainingConfig
 from cohort.policy.adapter import is_adapter
+from cohort.policy.fast.layers import why_unsupported
 from cohort.policy.load import adapt, fast_bf16, load_model, load_model_config, load_tokenizer, quiet, set_up
 from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
 from cohort.policy.parity import check_repeatable, choose_paths
+from cohort.policy.paths import possible_paths
 from cohort.policy.precision import widen
 from cohort.policy.sharded import ShardedPolicy, Sharding, shard
 from cohort.progress import Task
@@ -51,7 +53,9 @@ def make_sharded_policy(
     for line in widen(model, bf16):
         log.info(line)
     set_up(model, peft, config)
-    policy = shard(Policy(model, tokenizer, peft=peft, bf16=bf16), sharding)
+    source = Policy(model, tokenizer, peft=peft, bf16=bf16)
+    source.paths = possible_paths(device, why_unsupported(source.backbone))  # the model is elsewhere yet
+    policy = shard(source, sharding)
     with policy.gathered() as whole, Task("comparing the fast paths with the model's own code"):
         if config.disable_dropout and policy.whole.parameters:
             check_repeatable(whole)
