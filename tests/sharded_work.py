@@ -116,7 +116,7 @@ def largest(ours: dict[Any, Tensor], theirs: dict[Any, Tensor]) -> float:
 
 def greedy(policy: Policy, prompts: list[Tensor]) -> list[list[int]]:
     sampling = Sampling(temperature=0, max_tokens=10, eos_ids=[1])
-    generation = local_engine(policy, 4).generate(prompts, 2, sampling, 0)
+    generation = local_engine(policy, 4).generate(prompts, 2, sampling, [0] * len(prompts))
     return [c.ids.tolist() for row in generation.completions for c in row]
 
 

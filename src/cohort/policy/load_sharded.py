@@ -17,7 +17,7 @@ from cohort.policy.model import Policy
 from cohort.policy.parity import check_repeatable, choose_paths
 from cohort.policy.paths import possible_paths
 from cohort.policy.precision import widen
-from cohort.policy.sharded import ShardedPolicy, Sharding, shard
+from cohort.policy.sharded import ShardedPolicy, Sharding, require_torch, shard
 from cohort.progress import Task
 from cohort.types import UserError
 
@@ -38,6 +38,7 @@ def make_sharded_policy(
 ) -> ShardedPolicy:
     """As `make_policy`, with the weights divided among the ranks of the mesh; a model that is given by name is read by
     rank 0 alone, into the CPU's memory. Every rank makes the call. Raises UserError, on every rank."""
+    require_torch()
     quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)

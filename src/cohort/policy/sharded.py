@@ -71,13 +71,18 @@ class ShardedPolicy(Policy):
 
     def reshard(self) -> None:
         """Drop gathered weights. A forward pass without a backward pass leaves the root's."""
+        assert not self._is_gathered, "weights would be dropped while they are in use: leave gathered() first"
         for module in (self.model, *self.layers):
             module.reshard()
+
+    @property
+    def _is_gathered(self) -> bool:
+        return not any(p.is_meta for p in self.whole.model.parameters())
 
     @contextmanager
     def gathered(self) -> Iterator[Policy]:
         """Within the context `whole` has all weights on this rank, in `param_dtype`, beside the rank's part."""
-        if not any(p.is_meta for p in self.whole.model.parameters()):
+        if self._is_gathered:
             yield self.whole
             return
         for module in (self.model, *self.layers):
@@ -137,7 +142,7 @@ class ShardedPolicy(Policy):
             hidden = self.hidden(pack.inputs)
             with self.autocast():
                 self.head.backward(
-                    hidden.detach()[pack.sources_N], pack.targets_N, 1.0, lambda span, logprobs: 0 * logprobs
+                    hidden.detach()[pack.sources_N], pack.targets_N, 1.0, lambda _, logprobs: torch.zeros_like(logprobs)
                 )
             hidden.backward(torch.zeros_like(hidden))
 
@@ -145,6 +150,7 @@ class ShardedPolicy(Policy):
 def shard(policy: Policy, sharding: Sharding) -> ShardedPolicy:
     """A sharded policy with rank 0's weights; the policy stays as it is. On other ranks its weights may be on meta.
     Raises UserError for a model that cannot be sharded."""
+    require_torch()
     _require_shardable(policy.model)
     sharded = _on_meta(policy, sharding)
     _take_weights(sharded.model, policy.model, sharding)
@@ -238,6 +244,14 @@ def _layers(backbone: nn.Module) -> list[Any]:
         )
     module, name = stack
     return list(getattr(module, name))
+
+
+def require_torch() -> None:
+    """Raise UserError where PyTorch's FSDP2 lacks what is used here."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise UserError(f"torch {torch.__version__} is too old for distributed: fsdp2, which was tried with 2.13")
 
 
 def _require_shardable(model: Any) -> None:

@@ -20,25 +20,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_parts
-from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
 from cohort.policy.adapter import CONFIG, base_of
 from cohort.policy.load import load_model_config, load_tokenizer, quiet
 from cohort.policy.load_sharded import without_weights
 from cohort.policy.sharded import ShardedPolicy
-from cohort.train.output.checkpoint import Saved, require_finite, save_policy
+from cohort.train.output.checkpoint import PARTS, Saved, require_finite, save_policy
 from cohort.types import UserError
 
-WEIGHTS, OPTIMIZER, NUMBERS = "weights", "optimizer", "optimizer.json"
+OPTIMIZER, NUMBERS = "optimizer", "optimizer.json"
 SEPARATOR = "/"
 """Between a parameter's name and the name of a part of its state."""
-
-
-def is_sharded(folder: Path) -> bool:
-    """Whether the folder is a checkpoint that ranks wrote their parts of."""
-    return (folder / WEIGHTS).is_dir()
 
 
 def save(folder: Path, policy: Saved, optimizer: torch.optim.Optimizer) -> None:
@@ -57,7 +49,7 @@ def save(folder: Path, policy: Saved, optimizer: torch.optim.Optimizer) -> None:
             policy.model.generation_config.save_pretrained(folder)
         if hasattr(policy.tokenizer, "save_pretrained"):
             policy.tokenizer.save_pretrained(folder)
-    _write(folder / WEIGHTS, weights)
+    _write(folder / PARTS, weights)
     if tensors:
         _write(folder / OPTIMIZER, tensors)
 
@@ -65,7 +57,7 @@ def save(folder: Path, policy: Saved, optimizer: torch.optim.Optimizer) -> None:
 def load(folder: Path, policy: Saved, optimizer: torch.optim.Optimizer) -> None:
     """Load what `save` wrote on any number of ranks. Every rank makes the call. Raises UserError for a folder that is
     incomplete or of another model."""
-    _read(folder / WEIGHTS, _weights(policy))
+    _read(folder / PARTS, _weights(policy))
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
     saved = _stored(folder / OPTIMIZER) if (folder / OPTIMIZER).is_dir() else {}
     names = _trained(policy, optimizer)
@@ -107,10 +99,8 @@ def export_sharded(folder: Path, target: Path, *, trust_remote_code: bool = Fals
         from peft import PeftConfig, get_peft_model
 
         whole = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
-    weights = {
-        name: torch.empty(stored.shape, dtype=stored.dtype) for name, stored in _stored(folder / WEIGHTS).items()
-    }
-    _read(folder / WEIGHTS, weights)
+    weights = {name: torch.empty(stored.shape, dtype=stored.dtype) for name, stored in _stored(folder / PARTS).items()}
+    _read(folder / PARTS, weights)
     _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     missing = [name for name, p in model.named_parameters() if p.is_meta and not (adapter and "lora_" not in name)]
@@ -165,6 +155,8 @@ class _Stored(NamedTuple):
 
 def _stored(folder: Path) -> dict[str, _Stored]:
     """The tensors of a folder by name."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     metadata: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     stored = {}
     for name, tensor in metadata.items():
@@ -174,6 +166,9 @@ def _stored(folder: Path) -> dict[str, _Stored]:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor]) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+
     with _one_process_is_meant():
         save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
@@ -191,6 +186,9 @@ def _read(folder: Path, tensors: dict[str, Tensor]) -> None:
                 f"{folder} is of another model, or files are missing: {name} is {list(tensors[name].shape)} in the "
                 f"model, and the files have {'' if complete else 'a part of '}{list(shape)}"
             )
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+
     with _one_process_is_meant():
         load_parts(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
 
