@@ -19,7 +19,7 @@ WAIT = datetime.timedelta(seconds=30)
 """The longest that one rank waits for another."""
 
 
-def in_ranks(count: int, work: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
+def in_ranks(count: int, work: Callable[..., Any], *arguments: Any, seconds: float = 300) -> list[Any]:
     """What `work(*arguments)` returns in each of `count` ranks of a gloo group. `work`: a function of a module of
     tests/, since a machine with a GPU starts processes anew. Raises AssertionError with a rank's traceback, and where
     the group takes longer than `seconds`."""

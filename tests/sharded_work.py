@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "bfloat16": ("Llama", {}, {}, {"param_dtype": torch.bfloat16}),
 }
 """Name -> (architecture, its settings, the run's settings, of the sharding)."""
+
+
+MEMORY: tuple[tuple[bool, bool, torch.dtype | None], ...] = (
+    (False, False, None),
+    (True, False, None),
+    (True, True, None),
+    (True, False, torch.bfloat16),
+)
+"""bf16, gradient_checkpointing, fsdp_param_dtype."""
 
 
 def sharding(**options: Any) -> Sharding:
@@ -153,7 +163,8 @@ def compared(case: str) -> dict[str, Any]:
 
 def everything(folder: str) -> dict[str, dict[str, Any]]:
     """All comparisons, in one group of ranks."""
-    return {**{case: compared(case) for case in CASES}, "loaded": loaded(folder)}
+    kept = {key: held_and_told(*key) for key in MEMORY}
+    return {**{case: compared(case) for case in CASES}, "loaded": loaded(folder), "kept": kept}
 
 
 def loaded(folder: str) -> dict[str, Any]:
@@ -174,6 +185,35 @@ def loaded(folder: str) -> dict[str, Any]:
         "paths": policy.whole.paths == whole.paths,
         "told": told,
     }
+
+
+def held_and_told(bf16: bool, gradient_checkpointing: bool, param_dtype: torch.dtype | None) -> tuple[int, int]:
+    """Bytes of matrices that are kept between a forward and a backward pass, and lines about them."""
+    config = settings(gradient_checkpointing=gradient_checkpointing).model_copy(update={"bf16": bf16})
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("cohort")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    policy = make_sharded_policy(small_model(), build_tokenizer(), config, sharding(param_dtype=param_dtype))
+    log.removeHandler(handler)
+    policy.model.train()
+    shapes = {tuple(p.shape) for layer in policy.layers for p in layer.parameters() if p.dim() == 2}
+    kept: dict[int, Tensor] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        saved = saved.detach()
+        if saved.dim() == 2 and {tuple(saved.shape), tuple(saved.t().shape)} & shapes:
+            kept[saved.untyped_storage()._cdata] = saved
+        return saved
+
+    with policy.attending():
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            hidden = policy.hidden(policy.pack(parts_of(random_groups(SIZES))).inputs)
+        held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        hidden.backward(torch.zeros_like(hidden))
+    return held, len([line for line in told if "autocast's bfloat16 copies of all weights" in line])
 
 
 def weights(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import byte_tokenizer, saved, small_model
 from process_group import in_ranks
-from sharded_work import CASES, everything
+from sharded_work import CASES, MEMORY, everything
 
 ROUNDED = "bfloat16"
 """Passes in bfloat16 by other code: gradients differ by 0.1 of their norm, in one process as well."""
@@ -73,3 +73,10 @@ def test_every_rank_is_told_why_rank_0_cannot_load(ranks: list[Any]) -> None:
         first, second = rank["loaded"]["told"]
         assert "could not be loaded" in first
         assert "quantised weights cannot be divided among ranks" in second
+
+
+def test_autocast_alone_keeps_all_weights_until_the_backward_pass_and_a_line_says_so(ranks: list[Any]) -> None:
+    matrices = [p for name, p in small_model().named_parameters() if p.dim() == 2 and ".layers." in name]
+    for rank in ranks:
+        copies = 2 * sum(p.numel() for p in matrices)
+        assert [rank["kept"][key] for key in MEMORY] == [(0, 0), (copies, 1), (0, 0), (0, 0)]

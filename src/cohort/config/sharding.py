@@ -18,7 +18,8 @@ class ShardingConfig(BaseModel):
     fsdp_param_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="For fsdp2: what weights are converted to where they are gathered. bfloat16 halves their memory "
-        "and traffic; each rank's part, its gradients and the optimiser stay float32.",
+        "and traffic; each rank's part, its gradients and the optimiser stay float32. With float32 and bf16, "
+        "autocast's copies of all weights stay until the backward pass, unless gradient_checkpointing is on.",
     )
     fsdp_offload: bool = Field(
         False,

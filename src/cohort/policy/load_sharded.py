@@ -49,6 +49,11 @@ def make_sharded_policy(
     if device.type == "cpu":
         keep_freed_memory()
     bf16 = fast_bf16(device) if config.bf16 is None else config.bf16
+    if bf16 and sharding.param_dtype is None and not config.gradient_checkpointing:
+        log.info(
+            "bf16 with fsdp_param_dtype: float32: autocast's bfloat16 copies of all weights stay from the forward to "
+            "the backward pass. fsdp_param_dtype: bfloat16, or gradient_checkpointing: true, saves that memory"
+        )
     peft = adapt(model, config, peft_config)
     model = peft.get_base_model() if peft is not None else model
     for line in widen(model, bf16):
