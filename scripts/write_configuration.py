@@ -21,6 +21,7 @@ from cohort.config import (
     RewardModelConfig,
     RunConfig,
     SampledConfig,
+    ShardingConfig,
     TrainingConfig,
 )
 
@@ -83,6 +84,7 @@ FIRST = {
 
 SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     (RunConfig, "Method, model, data and rewards: keys of a YAML file in addition to the method's."),
+    (ShardingConfig, "Keys of every method, in addition to TrainingConfig's, for a run over several ranks (torchrun)."),
     (TrainingConfig, "Keys of every method: optimiser, schedule, batches, precision, saving, evaluation."),
     (SampledConfig, "Keys of methods that learn from sampled completions, in addition to TrainingConfig's."),
     (OnlineConfig, "Keys of methods that sample the current policy, in addition to SampledConfig's."),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cohort.config.rft import OnlineRFTConfig, RFTConfig
     from cohort.config.sampled import DSM, OnlineConfig, SampledConfig
     from cohort.config.sft import SFTConfig
+    from cohort.config.sharding import ShardingConfig
     from cohort.config.training import TrainingConfig
     from cohort.config.variants import (
         BaselineConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "SampledConfig",
+    "ShardingConfig",
     "TrainingConfig",
     "build",
     "built_in_config",

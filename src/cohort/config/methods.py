@@ -40,6 +40,7 @@ HOMES = {
     "RewardConfig": "reward_models",
     "RewardModelConfig": "reward_models",
     "SFTConfig": "sft",
+    "ShardingConfig": "sharding",
     "SampledConfig": "sampled",
     "TrainingConfig": "training",
     "differences_from_paper": "grpo",

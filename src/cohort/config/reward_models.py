@@ -48,6 +48,13 @@ class RewardModelConfig(TrainingConfig):
     def max_sequence_length(self) -> int | None:
         return self.max_length
 
+    @field_validator("distributed")
+    @classmethod
+    def _not_sharded(cls, value: str) -> str:
+        if value == "fsdp2":
+            raise ValueError("a reward model is not divided among ranks: leave it out")
+        return value
+
     @field_validator("router_aux_loss_coef")
     @classmethod
     def _not_balanced(cls, value: float | None) -> float | None:

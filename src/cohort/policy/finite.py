@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from cohort.policy.divided import full
+
 
 def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """Name and count of the first tensor with NaN or infinite entries; None where all are finite. Waits for the device
     at each tensor."""
     for name, tensor in named:
-        count = tensor.numel() - int(tensor.isfinite().sum())
+        count = tensor.numel() - int(full(tensor.isfinite().sum()))
         if count:
             return f"{name} ({count} of its {tensor.numel()} entries)"
     return None

@@ -229,6 +229,11 @@ def make_policy(
 ) -> Policy:
     """Make a policy of a model (name, path or object) and a tokenizer, on its device, with the fast paths that equal
     the model's own forward pass. Without `trained` all weights are frozen, as a reference's are."""
+    if trained and config.distributed == "fsdp2":
+        raise UserError(
+            "distributed: fsdp2 needs several ranks under torchrun, which divide the model among them. For one process "
+            "leave it out"
+        )
     quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)

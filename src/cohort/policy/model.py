@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -67,6 +68,10 @@ class Policy:
         policy = Policy(model, self.tokenizer, bf16=self.bf16)
         policy.paths = self.paths
         return policy
+
+    def copy(self) -> Policy:
+        """A policy with a copy of the weights."""
+        return self.of_copy(copy.deepcopy(self.model))
 
     @property
     def packed(self) -> bool:

@@ -3,7 +3,6 @@ earlier policies."""
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -63,9 +62,9 @@ class _Copy(Reference):
 
     def __init__(self, policy: Policy):
         super().__init__(policy)
-        model = copy.deepcopy(policy.model)
-        self._trained: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-        self.frozen = policy.of_copy(model.requires_grad_(False).eval())
+        self.frozen = policy.copy()
+        self._trained: list[nn.Parameter] = self.frozen.parameters
+        self.frozen.model.requires_grad_(False).eval()
 
     @contextmanager
     def __call__(self) -> Iterator[Policy]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cohort.config import TrainingConfig
+from cohort.policy.divided import full
 from cohort.policy.finite import first_not_finite
 from cohort.types import NotFinite
 
@@ -80,7 +81,7 @@ def descend(
     for parameter in parameters:
         if parameter.grad is None:  # no signal is a zero gradient: momentum and decay go on
             parameter.grad = torch.zeros_like(parameter)
-    total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    total = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     norm = float(total)
     if not math.isfinite(norm):
         message = _why_no_step(parameters, model)
@@ -109,5 +110,6 @@ def _why_no_step(parameters: list[nn.Parameter], model: nn.Module | None) -> str
     broken = first_not_finite(gradients)
     if broken is not None:
         return f"the gradient is NaN or infinite, first in {broken}"
-    name, gradient = max(gradients, key=lambda pair: float(pair[1].abs().max()) if pair[1].numel() else 0.0)
-    return f"the gradient's norm overflows: its largest entry is {float(gradient.abs().max()):.3g}, in {name}"
+    sizes = {name: float(full(g.abs().max())) if g.numel() else 0.0 for name, g in gradients}
+    name, largest = max(sizes.items(), key=lambda pair: pair[1])
+    return f"the gradient's norm overflows: its largest entry is {largest:.3g}, in {name}"

@@ -29,6 +29,8 @@ from cohort.types import Group, NotFinite, UserError
 log = logging.getLogger("cohort")
 
 NAME = re.compile(r"checkpoint-(\d+)")
+PARTS = "weights"
+"""Folder of a checkpoint that ranks wrote their parts of (sharded_checkpoint.py)."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from cohort.policy.load import load_model, load_tokenizer
 from cohort.progress import Task
 from cohort.rewards.models.classifier import is_classifier, load_classifier, load_config
 from cohort.train.output.card import merged_card
-from cohort.train.output.checkpoint import newest
+from cohort.train.output.checkpoint import PARTS, newest
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")
@@ -87,7 +87,13 @@ def export(
         log.warning("%s holds no adapter: there is nothing to merge, it is copied", folder)
     target = target or Path(source).resolve().with_name(f"{Path(source).resolve().name}-export")
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    if merge and adapter:
+    if (folder / PARTS).is_dir():
+        from cohort.train.output.sharded_checkpoint import export_sharded
+
+        if merge and adapter:
+            raise UserError(f"{folder} holds parts that ranks wrote: export it without --merge, then merge the result")
+        _written(target, lambda partial: export_sharded(folder, partial, trust_remote_code=trust_remote_code))
+    elif merge and adapter:
         _written(target, lambda partial: _merge(folder, partial, dtype, options))
     elif allow_pickle and not adapter and not any(folder.glob("model*.safetensors*")):
         _written(target, lambda partial: _rewrite(folder, partial, dtype, options))
