@@ -88,15 +88,10 @@ def timed(owner: Any, name: str, seconds: list[float]) -> None:
     setattr(owner, name, call)
 
 
-def measure_trl(workload: Workload, steps: int, model: str, folder: str, **options: bool) -> dict[str, Any]:
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+def trl_config(workload: Workload, steps: int, folder: str, options: dict[str, bool]) -> Any:
+    from trl import GRPOConfig
 
-    if options.get("eager"):
-        torch.set_float32_matmul_precision("medium")
-    args = GRPOConfig(
+    return GRPOConfig(
         **common(workload, steps, folder),
         bf16=options.get("bf16", False),
         report_to="none",
@@ -110,6 +105,16 @@ def measure_trl(workload: Workload, steps: int, model: str, folder: str, **optio
             "dtype": "bfloat16" if options.get("half") else "float32",
         },
     )
+
+
+def measure_trl(workload: Workload, steps: int, model: str, folder: str, **options: bool) -> dict[str, Any]:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOTrainer
+
+    if options.get("eager"):
+        torch.set_float32_matmul_precision("medium")
     clock: dict[str, list[float]] = {"generate": [], "prepare": [], "step": []}
     lengths: list[tuple[float, float]] = []
 
@@ -128,7 +133,7 @@ def measure_trl(workload: Workload, steps: int, model: str, folder: str, **optio
     trainer = GRPOTrainer(
         model,
         reward_of(workload),
-        args=args,
+        args=trl_config(workload, steps, folder, options),
         train_dataset=Dataset.from_list(rows(workload, steps)),
         callbacks=[Clock()],
         processing_class=tokenizer_of(workload),

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from cohort import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, PPOConfig, PPOTrainer, SFTConfig, SFTTrainer, Trainer
 from cohort.config import GRPOProcessConfig, RFTConfig
 from cohort.data.chains import Teacher, build_model, build_tokenizer, make_chains
-from cohort.demo import run_demo
+from cohort.demo.small import run_demo
 
 RESULT = "checksums.json"
 TIMES = ("seconds", "tokens_per_second")
