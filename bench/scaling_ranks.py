@@ -28,12 +28,14 @@ from workloads import WORKLOADS, G, Workload, model_of, reward_of, rows, tokeniz
 BENCH = Path(__file__).resolve().parent
 WARM_UP = 2
 PHASES = ("generate", "reference", "update", "step")
+ARCHITECTURE = "Mistral"
+"""Of the random models: beside a Qwen2, transformers loads any saved tokenizer as Qwen2's, which has no words."""
 COUNTER = Path("/proc/net/dev")
 
 
 def write_run(workload: Workload, steps: int, folder: Path) -> Path:
     """The model, the prompts and the configuration of a run, in the folder; returns the configuration's path."""
-    model = model_of(workload, str(folder / "model"))
+    model = model_of(workload, str(folder / "model"), ARCHITECTURE)
     tokenizer = tokenizer_of(workload)
     if tokenizer is not None:
         tokenizer.save_pretrained(model)
@@ -109,7 +111,7 @@ def parameters(workload: Workload) -> int:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder, torch.device("cpu"):
-        model = model_of(workload, folder)
+        model = model_of(workload, folder, ARCHITECTURE)
         with torch.device("meta"):
             return sum(
                 p.numel() for p in AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).parameters()

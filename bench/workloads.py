@@ -78,24 +78,25 @@ def tokenizer_of(workload: Workload) -> Any:
     return None if workload.real else words_tokenizer(workload)
 
 
-def model_of(workload: Workload, folder: str) -> str:
+def model_of(workload: Workload, folder: str, architecture: str = "Qwen2") -> str:
     """The real model's folder, or `folder` with a model of random weights in it."""
     if workload.real:
         return str(real_model())
-    build(workload, folder)
+    build(workload, folder, architecture)
     return folder
 
 
-def build(workload: Workload, folder: str) -> None:
-    """A Qwen2 with random weights."""
+def build(workload: Workload, folder: str, architecture: str = "Qwen2") -> None:
+    """A model with random weights."""
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    import transformers
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
     ends = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
-    config = Qwen2Config(
+    config = getattr(transformers, f"{architecture}Config")(
         vocab_size=workload.vocabulary,
         hidden_size=workload.hidden,
         intermediate_size=workload.mlp,
@@ -106,7 +107,7 @@ def build(workload: Workload, folder: str) -> None:
         tie_word_embeddings=workload.tied,
         **ends,
     )
-    model = Qwen2ForCausalLM(config)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     if not workload.tied:
         set_length(model, workload)
     model.generation_config = GenerationConfig(**ends)
