@@ -33,7 +33,7 @@ ARCHITECTURE = "Mistral"
 COUNTER = Path("/proc/net/dev")
 
 
-def write_run(workload: Workload, steps: int, folder: Path) -> Path:
+def write_run(workload: Workload, steps: int, ranks: int, folder: Path) -> Path:
     """The model, the prompts and the configuration of a run, in the folder; returns the configuration's path."""
     model = model_of(workload, str(folder / "model"), ARCHITECTURE)
     tokenizer = tokenizer_of(workload)
@@ -46,7 +46,7 @@ def write_run(workload: Workload, steps: int, folder: Path) -> Path:
         "dataset": str(folder / "prompts.jsonl"),
         "reward_funcs": f"{BENCH / 'workloads.py'}:{reward_of(workload).__name__}",
         "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": workload.prompts * G,
+        "per_device_train_batch_size": workload.prompts * G // ranks,
         "num_generations": G,
         "max_completion_length": workload.completion,
         "beta": 0.04,
@@ -89,7 +89,7 @@ def measure(workload: Workload, steps: int, ranks: int | None, threads: int) -> 
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(before)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = write_run(workload, steps + WARM_UP, folder)
+        config = write_run(workload, steps + WARM_UP, ranks or 1, folder)
         with open(folder / "log.txt", "w+", encoding="utf-8") as log:
             process = subprocess.Popen(command(config, ranks), stdout=log, stderr=log, env=environment)
             sent: list[int | None] = []  # the counter when each step was first seen as done

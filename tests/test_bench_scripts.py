@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.run import get_args_parser
+from transformers import AutoTokenizer
 
+from cohort.config import read_run
+from cohort.data.rows import load_rows
 from helpers import ROOT
 
 BENCH = ROOT / "bench"
@@ -77,3 +81,44 @@ def test_a_workload_that_cannot_run_here_says_why(script: Any, monkeypatch: pyte
     assert real_model.real_model() is None
     assert str(tmp_path) in speed.why_not(script("workloads").WORKLOADS["R"])
     assert speed.why_not(script("workloads").WORKLOADS["S"]) is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_batch_of_a_run_is_the_same_on_any_number_of_ranks(script: Any, tmp_path: Path, ranks: int) -> None:
+    scaling, workloads = script("scaling_ranks"), script("workloads")
+    workload = workloads.Workload("tiny", 50, 32, 2, 4, 48, 6, 5, 2)
+    path = scaling.write_run(workload, 3, ranks, tmp_path)
+    run, config = read_run(path)
+    assert config.per_device_train_batch_size * ranks == 16
+    assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) == 6
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert len(tokenizer(load_rows(run.dataset)[0].prompt).input_ids) == 6
+
+
+def test_a_run_on_ranks_starts_by_torchrun(script: Any) -> None:
+    scaling = script("scaling_ranks")
+    alone, two = (scaling.command(Path("run.yaml"), ranks)[1:] for ranks in (None, 2))
+    assert alone == ["-m", "cohort", "train", "run.yaml"]
+    parsed = get_args_parser().parse_args(two[2:])
+    assert (parsed.nproc_per_node, parsed.training_script_args) == ("2", ["train", "run.yaml"])
+
+
+@pytest.mark.parametrize("name", ["SmallDemo", "RealModel"])
+def test_a_task_to_learn_has_problems_and_settings(script: Any, tmp_path: Path, name: str) -> None:
+    task = getattr(script("learning_tasks"), name)()
+    train, held_out = task.train(0), task.held_out(0)
+    assert len(held_out) == 300 and not {str(row["prompt"]) for row in train} & {str(row["prompt"]) for row in held_out}
+    config = task.config(tmp_path, 1, 7)
+    assert (config.seed, config.max_steps, config.beta, config.adam_beta2) == (1, 7, 0, 0.99)
+    assert len(task.rewards("ours")) == len(task.rewards("TRL"))
+
+
+def test_the_goal_is_reached_between_two_measurements(script: Any) -> None:
+    reached = script("time_to_accuracy").reached
+    assert reached([(0, 0, 0.2), (10, 64, 0.4), (30, 128, 0.8)], 0.6) == pytest.approx((20, 96))
+    assert reached([(0, 0, 0.2), (10, 64, 0.4)], 0.6) is None
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCH.glob("*.py")))
+def test_a_script_imports(script: Any, name: str) -> None:
+    script(name)
