@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -98,3 +99,22 @@ def test_the_measured_parts_give_the_measured_step(model: Any) -> None:
     """On the one GPU that was measured: 10.0 s, and 1.7 + 5.8."""
     found = model.phases(model.G, model.H100, 1)
     assert (found["generate"], found["compute"]) == (pytest.approx(10.0, rel=0.01), pytest.approx(7.5))
+
+
+def test_the_page_has_the_models_figures(model: Any) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \|(?: [\d.]+ \|){5} ([\d.]+) \| (\d+)% \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for count, step, efficiency in rows:
+        ranks = int(count.replace(",", ""))
+        assert float(step) == pytest.approx(model.seconds(model.weak(model.G, ranks), model.H100, ranks), abs=0.06)
+        assert float(efficiency) == pytest.approx(100 * model.weak_efficiency(model.G, model.H100, ranks), abs=0.51)
+    good = re.findall(r"^\|.* \| ([\d,]+) GPUs \| (\d+)% \|$", page, re.MULTILINE)
+    for (until, efficiency), parts in zip(good, model.DESIGNS.values(), strict=True):
+        assert int(until.replace(",", "")) == model.replicated_until(model.G, parts)
+        assert float(efficiency) == pytest.approx(100 * model.weak_efficiency(model.G, parts, 1000), abs=0.51)
+    again = dict(re.findall(r"(\d+)% on (\d+)", page))
+    same = {
+        str(round(100 * model.strong_efficiency(model.G, model.H100, int(ranks)))): ranks for ranks in again.values()
+    }
+    assert again == same
