@@ -13,7 +13,6 @@ sampled completions to the goal, interpolated linearly between two measurements.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import statistics
 import sys
@@ -33,8 +32,9 @@ Curve = list[tuple[float, int, float]]
 
 
 def accuracy_of(model: Any, task: Task, seed: int, folder: Path, config: Any) -> float:
-    """Greedy accuracy of a copy of the model on held-out problems."""
-    from transformers import AutoTokenizer
+    """Greedy accuracy of the model's weights on held-out problems."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from cohort import SFTConfig
     from cohort.data.rows import load_rows
@@ -46,10 +46,11 @@ def accuracy_of(model: Any, task: Task, seed: int, folder: Path, config: Any) ->
     from cohort.rollouts.sampling import Sampling
     from cohort.types import TrainerState
 
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("sdpa")
-    tokenizer = AutoTokenizer.from_pretrained(task.start(seed, folder))
-    policy = make_policy(model, tokenizer, SFTConfig(use_cpu=True, bf16=config.bf16))
+    start = task.start(seed, folder)
+    # Not a deep copy: TRL's trainer may have replaced the model's forward, which would go on to use its own layers.
+    copied = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    copied.load_state_dict(model.state_dict())
+    policy = make_policy(copied, AutoTokenizer.from_pretrained(start), SFTConfig(use_cpu=True, bf16=config.bf16))
     prompts = encode_prompts(load_rows(task.held_out(seed)), policy, SFTConfig())
     sampling = Sampling(temperature=0.0, max_tokens=config.max_completion_length, eos_ids=policy.eos_ids)
     engine, rewards = local_engine(policy, 256), Rewards(["accuracy"])
