@@ -1,54 +1,42 @@
-"""Seconds until the demo's task is learned, here and in TRL, from the same SFT checkpoint with the same settings.
+"""Seconds until a task is learned, here and in TRL, from the same start with the same settings.
 
-    python bench/time_to_accuracy.py [--seeds 3] [--goal 0.8]
+    python bench/time_to_accuracy.py [--seeds 3] [--goal 0.8] [--steps 90]
+    python bench/time_to_accuracy.py --real [--seeds 3] [--goal 0.6] [--steps 30]
 
-Both take the demo's GRPO settings, rewards and problems, in float32, each in a separate process. Every five steps the
-clock stops and greedy accuracy on 300 held-out problems is measured, for both with this project's engine. A line for
-each seed gives the seconds and sampled completions to the goal, interpolated linearly between two measurements.
+Both take the small demo's GRPO settings, rewards and problems from one SFT checkpoint, in float32; with --real,
+SmolLM2-135M-Instruct and sums of two numbers, rewarded for accuracy alone, in bfloat16 where the processor has it. Each
+runs in a separate process. Every few steps the clock stops and greedy accuracy on 300 held-out problems is measured,
+for both with this project's engine; a run ends at the goal or after --steps. A line for each seed gives the seconds and
+sampled completions to the goal, interpolated linearly between two measurements.
 """
 
 from __future__ import annotations
 
-import copy
+import argparse
 import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-from trl_parity import ROOT, VENV, prepare
+import trl_environment
+from learning_tasks import RealModel, SmallDemo
+from real_model import real_model, why_no_real_model
+from trl_environment import outside, quiet, run_inside
 
-EVERY = 5
-HELD_OUT = 300
-
-
-def problems(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    from cohort import demo
-    from cohort.data.chains import Teacher, make_chains
-
-    return make_chains(demo.OPERATIONS, demo.TRAIN, demo.HELD_OUT, seed, Teacher(seed))
+Task = SmallDemo | RealModel
+TASKS: dict[str, Task] = {"demo": SmallDemo(), "real": RealModel()}
+Curve = list[tuple[float, int, float]]
 
 
-def make_start(seed: int, folder: Path) -> None:
-    from cohort import SFTTrainer, demo
-    from cohort.data.chains import build_model, build_tokenizer
+def accuracy_of(model: Any, task: Task, seed: int, folder: Path, config: Any) -> float:
+    """Greedy accuracy of the model's weights on held-out problems."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed).save_pretrained(folder / "random")
-    tokenizer.save_pretrained(folder / "random")
-    SFTTrainer(str(folder / "random"), demo.sft_config(folder / "start", seed), problems(seed)[0]).train()
-
-
-def accuracy_of(model: Any, seed: int) -> float:
-    """Greedy accuracy of a copy of the model on held-out problems."""
-    from cohort import SFTConfig, demo
-    from cohort.data.chains import build_tokenizer
+    from cohort import SFTConfig
     from cohort.data.rows import load_rows
     from cohort.evaluation.evaluate import evaluate
     from cohort.policy.load import make_policy
@@ -58,21 +46,24 @@ def accuracy_of(model: Any, seed: int) -> float:
     from cohort.rollouts.sampling import Sampling
     from cohort.types import TrainerState
 
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("sdpa")
-    policy = make_policy(model, build_tokenizer(), SFTConfig(use_cpu=True))
-    prompts = encode_prompts(load_rows(problems(seed)[2][:HELD_OUT]), policy, SFTConfig())
-    sampling = Sampling(temperature=0.0, max_tokens=demo.LENGTH, eos_ids=policy.eos_ids)
+    start = task.start(seed, folder)
+    # Not a deep copy: TRL's trainer may have replaced the model's forward, which would go on to use its own layers.
+    copied = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    copied.load_state_dict(model.state_dict())
+    policy = make_policy(copied, AutoTokenizer.from_pretrained(start), SFTConfig(use_cpu=True, bf16=config.bf16))
+    prompts = encode_prompts(load_rows(task.held_out(seed)), policy, SFTConfig())
+    sampling = Sampling(temperature=0.0, max_tokens=config.max_completion_length, eos_ids=policy.eos_ids)
     engine, rewards = local_engine(policy, 256), Rewards(["accuracy"])
     evaluation = evaluate(prompts, engine, rewards, sampling, 1, seed, TrainerState())
     return evaluation.metrics()["eval/accuracy"]
 
 
-def measure(peer: str, seed: int, folder: Path, goal: float) -> list[tuple[float, int, float]]:
+def measure(library: str, task: Task, seed: int, folder: Path, goal: float, steps: int) -> Curve:
     """(seconds of training, completions, accuracy) at each evaluation until the goal is reached."""
     from transformers import TrainerCallback
 
-    curve: list[tuple[float, int, float]] = []
+    curve: Curve = []
+    config = task.config(folder / "out", seed, steps)
 
     class Measure(TrainerCallback):
         spent = 0.0
@@ -82,47 +73,39 @@ def measure(peer: str, seed: int, folder: Path, goal: float) -> list[tuple[float
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             self.spent += time.perf_counter() - self.since
-            if state.global_step % EVERY == 0 and self.note(state.global_step, model) >= goal:
+            if state.global_step % task.every == 0 and self.note(state.global_step, model) >= goal:
                 control.should_training_stop = True
             self.since = time.perf_counter()
 
         def note(self, step: int, model: Any) -> float:
-            accuracy = accuracy_of(model, seed)
-            curve.append((self.spent, step * 128, accuracy))
+            accuracy = accuracy_of(model, task, seed, folder, config)
+            curve.append((self.spent, step * config.per_device_train_batch_size, accuracy))
             self.since = time.perf_counter()
             return accuracy
 
-    trainer = (ours if peer == "ours" else trls)(seed, folder, Measure())
+    trainer = (ours if library == "ours" else trls)(task, seed, folder, config, Measure())
     trainer.train()
     return curve
 
 
-def ours(seed: int, folder: Path, callback: Any) -> Any:
-    from cohort import GRPOTrainer, demo
+def ours(task: Task, seed: int, folder: Path, config: Any, callback: Any) -> Any:
+    from cohort import GRPOTrainer
 
-    config = demo.grpo_config(folder / "out", seed).model_copy(
-        update={"eval_strategy": "no", "eval_on_start": False, "use_cpu": True, "bf16": False}
-    )
-    rewards = list(demo.GRPO_REWARDS)
-    return GRPOTrainer(str(folder / "start"), rewards, config, problems(seed)[1], callbacks=[callback])
+    rewards = task.rewards("ours")
+    return GRPOTrainer(task.start(seed, folder), rewards, config, task.train(seed), callbacks=[callback])
 
 
-def trls(seed: int, folder: Path, callback: Any) -> Any:
+def trls(task: Task, seed: int, folder: Path, config: Any, callback: Any) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from cohort import demo
-    from cohort.rewards import accuracy, format_reward, overlong_penalty
-
-    config = demo.grpo_config(folder / "out", seed)
-    shared = ("output_dir", "seed", "learning_rate", "adam_beta2", "weight_decay", "max_grad_norm", "beta",
+    shared = ("output_dir", "seed", "learning_rate", "adam_beta2", "weight_decay", "max_grad_norm", "beta", "bf16",
               "per_device_train_batch_size", "num_generations", "max_completion_length", "max_steps", "temperature",
               "entropy_coef", "loss_type", "scale_rewards", "epsilon")  # fmt: skip
     args = GRPOConfig(
         **{key: getattr(config, key) for key in shared},
         lr_scheduler_type="constant",
         warmup_steps=0,
-        bf16=False,
         use_cpu=True,
         report_to="none",
         gradient_checkpointing=False,
@@ -131,15 +114,15 @@ def trls(seed: int, folder: Path, callback: Any) -> Any:
         model_init_kwargs={"attn_implementation": "sdpa", "dtype": "float32"},
     )
     return GRPOTrainer(
-        str(folder / "start"),
-        [accuracy, format_reward, overlong_penalty(demo.LENGTH)],
+        task.start(seed, folder),
+        task.rewards("TRL"),
         args=args,
-        train_dataset=Dataset.from_list(problems(seed)[1]),
+        train_dataset=Dataset.from_list(task.train(seed)),
         callbacks=[callback],
     )
 
 
-def reached(curve: list[tuple[float, int, float]], goal: float) -> tuple[float, float] | None:
+def reached(curve: Curve, goal: float) -> tuple[float, float] | None:
     """Seconds and completions when the goal is reached."""
     for (s0, n0, a0), (s1, n1, a1) in itertools.pairwise(curve):
         if a1 >= goal:
@@ -148,54 +131,61 @@ def reached(curve: list[tuple[float, int, float]], goal: float) -> tuple[float, 
     return None
 
 
-def child(arguments: list[str]) -> None:
-    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    peer, seed, folder, goal = arguments
-    if peer == "start":
-        make_start(int(seed), Path(folder))
+def child(library: str, task: str, seed: str, folder: str, goal: str, steps: str) -> None:
+    quiet()
+    if library == "start":
+        trl_environment.give(TASKS[task].start(int(seed), Path(folder)))
     else:
-        print("RESULT " + json.dumps(measure(peer, int(seed), Path(folder), float(goal))), flush=True)
+        trl_environment.give(measure(library, TASKS[task], int(seed), Path(folder), float(goal), int(steps)))
 
 
-def run(peer: str, seed: int, folder: str, goal: float) -> list[tuple[float, int, float]]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", peer, str(seed), folder, str(goal)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        raise SystemExit(f"{peer}, seed {seed}: {done.stderr[-2000:]}")
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), "RESULT []")
-    curve: list[tuple[float, int, float]] = json.loads(line[7:])
-    return curve
+def run(*arguments: Any) -> Any:
+    result, errors = trl_environment.child(__file__, *arguments)
+    if result is None:
+        raise SystemExit(f"{' '.join(map(str, arguments))}: {errors[-2000:]}")
+    return result
 
 
-def main() -> int:
-    if Path(sys.prefix).resolve() != VENV.resolve():
-        return subprocess.call([str(prepare()), str(Path(__file__).resolve()), *sys.argv[1:]], cwd=ROOT)
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--child"]:
-        child(arguments[1:])
-        return 0
-    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    goal = float(given.get("--goal", 0.8))
-    print(f"{'seed':>4} {'start':>6} {'ours s':>7} {'TRL s':>7} {'TRL / ours':>10} {'ours n':>7} {'TRL n':>7}")
+def compare(task: str, seeds: int, goal: float, steps: int) -> None:
+    print(
+        f"{'seed':>4} {'start':>6} {'ours s':>7} {'TRL s':>7} {'TRL / ours':>10} {'ours n':>7} {'TRL n':>7}", flush=True
+    )
     ratios = []
-    for seed in range(int(given.get("--seeds", 3))):
+    for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            run("start", seed, folder, goal)
-            curves = [run(peer, seed, folder, goal) for peer in ("ours", "TRL")]
+            run("start", task, seed, folder, goal, steps)
+            curves = [run(library, task, seed, folder, goal, steps) for library in ("ours", "TRL")]
         times = [reached(curve, goal) for curve in curves]
         if None in times:
-            print(f"{seed:4} {curves[0][0][2]:6.1%} not reached: best {[max(a for *_, a in c) for c in curves]}")
+            for library, curve in zip(("ours", "TRL"), curves, strict=True):
+                points = ", ".join(f"{accuracy:.1%} at {spent:.0f} s" for spent, _, accuracy in curve)
+                print(f"{seed:4} {library}: {points}", flush=True)
             continue
         (s0, n0), (s1, n1) = (pair for pair in times if pair is not None)
         ratios.append(s1 / s0)
         print(f"{seed:4} {curves[0][0][2]:6.1%} {s0:7.1f} {s1:7.1f} {s1 / s0:10.2f} {n0:7.0f} {n1:7.0f}", flush=True)
     if ratios:
         print(f"median TRL / ours: {statistics.median(ratios):.2f}")
+
+
+def main() -> int:
+    if outside():
+        return run_inside(__file__)
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", action="store_true", help="the real model's task in place of the small demo's")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--goal", type=float, help="accuracy at which a run ends")
+    parser.add_argument("--steps", type=int, help="steps after which a run ends without the goal")
+    given = parser.parse_args()
+    if given.real and real_model() is None:
+        print(f"The real model's task is left out: {why_no_real_model()}.")
+        return 0
+    name = "real" if given.real else "demo"
+    task = TASKS[name]
+    compare(name, given.seeds, task.goal if given.goal is None else given.goal, given.steps or task.steps)
     return 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
+
+from real_model import real_model, sums
 
 G = 8
 """Completions of a prompt."""
@@ -33,6 +36,8 @@ class Workload:
     """Completions of one forward and backward pass in TRL; None: all of the step."""
     warm_up: int = 2
     """Steps before the measured ones."""
+    real: bool = False
+    """SmolLM2-135M-Instruct, asked for sums, in place of random weights and random prompts of `prompt` tokens."""
 
     @property
     def keys(self) -> int:
@@ -47,6 +52,7 @@ WORKLOADS = {
         Workload("M", 8_000, 512, 8, 8, 1408, 128, 128, 4, mean_length=40),
         Workload("L", 8_000, 512, 8, 8, 1408, 512, 64, 2),
         Workload("V", 150_000, 128, 2, 8, 576, 64, 256, 2),
+        Workload("R", 49_152, 576, 30, 9, 1536, 40, 64, 4, kv_heads=3, tied=True, real=True),
         Workload(
             "G", 151_936, 1536, 28, 12, 8960, 512, 1024, 16, None, 2, tied=True, device="cuda", at_once=8, warm_up=1
         ),
@@ -67,16 +73,30 @@ def words_tokenizer(workload: Workload) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="t0")
 
 
-def build(workload: Workload, folder: str) -> None:
-    """A Qwen2 with random weights."""
+def tokenizer_of(workload: Workload) -> Any:
+    """None: the model's own."""
+    return None if workload.real else words_tokenizer(workload)
+
+
+def model_of(workload: Workload, folder: str, architecture: str = "Qwen2") -> str:
+    """The real model's folder, or `folder` with a model of random weights in it."""
+    if workload.real:
+        return str(real_model())
+    build(workload, folder, architecture)
+    return folder
+
+
+def build(workload: Workload, folder: str, architecture: str = "Qwen2") -> None:
+    """A model with random weights."""
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    import transformers
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
     ends = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
-    config = Qwen2Config(
+    config = getattr(transformers, f"{architecture}Config")(
         vocab_size=workload.vocabulary,
         hidden_size=workload.hidden,
         intermediate_size=workload.mlp,
@@ -87,7 +107,7 @@ def build(workload: Workload, folder: str) -> None:
         tie_word_embeddings=workload.tied,
         **ends,
     )
-    model = Qwen2ForCausalLM(config)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     if not workload.tied:
         set_length(model, workload)
     model.generation_config = GenerationConfig(**ends)
@@ -111,11 +131,12 @@ def set_length(model: Any, workload: Workload) -> None:
         model.lm_head.weight[1, 0] = torch.tensor(chance * workload.vocabulary).log() / level
 
 
-def rows(workload: Workload, steps: int) -> list[dict[str, str]]:
-    import random
-
+def rows(workload: Workload, steps: int) -> list[dict[str, Any]]:
+    """A prompt for each group of the steps."""
     rng = random.Random(0)
     count = workload.prompts * steps
+    if workload.real:
+        return sums(0)[:count]
     return [
         {"prompt": " ".join(f"t{rng.randrange(workload.vocabulary - 2)}" for _ in range(workload.prompt))}
         for _ in range(count)
@@ -126,3 +147,13 @@ def reward(completions: list[str], **columns: Any) -> list[float]:
     """Share of words with an even number: fast, and different within a group."""
     words = [text.split() for text in completions]
     return [sum(int(w[1:]) % 2 == 0 for w in found if w[1:].isdigit()) / max(1, len(found)) for found in words]
+
+
+def digits(completions: list[Any], **columns: Any) -> list[float]:
+    """Share of digits in a turn's text: the same of a real model's completions."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in texts]
+
+
+def reward_of(workload: Workload) -> Any:
+    return digits if workload.real else reward

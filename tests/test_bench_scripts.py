@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.run import get_args_parser
+from transformers import AutoTokenizer
 
+from cohort.config import read_run
+from cohort.data.rows import load_rows
 from helpers import ROOT
 
 BENCH = ROOT / "bench"
@@ -29,15 +34,15 @@ def test_every_text_reward_has_a_time_on_hostile_texts(script: Any, monkeypatch:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_step_of_ours_is_measured_by_phases(script: Any, tmp_path: Path, tied: bool) -> None:
-    speed, workloads = script("speed"), script("workloads")
+    one_step, workloads = script("one_step"), script("workloads")
     workload = workloads.Workload("tiny", 50, 32, 2, 4, 48, 6, 5, 2, kv_heads=1, tied=tied, at_once=8)
     workloads.build(workload, str(tmp_path))
-    found = speed.measure_ours(workload, 3, str(tmp_path))
+    found = one_step.measure_ours(workload, 3, str(tmp_path), str(tmp_path / "out"))
     assert [len(found[phase]) for phase in ("generate", "score", "update", "step")] == [1, 1, 1, 1]
     assert found["step"][0] >= found["generate"][0] + found["score"][0] + found["update"][0] > 0
     assert 1 <= found["tokens"] <= 5
     if not tied:  # the end token's probability is almost 0
-        assert found["tokens"] == 5
+        assert found["tokens"] == found["longest"] == 5
 
 
 def test_the_floor_counts_a_prompt_once_and_what_attention_sees(script: Any) -> None:
@@ -46,4 +51,74 @@ def test_the_floor_counts_a_prompt_once_and_what_attention_sees(script: Any) -> 
     completions = 8 * 2
     seen = 3 * 3 / 2 + completions * (3 + 2 / 2)
     forward = 2 * (matrices * (3 + completions) + 4 * 10 * completions + 2 * 4 * seen)
-    assert script("speed").floor(workload, 2, 1.0, float("inf"), bf16=False) == pytest.approx(5 * forward)
+    found = script("floor").floor(workload, 2, 2, 1.0, float("inf"), bf16=False)
+    assert found == pytest.approx({"generate": forward, "score": forward, "update": 3 * forward})
+
+
+def test_the_floor_of_decoding_reads_the_weights_for_each_token_of_the_longest(script: Any) -> None:
+    workload = script("workloads").Workload("tiny", 10, 4, 1, 2, 6, 3, 2, 1, kv_heads=1)
+    weights = 3 * 4 * 6 + 2 * 4 * 4 + 2 * 4 * 2 + 4 * 10
+    for bf16, size in ((False, 4), (True, 2)):
+        found = script("floor").floor(workload, 1.5, 2, float("inf"), 100.0, bf16)
+        assert found == pytest.approx({"generate": size * weights * 2 / 100, "score": 0, "update": 0})
+
+
+def test_the_real_models_workload_asks_for_sums(script: Any) -> None:
+    workloads = script("workloads")
+    real = workloads.WORKLOADS["R"]
+    rows = workloads.rows(real, 2)
+    assert len(rows) == 8 and len({str(row["prompt"]) for row in rows}) == 8
+    for row in rows:
+        a, b = map(int, re.findall(r"\d+", row["prompt"][0]["content"]))
+        assert row["answer"] == str(a + b) and min(a, b) >= 2 and max(a, b) <= 49
+    assert workloads.reward_of(real)([[{"content": "19 + 2"}], [{"content": ""}]]) == [3 / 6, 0]
+
+
+def test_a_workload_that_cannot_run_here_says_why(script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    speed, real_model = script("speed"), script("real_model")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("cohort.demo.packaged_model.packaged_file", lambda: None)
+    assert real_model.real_model() is None
+    assert str(tmp_path) in speed.why_not(script("workloads").WORKLOADS["R"])
+    assert speed.why_not(script("workloads").WORKLOADS["S"]) is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_batch_of_a_run_is_the_same_on_any_number_of_ranks(script: Any, tmp_path: Path, ranks: int) -> None:
+    scaling, workloads = script("scaling_ranks"), script("workloads")
+    workload = workloads.Workload("tiny", 50, 32, 2, 4, 48, 6, 5, 2)
+    path = scaling.write_run(workload, 3, ranks, tmp_path)
+    run, config = read_run(path)
+    assert config.per_device_train_batch_size * ranks == 16
+    assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) == 6
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    assert len(tokenizer(load_rows(run.dataset)[0].prompt).input_ids) == 6
+
+
+def test_a_run_on_ranks_starts_by_torchrun(script: Any) -> None:
+    scaling = script("scaling_ranks")
+    alone, two = (scaling.command(Path("run.yaml"), ranks)[1:] for ranks in (None, 2))
+    assert alone == ["-m", "cohort", "train", "run.yaml"]
+    parsed = get_args_parser().parse_args(two[2:])
+    assert (parsed.nproc_per_node, parsed.training_script_args) == ("2", ["train", "run.yaml"])
+
+
+@pytest.mark.parametrize("name", ["SmallDemo", "RealModel"])
+def test_a_task_to_learn_has_problems_and_settings(script: Any, tmp_path: Path, name: str) -> None:
+    task = getattr(script("learning_tasks"), name)()
+    train, held_out = task.train(0), task.held_out(0)
+    assert len(held_out) == 300 and not {str(row["prompt"]) for row in train} & {str(row["prompt"]) for row in held_out}
+    config = task.config(tmp_path, 1, 7)
+    assert (config.seed, config.max_steps, config.beta, config.adam_beta2) == (1, 7, 0, 0.99)
+    assert len(task.rewards("ours")) == len(task.rewards("TRL"))
+
+
+def test_the_goal_is_reached_between_two_measurements(script: Any) -> None:
+    reached = script("time_to_accuracy").reached
+    assert reached([(0, 0, 0.2), (10, 64, 0.4), (30, 128, 0.8)], 0.6) == pytest.approx((20, 96))
+    assert reached([(0, 0, 0.2), (10, 64, 0.4)], 0.6) is None
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCH.glob("*.py")))
+def test_a_script_imports(script: Any, name: str) -> None:
+    script(name)
