@@ -28,7 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rft": {"num_generations": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 32, "max_steps": 30},
     "online_rft": {**ONLINE, "learning_rate": 2e-3},
     "dpo": {
-        "num_generations": 16,
+        "num_generations": 32,
         "dpo_pairs": "best-worst",
         "beta": 0.5,
         "learning_rate": 3e-4,

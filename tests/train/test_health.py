@@ -84,7 +84,7 @@ def by_prompt(completions: list[Any], answer: list[str], **_: Any) -> list[float
 
 
 WRONG = {"rows": [{**row, "answer": "77"} for row in TRAIN], "rewards": ("accuracy",)}
-EASY = {"rows": [{**row, "answer": ALL} for row in TRAIN], "rewards": ("accuracy",)}
+EASY = {"rows": [{**row, "answer": ALL} for row in TRAIN], "rewards": ("accuracy",), "seed": 1}
 SLOW = {"learning_rate": 1e-6}
 SICK: dict[str, tuple[dict[str, Any], int, list[str]]] = {
     "greedy": ({"temperature": 0.01}, 3, ["no gradient", "identical completions", "temperature: 0.01", "Set temp"]),

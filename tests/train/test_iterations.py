@@ -311,7 +311,7 @@ def test_a_model_that_learns_tells_the_policys_samples_apart(tmp_path: Path, rew
     grpo(tmp_path / "run", reward_model, reward_model_refit=refit, **values).train()
     found = [row for row in rows_of(tmp_path / "run") if "reward_model/loss" in row]
     losses = [row["reward_model/loss"] for row in found]
-    assert losses[0] > losses[1] > losses[2] and found[2]["reward_model/accuracy"] > 0.9
+    assert losses[0] > losses[1] > losses[2] and found[2]["reward_model/accuracy"] > 0.8
 
 
 def ends_with_a_digit(completions: list[Any], **_: Any) -> list[float]:

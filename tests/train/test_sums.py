@@ -15,7 +15,7 @@ from cohort.methods.table import METHODS
 from cohort.policy import head
 from cohort.train.critic import CriticUpdater
 from cohort.train.step import Updater
-from cohort.train.sums import Sums
+from cohort.train.sums import Sums, added
 from helpers import SIZES, perturbed, random_groups, settings, small_policy, tokens_of
 
 
@@ -33,15 +33,30 @@ def test_they_are_the_sums_in_double_precision() -> None:
         for name, values in logged.items():
             one_by_one[name] += float(values.sum())
             counts[name] += len(values)
-    assert sums.metrics() == {
+    totals = sums.totals()
+    assert totals.metrics() == {
         "kl": one_by_one["kl"] / counts["kl"],
         "clip_ratio/low_mean": one_by_one["clip_ratio/low_mean"] / counts["clip_ratio/low_mean"],
         "ratio/min": low,
         "ratio/max": high,
         "kl/max": kl,
     }
-    assert sums.objective == pytest.approx(objective, rel=1e-14)
-    assert Sums().metrics() == {} and Sums().objective == 0.0
+    assert totals.objective == pytest.approx(objective, rel=1e-14)
+    assert Sums().totals().metrics() == {} and Sums().totals().objective == 0.0
+
+
+def test_totals_of_ranks_are_those_of_one() -> None:
+    """A rank may lack a name, and may have none at all."""
+    torch.manual_seed(1)
+    pieces = [torch.randn(n) for n in (5, 3, 4)]
+    whole, ranks = Sums(), [Sums() for _ in range(3)]
+    for piece, rank in zip(pieces, (0, 0, 2), strict=True):
+        for sums in (whole, ranks[rank]):
+            sums.add(piece)
+            sums.log({"ratio": piece.exp(), "kl": piece.square(), **({"entropy": piece} if rank == 2 else {})})
+    joined = added([sums.totals() for sums in ranks])
+    assert joined.objective == pytest.approx(whole.totals().objective)
+    assert joined.metrics() == pytest.approx(whole.totals().metrics())
 
 
 class _Waits(TorchDispatchMode):

@@ -8,8 +8,13 @@ from pydantic import BaseModel, Field, model_validator
 
 
 class ShardingConfig(BaseModel):
-    """How a model is held by the ranks of a run (torchrun)."""
+    """How a model is held by the ranks of a run (torchrun), and how long they wait for each other."""
 
+    ddp_timeout: float = Field(
+        1800,
+        gt=0,
+        description="Seconds that a rank (torchrun) waits for the others, before the run ends with an error.",
+    )
     distributed: Literal["replicated", "fsdp2"] = Field(
         "replicated",
         description="replicated: each rank has all weights; fsdp2: weights, gradients and optimiser state are divided "

@@ -72,11 +72,6 @@ class TrainingConfig(ShardingConfig):
         description="per_device_train_batch_size times this, times the ranks (torchrun), is the batch of one optimiser "
         "step.",
     )
-    ddp_timeout: float = Field(
-        1800,
-        gt=0,
-        description="Seconds that a rank waits for the others (torchrun), before the run ends with an error.",
-    )
     token_budget: int = Field(
         16384,
         ge=1,

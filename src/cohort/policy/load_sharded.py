@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from cohort.compat.libraries import quiet
 from cohort.config import TrainingConfig
 from cohort.policy.adapter import is_adapter
 from cohort.policy.fast.layers import why_unsupported
-from cohort.policy.load import adapt, fast_bf16, load_model, load_model_config, load_tokenizer, quiet, set_up
+from cohort.policy.load import adapt, fast_bf16, load_model, load_model_config, load_tokenizer, set_up
 from cohort.policy.memory import keep_freed_memory
 from cohort.policy.model import Policy
 from cohort.policy.parity import check_repeatable, choose_paths

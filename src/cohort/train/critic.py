@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,17 @@ from cohort.types import Group
 
 Rows = list[tuple[int, int]]
 """(group, completion) of each completion of a micro-batch, in order."""
+
+
+class SharedCritic(Protocol):
+    """A critic on the policy's own hidden states, whose gradient for them is added to the policy's."""
+
+    def zero_grad(self) -> None: ...
+
+    def backward(self, hidden_N: Tensor, groups: list[Group], rows: list[tuple[int, int]], weights_N: Tensor) -> Tensor:
+        """The gradient of the critic's weighted loss for the hidden states, [N, D]. The head's gradient is added to its
+        `.grad`."""
+        ...
 
 
 class CriticUpdater:

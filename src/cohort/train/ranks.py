@@ -1,14 +1,17 @@
-"""What a run on several ranks settles before its first step."""
+"""What a run on several ranks settles among them: settings, the checkpoint, who differentiates what."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from cohort.config import TrainingConfig
 from cohort.policy import ranks
+from cohort.policy.fast.activations import ActivationStore
+from cohort.policy.packed.pack import Part
 from cohort.train.output import checkpoint
-from cohort.types import Row, UserError
+from cohort.types import Completion, Row, UserError
 
 OWN = ("output_dir", "logging_dir", "run_name")
 """Settings that a rank may have for itself: only rank 0 writes."""
@@ -21,6 +24,22 @@ def require_agreement(config: TrainingConfig, rows: list[Row]) -> None:
     data = hashlib.sha256("".join(f"{row.prompt!r}{row.completion!r}{row.columns!r}" for row in rows).encode())
     settings = {f"setting {name}": value for name, value in config.model_dump(mode="json", exclude=set(OWN)).items()}
     ranks.require_agreement({**settings, "number of rows": len(rows), "data (SHA-256)": data.hexdigest()[:16]})
+
+
+def dealt(
+    parts: list[Part],
+    completions_of: Callable[[Part], list[Completion]],
+    store: ActivationStore | None,
+    whole: bool,
+) -> list[Part]:
+    """The parts of an update that this rank differentiates: those that it sampled where all activations of sampling
+    were kept, else a share by tokens. `whole`: groups are not divided."""
+    if ranks.count() == 1:
+        return parts
+    held = [False] * len(parts) if store is None else store.held(map(completions_of, parts))
+    if all(map(any, zip(*ranks.gather(held, "the update"), strict=True))):
+        return [part for part, is_held in zip(parts, held, strict=True) if is_held]
+    return ranks.dealt(parts, whole)
 
 
 def checkpoint_to_resume(folder: Path, resume: bool | str | None) -> Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +18,11 @@ from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
 from cohort.train.chosen_tokens import ByCompletion, most_uncertain, selected
+from cohort.train.critic import SharedCritic
 from cohort.train.entropy import EntropyWeight
 from cohort.train.experts import Balance, balance_coef
 from cohort.train.optimizer import descend, make_optimizer, skipped
+from cohort.train.ranks import dealt
 from cohort.train.sums import Sums, added
 from cohort.train.weights import active_lengths, imitation, token_weights
 from cohort.types import Completion, Group
@@ -31,17 +32,6 @@ log = logging.getLogger("cohort")
 FAR = 1e3
 """A token's KL estimate above which there is a warning: k3 has it where the policy gives a token e^-7 of the
 reference's probability."""
-
-
-class SharedCritic(Protocol):
-    """A critic on the policy's own hidden states, whose gradient for them is added to the policy's."""
-
-    def zero_grad(self) -> None: ...
-
-    def backward(self, hidden_N: Tensor, groups: list[Group], rows: list[tuple[int, int]], weights_N: Tensor) -> Tensor:
-        """The gradient of the critic's weighted loss for the hidden states, [N, D]. The head's gradient is added to its
-        `.grad`."""
-        ...
 
 
 class Updater:
@@ -163,7 +153,7 @@ class _Pass:
         if self.kept is not None:
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
-        own = self._dealt(parts)
+        own = dealt(parts, self._completions, self.activations, whole=self.unit == "group")
         if self.balance_coef and parts:
             self.balance = Balance(self.policy, self.balance_coef)
         recorded = ranks.joined(ranks.together(lambda: self._run(own), "the update"), "the update")
@@ -178,17 +168,6 @@ class _Pass:
             metrics["aux_loss"] = sum(ranks.gather(self.balance.loss, "the update's metrics"))
             objective -= self.balance_coef * metrics["aux_loss"]
         return {"loss": -objective, **metrics}
-
-    def _dealt(self, parts: list[Part]) -> list[Part]:
-        """The parts that this rank differentiates: those that it sampled where all activations of sampling were kept,
-        else a share by tokens."""
-        if ranks.count() == 1:
-            return parts
-        store, nothing = self.activations, [False] * len(parts)
-        held = nothing if store is None else store.held(self._completions(part) for part in parts)
-        if all(map(any, zip(*ranks.gather(held, "the update"), strict=True))):
-            return [part for part, is_held in zip(parts, held, strict=True) if is_held]
-        return ranks.dealt(parts, whole=self.unit == "group")
 
     def _completions(self, part: Part) -> list[Completion]:
         return [self.groups[part.group].completions[r] for r in part.rows]

@@ -21,8 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cohort.compat.libraries import quiet
 from cohort.policy.adapter import CONFIG, base_of
-from cohort.policy.load import load_model_config, load_tokenizer, quiet
+from cohort.policy.load import load_model_config, load_tokenizer
 from cohort.policy.load_sharded import without_weights
 from cohort.policy.sharded import ShardedPolicy
 from cohort.train.output.checkpoint import PARTS, Saved, require_finite, save_policy
