@@ -153,5 +153,5 @@ def test_keys_of_sharding_without_it_are_refused() -> None:
 
 
 def test_one_process_refuses_fsdp2(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="distributed: fsdp2 needs several ranks under torchrun"):
+    with pytest.raises(UserError, match="distributed: fsdp2: training does not divide a model among ranks yet"):
         make_policy(small_model(), tokenizer, settings(distributed="fsdp2"))

@@ -11,14 +11,12 @@ class ShardingConfig(BaseModel):
     """How a model is held by the ranks of a run (torchrun), and how long they wait for each other."""
 
     ddp_timeout: float = Field(
-        1800,
-        gt=0,
-        description="Seconds that a rank (torchrun) waits for the others, before the run ends with an error.",
+        1800, gt=0, description="Seconds that a rank (torchrun) waits for the others; then the run ends with an error."
     )
     distributed: Literal["replicated", "fsdp2"] = Field(
         "replicated",
         description="replicated: each rank has all weights; fsdp2: weights, gradients and optimiser state are divided "
-        "among ranks, by PyTorch's FSDP2. While a rank samples or scores, it has all weights too.",
+        "among ranks, by PyTorch's FSDP2. Training refuses fsdp2 yet: its parts are there, and are not put together.",
     )
     fsdp_param_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",

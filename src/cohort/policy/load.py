@@ -231,8 +231,9 @@ def make_policy(
     the model's own forward pass. Without `trained` all weights are frozen, as a reference's are."""
     if trained and config.distributed == "fsdp2":
         raise UserError(
-            "distributed: fsdp2 needs several ranks under torchrun, which divide the model among them. For one process "
-            "leave it out"
+            "distributed: fsdp2: training does not divide a model among ranks yet (cohort.policy.sharded has the "
+            "parts). Leave it out: each rank has all weights; LoRA, 8-bit AdamW and gradient_checkpointing need less "
+            "memory"
         )
     quiet()
     if isinstance(model, str):

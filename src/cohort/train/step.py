@@ -188,12 +188,8 @@ class _Pass:
         so that `entropy` is a mean over all sampled tokens, also of groups without spread."""
         if not isinstance(self.config, OnlineConfig):
             return
-        left_out = [
-            -completion.logprobs
-            for g, group in enumerate(self.groups)
-            for r, completion in enumerate(group.completions)
-            if (g, r) not in passed
-        ]
+        every = ((g, r, c) for g, group in enumerate(self.groups) for r, c in enumerate(group.completions))
+        left_out = [-completion.logprobs for g, r, completion in every if (g, r) not in passed]
         if left_out:
             self.sums.log({"entropy": self._gather(left_out)})
 
@@ -202,18 +198,16 @@ class _Pass:
         if share == 1 and select is None:
             return
         parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
-        policy, temperature = self.policy, self.temperature
+        budget, temperature = self.token_budget, self.temperature
 
         def of_all(measure: Callable[[Iterable[list[Part]], float], ByCompletion]) -> ByCompletion:
-            return ranks.union(
-                parts, lambda own: measure(micro_batches(own, self.token_budget), temperature), "choosing tokens"
-            )
+            return ranks.union(parts, lambda own: measure(micro_batches(own, budget), temperature), "choosing tokens")
 
         if share < 1:
-            self.kept = most_uncertain(of_all(policy.entropies), share)
+            self.kept = most_uncertain(of_all(self.policy.entropies), share)
         if select is not None:
-            seed = self.config.seed + policy.version
-            self.selected = selected(of_all(policy.logprobs), self.groups, select, seed)
+            seed = self.config.seed + self.policy.version
+            self.selected = selected(of_all(self.policy.logprobs), self.groups, select, seed)
 
     def _part(self, g: int, every: bool = False) -> Part:
         """The group's completions with a gradient, or with `every` all that carry loss. Without a KL term, an entropy
