@@ -63,6 +63,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared")
     said: list[str] = []
     printed = io.StringIO()
+    logging.getLogger("cohort").setLevel(logging.WARNING)  # as the command does
     with redirect_stdout(printed), redirect_stderr(printed):
         written = run_comparison(comparison_of(folder), 1, said.append)
     assert printed.getvalue() == ""  # no run has a display or a verdict of its own
