@@ -68,7 +68,7 @@ def talk() -> None:
 
 def end(how: str) -> None:
     """Rank 1 ends in the middle."""
-    ranks.join(4 if how == "hang" else 60, use_cpu=True)
+    ranks.join(3 if how == "hang" else 60, use_cpu=True)
     ranks.at_step(7)
     ranks.gather(0, "the first")
     if ranks.number() == 1:
@@ -76,7 +76,7 @@ def end(how: str) -> None:
             raise ZeroDivisionError("in a reward")
         if how == "kill":
             os.kill(os.getpid(), 9)
-        time.sleep(9)
+        time.sleep(5)
         sys.exit(3)
     try:
         ranks.gather(0, "the sampled groups")

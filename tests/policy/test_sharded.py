@@ -13,6 +13,8 @@ from sharded_work import CASES, MEMORY, everything
 ROUNDED = "bfloat16"
 """Passes in bfloat16 by other code: gradients differ by 0.1 of their norm, in one process as well."""
 
+pytestmark = pytest.mark.slow  # each starts a group of processes
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -14,8 +14,7 @@ import ranks_program
 from cohort import UserError
 from helpers import Ranks, launch, rows_of
 
-QUICK = ["grpo", "grpo small budget", "grpo lora", "grpo masked", "dynamic sampling", "grpo_process", "rloo", "ppo",
-         "dpo", "sft", "reward model", "experts", "gradients"]  # fmt: skip
+QUICK = ["grpo", "grpo lora", "dynamic sampling", "ppo", "dpo", "reward model", "gradients"]
 EVERY = [*ranks_program.RUNS, *ranks_program.OTHERS]
 TIMES = ("seconds", "tokens_per_second")
 

@@ -22,6 +22,8 @@ from sharded_work import CASES, continued, learner, reloaded, step, weights
 
 KEPT = ("Llama, tied", "LoRA")
 
+pytestmark = pytest.mark.slow  # each starts a group of processes
+
 
 class Chain(NamedTuple):
     one: Path
