@@ -57,6 +57,7 @@ def test_the_example_of_each_method_runs(name: str, model: str, tmp_path: Path) 
     assert any(any(key.startswith("eval/") for key in row) for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not beside the project")
 def test_the_gsm8k_example_runs_to_its_end(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -82,6 +83,7 @@ def test_the_gsm8k_example_runs_to_its_end(model: str, tmp_path: Path) -> None:
     assert "pass@4" in done.stdout and "maj@1" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reasoning_gym_task_brings_its_own_reward(model: str, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(

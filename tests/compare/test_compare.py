@@ -63,9 +63,11 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared")
     said: list[str] = []
     printed = io.StringIO()
-    logging.getLogger("cohort").setLevel(logging.WARNING)  # as the command does
+    log = logging.getLogger("cohort")
+    handlers, log.handlers = log.handlers, [logging.NullHandler()]  # warnings may be printed
     with redirect_stdout(printed), redirect_stderr(printed):
         written = run_comparison(comparison_of(folder), 1, said.append)
+    log.handlers = handlers
     assert printed.getvalue() == ""  # no run has a display or a verdict of its own
     assert [path.name for path in written] == [
         "comparison.md",

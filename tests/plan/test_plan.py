@@ -255,6 +255,7 @@ def test_states_of_the_optimisers() -> None:
     assert on_cpu == (pytest.approx(203.125) if installed else 800)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_would() -> None:
     config = GRPOConfig(num_generations=8, per_device_train_batch_size=16, max_completion_length=64)
     small = Machine("cpu", False, 1.0, 50e9, 5e9)

@@ -213,6 +213,7 @@ def test_blocks_are_those_of_pytorch(lengths: tuple[list[int], list[list[int]]],
             assert torch.equal(found, expected), indices
 
 
+@pytest.mark.slow
 def test_flex_is_compiled_for_more_cases_than_pytorch_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as for a card, but run by PyTorch's own operations. Each case is compiled anew; behind PyTorch's limit, 8,
     nothing would be."""

@@ -253,6 +253,7 @@ def taught(folder: Path, rows: list[dict[str, Any]], steps: int, seed: int) -> S
     return trainer
 
 
+@pytest.mark.slow
 def test_the_weak_start_reaches_its_teacher(tmp_path: Path) -> None:
     """A model that imitated the demo's flawed teacher learns what another model knows, from its log-probabilities of
     the weak one's own answers. Over five seeds: teacher 1.0, start .69 to .89, distilled 1.0."""
