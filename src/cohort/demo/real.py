@@ -82,11 +82,12 @@ def configuration(model: Path, output: Path, seed: int) -> dict[str, Any]:
         "model": str(model),
         "dataset": str(output / "train_problems.jsonl"),
         "eval_dataset": str(output / "held_out_problems.jsonl"),
-        # accuracy takes the number from a rambling answer too; overlong asks that it ends.
-        "reward_funcs": ["accuracy", "overlong"],
+        # accuracy takes the number from a rambling answer too; overlong asks of a right answer that it ends. Of wrong ones
+        # too, it outweighs the few right ones of the first steps, and answers shrink to a bare wrong number.
+        "reward_funcs": ["accuracy", {"name": "overlong", "gate": "accuracy"}],
         "output_dir": str(output),
         "seed": seed,
-        "learning_rate": 2.0e-5,
+        "learning_rate": 3.0e-5,
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.99,
         "beta": 0.0,
