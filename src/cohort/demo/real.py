@@ -28,6 +28,17 @@ LARGEST = 49
 HELD_OUT = 300
 STEPS = 24
 PROMPTS, GROUP = 8, 8
+REWARDS = "rewards.py"
+REWARD = '''"""The demo's reward. The built-in `accuracy` takes "23 + 48" for 71: a model finds that out."""
+
+import re
+
+
+def accuracy(completions, answer, **_):
+    """1 where the last number of the text is the answer."""
+    numbers = [re.findall(r"[0-9]+", completion[0]["content"]) or [""] for completion in completions]
+    return [float(found[-1] == right) for found, right in zip(numbers, answer, strict=True)]
+'''
 
 QUESTION = "What is {a} + {b}? Answer with the number only."
 
@@ -67,6 +78,7 @@ def write_run(model: Path, output: Path, seed: int) -> Path:
     """Write the problems, HELD_OUT of them held out, and the run's configuration; returns the path of the latter."""
     output.mkdir(parents=True, exist_ok=True)
     rows = problems(seed)
+    (output / REWARDS).write_text(REWARD, encoding="utf-8")
     for name, part in (("held_out_problems", rows[:HELD_OUT]), ("train_problems", rows[HELD_OUT:])):
         text = "".join(json.dumps(row) + "\n" for row in part)
         (output / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -82,12 +94,12 @@ def configuration(model: Path, output: Path, seed: int) -> dict[str, Any]:
         "model": str(model),
         "dataset": str(output / "train_problems.jsonl"),
         "eval_dataset": str(output / "held_out_problems.jsonl"),
-        # accuracy takes the number from a rambling answer too; overlong asks of a right answer that it ends. Of wrong ones
-        # too, it outweighs the few right ones of the first steps, and answers shrink to a bare wrong number.
-        "reward_funcs": ["accuracy", {"name": "overlong", "gate": "accuracy"}],
+        # overlong asks of a right answer that it ends. Of wrong ones too, it would outweigh the few right ones of the
+        # first steps, and answers would shrink to a bare wrong number.
+        "reward_funcs": [f"{output / REWARDS}:accuracy", {"name": "overlong", "gate": "accuracy"}],
         "output_dir": str(output),
         "seed": seed,
-        "learning_rate": 3.0e-5,
+        "learning_rate": 2.0e-5,
         "lr_scheduler_type": "linear",
         "adam_beta2": 0.99,
         "beta": 0.0,
