@@ -7,10 +7,9 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -309,38 +308,3 @@ def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
 def seeds(prompts: Sequence[Any], seed: int = 0) -> list[int]:
     """A seed of each prompt."""
     return prompt_seeds(seed, len(prompts))
-
-
-class Ended(NamedTuple):
-    """How a rank ended: its exit code and what it printed."""
-
-    code: int
-    output: str
-
-
-class Ranks(NamedTuple):
-    """Ranks that call a program's `main`."""
-
-    count: int
-    arguments: Sequence[str] = ()
-    environment: Mapping[str, str] = MappingProxyType({})
-    seconds: float = 200
-    """After which those that still run are killed."""
-
-
-def launch(program: str, *scenarios: Ranks) -> list[list[Ended]]:
-    """For each scenario, how each rank of `tests/PROGRAM` ended."""
-    threads = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    plain = [(each.count, [*each.arguments], {**each.environment}, each.seconds) for each in scenarios]
-    arguments = ["tests/fork_ranks.py", f"tests/{program}", json.dumps(plain)]
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, **threads, "PYTHONPATH": path},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60 + sum(each.seconds for each in scenarios),
-    )
-    assert done.returncode == 0, done.stderr
-    return [[Ended(*rank) for rank in scenario] for scenario in json.loads(done.stdout)]

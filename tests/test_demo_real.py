@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -94,3 +95,11 @@ def test_the_real_model_learns(seed: int, tmp_path: Path) -> None:
     assert file is not None
     summary = real.run_demo(seed, tmp_path, Console(file=io.StringIO()), file)
     assert summary["interval_before"][1] < 0.35 and summary["interval_after"][0] > 0.5
+
+
+def test_the_reward_takes_a_number_and_not_the_sum_of_the_question() -> None:
+    module: dict[str, Any] = {}
+    exec(real.REWARD, module)
+    texts = ["The answer is 23 + 48.", "23 + 48 = 71", "71.", "", "71 or 72"]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    assert module["accuracy"](completions, answer=["71"] * 5) == [0.0, 1.0, 1.0, 0.0, 0.0]

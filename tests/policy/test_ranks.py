@@ -8,7 +8,7 @@ import torch
 from cohort.policy import ranks
 from cohort.policy.packed.pack import Part
 from cohort.types import UserError
-from helpers import Ended, Ranks, launch
+from launching import Ended, Ranks, launch
 
 
 def test_ranks_share_and_join_and_tell_of_a_lost_one() -> None:

@@ -306,12 +306,12 @@ def test_pairs_and_labels_of_a_group(tmp_path: Path, reward_model: str) -> None:
 
 def test_a_model_that_learns_tells_the_policys_samples_apart(tmp_path: Path, reward_model: str) -> None:
     """The frozen policy's samples, labelled by a rule that a small model can learn: its loss falls refit by refit."""
-    refit = {**REFIT, "rule": f"{__file__}:ends_with_a_digit", "num_train_epochs": 3, "learning_rate": 3e-3}
+    refit = {**REFIT, "rule": f"{__file__}:ends_with_a_digit", "num_train_epochs": 5, "learning_rate": 3e-3}
     values = {"learning_rate": 0.0, "iterations": 3, "steps_per_iteration": 2, "per_device_train_batch_size": 48}
     grpo(tmp_path / "run", reward_model, reward_model_refit=refit, **values).train()
     found = [row for row in rows_of(tmp_path / "run") if "reward_model/loss" in row]
     losses = [row["reward_model/loss"] for row in found]
-    assert losses[0] > losses[1] > losses[2] and found[2]["reward_model/accuracy"] > 0.8
+    assert losses[0] > losses[1] > losses[2] and found[2]["reward_model/accuracy"] > 0.9
 
 
 def ends_with_a_digit(completions: list[Any], **_: Any) -> list[float]:

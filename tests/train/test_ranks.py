@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import ranks_program
 from cohort import UserError
-from helpers import Ranks, launch, rows_of
+from helpers import rows_of
+from launching import Ranks, launch
 
 QUICK = ["grpo", "grpo lora", "dynamic sampling", "ppo", "dpo", "reward model", "gradients"]
 EVERY = [*ranks_program.RUNS, *ranks_program.OTHERS]

@@ -74,7 +74,7 @@ class Balance:
         totals: list[Tensor] = []
         for micro, weights_T in zip(micros, self.weights, strict=True):
             _, logits = hidden_and_router_logits(self.policy, self.policy.pack(micro).inputs)
-            totals.append(routing(logits, weights_T, self.top_k)[0])
+            totals.append(routing(logits, weights_T, self.top_k)[0].cpu())
         return totals
 
     def forward(self, pack: Pack, micro: int) -> tuple[Tensor, Tensor]:

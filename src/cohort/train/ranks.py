@@ -26,7 +26,7 @@ def require_agreement(config: TrainingConfig, rows: list[Row]) -> None:
     ranks.require_agreement({**settings, "number of rows": len(rows), "data (SHA-256)": data.hexdigest()[:16]})
 
 
-def dealt(
+def own_parts(
     parts: list[Part],
     completions_of: Callable[[Part], list[Completion]],
     store: ActivationStore | None,

@@ -22,7 +22,7 @@ from cohort.train.critic import SharedCritic
 from cohort.train.entropy import EntropyWeight
 from cohort.train.experts import Balance, balance_coef
 from cohort.train.optimizer import descend, make_optimizer, skipped
-from cohort.train.ranks import dealt
+from cohort.train.ranks import own_parts
 from cohort.train.sums import Sums, added
 from cohort.train.weights import active_lengths, imitation, token_weights
 from cohort.types import Completion, Group
@@ -153,7 +153,7 @@ class _Pass:
         if self.kept is not None:
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
-        own = dealt(parts, self._completions, self.activations, whole=self.unit == "group")
+        own = own_parts(parts, self._completions, self.activations, whole=self.unit == "group")
         if self.balance_coef and parts:
             self.balance = Balance(self.policy, self.balance_coef)
         recorded = ranks.joined(ranks.together(lambda: self._run(own), "the update"), "the update")
