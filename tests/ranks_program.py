@@ -91,11 +91,14 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "rft": ("rft", {**SAMPLED, "reward_threshold": 0.2}),
 }
+SHARDED = "fsdp2 "
+"""Before the name of a run: its model is divided among ranks."""
 
 
 def run(folder: Path, name: str, callbacks: Sequence[Any] = ()) -> Trainer:
+    is_sharded, name = name.startswith(SHARDED), name.removeprefix(SHARDED)
     method, settings = RUNS[name]
-    settings = {**QUICK, **settings}
+    settings = {**QUICK, **settings, **({"distributed": "fsdp2"} if is_sharded else {})}
     rewards = settings.pop("rewards", None if method == "sft" or name == "dpo" else digits)
     rows = {"sft": DEMONSTRATIONS, "dpo": PAIRS}.get(name, TRAIN)
     held_out = {"sft": DEMONSTRATIONS[:5], "dpo": PAIRS[:5], "dpo best-worst": None}.get(name, HELD_OUT)

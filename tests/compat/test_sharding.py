@@ -10,7 +10,7 @@ import pytest
 
 from cohort.compat.sharding import sharding_of
 from cohort.config import GRPOConfig, RewardConfig
-from cohort.policy.load import make_policy
+from cohort.train.sharded import make_policy
 from cohort.types import UserError
 from helpers import settings, small_model
 
@@ -152,6 +152,15 @@ def test_keys_of_sharding_without_it_are_refused() -> None:
     assert (config.fsdp_offload, config.fsdp_param_dtype) == (True, "bfloat16")
 
 
-def test_one_process_refuses_fsdp2(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="distributed: fsdp2: training does not divide a model among ranks yet"):
-        make_policy(small_model(), tokenizer, settings(distributed="fsdp2"))
+def test_the_keys_are_read_from_a_configuration(caplog: pytest.LogCaptureFixture) -> None:
+    config = GRPOConfig(deepspeed=ZERO_3, bf16=True)
+    assert (config.distributed, config.fsdp_param_dtype) == ("fsdp2", "bfloat16")
+    assert "deepspeed: ZeRO-3 is distributed: fsdp2 here" in caplog.text
+    assert GRPOConfig(fsdp="full_shard offload").fsdp_offload
+    assert GRPOConfig(fsdp="", fsdp_config={"min_num_params": 0}).distributed == "replicated"
+
+
+def test_one_process_says_that_nothing_is_divided(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    policy = make_policy(small_model(), tokenizer, settings(distributed="fsdp2"), None)
+    assert not policy.is_sharded
+    assert "divides a model among ranks, and this run is one process, which holds all of it" in caplog.text

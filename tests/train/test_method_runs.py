@@ -17,7 +17,7 @@ from cohort.config import METHOD_CONFIGS, RewardConfig, read_run
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.evaluation.evaluate import Evaluation
 from cohort.rollouts.encoding import Prompt
-from cohort.train.output import checkpoint, record
+from cohort.train.output import folders, record
 from cohort.train.output.record import SAMPLES, Recorder
 from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.run import train_from_config
@@ -86,7 +86,7 @@ def test_resume_gives_the_curve_of_an_undisturbed_run(tmp_path: Path, kind: str)
     whole = run(tmp_path / "whole", method, **settings)
     whole.train()
     run(tmp_path / "cut", method, save_steps=3, callbacks=[StopAfter(5)], **settings).train()
-    assert checkpoint.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-3"
+    assert folders.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-3"
     again = run(tmp_path / "cut", method, **settings)
     again.train(resume_from_checkpoint=True)
     assert numbers(rows_of(tmp_path / "cut")) == numbers(rows_of(tmp_path / "whole"))

@@ -19,7 +19,7 @@ from cohort.config import TrainingConfig
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.data.order import derive, picks
 from cohort.rewards import RewardFunctionError
-from cohort.train.output import checkpoint
+from cohort.train.output import checkpoint, folders
 from cohort.train.schedule import interval, learning_rate
 from helpers import StopAfter, digits, numbers, rows_of, small_model
 
@@ -109,7 +109,7 @@ def test_resume_gives_the_curve_of_an_undisturbed_run(tmp_path: Path, settings: 
     whole.train()
     first = grpo(tmp_path / "cut", max_steps=6, save_steps=3, callbacks=[StopAfter(5)], **settings)
     first.train()
-    assert checkpoint.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-3"
+    assert folders.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-3"
     again = grpo(tmp_path / "cut", max_steps=6, **settings)
     again.train(resume_from_checkpoint=True)
     assert numbers(rows_of(tmp_path / "cut")) == numbers(rows_of(tmp_path / "whole"))
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoint, "save_file", broken)
     with pytest.raises(OSError, match="the disk is broken"):
         trainer.train()
-    assert checkpoint.newest(tmp_path) is None and not list(tmp_path.glob("partial-*"))
+    assert folders.newest(tmp_path) is None and not list(tmp_path.glob("partial-*"))
     monkeypatch.undo()
     grpo(tmp_path, save_steps=1, save_total_limit=1).train()
     assert [p.name for p in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-4"]
@@ -353,7 +353,7 @@ def test_a_reward_that_fails_stops_the_run_with_its_row_and_the_run_goes_on(
     assert f"reward function 'failing' {told}" in message or told in message
     assert "at row 0 of 12\n  prompt: '" in message and "completion: '" in message
     assert broken == "hangs" or isinstance(caught.value.__cause__, OverflowError)
-    assert checkpoint.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-2"
+    assert folders.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-2"
     trainer("mended", "cut").train(resume_from_checkpoint=True)
     trainer("mended", "whole").train()
     assert numbers(rows_of(tmp_path / "cut")) == numbers(rows_of(tmp_path / "whole"))

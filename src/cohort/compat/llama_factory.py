@@ -141,6 +141,7 @@ GROUPS: dict[str, dict[str, Key]] = {
             off=(True,),
         ),
         "include_effective_tokens_per_second": Key("the metric tokens_per_second", off=(True,)),
+        "deepspeed": Key("a ZeRO configuration: becomes distributed: fsdp2 and fsdp_offload", ours="deepspeed"),
         "use_swanlab": Key("metrics.jsonl and report_to: tensorboard"),
         "export_dir": Key(_EXPORT),
         "export_size": Key(_EXPORT),

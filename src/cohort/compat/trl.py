@@ -8,11 +8,14 @@ from enum import Enum
 from typing import Any
 
 from cohort.compat.keys import warn_or_refuse
+from cohort.compat.sharding import sharding_of
 from cohort.compat.trl_keys import KEYS, OPTIMISER, RECORDED, RENAMED
 from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
+SHARDING = ("deepspeed", "fsdp", "fsdp_config")
+"""Keys that `sharding.py` reads."""
 TRACKERS = ("tensorboard",)
 OTHER_TRACKERS = (
     "all", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow",
@@ -56,6 +59,11 @@ def translate(arguments: dict[str, Any], fields: Collection[str]) -> dict[str, A
     for key, convert in CONVERSIONS.items():
         if key in values and key in fields:
             values |= convert(values.pop(key))
+    if "distributed" in fields and any(values.get(key) for key in SHARDING):
+        ours, told = sharding_of(values)
+        for line in told:
+            log.warning("%s", line)
+        values = {**ours, **{key: value for key, value in values.items() if key not in SHARDING}}
     for key in [key for key in values if key in KEYS and key not in fields]:
         warn_or_refuse(key, values.pop(key), KEYS[key])
     return values

@@ -26,6 +26,7 @@ _NO_VLLM = "without vLLM it has no effect"
 RECORDED = "metrics.jsonl has every step's metrics, completions.jsonl samples of the completions"
 OPTIMISER = "AdamW, by adam_beta1, adam_beta2, adam_epsilon and weight_decay"
 _PLACES = "torchrun or accelerate launch starts the ranks (docs/scaling.md), each with one device"
+_SHARDED = "becomes distributed: fsdp2 and fsdp_offload; what has no counterpart is named"
 _LOADER = "rows are tokenised once, before the first step: there is no data loader to tune"
 _BEST = "checkpoints stay in output_dir (save_total_limit) and metrics.jsonl has every evaluation: choose from them"
 _HUB = "with push_to_hub the final model is uploaded, once"
@@ -185,9 +186,9 @@ GROUPS: dict[str, dict[str, Key]] = {
         "ddp_broadcast_buffers": Key(_PLACES),
         "ddp_static_graph": Key(_PLACES),
         "ddp_backend": Key(_PLACES),
-        "fsdp": Key(_PLACES, off=("", [])),
-        "fsdp_config": Key(_PLACES),
-        "deepspeed": Key(_PLACES),
+        "fsdp": Key(_SHARDED, off=("", [])),
+        "fsdp_config": Key("read with fsdp"),
+        "deepspeed": Key(_SHARDED),
         "local_rank": Key(_PLACES, off=(-1, 0)),
         "debug": Key("Python's debugger", off=("", [])),
         "do_train": Key("`cohort train` and train() train", off=(True, False)),

@@ -16,7 +16,7 @@ class ShardingConfig(BaseModel):
     distributed: Literal["replicated", "fsdp2"] = Field(
         "replicated",
         description="replicated: each rank has all weights; fsdp2: weights, gradients and optimiser state are divided "
-        "among ranks, by PyTorch's FSDP2. Training refuses fsdp2 yet: its parts are there, and are not put together.",
+        "among ranks, by PyTorch's FSDP2, and gathered for sampling.",
     )
     fsdp_param_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -19,7 +19,7 @@ from cohort.rewards.component import column_of
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.collect import length_statistics, score
 from cohort.rollouts.encoding import Prompt
-from cohort.rollouts.engine import Engine
+from cohort.rollouts.engine import Engine, sampled_together
 from cohort.rollouts.sampling import Sampling
 from cohort.types import Completion, TrainerState
 
@@ -86,10 +86,12 @@ def evaluate(
     n = 1 if sampling.temperature == 0 else n
     own, seeds = ranks.share(prompts), ranks.share(prompt_seeds(seed, len(prompts)))
     sampled, scores = list[list[Completion]](), Scores([], {name: [] for name in rewards.names}, {})
+    with sampled_together(engine):
+        if own:
+            with Task("evaluating", len(own), "prompts") as task:
+                ids = [prompt.ids for prompt in own]
+                sampled = engine.generate(ids, n, sampling, seeds, on_group=task.ended).completions
     if own:
-        with Task("evaluating", len(own), "prompts") as task:
-            ids = [prompt.ids for prompt in own]
-            sampled = engine.generate(ids, n, sampling, seeds, on_group=task.ended).completions
         with Task(f"scoring {len(own) * n:,} completions"):
             # A copy: reward functions that write to the state must not change the training's.
             scores = score(own, sampled, rewards, replace(state))

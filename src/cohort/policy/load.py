@@ -229,12 +229,6 @@ def make_policy(
 ) -> Policy:
     """Make a policy of a model (name, path or object) and a tokenizer, on its device, with the fast paths that equal
     the model's own forward pass. Without `trained` all weights are frozen, as a reference's are."""
-    if trained and config.distributed == "fsdp2":
-        raise UserError(
-            "distributed: fsdp2: training does not divide a model among ranks yet (cohort.policy.sharded has the "
-            "parts). Leave it out: each rank has all weights; LoRA, 8-bit AdamW and gradient_checkpointing need less "
-            "memory"
-        )
     quiet()
     if isinstance(model, str):
         tokenizer = tokenizer or load_tokenizer(model, trust_remote_code=config.trust_remote_code)

@@ -49,6 +49,8 @@ class Policy:
 
     keeps_config = False
     """A checkpoint has no need of the configuration beside an adapter."""
+    is_sharded = False
+    """Whether the weights are divided among ranks."""
 
     def __init__(self, model: Any, tokenizer: Any, *, peft: Any = None, bf16: bool = False):
         self.model, self.tokenizer, self.peft, self.bf16 = model, tokenizer, peft, bf16
@@ -82,6 +84,10 @@ class Policy:
     def name(self) -> str:
         """The name or path that the model was loaded from; the class of a model that was made from nothing."""
         return getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+
+    def even_passes(self, own: int) -> AbstractContextManager[None]:
+        """Around the `own` training passes of this rank. Every rank of a sharded policy enters it."""
+        return nullcontext()
 
     @property
     def parameters(self) -> list[nn.Parameter]:

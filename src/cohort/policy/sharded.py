@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
+from cohort.policy import ranks
 from cohort.policy.divided import full
 from cohort.policy.first_layers import layer_stack
 from cohort.policy.model import Policy
@@ -52,6 +53,8 @@ class ShardedPolicy(Policy):
     """A policy on a sharded model. Every rank makes the same calls: `hidden` and backward passes equally often (see
     `idle_pass`), `logprobs`, `entropies`, `gathered` and `copy` whatever they are given."""
 
+    is_sharded = True
+
     def __init__(self, model: Any, whole: Policy, sharding: Sharding):
         super().__init__(model, whole.tokenizer, peft=whole.peft, bf16=whole.bf16)
         self.whole, self.sharding = whole, sharding
@@ -59,6 +62,10 @@ class ShardedPolicy(Policy):
         self.layers = _layers(self.backbone)
         _fully_shard(model, self.backbone, self.layers, sharding)
         self.take_paths()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bf16 else self.sharding.param_dtype or super().dtype
 
     def take_paths(self) -> None:
         """Take the paths of `whole` that keep the model's own layers, which FSDP gathers."""
@@ -132,6 +139,14 @@ class ShardedPolicy(Policy):
         policy.model.load_state_dict(weights, assign=True)
         policy.model.tie_weights()
         return policy
+
+    @contextmanager
+    def even_passes(self, own: int) -> Iterator[None]:
+        """After the rank's own passes come idle ones, until it has as many as the rank that has most."""
+        most = max(ranks.gather(own, "the update"))
+        yield
+        for _ in range(most - own):
+            self.idle_pass()
 
     def idle_pass(self) -> None:
         """A forward and backward pass over two tokens with a gradient of 0, on a rank that has fewer micro-batches than

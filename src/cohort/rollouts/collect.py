@@ -22,7 +22,7 @@ from cohort.policy import ranks
 from cohort.policy.fast.activations import ActivationStore
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.encoding import Prompt
-from cohort.rollouts.engine import Engine
+from cohort.rollouts.engine import Engine, sampled_together
 from cohort.rollouts.sampling import Sampling
 from cohort.types import Completion, Group, NotFinite, Row, Steps, TrainerState
 
@@ -83,8 +83,9 @@ def collect(
     `seeds`: one of each prompt. `keep_tokens`: the most tokens whose activations are kept."""
     own = ranks.share(prompts)
     round_ = Round([], {}, {})
-    if own:
-        round_ = _collect(own, engine, rewards, config, sampling, ranks.share(seeds), state, keep_tokens)
+    with sampled_together(engine):
+        if own:
+            round_ = _collect(own, engine, rewards, config, sampling, ranks.share(seeds), state, keep_tokens)
     return round_ if ranks.count() == 1 else _of_all_ranks(round_, prompts)
 
 

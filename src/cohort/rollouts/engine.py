@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from cohort.policy.model import Policy
 from cohort.rollouts.decoding import Decoding
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
+
+if TYPE_CHECKING:
+    from cohort.policy.sharded import ShardedPolicy
 
 
 class Engine(Protocol):
@@ -82,3 +86,29 @@ class LocalEngine:
         finally:
             model.train(was_training)
         return generation
+
+
+class ShardedEngine:
+    """Samples a policy whose weights are divided among ranks, by an engine of its `whole`. Its calls are made within
+    `sampled_together`, in which the weights are gathered, so that ranks may make unequal numbers of calls."""
+
+    def __init__(self, policy: ShardedPolicy, engine: Engine):
+        self.policy, self.engine = policy, engine
+
+    def generate(
+        self,
+        prompts: list[Tensor],
+        n: int,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        on_tokens: OnTokens | None = None,
+        on_group: OnGroup | None = None,
+        keep_tokens: int = 0,
+    ) -> Generation:
+        # The layers that train are not those that sample: activations cannot be used again.
+        return self.engine.generate(prompts, n, sampling, seeds, on_tokens, on_group)
+
+
+def sampled_together(engine: Engine) -> AbstractContextManager[object]:
+    """Around an engine's calls, entered by every rank, also by one without prompts."""
+    return engine.policy.gathered() if isinstance(engine, ShardedEngine) else nullcontext()

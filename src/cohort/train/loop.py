@@ -16,16 +16,17 @@ from torch.profiler import record_function
 
 from cohort.config import TrainingConfig
 from cohort.policy import ranks
+from cohort.train import sharded
 from cohort.train.iterations.iterations import Iterations
 from cohort.train.monitors.health import Health
-from cohort.train.output import checkpoint
+from cohort.train.output import checkpoint, folders
 from cohort.train.output.checkpoint import Companion, Progress, Saved
 from cohort.train.output.record import Recorder, rounded
 from cohort.train.ranks import require_same_batch
 from cohort.train.schedule import interval, learning_rate_factor
 from cohort.train.sources.source import Source, extremes
 from cohort.train.weights import active_lengths
-from cohort.types import Group, NotFinite, TrainerControl, TrainerState
+from cohort.types import Group, NotFinite, TrainerControl, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
@@ -103,9 +104,14 @@ class Loop:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint. Raises UserError for a folder that is no checkpoint of this run."""
         learners, batch_size = self.learners, self.config.batch_size
-        self.progress = checkpoint.load(
-            path, learners.trained, self.updater.optimizer, self.companions, learners.iterations
-        )
+        parts = sharded.has_parts(path)
+        if not parts and self.config.distributed == "fsdp2":
+            raise UserError(
+                f"{path} holds whole weights, and distributed: fsdp2 resumes from parts: resume with distributed: "
+                "replicated, or start a run from its model (model_name_or_path)"
+            )
+        load = sharded.load if parts else checkpoint.load
+        self.progress = load(path, learners.trained, self.updater.optimizer, self.companions, learners.iterations)
         require_same_batch(self.progress.batch_size, self.config)
         self.progress.batch_size = batch_size
         self.updater.token_budget = self.progress.token_budget
@@ -172,7 +178,7 @@ class Loop:
                 f"step {self.progress.step + 1}: {error}." + (f" The batch has {facts}." if facts else "") + " Causes "
                 "are a learning rate that is too high, rewards without a bound, clipping that is off (max_grad_norm: "
                 "0) and half precision. on_nonfinite: skip leaves out updates with such a gradient. "
-                + checkpoint.where_to_resume(self.output_dir)
+                + folders.where_to_resume(self.output_dir)
             ) from error
 
     def _step(self) -> dict[str, float]:
@@ -256,16 +262,19 @@ class Loop:
             self._call("on_save")
 
     def _save(self) -> None:
-        if not ranks.is_main():
-            return
         trained, limit = self.learners.trained, self.config.save_total_limit
         if self.learners.health is not None:
             self.progress.health = self.learners.health.state()
-        if self.config.save_only_model:
-            checkpoint.save_model_only(self.output_dir, trained, self.progress.step, limit)
-            return
         optimizer, iterations = self.updater.optimizer, self.learners.iterations
-        checkpoint.save(self.output_dir, trained, optimizer, self.progress, limit, self.companions, iterations)
+        if self.config.distributed == "fsdp2":
+            only_model = self.config.save_only_model
+            sharded.save(self.output_dir, trained, optimizer, self.progress, limit, iterations, only_model)
+        elif not ranks.is_main():
+            return
+        elif self.config.save_only_model:
+            checkpoint.save_model_only(self.output_dir, trained, self.progress.step, limit)
+        else:
+            checkpoint.save(self.output_dir, trained, optimizer, self.progress, limit, self.companions, iterations)
 
     def _steps(self, every: float) -> int:
         """Steps between two events of the configuration; 0: never."""

@@ -10,7 +10,7 @@ from cohort.config import TrainingConfig
 from cohort.policy import ranks
 from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.packed.pack import Part
-from cohort.train.output import checkpoint
+from cohort.train.output import folders
 from cohort.types import Completion, Row, UserError
 
 OWN = ("output_dir", "logging_dir", "run_name")
@@ -47,7 +47,7 @@ def checkpoint_to_resume(folder: Path, resume: bool | str | None) -> Path | None
     that does not see it."""
 
     def find() -> Path | None:
-        return checkpoint.newest(folder) if resume is True else Path(resume) if resume else None
+        return folders.newest(folder) if resume is True else Path(resume) if resume else None
 
     path = ranks.from_main(find, "looking for checkpoints")
     if path is not None and not path.exists() and not ranks.is_main():

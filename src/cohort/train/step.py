@@ -86,12 +86,13 @@ class Updater:
             with self.policy.attending():
                 return _Pass(self, groups, generation_tokens, token_budget, store).run()
 
-        def smallest() -> int:
-            return max(self._smallest(group) for group in groups)
-
         message = "out of memory: this step starts again with token_budget=%d"
-        metrics, self.token_budget = retry_smaller(accumulate, self.token_budget, smallest, message)
-        ranks.sum_gradients(self.policy.parameters)
+        budget, smallest = self.token_budget, lambda: max(map(self._smallest, groups))
+        if self.policy.is_sharded:  # FSDP sums gradients, and a rank cannot leave a pass that the others are in
+            metrics = accumulate(budget)
+        else:
+            metrics, self.token_budget = retry_smaller(accumulate, budget, smallest, message)
+            ranks.sum_gradients(self.policy.parameters)
         if metrics.get("kl/max", 0.0) > FAR and not self.told_far:
             self.told_far = True
             log.warning(
@@ -105,9 +106,8 @@ class Updater:
     def _smallest(self, group: Group) -> int:
         """Tokens of the smallest micro-batch that the group can be split into."""
         ids = [c.ids for c in group.completions]
-        if self.method.sees(self.config) == "group":
-            return Part(0, group.prompt_ids, range(len(ids)), ids).tokens
-        return len(group.prompt_ids) + max(map(len, ids))
+        ids = ids if self.method.sees(self.config) == "group" else [max(ids, key=len)]
+        return Part(0, group.prompt_ids, range(len(ids)), ids).tokens
 
 
 class _Pass:
@@ -156,7 +156,8 @@ class _Pass:
         own = own_parts(parts, self._completions, self.activations, whole=self.unit == "group")
         if self.balance_coef and parts:
             self.balance = Balance(self.policy, self.balance_coef)
-        recorded = ranks.joined(ranks.together(lambda: self._run(own), "the update"), "the update")
+        recorded = self._run(own) if self.policy.is_sharded else ranks.together(lambda: self._run(own), "the update")
+        recorded = ranks.joined(recorded, "the update")
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
@@ -178,9 +179,10 @@ class _Pass:
         micros = list(micro_batches(parts, self.token_budget, whole=self.unit == "group"))
         if self.balance is not None:
             self.balance.begin(micros)
-        for i, micro in enumerate(micros):
-            known = self._known(micro) if len(micros) == 1 else None
-            recorded.update(self._backward(micro, i, known))
+        with self.policy.even_passes(len(micros)):
+            for i, micro in enumerate(micros):
+                known = self._known(micro) if len(micros) == 1 else None
+                recorded.update(self._backward(micro, i, known))
         return recorded
 
     def _log_entropy_left_out(self, passed: set[tuple[int, int]]) -> None:

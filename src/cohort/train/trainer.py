@@ -26,7 +26,6 @@ from cohort.methods.method import Method
 from cohort.methods.named import find_method
 from cohort.methods.table import METHODS
 from cohort.policy import ranks
-from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.process import seed_everything
 from cohort.policy.reference import reference_of
@@ -36,15 +35,16 @@ from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.encoding import Prompt, encode_prompts
-from cohort.rollouts.engine import Engine, local_engine
+from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
+from cohort.train import sharded
 from cohort.train.critic import CriticUpdater
 from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.loop import Learners, Loop
 from cohort.train.monitors.health import Health
 from cohort.train.monitors.slow_rewards import SlowRewards
-from cohort.train.output import checkpoint, hub
+from cohort.train.output import folders, hub
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
@@ -107,19 +107,19 @@ class Trainer:
         eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)
         require_held_out(eval_rows, config)
         require_usable(self.method, config, self.rewards, rows, eval_rows)
+        sharded.require_possible(self.method, config)
         if isinstance(config, DistillConfig):
             teacher = chosen_teacher(teacher, config)
         if config.push_to_hub:
             hub.require_token()
         seed_everything(config.seed)
         require_agreement(config, [*rows, *eval_rows])
-        self.policy: Policy = make_policy(model, processing_class, config, peft_config)
+        self.policy: Policy = sharded.make_policy(model, processing_class, config, peft_config)
         self.policy.require_trainable()
-        ranks.make_equal(self.policy.parameters)
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
         self.rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, config)
-        self.engine = _engine(engine, self.policy, config.max_rows)
+        self.engine = sharded.engine_of(engine, self.policy, config.max_rows)
         self.state = TrainerState()
         self.prepared = False
         self.eval_prompts: list[Prompt] = []
@@ -209,7 +209,7 @@ class Trainer:
         folder = Path(config.output_dir)
         path = checkpoint_to_resume(folder, resume)
         if path is not None:
-            checkpoint.require(path)  # before anything is sampled for it
+            folders.require(path)  # before anything is sampled for it
         if not resume and ranks.is_main():
             move_aside(folder, (*RECORDS, SAMPLES, *MODEL))
         if not self.prepared:
@@ -220,9 +220,9 @@ class Trainer:
         elif resume:
             log.warning("no checkpoint in %s: starting from the beginning", config.output_dir)
         self.loop.run()
+        self.save_model()
         if not ranks.is_main():
             return
-        self.save_model()
         if self.iterations is not None and self.iterations.refit is not None:
             self.iterations.refit.save_model(folder / REWARD_MODEL)
         if config.push_to_hub:
@@ -246,7 +246,9 @@ class Trainer:
     def save_model(self, output_dir: str | None = None) -> None:
         """An ordinary transformers directory, or peft adapter, with its tokenizer and model card."""
         folder = Path(output_dir or self.args.output_dir)
-        checkpoint.save_policy(self.policy, folder)
+        sharded.save_model(self.policy, folder)
+        if not ranks.is_main():
+            return
         names = [] if self.rewards is None else self.rewards.names
         adapter = self.policy.peft is not None
         method, base_model = self.method, self.policy.name
@@ -295,15 +297,6 @@ class Trainer:
         )
         n = self.args.num_generations_eval
         return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
-
-
-def _engine(engine: Any, policy: Policy, max_rows: int) -> Engine:
-    """The engine, or what a class or function makes of the policy; None: the engine of this process."""
-    if engine is None:
-        return local_engine(policy, max_rows)
-    makes_engine = isinstance(engine, type) or not hasattr(engine, "generate")
-    result: Engine = engine(policy) if makes_engine else engine
-    return result
 
 
 def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfig:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
-import re
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +18,14 @@ from torch import Tensor
 from cohort.config.hub import cache_without_hub
 from cohort.policy.finite import first_not_finite
 from cohort.progress import Task
+from cohort.train.output import folders
 from cohort.train.output.groups import groups_of, plain, tensors_of
 from cohort.train.output.optimizer_state import nested, state_of
 from cohort.types import Group, NotFinite, UserError
 
 log = logging.getLogger("cohort")
 
-NAME = re.compile(r"checkpoint-(\d+)")
+OPTIMIZER = "optimizer.safetensors"
 PARTS = "weights"
 """Folder of a checkpoint that ranks wrote their parts of (sharded_checkpoint.py)."""
 
@@ -83,15 +80,9 @@ def require_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     broken = first_not_finite(weights)
     if broken is not None:
         run = folder.parent if folder.name.startswith(("checkpoint-", "partial-")) else folder
-        raise NotFinite(f"weights are NaN or infinite and are not saved, first {broken}. {where_to_resume(run)}")
-
-
-def where_to_resume(folder: Path) -> str:
-    """The end of a message about a run that broke: its newest checkpoint."""
-    path = newest(folder)
-    if path is None:
-        return "There is no checkpoint (save_steps)"
-    return f"The newest checkpoint, from before, is {path}"
+        raise NotFinite(
+            f"weights are NaN or infinite and are not saved, first {broken}. {folders.where_to_resume(run)}"
+        )
 
 
 class Companion(Protocol):
@@ -130,36 +121,17 @@ def save(
 ) -> Path:
     """Write a folder under a temporary name, rename it to `checkpoint-{step}`, and delete the oldest beyond `keep`."""
     target = folder / f"checkpoint-{progress.step}"
-    with _whole(target) as partial:
+    with folders.whole(target) as partial:
         _write(partial, policy, optimizer, progress, companions, kept)
-    prune(folder, keep)
+    folders.prune(folder, keep)
     return target
 
 
 def save_model_only(folder: Path, policy: Saved, step: int, keep: int | None) -> None:
     """Write a checkpoint of the model alone, as `save` does."""
-    with _whole(folder / f"checkpoint-{step}") as partial:
+    with folders.whole(folder / f"checkpoint-{step}") as partial:
         save_policy(policy, partial)
-    prune(folder, keep)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder that becomes the target once the block has filled it, and is removed where the block raises."""
-    partial = target.with_name(target.name.replace("checkpoint-", "partial-"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in partial.iterdir():
-            _sync(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    _sync(target.parent)
+    folders.prune(folder, keep)
 
 
 def _write(
@@ -175,11 +147,17 @@ def _write(
         save_learner(partial / f"{companion.name}.safetensors", companion.parameters, companion.optimizer)
     if kept is not None:
         kept.save(partial)
-    tensors, metadata = state_of(optimizer)
+    save_progress(partial, policy, progress, *state_of(optimizer))
+
+
+def save_progress(
+    partial: Path, policy: Saved, progress: Progress, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write the state of the run, the random states, and the optimiser's `tensors` with what belongs to them."""
     tensors["rng.torch"] = torch.get_rng_state()
     if policy.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(policy.device)
-    save_file(tensors, partial / "optimizer.safetensors", metadata)
+    save_file(tensors, partial / OPTIMIZER, metadata)
     if progress.batch is not None:
         save_file(tensors_of(progress.batch), partial / "batch.safetensors")
     record = {
@@ -198,36 +176,6 @@ def _write(
     (partial / "state.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-def prune(folder: Path, keep: int | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`."""
-    if keep is not None:
-        for path in sorted(folder.glob("checkpoint-*"), key=_step_of)[:-keep]:
-            shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def _step_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint of the highest step. A half-written one has another name."""
-    folders = [path for path in folder.glob("checkpoint-*") if _step_of(path) >= 0]
-    return max(folders, key=_step_of, default=None)
-
-
-def require(path: Path) -> None:
-    """Raise UserError for a folder that is no checkpoint."""
-    if not (path / "state.json").is_file():
-        raise UserError(f"{path} is no checkpoint: it has no state.json; give a folder named checkpoint-N")
-
-
 def load(
     path: Path,
     policy: Saved,
@@ -237,22 +185,27 @@ def load(
 ) -> Progress:
     """Load the policy, the optimiser and the random states. Raises UserError for a folder that is not a checkpoint of
     this run."""
-    require(path)
-    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    folders.require(path)
     load_weights(path, policy)
+    progress, tensors = load_progress(path, policy)
+    _load_optimizer(tensors, optimizer, path / OPTIMIZER)
+    for companion in companions:
+        _load_companion(path, companion)
+    if kept is not None:
+        kept.restore(path)
+    return progress
+
+
+def load_progress(path: Path, policy: Saved) -> tuple[Progress, dict[str, Tensor]]:
+    """Load the state of the run and the random states. Returns the tensors of the optimiser too."""
+    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     policy.version = record["version"]
-    file = path / "optimizer.safetensors"
-    tensors = load_file(file)
+    tensors = load_file(path / OPTIMIZER)
     torch.set_rng_state(tensors.pop("rng.torch"))
     if "rng.cuda" in tensors:
         state = tensors.pop("rng.cuda")
         if policy.device.type == "cuda":
             torch.cuda.set_rng_state(state, policy.device)
-    _load_optimizer(tensors, optimizer, file)
-    for companion in companions:
-        _load_companion(path, companion)
-    if kept is not None:
-        kept.restore(path)
     version, internal, gauss = record["rng_python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = record["rng_numpy"]
@@ -263,7 +216,7 @@ def load(
     names = ("step", "num_tokens", "token_budget", "batch_metrics", "updater")
     # Checkpoints of earlier versions have neither.
     since = {"health": record.get("health", {}), "batch_size": record.get("batch_size", 0)}
-    return Progress(batch=batch, **since, **{name: record[name] for name in names})
+    return Progress(batch=batch, **since, **{name: record[name] for name in names}), tensors
 
 
 def _load_companion(path: Path, companion: Companion) -> None:

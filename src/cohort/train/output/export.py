@@ -17,7 +17,8 @@ from cohort.policy.load import load_model, load_tokenizer
 from cohort.progress import Task
 from cohort.rewards.models.classifier import is_classifier, load_classifier, load_config
 from cohort.train.output.card import merged_card
-from cohort.train.output.checkpoint import PARTS, newest
+from cohort.train.output.checkpoint import PARTS
+from cohort.train.output.folders import newest
 from cohort.types import UserError
 
 log = logging.getLogger("cohort")

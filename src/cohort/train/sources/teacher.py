@@ -13,7 +13,7 @@ from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.rollouts.collect import length_statistics, training_sampling
 from cohort.rollouts.encoding import Prompt
-from cohort.rollouts.engine import Engine
+from cohort.rollouts.engine import Engine, sampled_together
 from cohort.train.sources.attachments import logprobs_under
 from cohort.types import Group, UserError
 
@@ -45,7 +45,8 @@ def held_out_metrics(
     started = time.perf_counter()
     sampling, n = training_sampling(config, policy.eos_ids), config.num_generations_eval
     own, seeds = ranks.share(prompts), ranks.share(prompt_seeds(config.seed, len(prompts)))
-    sampled = engine.generate([prompt.ids for prompt in own], n, sampling, seeds).completions if own else []
+    with sampled_together(engine):
+        sampled = engine.generate([prompt.ids for prompt in own], n, sampling, seeds).completions if own else []
     sampled = ranks.merged(sampled, "evaluating")
     groups = [Group(prompt.ids, row, prompt.row) for prompt, row in zip(prompts, sampled, strict=True)]
     kl = attach_teacher(groups, teacher, config)["teacher/kl"]
