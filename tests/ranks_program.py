@@ -4,6 +4,9 @@ gradients of one batch under several methods."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +85,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "gspo": ("grpo", {**SAMPLED, "importance_sampling_level": "sequence", "num_iterations": 2}),
     "dynamic sampling": ("grpo", {**SAMPLED, "dynamic_sampling": True, "beta": 0.0, "rewards": [even]}),
     "grpo_process": ("grpo_process", {**SAMPLED, "step_pattern": "[+=-]", "rewards": [first_digits, digits]}),
+    "saved often": ("grpo", {**SAMPLED, "max_steps": 8, "save_steps": 1, "num_iterations": 2, "save_total_limit": 2}),
     "rloo": ("rloo", SAMPLED),
     "remax": ("remax", SAMPLED),
     "ppo": ("ppo", {"num_mini_batches": 2, "num_ppo_epochs": 2, "critic_learning_rate": 2e-2}),
@@ -176,8 +180,8 @@ OTHERS = {"reward model": reward_model, "experts": mixture_of_experts, "iterativ
 
 def main(output: str, *names: str) -> None:
     ranks.join(60, use_cpu=True)
-    if names[0] in ("stop", "resume"):
-        {"stop": stop, "resume": resume}[names[0]](output, *names[1:])
+    if names[0] in ("stop", "resume", "killed"):
+        {"stop": stop, "resume": resume, "killed": killed}[names[0]](output, *names[1:])
         return
     for name in names:
         folder = Path(output) / name.replace(" ", "_")
@@ -196,3 +200,10 @@ def stop(output: str, *names: str) -> None:
 def resume(output: str, *names: str) -> None:
     for name in names:
         run(Path(output) / name.replace(" ", "_"), name).train(resume_from_checkpoint=True)
+
+
+def killed(output: str, rank: str, seconds: str, name: str) -> None:
+    """A run whose rank, or each rank of `all`, ends without a word after so many seconds."""
+    if rank in ("all", str(ranks.number())):
+        threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+    resume(output, name)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 import ranks_program
 from cohort import UserError
+from cohort.config import METHOD_CONFIGS
+from cohort.methods.table import METHODS
+from cohort.train.sharded import require_possible
 from helpers import rows_of
 from launching import Ranks, launch
 
-QUICK = ["grpo", "grpo lora", "dynamic sampling", "ppo", "dpo", "reward model", "gradients"]
+QUICK = ["grpo", "grpo lora", "dynamic sampling", "ppo", "dpo", "reward model", "gradients", "fsdp2 grpo"]
 EVERY = [*ranks_program.RUNS, *ranks_program.OTHERS]
 TIMES = ("seconds", "tokens_per_second")
 
@@ -69,7 +74,7 @@ def test_one_to_four_ranks_train_alike(tmp_path: Path) -> None:
     compare(tmp_path, EVERY, (2, 3, 4))
 
 
-RESUMED = ["grpo", "ppo", "grpo lora", "dpo best-worst"]
+RESUMED = ["grpo", "ppo", "grpo lora", "dpo best-worst", "fsdp2 grpo", "fsdp2 grpo lora", "fsdp2 sft"]
 
 
 @pytest.mark.slow
@@ -103,3 +108,50 @@ SHARDED = ["grpo", "grpo small budget", "grpo chosen tokens", "dynamic sampling"
 @pytest.mark.slow
 def test_a_run_on_a_divided_model_is_the_run_of_one_process(tmp_path: Path) -> None:
     compare(tmp_path, [ranks_program.SHARDED + name for name in SHARDED], (2, 3))
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows_of(folder)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["saved often", "fsdp2 saved often"])
+def test_a_run_whose_ranks_are_killed_goes_on_identically(tmp_path: Path, name: str) -> None:
+    """10 kills of one rank or of all, at random instants of a run; the rank that is left ends too."""
+    chance, of_run = random.Random(7), name.replace(" ", "_")
+    whom = [chance.choice(["0", "1", "all"]) for _ in range(10)]
+    scenarios = [Ranks(2, [str(tmp_path / "whole"), name])]
+    for i, rank in enumerate(whom):
+        folder = str(tmp_path / str(i))
+        scenarios += [Ranks(2, [folder, "killed", rank, f"{chance.uniform(0.1, 4):.2f}", name], seconds=60)]
+        scenarios += [Ranks(2, [folder, "resume", name])]
+    whole, *every = launch("ranks_program.py", *scenarios)
+    assert [each.code for each in whole] == [0, 0], whole
+    cut = 0
+    for i, (killed, resumed) in enumerate(zip(every[::2], every[1::2], strict=True)):
+        codes = [each.code for each in killed]
+        cut += -9 in codes
+        assert codes == [0, 0] or (-9 in codes and 0 not in codes), (whom[i], killed)
+        assert [each.code for each in resumed] == [0, 0], (whom[i], killed, resumed)
+        assert metrics_of(tmp_path / str(i) / of_run) == metrics_of(tmp_path / "whole" / of_run), whom[i]
+        ours, theirs = (load_file(tmp_path / each / of_run / "model.safetensors") for each in (str(i), "whole"))
+        assert all(bool((ours[key] == value).all()) for key, value in theirs.items())
+    assert cut >= 5, "most runs were over before the kill"
+
+
+def test_what_a_divided_model_cannot_do_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for method, values, message in (
+        ("ppo", {}, "method ppo has a critic: use distributed: replicated"),
+        ("grpo", {"optim": "adamw_8bit"}, "optim is adamw_8bit, whose state cannot be divided"),
+        ("grpo", {"iterations": 2, "steps_per_iteration": 1}, "the reference moves"),
+        ("grpo", {"router_aux_loss_coef": 0.1}, "router_aux_loss_coef takes further passes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            require_possible(METHODS[method], METHOD_CONFIGS[method](distributed="fsdp2", **values))
+
+
+def test_a_checkpoint_of_whole_weights_is_refused_by_a_divided_run(tmp_path: Path) -> None:
+    ranks_program.stop(str(tmp_path), "sft")
+    with pytest.raises(UserError, match="holds whole weights, and distributed: fsdp2 resumes from parts"):
+        ranks_program.run(tmp_path / "sft", "fsdp2 sft").train(resume_from_checkpoint=True)

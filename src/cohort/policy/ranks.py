@@ -31,6 +31,9 @@ log = logging.getLogger("cohort")
 BUCKET = 2**23
 """Numbers that are summed over ranks in one message: 32 MiB of float32."""
 
+CONNECTION = ("gloo/transport", "Connection closed", "Connection reset", "NCCL", "imed out", "imeout")
+"""Parts of what torch.distributed's errors say of a connection."""
+
 SENT_AS_ARRAYS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 T = TypeVar("T")
@@ -103,13 +106,28 @@ def _waiting(what: str) -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        waited = time.monotonic() - started
-        where = f"rank {number()} of {count()}, step {_Doing.step}"
-        if "imed out" in str(error) or "imeout" in str(error):
-            why = f"waited {waited:,.0f} s for the other ranks and they did not come (ddp_timeout)"
-        else:
-            why = f"lost another rank, which says above why it ended ({str(error).splitlines()[0][:200]})"
-        raise LostRank(f"{where}, {what}: {why}") from None
+        raise _lost(error, what, f"waited {time.monotonic() - started:,.0f} s") from None
+
+
+@contextmanager
+def collective_passes(what: str) -> Iterator[None]:
+    """Around passes of a model that is divided among ranks, which communicate. Raises LostRank for an error that says
+    that another rank has ended, or does not come."""
+    try:
+        yield
+    except RuntimeError as error:
+        if count() == 1 or not any(sign in str(error) for sign in CONNECTION):
+            raise
+        raise _lost(error, what, "waited") from None
+
+
+def _lost(error: RuntimeError, what: str, waited: str) -> LostRank:
+    where = f"rank {number()} of {count()}, step {_Doing.step}"
+    if "imed out" in str(error) or "imeout" in str(error):
+        why = f"{waited} for the other ranks and they did not come (ddp_timeout)"
+    else:
+        why = f"lost another rank, which says above why it ended ({str(error).splitlines()[0][:200]})"
+    return LostRank(f"{where}, {what}: {why}")
 
 
 def gather(value: T, what: str) -> list[T]:

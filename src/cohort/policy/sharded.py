@@ -64,6 +64,10 @@ class ShardedPolicy(Policy):
         self.take_paths()
 
     @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.bf16 else self.sharding.param_dtype or super().dtype
 
