@@ -123,11 +123,8 @@ class Loop:
     def run(self) -> None:
         """Train to the last step; evaluate, record and save on the way."""
         self.recorder.start(self.progress.step)
-        with (
-            self.recorder.warnings(lambda: self.progress.step + 1),
-            self._ending(),
-            ranks.collective_passes("training"),
-        ):
+        warnings = self.recorder.warnings(lambda: self.progress.step + 1)
+        with warnings, self._ending(), ranks.collective_passes("training"):
             self._run()
 
     def _run(self) -> None:
