@@ -46,6 +46,14 @@ class NotFinite(UserError, FloatingPointError):
     """A number that is NaN or infinite, with which training or sampling cannot go on."""
 
 
+class Terminated(SystemExit):
+    """A signal has ended the run. The process's exit code is 128 and the signal's number, as in a shell."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.number = number
+
+
 def did_you_mean(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about an unknown name: ": did you mean 'accuracy'?" where a candidate resembles it, else
     `otherwise`."""

@@ -162,8 +162,10 @@ def test_remax_compares_with_the_greedy_completion(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_method_is_told(tmp_path: Path) -> None:
     run(tmp_path, "online_rft", num_generations=2, max_steps=1, save_steps=1).train()
-    with pytest.raises(UserError, match="has no critic: it is another method's checkpoint"):
+    with pytest.raises(UserError, match='method: "online_rft" -> "ppo"\n  num_generations: 2 -> 1\n'):
         run(tmp_path, "ppo").train(resume_from_checkpoint=True)
+    with pytest.raises(UserError, match="has no critic: it is another method's checkpoint"):
+        run(tmp_path, "ppo", resume_changes="allow").train(resume_from_checkpoint=True)
 
 
 class Counted:
@@ -197,7 +199,8 @@ def test_rft_keeps_distinct_correct_samples_and_reuses_them(tmp_path: Path, capl
     run(tmp_path, "rft", again, **settings).train(resume_from_checkpoint=True)
     assert again.asked == 0
     with pytest.raises(UserError, match=r"sampled with another temperature: resume with the settings"):
-        run(tmp_path, "rft", **{**settings, "temperature": 0.5}).train(resume_from_checkpoint=True)
+        changed = {**settings, "temperature": 0.5, "resume_changes": "allow"}
+        run(tmp_path, "rft", **changed).train(resume_from_checkpoint=True)
 
 
 def test_a_new_run_samples_anew_and_moves_the_earlier_samples_aside(tmp_path: Path) -> None:

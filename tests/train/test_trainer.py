@@ -341,11 +341,11 @@ def failing(completions, trainer_state, **_):
 def test_a_reward_that_fails_stops_the_run_with_its_row_and_the_run_goes_on(
     tmp_path: Path, broken: str, told: str
 ) -> None:
-    def trainer(how: str, folder: str) -> GRPOTrainer:
+    def trainer(how: str, folder: str, **changes: Any) -> GRPOTrainer:
         path = tmp_path / f"{how}.py"
         path.write_text(f"broken = {how!r}\n{FAILING}")
         reward = {"name": f"{path}:failing", "timeout": 2} if broken == "hangs" else f"{path}:failing"
-        return grpo(tmp_path / folder, reward_funcs=[reward], save_steps=1, max_steps=4)
+        return grpo(tmp_path / folder, reward_funcs=[reward], save_steps=1, max_steps=4, **changes)
 
     with pytest.raises(RewardFunctionError) as caught:
         trainer(broken, "cut").train()
@@ -354,7 +354,9 @@ def test_a_reward_that_fails_stops_the_run_with_its_row_and_the_run_goes_on(
     assert "at row 0 of 12\n  prompt: '" in message and "completion: '" in message
     assert broken == "hangs" or isinstance(caught.value.__cause__, OverflowError)
     assert folders.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-2"
-    trainer("mended", "cut").train(resume_from_checkpoint=True)
+    with pytest.raises(UserError, match="was made by another run: reward failing, code: "):
+        trainer("mended", "cut").train(resume_from_checkpoint=True)
+    trainer("mended", "cut", resume_changes="allow").train(resume_from_checkpoint=True)
     trainer("mended", "whole").train()
     assert numbers(rows_of(tmp_path / "cut")) == numbers(rows_of(tmp_path / "whole"))
 

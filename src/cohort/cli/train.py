@@ -56,10 +56,10 @@ def train(
 
 @contextmanager
 def _how_to_resume(settings: TrainingConfig, command: list[str]) -> Iterator[None]:
-    """On Ctrl-C, print the command that continues the training, and exit with 130."""
+    """On Ctrl-C or another signal, print the command that continues the training, and exit with 128 and its number."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
         folder = Path(settings.output_dir)
         echo("\n".join(["", *_verdict(folder)]), err=True)
         if any(folder.glob("checkpoint-*")):
@@ -68,10 +68,11 @@ def _how_to_resume(settings: TrainingConfig, command: list[str]) -> Iterator[Non
             echo(f"stopped. To continue with the samples in {folder}: {shlex.join(command)}", err=True)
         else:
             echo(
-                f"stopped. {folder} has no checkpoint to continue from: save_steps=50 would save some",
+                f"stopped. {folder} has no checkpoint to continue from: a second signal ends a run at once; save_steps "
+                "saves some on the way",
                 err=True,
             )
-        raise typer.Exit(130) from None
+        raise typer.Exit(error.number + 128 if isinstance(error, Terminated) else 130) from None
 
 
 def _verdict(folder: Path) -> list[str]:

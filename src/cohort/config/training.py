@@ -10,11 +10,12 @@ from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
 from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, as_meant, explain, nested_keys
+from cohort.config.saving import SavingConfig
 from cohort.config.sharding import ShardingConfig
 from cohort.world import world_size
 
 
-class TrainingConfig(ShardingConfig):
+class TrainingConfig(ShardingConfig, SavingConfig):
     """The settings that every method has: optimiser, schedule, batches, precision, saving, evaluation."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False)
@@ -169,17 +170,6 @@ class TrainingConfig(ShardingConfig):
     logging_dir: str | None = Field(None, description="Folder of the trackers' files. None: runs/ in output_dir.")
     profile: bool = Field(
         False, description="Trace two steps: trace.json for Perfetto and profile.txt in output_dir, printed too."
-    )
-    save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="Checkpoints during the run.")
-    save_steps: float = Field(
-        0, ge=0, description="Steps between checkpoints, below 1 as a fraction of all steps. 0: no checkpoints."
-    )
-    save_only_model: bool = Field(False, description="Checkpoints without optimiser state: a run cannot resume.")
-    save_total_limit: int | None = Field(2, ge=1, description="Newest checkpoints kept; null: all.")
-    resume_from_checkpoint: bool | str = Field(
-        False,
-        description="true: the newest checkpoint in output_dir (from the start where there is none); or the path of "
-        "one.",
     )
     push_to_hub: bool = Field(False, description="Upload the final model to the Hugging Face hub: needs a token.")
     hub_model_id: str | None = Field(

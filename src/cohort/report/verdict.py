@@ -15,7 +15,11 @@ from cohort.report.metrics import Rows, read_metrics, series
 
 HELD_OUT = ("eval/accuracy", "eval/reward", "eval/loss", "eval/teacher_kl")
 TREND = ("reward", "teacher/kl", "loss")
-ENDS = {"max_steps": "all {max_steps} steps were made", "KeyboardInterrupt": "stopped by Ctrl-C at step {of}"}
+ENDS = {
+    "max_steps": "all {max_steps} steps were made",
+    "KeyboardInterrupt": "stopped by Ctrl-C at step {of}",
+    "Terminated": "stopped by a signal at step {of}",
+}
 Z = 1.96
 LONGEST = 200
 """Characters of a prompt in a command."""
@@ -31,7 +35,7 @@ def verdict(folder: str | Path) -> list[str]:
     if warnings:
         told = ", ".join(f"{row['name']} (step {row['step']})" for row in warnings)
         lines.append(f"{len(warnings)} warning{'s' * (len(warnings) > 1)}, in {folder / 'warnings.jsonl'}: {told}")
-    command = "" if ended.get("by") == "KeyboardInterrupt" else _next(folder, config)
+    command = "" if ended.get("by") in ("KeyboardInterrupt", "Terminated") else _next(folder, config)
     return [*lines, f"next: {command}"] if command else lines
 
 

@@ -30,7 +30,7 @@ from cohort.rewards.functions.code import UnitTests
 from cohort.rewards.functions.text import content
 from cohort.rewards.logs import Logs
 from cohort.rewards.pool import Pool
-from cohort.types import Text, TrainerState, UserError
+from cohort.types import Terminated, Text, TrainerState, UserError
 
 
 @dataclass
@@ -212,7 +212,7 @@ def _call(part: Component, wanted: Arguments, offered: Arguments, logs: Logs) ->
     try:
         with warn_when_slow(part.name, len(offered["completions"])), user_code() as pressed:
             return part.function(**own_copies(wanted) | accepted_by(part.function, logs.for_function(part.name)))
-    except UserError:
+    except (UserError, Terminated):
         raise
     except BaseException as error:
         if pressed and isinstance(error, KeyboardInterrupt):

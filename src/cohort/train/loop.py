@@ -7,58 +7,27 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch.profiler import record_function
 
 from cohort.config import TrainingConfig
 from cohort.policy import ranks
 from cohort.train import sharded
-from cohort.train.iterations.iterations import Iterations
-from cohort.train.monitors.health import Health
+from cohort.train.learners import Learners, StepUpdater
 from cohort.train.output import checkpoint, folders
-from cohort.train.output.checkpoint import Companion, Progress, Saved
-from cohort.train.output.record import Recorder, rounded
+from cohort.train.output.checkpoint import Companion, Progress
+from cohort.train.output.record import RECORDS, Recorder, rounded
 from cohort.train.ranks import require_same_batch
+from cohort.train.saving import Best, SavingClock
 from cohort.train.schedule import interval, learning_rate_factor
+from cohort.train.signals import Asked, asked_to_end
 from cohort.train.sources.source import Source, extremes
 from cohort.train.weights import active_lengths
 from cohort.types import Group, NotFinite, TrainerControl, TrainerState, UserError
 
 log = logging.getLogger("cohort")
-
-
-class StepUpdater(Protocol):
-    """Takes optimiser steps: of a policy (train/step.py) or of a reward model (train/reward_models/updater.py)."""
-
-    optimizer: torch.optim.Optimizer
-    token_budget: int
-    state: dict[str, float]
-    """What a checkpoint keeps of it beside the optimiser's state."""
-
-    def step(
-        self, groups: list[Any], generation_tokens: float, learning_rate: float, activations: Any = None
-    ) -> dict[str, float]:
-        """Take one step on the groups and return its metrics."""
-        ...
-
-
-@dataclass(frozen=True)
-class Learners:
-    """What a run trains, and what is in its checkpoints."""
-
-    trained: Saved
-    """The policy, or the reward model."""
-    updater: StepUpdater
-    companions: Sequence[Companion] = ()
-    """Are trained beside the policy with optimisers of their own, such as a critic."""
-    iterations: Iterations | None = None
-    """Is called after each step."""
-    health: Health | None = None
-    """Says when the run does not learn."""
 
 
 class Loop:
@@ -84,6 +53,8 @@ class Loop:
         self.progress = Progress(token_budget=config.token_budget, batch_size=config.batch_size)
         self.output_dir = Path(config.output_dir)
         self.recorder = Recorder(self.output_dir, writes=ranks.is_main())
+        self.clock, self.best = SavingClock(config.save_minutes), Best(self.output_dir, config.keep_best)
+        self.asked = Asked()
         self.stopped_by = ""
         """The callback that stopped the run."""
 
@@ -122,37 +93,52 @@ class Loop:
 
     def run(self) -> None:
         """Train to the last step; evaluate, record and save on the way."""
+        if ranks.is_main():
+            folders.leave_behind(self.output_dir, self.progress.step, RECORDS)
         self.recorder.start(self.progress.step)
+        self.best.start(self.progress.step)
         warnings = self.recorder.warnings(lambda: self.progress.step + 1)
-        with warnings, self._ending(), ranks.collective_passes("training"):
+        with warnings, self._ending(), ranks.collective_passes("training"), asked_to_end() as self.asked:
             self._run()
 
     def _run(self) -> None:
-        self.state.max_steps, self.state.global_step = self.total, self.progress.step
+        self.state.max_steps = self.total
+        self._show_progress()
         self.learners.trained.model.train()
         self._call("on_train_begin")
         if self.learners.health is not None:
             self.learners.health.start()
         if self.config.eval_on_start and self.progress.step == 0:
             self._evaluate()
+        if self.progress.unfinished:
+            self._finish_step()
         while self.progress.step < self.total and not self.control.should_training_stop:
             with self._located():
                 metrics = self._step()
             self._log(metrics)
             self._call("on_step_end")
-            self._agree()
-            self._evaluate_if_due()
-            self._end_iteration_if_due()
-            self._save_if_due()
-            self._agree()
+            self.control.should_save |= ranks.is_main() and self.clock.is_due()
+            if self._agree():
+                self.progress.unfinished = True  # what asks the run to end may not wait for an evaluation
+                self._save()
+                self.asked.stop()
+            self._finish_step()
         self._call("on_train_end")
 
-    def _agree(self) -> None:
-        """What a callback of one rank asks for, all do."""
+    def _finish_step(self) -> None:
+        self.progress.unfinished = False
+        self._evaluate_if_due()
+        self._end_iteration_if_due()
+        self._save_if_due()
+        self._agree()
+
+    def _agree(self) -> bool:
+        """What a callback of one rank asks for, all do. Returns whether a signal asks the run to end."""
         control = self.control
-        asked = [control.should_training_stop, control.should_save, control.should_evaluate]
-        asked = ranks.any_of(asked, "callbacks")
+        asked = [control.should_training_stop, control.should_save, control.should_evaluate, self.asked.number > 0]
+        *asked, ends = ranks.any_of(asked, "callbacks")
         control.should_training_stop, control.should_save, control.should_evaluate = asked
+        return ends
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
@@ -216,9 +202,13 @@ class Loop:
         progress.token_budget, progress.updater = self.updater.token_budget, self.updater.state
         if progress.step % self.updates_per_batch == 0:
             progress.batch = progress.batch_metrics = None
-        self.state.global_step = progress.step
-        self.state.epoch = progress.step / self.updates_per_batch * self.source.per_batch / self.source.size
+        self._show_progress()
         return metrics
+
+    def _show_progress(self) -> None:
+        """Set the step, and the passes over the data, that callbacks see."""
+        step = self.state.global_step = self.progress.step
+        self.state.epoch = step / self.updates_per_batch * self.source.per_batch / self.source.size
 
     def _part(self, batch: list[Group], index: int) -> list[Group]:
         size = math.ceil(len(batch) / self.parts_of_batch)
@@ -247,7 +237,9 @@ class Loop:
 
     def _evaluate(self) -> None:
         if self.evaluator is not None:
-            self._call("on_evaluate", metrics=self._record(self.evaluator(self.state)))
+            metrics = self._record(self.evaluator(self.state))
+            self.control.should_save |= self.best.see(self.progress.step, metrics) and self.progress.step > 0
+            self._call("on_evaluate", metrics=metrics)
 
     def _end_iteration_if_due(self) -> None:
         """After the iteration's last evaluation and before its last checkpoint."""
@@ -263,19 +255,25 @@ class Loop:
             self._call("on_save")
 
     def _save(self) -> None:
-        trained, limit = self.learners.trained, self.config.save_total_limit
-        if self.learners.health is not None:
-            self.progress.health = self.learners.health.state()
-        optimizer, iterations = self.updater.optimizer, self.learners.iterations
+        with self.clock.saving():
+            self._write_checkpoint()
+        if ranks.is_main():
+            self.best.saved()
+            folders.prune(self.output_dir, self.config.save_total_limit, self.best.spared)
+
+    def _write_checkpoint(self) -> None:
+        learners, folder, facts = self.learners, self.output_dir, self.learners.facts
+        trained, optimizer, iterations = learners.trained, self.updater.optimizer, learners.iterations
+        if learners.health is not None:
+            self.progress.health = learners.health.state()
         if self.config.distributed == "fsdp2":
-            only_model = self.config.save_only_model
-            sharded.save(self.output_dir, trained, optimizer, self.progress, limit, iterations, only_model)
+            sharded.save(folder, trained, optimizer, self.progress, iterations, facts, self.config.save_only_model)
         elif not ranks.is_main():
             return
         elif self.config.save_only_model:
-            checkpoint.save_model_only(self.output_dir, trained, self.progress.step, limit)
+            checkpoint.save_model_only(folder, trained, self.progress.step, facts)
         else:
-            checkpoint.save(self.output_dir, trained, optimizer, self.progress, limit, self.companions, iterations)
+            checkpoint.save(folder, trained, optimizer, self.progress, facts, self.companions, iterations)
 
     def _steps(self, every: float) -> int:
         """Steps between two events of the configuration; 0: never."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from cohort.config import TrainingConfig
 from cohort.policy import ranks
 from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.packed.pack import Part
+from cohort.train.facts import data_digest
 from cohort.train.output import folders
+from cohort.train.output.lock import locked
 from cohort.types import Completion, Row, UserError
 
 OWN = ("output_dir", "logging_dir", "run_name")
@@ -21,9 +23,8 @@ def require_agreement(config: TrainingConfig, rows: list[Row]) -> None:
     """Raise UserError where ranks have other settings, versions or data than rank 0."""
     if ranks.count() == 1:
         return
-    data = hashlib.sha256("".join(f"{row.prompt!r}{row.completion!r}{row.columns!r}" for row in rows).encode())
     settings = {f"setting {name}": value for name, value in config.model_dump(mode="json", exclude=set(OWN)).items()}
-    ranks.require_agreement({**settings, "number of rows": len(rows), "data (SHA-256)": data.hexdigest()[:16]})
+    ranks.require_agreement({**settings, "number of rows": len(rows), "data (SHA-256)": data_digest(rows)})
 
 
 def own_parts(
@@ -43,11 +44,16 @@ def own_parts(
 
 
 def checkpoint_to_resume(folder: Path, resume: bool | str | None) -> Path | None:
-    """The checkpoint that rank 0 resumes from: the newest in the folder, or the one named. Raises UserError on a rank
-    that does not see it."""
+    """The checkpoint that rank 0 resumes from: the newest whole one in the folder, or the one named. Raises UserError
+    where it is damaged, or on a rank that does not see it."""
 
     def find() -> Path | None:
-        return folders.newest(folder) if resume is True else Path(resume) if resume else None
+        if resume is True:
+            return folders.newest_intact(folder)
+        path = Path(resume) if resume else None
+        if path is not None:
+            folders.require(path)
+        return path
 
     path = ranks.from_main(find, "looking for checkpoints")
     if path is not None and not path.exists() and not ranks.is_main():
@@ -56,6 +62,11 @@ def checkpoint_to_resume(folder: Path, resume: bool | str | None) -> Path | None
             "disk that all machines share"
         )
     return path
+
+
+def lock_of_run(output_dir: str) -> AbstractContextManager[None]:
+    """Within it this run alone writes in the folder: rank 0 holds the lock. Raises UserError where another run does."""
+    return locked(Path(output_dir)) if ranks.is_main() else nullcontext()
 
 
 def require_same_batch(saved: int, config: TrainingConfig) -> None:

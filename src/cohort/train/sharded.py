@@ -97,8 +97,8 @@ def save(
     policy: Saved,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    keep: int | None,
     kept: Kept | None,
+    facts: dict[str, Any],
     only_model: bool,
 ) -> None:
     """As `checkpoint.save`, each rank writing its part; with `only_model` as `save_model_only`. Every rank makes the
@@ -116,14 +116,13 @@ def save(
         ranks.from_main(lambda: None, "saving a checkpoint")  # the folder is there
         write(folders.partial_of(target))
         return
-    with folders.whole(target) as partial:
+    with folders.whole(target, facts) as partial:
         ranks.from_main(lambda: None, "saving a checkpoint")
         write(partial)
         if not only_model:
             if kept is not None:
                 kept.save(partial)
             checkpoint.save_progress(partial, policy, progress, {}, {})
-    folders.prune(folder, keep)
 
 
 def has_parts(path: Path) -> bool:

@@ -39,17 +39,19 @@ from cohort.rollouts.engine import Engine
 from cohort.rollouts.sampling import Sampling
 from cohort.train import sharded
 from cohort.train.critic import CriticUpdater
+from cohort.train.facts import compare, facts_of_run
 from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
-from cohort.train.loop import Learners, Loop
+from cohort.train.learners import Learners
+from cohort.train.loop import Loop
 from cohort.train.monitors.health import Health
 from cohort.train.monitors.slow_rewards import SlowRewards
-from cohort.train.output import folders, hub
+from cohort.train.output import hub, manifest
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
-from cohort.train.ranks import checkpoint_to_resume, of_ranks, require_agreement
+from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, require_agreement
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.demonstrations import Demonstrations
 from cohort.train.sources.parts import Parts
@@ -130,10 +132,10 @@ class Trainer:
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         self.health = Health(config, self.policy, self.rewards)
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
+        updater = Updater(self.policy, self.method, config, shared)
+        facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
         self.loop = Loop(
-            Learners(
-                self.policy, Updater(self.policy, self.method, config, shared), critics, self.iterations, self.health
-            ),
+            Learners(self.policy, updater, critics, self.iterations, self.health, facts),
             SOURCES[self.method.source](self._parts(critics), self.rows),
             config,
             self.state,
@@ -198,7 +200,8 @@ class Trainer:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
         newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
         title = f"{self.method.name}: {self.policy.name}"
-        with default_display(self.loop.callbacks, title, self.args.output_dir), told_when_full(self.args.output_dir):
+        folder = self.args.output_dir
+        with default_display(self.loop.callbacks, title, folder), told_when_full(folder), lock_of_run(folder):
             self._train(resume_from_checkpoint)
         return self.state
 
@@ -209,7 +212,7 @@ class Trainer:
         folder = Path(config.output_dir)
         path = checkpoint_to_resume(folder, resume)
         if path is not None:
-            folders.require(path)  # before anything is sampled for it
+            compare(path, manifest.facts_of(path), self.loop.learners.facts, config.resume_changes == "allow")
         if not resume and ranks.is_main():
             move_aside(folder, (*RECORDS, SAMPLES, *MODEL))
         if not self.prepared:

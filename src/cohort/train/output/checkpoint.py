@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import random
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,6 +48,8 @@ class Progress:
     """What the updater keeps between steps, such as the weight of a steered entropy bonus."""
     health: dict[str, Any] = field(default_factory=dict)
     """What the monitor of the run's health has seen and told."""
+    unfinished: bool = False
+    """Whether evaluation and the end of an iteration, where they are due after this step, are still to come."""
 
 
 class Saved(Protocol):
@@ -115,23 +119,22 @@ def save(
     policy: Saved,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    keep: int | None,
+    facts: dict[str, Any],
     companions: Sequence[Companion] = (),
     kept: Kept | None = None,
 ) -> Path:
-    """Write a folder under a temporary name, rename it to `checkpoint-{step}`, and delete the oldest beyond `keep`."""
+    """Write a folder under a temporary name and rename it to `checkpoint-{step}`. `facts`: what the run was made
+    with."""
     target = folder / f"checkpoint-{progress.step}"
-    with folders.whole(target) as partial:
+    with folders.whole(target, facts) as partial:
         _write(partial, policy, optimizer, progress, companions, kept)
-    folders.prune(folder, keep)
     return target
 
 
-def save_model_only(folder: Path, policy: Saved, step: int, keep: int | None) -> None:
+def save_model_only(folder: Path, policy: Saved, step: int, facts: dict[str, Any]) -> None:
     """Write a checkpoint of the model alone, as `save` does."""
-    with folders.whole(folder / f"checkpoint-{step}") as partial:
+    with folders.whole(folder / f"checkpoint-{step}", facts) as partial:
         save_policy(policy, partial)
-    folders.prune(folder, keep)
 
 
 def _write(
@@ -170,6 +173,8 @@ def save_progress(
         "batch_metrics": progress.batch_metrics,
         "updater": progress.updater,
         "health": progress.health,
+        "unfinished": progress.unfinished,
+        "has_manifest": True,
         "rng_python": random.getstate(),
         "rng_numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
     }
@@ -214,8 +219,9 @@ def load_progress(path: Path, policy: Saved) -> tuple[Progress, dict[str, Tensor
     if batch is not None:
         batch = groups_of(batch, load_file(path / "batch.safetensors"))
     names = ("step", "num_tokens", "token_budget", "batch_metrics", "updater")
-    # Checkpoints of earlier versions have neither.
-    since = {"health": record.get("health", {}), "batch_size": record.get("batch_size", 0)}
+    # Checkpoints of earlier versions do not have all.
+    since: dict[str, Any] = {"health": {}, "batch_size": 0, "unfinished": False}
+    since = {name: record.get(name, default) for name, default in since.items()}
     return Progress(batch=batch, **since, **{name: record[name] for name in names}), tensors
 
 
@@ -249,18 +255,37 @@ def load_weights(path: Path, policy: Saved) -> None:
     """Load the trained weights of a saved model into the policy. Raises UserError for an adapter where the policy has
     none, or the other way round."""
     if policy.peft is not None:
-        from peft import load_peft_weights, set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
         if not (path / "adapter_config.json").is_file():
             raise UserError(f"{path} holds a full model, but this run trains an adapter: resume with the same settings")
-        set_peft_model_state_dict(policy.peft, load_peft_weights(str(path), device=str(policy.device)))
+        weights = load_peft_weights(str(path), device=str(policy.device))
+        wrong = sorted(set(get_peft_model_state_dict(policy.peft)) ^ set(weights))
+        if wrong:
+            raise UserError(f"{path} has the weights of another adapter, first {wrong[0]}")
+        try:
+            set_peft_model_state_dict(policy.peft, weights)
+        except RuntimeError as error:  # another rank or other shapes
+            raise UserError(f"{path} has the weights of another adapter: {error}") from error
         return
     if (path / "adapter_config.json").is_file():
         raise UserError(f"{path} holds an adapter, but this run trains all weights: resume with the same settings")
     widest = max(
         (p.dtype for p in policy.model.parameters()), key=lambda dtype: dtype.itemsize
     )  # frozen ones may differ
-    saved = type(policy.model).from_pretrained(path, dtype=widest, use_safetensors=True)
+    config = copy.deepcopy(policy.model.config)
+    try:
+        saved, loading = type(policy.model).from_pretrained(
+            path, config=config, dtype=widest, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: its weights cannot be read: {error}") from error
+    wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    if wrong:
+        raise UserError(
+            f"{path} has the weights of another model: {len(wrong)} are missing, unknown or of another shape, first "
+            f"{wrong[0]}"
+        )
     policy.model.load_state_dict(saved.state_dict())
 
 

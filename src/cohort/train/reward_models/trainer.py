@@ -24,13 +24,15 @@ from cohort.policy.process import seed_everything
 from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
-from cohort.train.loop import Learners, Loop
+from cohort.train.facts import compare, facts_of_run
+from cohort.train.learners import Learners
+from cohort.train.loop import Loop
 from cohort.train.monitors.health import Health
-from cohort.train.output import checkpoint, hub
+from cohort.train.output import checkpoint, hub, manifest
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
-from cohort.train.ranks import checkpoint_to_resume, require_agreement
+from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
 from cohort.train.reward_models.early_stopping import EarlyStopping
 from cohort.train.reward_models.examples import Example, is_dropped, loss_type, require_two_labels
 from cohort.train.reward_models.model import make_reward_model
@@ -104,8 +106,9 @@ class RewardTrainer:
         self.state = TrainerState()
         folder, patience = Path(config.output_dir), config.early_stopping_patience
         stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
+        facts = facts_of_run("reward_model", config, self.model, self.reward_model.tokenizer, self.rows, None)
         self.loop = Loop(
-            Learners(self.reward_model, self.updater, health=Health(config)),
+            Learners(self.reward_model, self.updater, health=Health(config), facts=facts),
             RewardRows(self.examples, config),
             config,
             self.state,
@@ -158,16 +161,10 @@ class RewardTrainer:
         checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(self.args.output_dir)
-        path = checkpoint_to_resume(folder, resume)
-        if not resume and ranks.is_main():
-            move_aside(folder, (*RECORDS, *MODEL))
-        if path is not None:
-            self.loop.resume(path)
-        elif resume:
-            log.warning("no checkpoint in %s: starting from the beginning", folder)
         title = f"reward model: {self.base_model}"
-        with default_display(self.loop.callbacks, title, self.args.output_dir), told_when_full(self.args.output_dir):
-            self.loop.run()
+        shown = default_display(self.loop.callbacks, title, self.args.output_dir)
+        with shown, told_when_full(self.args.output_dir), lock_of_run(self.args.output_dir):
+            self._train(folder, resume)
         if self.held_out:
             metrics = self.updater.validate(self.held_out, self.held_out_prompts)
             self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in metrics.items()}
@@ -183,6 +180,18 @@ class RewardTrainer:
         if ranks.is_main() and self.args.push_to_hub:
             self.push_to_hub()
         return self.state
+
+    def _train(self, folder: Path, resume: bool | str) -> None:
+        path = checkpoint_to_resume(folder, resume)
+        if path is not None:
+            compare(path, manifest.facts_of(path), self.loop.learners.facts, self.args.resume_changes == "allow")
+        if not resume and ranks.is_main():
+            move_aside(folder, (*RECORDS, *MODEL))
+        if path is not None:
+            self.loop.resume(path)
+        elif resume:
+            log.warning("no checkpoint in %s: starting from the beginning", folder)
+        self.loop.run()
 
     def evaluate(self) -> dict[str, float]:
         """Loss, accuracy and statistics of the scores on the held-out data."""

@@ -1,0 +1,367 @@
+"""What a run survives, and what it refuses: damaged checkpoints, changed settings, a second run, signals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cohort import GRPOConfig, GRPOTrainer, UserError
+from cohort.data.chains import build_tokenizer, make_chains
+from cohort.train.facts import FUTURE, UNSEEN
+from cohort.train.output import folders, manifest
+from cohort.train.output.lock import locked
+from cohort.types import Terminated
+from helpers import StopAfter, digits, numbers, rows_of, small_model
+
+TRAIN = make_chains(2, 12, 4, seed=0)[1]
+HELD_OUT = make_chains(2, 12, 4, seed=0)[2]
+
+
+def trainer(folder: Path, model: Any = None, rows: Any = TRAIN, rewards: Any = digits, **values: Any) -> GRPOTrainer:
+    settings = {
+        "learning_rate": 1e-2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 12,
+        "max_completion_length": 6,
+        "max_steps": 4,
+        "save_steps": 1,
+        "save_total_limit": None,
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "reward_preflight": False,
+        **values,
+    }
+    callbacks, eval_dataset = settings.pop("callbacks", None), settings.pop("eval_dataset", None)
+    return GRPOTrainer(
+        small_model(vocab_size=22) if model is None else model,
+        rewards,
+        GRPOConfig(str(folder), **settings),
+        rows,
+        eval_dataset,
+        build_tokenizer(),
+        callbacks,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with a checkpoint at each."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer(folder).train()
+    return folder
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be damaged."""
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def model_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_end(ours: Path, theirs: Path) -> None:
+    assert numbers(rows_of(ours)) == numbers(rows_of(theirs))
+    weights = model_of(theirs)
+    assert all(torch.equal(weight, weights[name]) for name, weight in model_of(ours).items())
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    os.truncate(path, chance.randrange(path.stat().st_size))
+
+
+def delete(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def empty(path: Path, chance: random.Random) -> None:
+    path.write_bytes(b"")
+
+
+def lengthen(path: Path, chance: random.Random) -> None:
+    with open(path, "ab") as file:
+        file.write(b"\0")
+
+
+DAMAGES = (flip, truncate, delete, empty, lengthen)
+
+
+def test_every_damage_of_every_file_is_named_and_no_other_is(whole: Path, tmp_path: Path) -> None:
+    chance, source = random.Random(3), whole / "checkpoint-3"
+    names = sorted(path.name for path in source.iterdir())
+    assert manifest.damage(source) == "" and manifest.MANIFEST in names
+    damaged = 0
+    for name in names:
+        for damage in DAMAGES:
+            for _ in range(4 if damage in (flip, truncate) else 1):
+                copy = tmp_path / "copy"
+                shutil.copytree(source, copy)
+                damage(copy / name, chance)
+                told = manifest.damage(copy)
+                assert told and (name in told or "manifest" in told), (name, damage.__name__, told)
+                shutil.rmtree(copy)
+                damaged += 1
+    assert damaged >= 80
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_files_of_another_checkpoint_are_refused(run: Path, name: str) -> None:
+    shutil.copyfile(run / "checkpoint-2" / name, run / "checkpoint-3" / name)
+    with pytest.raises(UserError, match=rf"checkpoint-3 cannot be resumed: {name} .*The newest that is whole is"):
+        trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-3"))
+
+
+def test_the_newest_whole_checkpoint_is_resumed_and_damaged_ones_are_named(
+    run: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / "checkpoint-999999").mkdir()
+    flip(run / "checkpoint-4" / "model.safetensors", random.Random(1))
+    (run / "checkpoint-3" / "config.json").unlink()
+    trainer(run).train(resume_from_checkpoint=True)
+    assert_same_end(run, whole)
+    for told in (
+        "checkpoint-999999 cannot be resumed: it has no state.json",
+        "checkpoint-4 cannot be resumed: model.s",
+    ):
+        assert told in caplog.text
+    assert "checkpoint-3 cannot be resumed: config.json is missing" in caplog.text
+    assert sorted(path.name for path in (run / "abandoned-1").glob("checkpoint-*")) == [
+        "checkpoint-3",
+        "checkpoint-4",
+        "checkpoint-999999",
+    ]
+
+
+def test_without_a_whole_checkpoint_nothing_is_trained(run: Path) -> None:
+    for path in run.glob("checkpoint-*"):
+        truncate(path / "optimizer.safetensors", random.Random(0))
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole: .*optimizer.safetensors has"):
+        trainer(run).train(resume_from_checkpoint=True)
+
+
+def test_weights_of_another_model_are_refused_even_with_a_right_manifest(run: Path) -> None:
+    path = run / "checkpoint-4"
+    facts, weights = manifest.facts_of(path), load_file(path / "model.safetensors")
+    name = next(iter(weights))
+    others = {k: v for k, v in weights.items() if k != name}
+    for changed, told in (({**weights, "extra": torch.ones(2)}, "extra"), (others, name)):
+        save_file(changed, path / "model.safetensors", {"format": "pt"})
+        manifest.write(path, facts)
+        with pytest.raises(UserError, match=f"has the weights of another model: 1 are missing, .* first {told}"):
+            trainer(run).train(resume_from_checkpoint=True)
+
+
+def other_digits(completions: list[Any], **_: Any) -> list[float]:
+    return [len(completion[0]["content"]) / 10 for completion in completions]
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"seed": 1}, "seed: 42 -> 1"),
+    ({"num_generations": 6}, "num_generations: 4 -> 6"),
+    ({"beta": 0.5}, "beta: 0.04 -> 0.5"),
+    ({"temperature": 0.5}, "temperature: 1.0 -> 0.5"),
+    ({"loss_type": "dr_grpo"}, "loss_type: "),
+    ({"epsilon": 0.3}, "epsilon: 0.2 -> 0.3"),
+    ({"max_completion_length": 7}, "max_completion_length: 6 -> 7"),
+    ({"num_iterations": 2}, "num_iterations: 1 -> 2"),
+    ({"scale_rewards": "none"}, "scale_rewards: "),
+    ({"weight_decay": 0.1}, "weight_decay: "),
+    ({"adam_beta2": 0.9}, "adam_beta2: "),
+    ({"max_grad_norm": 0.1}, "max_grad_norm: "),
+    ({"shuffle_dataset": False}, "shuffle_dataset: true -> false"),
+    ({"bf16": True}, "bf16: false -> true"),
+    ({"finetuning_type": "lora"}, 'finetuning_type: "full" -> "lora"'),
+    ({"top_p": 0.9}, "top_p: "),
+    ({"stop": ["x"]}, "stop: "),
+    ({"mask_truncated_completions": True}, "mask_truncated_completions: "),
+    ({"reward_clip": (-1, 1)}, "reward_clip: "),
+    ({"rows": TRAIN[::-1]}, "data: "),
+    ({"rows": TRAIN[:-1]}, "number of rows: 12 -> 11"),
+    ({"rewards": other_digits}, "reward other_digits, code: it is new"),
+    ({"rewards": [digits, other_digits]}, "reward other_digits, code: it is new"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), CHANGES, ids=[next(iter(changes)) for changes, _ in CHANGES])
+def test_a_change_of_what_the_run_is_is_refused(run: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        trainer(run, **changes).train(resume_from_checkpoint=True)
+    assert told in str(caught.value) and "resume_changes: allow" in str(caught.value)
+
+
+def test_another_model_is_refused(run: Path) -> None:
+    for model, told in (
+        (small_model(vocab_size=22, num_hidden_layers=1), "model's configuration"),
+        (small_model(vocab_size=22), "model's weights"),
+    ):
+        if told == "model's weights":
+            next(model.parameters()).data[0, 0] += 0.5
+        with pytest.raises(UserError, match=told):
+            trainer(run, model).train(resume_from_checkpoint=True)
+
+
+def test_what_only_changes_the_future_is_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changes = {"max_steps": 5, "learning_rate": 1e-3, "save_steps": 2, "eval_strategy": "steps", "eval_steps": 5}
+    trainer(run, **changes, eval_dataset=HELD_OUT).train(resume_from_checkpoint=True)
+    for line in (
+        "max_steps: 4 -> 5",
+        "learning_rate: 0.01 -> 0.001",
+        "save_steps: 1.0 -> 2.0",
+        "eval_steps: 50.0 -> 5.0",
+    ):
+        assert f"changed since checkpoint-4: {line}" in caplog.text
+    assert rows_of(run)[-1]["step"] == 5
+
+
+def test_an_allowed_change_is_told_and_made(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(run, beta=0.5, max_steps=5, resume_changes="allow").train(resume_from_checkpoint=True)
+    assert "changed since checkpoint-4, and allowed by resume_changes: beta: 0.04 -> 0.5" in caplog.text
+
+
+def test_the_lists_of_settings_name_settings() -> None:
+    from cohort.config import METHOD_CONFIGS, RewardConfig
+
+    known = {name for config in (*METHOD_CONFIGS.values(), RewardConfig) for name in config.model_fields}
+    assert not (FUTURE | UNSEEN) - known and not FUTURE & UNSEEN
+
+
+def test_an_older_checkpoint_begins_a_branch(run: Path, whole: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = (run / "metrics.jsonl").read_text()
+    older = str(run / "checkpoint-1")
+    trainer(run, save_total_limit=2, learning_rate=1e-3).train(resume_from_checkpoint=older)
+    assert "goes on from step 1: checkpoint-2, checkpoint-3, checkpoint-4, of the branch that is left" in caplog.text
+    left = run / "abandoned-1"
+    assert sorted(path.name for path in left.iterdir() if path.is_dir()) == [f"checkpoint-{i}" for i in (2, 3, 4)]
+    assert (left / "metrics.jsonl").read_text() == before
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    assert torch.equal(model_of(left / "checkpoint-4")["model.norm.weight"], model_of(whole)["model.norm.weight"])
+    ends = [model_of(run / each)["model.norm.weight"] for each in ("checkpoint-4", ".")]
+    assert torch.equal(*ends) and not torch.equal(ends[0], model_of(whole)["model.norm.weight"])
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match=rf"run that goes on \(process {os.getpid()} on .*, since 20"):
+        trainer(tmp_path).train()
+    assert not (tmp_path / "metrics.jsonl").exists()
+    trainer(tmp_path, max_steps=1).train()
+
+
+class Signal:
+    """Sends signals to this process in a step."""
+
+    def __init__(self, *numbers: int, step: int = 2):
+        self.numbers, self.step = numbers, step
+
+    def __call__(self, completions: list[Any], trainer_state: Any, **_: Any) -> list[float]:
+        if trainer_state.global_step == self.step - 1:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+        return digits(completions)
+
+    __name__ = "digits"
+
+
+EVALUATED = {"eval_dataset": HELD_OUT, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_at_the_end_of_the_step_and_nothing_is_lost(tmp_path: Path, number: int) -> None:
+    handler = signal.getsignal(number)
+    trainer(tmp_path / "whole", rewards=Signal(), **EVALUATED).train()
+    with pytest.raises((Terminated, KeyboardInterrupt)) as caught:
+        trainer(tmp_path / "cut", rewards=Signal(number), **EVALUATED).train()
+    if isinstance(caught.value, Terminated):
+        assert caught.value.code == 128 + number
+    assert isinstance(caught.value, KeyboardInterrupt) == (number == signal.SIGINT)
+    assert signal.getsignal(number) is handler
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not any("eval/reward" in row for row in rows_of(tmp_path / "cut")), "it does not wait for the evaluation"
+    trainer(tmp_path / "cut", rewards=Signal(), **EVALUATED).train(resume_from_checkpoint=True)
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    with pytest.raises(Terminated) as caught:
+        trainer(tmp_path, rewards=Signal(signal.SIGHUP, signal.SIGTERM), save_steps=0).train()
+    assert caught.value.code == 143
+    assert not list(tmp_path.glob("checkpoint-*")) and rows_of(tmp_path)[-1]["step"] == 1
+
+
+def test_in_another_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    thread = threading.Thread(target=lambda: trainer(tmp_path, max_steps=1).train())
+    thread.start()
+    thread.join()
+    assert rows_of(tmp_path)[-1]["step"] == 1
+
+
+def test_a_checkpoint_by_time_comes_without_save_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cohort.train.saving.SHARE", 0)
+    trainer(tmp_path, save_steps=0, save_minutes=1e-6, save_total_limit=2).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    trainer(tmp_path / "never", save_steps=0, save_minutes=None).train()
+    assert not list((tmp_path / "never").glob("checkpoint-*"))
+
+
+def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
+    values = {
+        "eval_dataset": HELD_OUT,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "max_steps": 6,
+        "save_total_limit": 1,
+    }
+    trainer(tmp_path, keep_best="eval/completions/mean_length", **values).train()
+    rows = [row for row in rows_of(tmp_path) if "eval/reward" in row]
+    best = max(rows, key=lambda row: row["eval/completions/mean_length"])
+    record = json.loads((tmp_path / "best.json").read_text())
+    assert (
+        record["value"] == best["eval/completions/mean_length"]
+        and record["checkpoint"] == f"checkpoint-{record['step']}"
+    )
+    assert record["step"] == best["step"]
+    kept = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert kept == {record["checkpoint"], "checkpoint-6"}
+    with pytest.raises(UserError, match=r"keep_best is 'eval/rewrd', and an evaluation has: .*did you mean"):
+        trainer(tmp_path / "other", keep_best="eval/rewrd", **values).train()
+
+
+def test_what_is_half_deleted_has_another_name_and_is_deleted_later(run: Path) -> None:
+    (run / "checkpoint-1").rename(run / "removed-checkpoint-1")
+    folders.prune(run, 2)
+    assert sorted(path.name for path in run.glob("*checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_an_earlier_versions_checkpoint_is_resumed_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = run / "checkpoint-4"
+    (path / manifest.MANIFEST).unlink()
+    state = json.loads((path / "state.json").read_text())
+    del state["has_manifest"], state["unfinished"]
+    (path / "state.json").write_text(json.dumps(state))
+    caplog.set_level(logging.WARNING)
+    trainer(run, max_steps=5).train(resume_from_checkpoint=True)
+    assert "was written by an earlier version, without a manifest" in caplog.text and rows_of(run)[-1]["step"] == 5
+
+
+def test_stopping_callbacks_still_end_a_run(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[StopAfter(2)]).train()
+    assert rows_of(tmp_path)[-1]["step"] == 2
