@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-small test test-slow check bench clean
+.PHONY: setup demo demo-small test test-slow torture check bench clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,11 @@ test: check
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Kills runs of every kind at random instants and file operations, and one and all of two ranks: ten minutes.
+torture: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=src:tests $(BIN)/python tests/torture.py
+	$(BIN)/python -m pytest -m slow tests/train/test_ranks.py -k killed
 
 bench: setup
 	$(BIN)/python bench/trl_parity.py

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,17 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip_cov": ("grpo", {**SAMPLED, "loss_type": "clip_cov", "clip_cov_lb": 0.0, "clip_cov_ratio": 0.1}),
     "gspo": ("grpo", {**SAMPLED, "importance_sampling_level": "sequence", "num_iterations": 2}),
     "dynamic sampling": ("grpo", {**SAMPLED, "dynamic_sampling": True, "beta": 0.0, "rewards": [even]}),
+    "dapo": (
+        "grpo",
+        {
+            **SAMPLED,
+            "loss_type": "dapo",
+            "dynamic_sampling": True,
+            "overlap_rewards": True,
+            "beta": 0.0,
+            "rewards": [even],
+        },
+    ),
     "grpo_process": ("grpo_process", {**SAMPLED, "step_pattern": "[+=-]", "rewards": [first_digits, digits]}),
     "saved often": ("grpo", {**SAMPLED, "max_steps": 8, "save_steps": 1, "num_iterations": 2, "save_total_limit": 2}),
     "rloo": ("rloo", SAMPLED),
@@ -99,10 +110,10 @@ SHARDED = "fsdp2 "
 """Before the name of a run: its model is divided among ranks."""
 
 
-def run(folder: Path, name: str, callbacks: Sequence[Any] = ()) -> Trainer:
+def run(folder: Path, name: str, callbacks: Sequence[Any] = (), **changes: Any) -> Trainer:
     is_sharded, name = name.startswith(SHARDED), name.removeprefix(SHARDED)
     method, settings = RUNS[name]
-    settings = {**QUICK, **settings, **({"distributed": "fsdp2"} if is_sharded else {})}
+    settings = {**QUICK, **settings, **({"distributed": "fsdp2"} if is_sharded else {}), **changes}
     rewards = settings.pop("rewards", None if method == "sft" or name == "dpo" else digits)
     rows = {"sft": DEMONSTRATIONS, "dpo": PAIRS}.get(name, TRAIN)
     held_out = {"sft": DEMONSTRATIONS[:5], "dpo": PAIRS[:5], "dpo best-worst": None}.get(name, HELD_OUT)
@@ -113,30 +124,24 @@ def run(folder: Path, name: str, callbacks: Sequence[Any] = ()) -> Trainer:
     return Trainer(model, rewards, config, rows, held_out, build_tokenizer(), callbacks, method=method)
 
 
-def reward_model(folder: Path) -> None:
-    config = RewardConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=TOTAL // world_size(),
-        max_steps=3,
-        eval_strategy="steps",
-        eval_steps=3,
-        disable_tqdm=True,
-    )
-    RewardTrainer(classifier("Bert"), config, digit_rows(24), digit_rows(5, 1), byte_tokenizer(bert=True)).train()
+def reward_model(folder: Path, **changes: Any) -> RewardTrainer:
+    settings = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "disable_tqdm": True, **changes}
+    config = RewardConfig(str(folder), per_device_train_batch_size=TOTAL // world_size(), **settings)
+    return RewardTrainer(classifier("Bert"), config, digit_rows(24), digit_rows(5, 1), byte_tokenizer(bert=True))
 
 
-def mixture_of_experts(folder: Path) -> None:
+def mixture_of_experts(folder: Path, **changes: Any) -> Trainer:
     config = METHOD_CONFIGS["grpo"](
         per_device_train_batch_size=TOTAL // world_size(),
         output_dir=str(folder),
         router_aux_loss_coef=0.1,
         token_budget=40,
-        **{**QUICK, **SAMPLED, "eval_strategy": "no"},
+        **{**QUICK, **SAMPLED, "eval_strategy": "no", **changes},
     )
-    Trainer(small_model("Qwen3Moe", vocab_size=22), digits, config, TRAIN, None, build_tokenizer()).train()
+    return Trainer(small_model("Qwen3Moe", vocab_size=22), digits, config, TRAIN, None, build_tokenizer())
 
 
-def iterative(folder: Path) -> None:
+def iterative(folder: Path, **changes: Any) -> Trainer:
     torch.manual_seed(1)
     scorer = transformers.Qwen2Config(**{**SHAPE, "num_labels": 1, "vocab_size": 22, "pad_token_id": 0})
     path = folder.with_name("scorer")
@@ -152,11 +157,10 @@ def iterative(folder: Path) -> None:
         reward_model_refit={"rule": f"{__file__}:even", "learning_rate": 1e-3, "replay_share": 0.25},
         gold_reward=f"{__file__}:even",
         reward_clip=None,
-        **settings,
-        **SAMPLED,
+        **{**settings, **SAMPLED, **changes},
     )
     ranks.gather(None, "waiting for the scorer")
-    Trainer(small_model(vocab_size=22), [{"model": str(path)}], config, TRAIN, None, build_tokenizer()).train()
+    return Trainer(small_model(vocab_size=22), [{"model": str(path)}], config, TRAIN, None, build_tokenizer())
 
 
 def gradients(folder: Path) -> None:
@@ -175,7 +179,15 @@ def gradients(folder: Path) -> None:
             )
 
 
-OTHERS = {"reward model": reward_model, "experts": mixture_of_experts, "iterative": iterative, "gradients": gradients}
+OTHERS: dict[str, Callable[..., Trainer | RewardTrainer]] = {
+    "reward model": reward_model,
+    "experts": mixture_of_experts,
+    "iterative": iterative,
+}
+
+
+def start(folder: Path, name: str, **changes: Any) -> Trainer | RewardTrainer:
+    return OTHERS[name](folder, **changes) if name in OTHERS else run(folder, name, **changes)
 
 
 def main(output: str, *names: str) -> None:
@@ -185,10 +197,10 @@ def main(output: str, *names: str) -> None:
         return
     for name in names:
         folder = Path(output) / name.replace(" ", "_")
-        if name in OTHERS:
-            OTHERS[name](folder)
+        if name == "gradients":
+            gradients(folder)
         else:
-            run(folder, name).train()
+            start(folder, name).train()
 
 
 def stop(output: str, *names: str) -> None:

@@ -197,7 +197,7 @@ def test_resume_is_passed_on(trained: Calls, tmp_path: Path) -> None:
     assert result.exit_code == 0 and trained[0]["config"].resume_from_checkpoint is True
 
 
-@pytest.mark.parametrize(("checkpoint", "told"), [(True, "--resume"), (False, "save_steps=50")])
+@pytest.mark.parametrize(("checkpoint", "told"), [(True, "--resume"), (False, "save_steps saves some on the way")])
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: bool, told: str) -> None:
     def interrupted(run: RunConfig, config: Any, callbacks: list[Any]) -> None:
         if checkpoint:

@@ -21,7 +21,7 @@ from helpers import rows_of
 from launching import Ranks, launch
 
 QUICK = ["grpo", "grpo lora", "dynamic sampling", "ppo", "dpo", "reward model", "gradients", "fsdp2 grpo"]
-EVERY = [*ranks_program.RUNS, *ranks_program.OTHERS]
+EVERY = [*ranks_program.RUNS, *ranks_program.OTHERS, "gradients"]
 TIMES = ("seconds", "tokens_per_second")
 
 
@@ -102,7 +102,17 @@ def test_steps_of_another_size_are_refused(tmp_path: Path) -> None:
         ranks_program.resume(str(tmp_path), "sft")
 
 
-SHARDED = ["grpo", "grpo small budget", "grpo chosen tokens", "dynamic sampling", "remax", "dpo", "sft", "rft"]
+SHARDED = [
+    "grpo",
+    "grpo lora",
+    "grpo small budget",
+    "grpo chosen tokens",
+    "dynamic sampling",
+    "remax",
+    "dpo",
+    "sft",
+    "rft",
+]
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from cohort.train.facts import FUTURE, UNSEEN
 from cohort.train.output import folders, manifest
 from cohort.train.output.lock import locked
 from cohort.types import Terminated
-from helpers import StopAfter, digits, numbers, rows_of, small_model
+from helpers import ROOT, StopAfter, digits, numbers, rows_of, small_model
 
 TRAIN = make_chains(2, 12, 4, seed=0)[1]
 HELD_OUT = make_chains(2, 12, 4, seed=0)[2]
@@ -365,3 +367,17 @@ def test_an_earlier_versions_checkpoint_is_resumed_and_says_so(run: Path, caplog
 def test_stopping_callbacks_still_end_a_run(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[StopAfter(2)]).train()
     assert rows_of(tmp_path)[-1]["step"] == 2
+
+
+def test_runs_that_are_killed_end_as_if_they_were_not() -> None:
+    """The short form of `make torture`."""
+    done = subprocess.run(
+        [sys.executable, "tests/torture.py", "--kills", "3", "grpo", "ppo"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].endswith(" 0 different ends")

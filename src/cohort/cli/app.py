@@ -28,6 +28,7 @@ from cohort.cli.generate import generate
 from cohort.cli.methods import methods
 from cohort.cli.plan import plan
 from cohort.cli.plot import plot
+from cohort.cli.rerun import rerun
 from cohort.cli.train import train
 from cohort.types import UserError, printable
 from cohort.world import rank
@@ -74,6 +75,7 @@ app.command()(export)
 app.command()(compare)
 app.command()(plan)
 app.command()(plot)
+app.command()(rerun)
 app.command()(demo)
 app.command()(methods)
 app.command()(doctor)

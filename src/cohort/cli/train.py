@@ -12,6 +12,7 @@ import typer
 
 from cohort.cli.console import echo, log_console
 from cohort.cli.options import Configuration, Overrides
+from cohort.types import Terminated
 from cohort.world import rank
 
 if TYPE_CHECKING:

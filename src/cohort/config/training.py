@@ -64,6 +64,9 @@ class TrainingConfig(ShardingConfig, SavingConfig):
         "update is left out, with a warning, and update_skipped is 1 in its metrics.",
     )
 
+    max_nonfinite_updates: int = Field(
+        10, ge=1, description="For on_nonfinite: skip. The run stops after so many updates in a row that were left out."
+    )
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data, where max_steps is not given.")
     max_steps: int = Field(-1, ge=-1, description="Optimiser steps. -1: as many as num_train_epochs needs.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Demonstrations.")

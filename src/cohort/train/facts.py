@@ -34,7 +34,7 @@ UNSEEN = {
 """Settings whose change nobody needs to know. The last two are compared as the sequences of a step."""
 FUTURE = {
     "max_steps", "num_train_epochs", "learning_rate", "critic_learning_rate", "lr_scheduler_type",
-    "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps", "on_nonfinite", "token_budget",
+    "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps", "on_nonfinite", "max_nonfinite_updates", "token_budget",
     "max_rows", "use_cpu", "gradient_checkpointing", "fast_paths", "distributed",
     "fsdp_param_dtype", "fsdp_offload", "trust_remote_code", "allow_pickle", "logging_steps",
     "log_completions", "report_to", "profile", "save_strategy", "save_steps",
@@ -91,7 +91,7 @@ def weights_digest(model: Any) -> str:
     the first numbers. Empty where weights are divided among ranks."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
-        if hasattr(weight, "full_tensor"):
+        if hasattr(weight, "full_tensor") or weight.is_meta:
             return ""
         if "lora_" not in name:
             name = name.replace(".base_layer.", ".")

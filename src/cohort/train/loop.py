@@ -16,6 +16,7 @@ from cohort.config import TrainingConfig
 from cohort.policy import ranks
 from cohort.train import sharded
 from cohort.train.learners import Learners, StepUpdater
+from cohort.train.nonfinite import keep_batch
 from cohort.train.output import checkpoint, folders
 from cohort.train.output.checkpoint import Companion, Progress
 from cohort.train.output.record import RECORDS, Recorder, rounded
@@ -161,8 +162,12 @@ class Loop:
         except NotFinite as error:
             batch = [group for group in self.progress.batch or [] if isinstance(group, Group)]
             facts = extremes(batch)
+            kept = keep_batch(self.output_dir, self.progress.step + 1, batch) if ranks.is_main() else None
             raise NotFinite(
-                f"step {self.progress.step + 1}: {error}." + (f" The batch has {facts}." if facts else "") + " Causes "
+                f"step {self.progress.step + 1}: {error}."
+                + (f" The batch has {facts}." if facts else "")
+                + (f" It is in {kept}." if kept else "")
+                + " Causes "
                 "are a learning rate that is too high, rewards without a bound, clipping that is off (max_grad_norm: "
                 "0) and half precision. on_nonfinite: skip leaves out updates with such a gradient. "
                 + folders.where_to_resume(self.output_dir)
@@ -189,6 +194,7 @@ class Loop:
             update = self.updater.step(groups, generation_tokens, rate, activations)
             for companion in self.companions:
                 update |= companion.step(groups, generation_tokens, factor)
+        self._count_skipped(update)
         ended = time.perf_counter()
         metrics = {**(progress.batch_metrics or {}), **update, "learning_rate": rate}
         metrics["seconds/update"] = ended - before_update
@@ -209,6 +215,18 @@ class Loop:
         """Set the step, and the passes over the data, that callbacks see."""
         step = self.state.global_step = self.progress.step
         self.state.epoch = step / self.updates_per_batch * self.source.per_batch / self.source.size
+
+    def _count_skipped(self, update: dict[str, float]) -> None:
+        """Keep the batch of an update that was left out. Raises NotFinite after too many in a row."""
+        progress, limit = self.progress, self.config.max_nonfinite_updates
+        progress.skipped = progress.skipped + 1 if update.get("update_skipped") else 0
+        if progress.skipped >= limit:
+            raise NotFinite(f"{limit} updates in a row were left out (max_nonfinite_updates)")
+        if not (progress.skipped and ranks.is_main()):
+            return
+        kept = keep_batch(self.output_dir, progress.step + 1, progress.batch or [])
+        if kept is not None:
+            log.warning("the batch of the update that was left out is in %s", kept)
 
     def _part(self, batch: list[Group], index: int) -> list[Group]:
         size = math.ceil(len(batch) / self.parts_of_batch)

@@ -48,6 +48,8 @@ class Progress:
     """What the updater keeps between steps, such as the weight of a steered entropy bonus."""
     health: dict[str, Any] = field(default_factory=dict)
     """What the monitor of the run's health has seen and told."""
+    skipped: int = 0
+    """Updates in a row that were left out, the last one included."""
     unfinished: bool = False
     """Whether evaluation and the end of an iteration, where they are due after this step, are still to come."""
 
@@ -174,6 +176,7 @@ def save_progress(
         "updater": progress.updater,
         "health": progress.health,
         "unfinished": progress.unfinished,
+        "skipped": progress.skipped,
         "has_manifest": True,
         "rng_python": random.getstate(),
         "rng_numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
@@ -220,7 +223,7 @@ def load_progress(path: Path, policy: Saved) -> tuple[Progress, dict[str, Tensor
         batch = groups_of(batch, load_file(path / "batch.safetensors"))
     names = ("step", "num_tokens", "token_budget", "batch_metrics", "updater")
     # Checkpoints of earlier versions do not have all.
-    since: dict[str, Any] = {"health": {}, "batch_size": 0, "unfinished": False}
+    since: dict[str, Any] = {"health": {}, "batch_size": 0, "unfinished": False, "skipped": 0}
     since = {name: record.get(name, default) for name, default in since.items()}
     return Progress(batch=batch, **since, **{name: record[name] for name in names}), tensors
 

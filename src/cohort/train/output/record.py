@@ -34,7 +34,7 @@ ENDED = "ended.json"
 """At which step the run ended, of how many, and by what."""
 SAMPLES = "samples.jsonl"
 """Samples of the starting model, for methods that sample once."""
-RECORDS = (METRICS, COMPLETIONS, HELD_OUT, WARNINGS, ENDED)
+RECORDS = (METRICS, COMPLETIONS, HELD_OUT, WARNINGS, ENDED, "environment.json", "best.json", "nonfinite")
 MODEL = ("model*.safetensors*", "adapter_model*.safetensors*", "adapter_config.json")
 """A model's weights. They are moved aside with an earlier run, since with an adapter beside a whole model it would be
 unclear which is meant."""
