@@ -3,6 +3,7 @@ and why, or skips the step; no such weight is saved."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -129,6 +130,20 @@ def test_a_run_skips_such_a_step_if_asked_to(tmp_path: Path, clip: float, caplog
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(two[name], three[name]) for name in two)
     assert all(weight.isfinite().all() for weight in three.values())
+    (batch,) = (tmp_path / "nonfinite").iterdir()
+    assert batch.name == "step-2.json" and f"the batch of the update that was left out is in {batch}" in caplog.text
+    completion = json.loads(batch.read_text())[0]
+    assert completion["completions"][0]["text"] and max(map(abs, completion["rewards"])) >= 1e24
+
+
+def test_a_run_whose_updates_are_all_left_out_stops(tmp_path: Path) -> None:
+    def huge_from_2(completions: list[Any], trainer_state: Any, **_: Any) -> list[float]:
+        return [digit * (1e25 if trainer_state.global_step else 1.0) for digit in digits(completions)]
+
+    values = {**UNBOUNDED, "max_steps": 9, "on_nonfinite": "skip", "max_nonfinite_updates": 3, "save_steps": 1}
+    with pytest.raises(NotFinite, match=r"step 4: 3 updates in a row were left out .*The newest checkpoint, .*-3$"):
+        grpo(tmp_path, huge_from_2, **values).train()
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 3
 
 
 def test_a_reward_too_large_for_float32_is_told_before_the_step(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from cohort.data.chains import build_tokenizer, make_chains
 from cohort.train.facts import FUTURE, UNSEEN
 from cohort.train.output import folders, manifest
 from cohort.train.output.lock import locked
+from cohort.train.rerun import differences
 from cohort.types import Terminated
 from helpers import ROOT, StopAfter, digits, numbers, rows_of, small_model
 
@@ -381,3 +382,26 @@ def test_runs_that_are_killed_end_as_if_they_were_not() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith(" 0 different ends")
+
+
+def test_the_environment_of_each_start_is_recorded(run: Path) -> None:
+    first = json.loads((run / "environment.json").read_text())
+    assert first["resumed_from"] is None and first["versions"]["torch"] == torch.__version__
+    assert first["machine"]["cores"] and first["threads"] and set(first["git"] or {"commit": 0}) >= {"commit"}
+    trainer(run, max_steps=5).train(resume_from_checkpoint=True)
+    after = json.loads((run / "environment.json").read_text())
+    assert after["time"] == first["time"] and [each["resumed_from"] for each in after["resumed"]] == ["checkpoint-4"]
+
+
+def test_a_rerun_is_compared_with_the_run(run: Path, whole: Path) -> None:
+    assert differences(run, whole) == []
+    rows = rows_of(run)
+    rows[1]["reward"] += 1
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    weights = model_of(run)
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, run / "model.safetensors", {"format": "pt"})
+    metrics, tensors = differences(run, whole)
+    assert metrics.startswith("step 2: reward ") and tensors == (
+        "model.safetensors: 1 tensors differ, first model.norm.weight"
+    )

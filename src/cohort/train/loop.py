@@ -19,6 +19,7 @@ from cohort.train.learners import Learners, StepUpdater
 from cohort.train.nonfinite import keep_batch
 from cohort.train.output import checkpoint, folders
 from cohort.train.output.checkpoint import Companion, Progress
+from cohort.train.output.environment import record_start
 from cohort.train.output.record import RECORDS, Recorder, rounded
 from cohort.train.ranks import require_same_batch
 from cohort.train.saving import Best, SavingClock
@@ -56,6 +57,7 @@ class Loop:
         self.recorder = Recorder(self.output_dir, writes=ranks.is_main())
         self.clock, self.best = SavingClock(config.save_minutes), Best(self.output_dir, config.keep_best)
         self.asked = Asked()
+        self.resumed_from: Path | None = None
         self.stopped_by = ""
         """The callback that stopped the run."""
 
@@ -90,6 +92,7 @@ class Loop:
         self.updater.state.update(self.progress.updater)
         if learners.health is not None:
             learners.health.restore(self.progress.health)
+        self.resumed_from = path
         log.info("resumed from %s at step %d", path, self.progress.step)
 
     def run(self) -> None:
@@ -97,6 +100,8 @@ class Loop:
         if ranks.is_main():
             folders.leave_behind(self.output_dir, self.progress.step, RECORDS)
         self.recorder.start(self.progress.step)
+        if ranks.is_main():
+            record_start(self.output_dir, self.resumed_from)
         self.best.start(self.progress.step)
         warnings = self.recorder.warnings(lambda: self.progress.step + 1)
         with warnings, self._ending(), ranks.collective_passes("training"), asked_to_end() as self.asked:

@@ -48,7 +48,6 @@ from cohort.train.monitors.health import Health
 from cohort.train.monitors.slow_rewards import SlowRewards
 from cohort.train.output import hub, manifest
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.environment import record_start
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
@@ -216,8 +215,6 @@ class Trainer:
             compare(path, manifest.facts_of(path), self.loop.learners.facts, config.resume_changes == "allow")
         if not resume and ranks.is_main():
             move_aside(folder, (*RECORDS, SAMPLES, *MODEL))
-        if ranks.is_main():
-            record_start(folder, path)
         if not self.prepared:
             self.loop.source.prepare(folder, reuse=bool(resume))
             self.prepared = True

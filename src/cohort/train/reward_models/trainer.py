@@ -30,7 +30,6 @@ from cohort.train.loop import Loop
 from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint, hub, manifest
 from cohort.train.output.card import describe, write_card
-from cohort.train.output.environment import record_start
 from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
@@ -188,8 +187,6 @@ class RewardTrainer:
             compare(path, manifest.facts_of(path), self.loop.learners.facts, self.args.resume_changes == "allow")
         if not resume and ranks.is_main():
             move_aside(folder, (*RECORDS, *MODEL))
-        if ranks.is_main():
-            record_start(folder, path)
         if path is not None:
             self.loop.resume(path)
         elif resume:
