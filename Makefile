@@ -36,6 +36,7 @@ test-slow: setup
 # Kills runs of every kind at random instants and file operations, and one and all of two ranks: ten minutes.
 torture: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=src:tests $(BIN)/python tests/torture.py
+	OMP_NUM_THREADS=1 PYTHONPATH=src:tests $(BIN)/python tests/full_disk.py
 	$(BIN)/python -m pytest -m slow tests/train/test_ranks.py -k killed
 
 bench: setup
