@@ -16,16 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from cohort import GRPOConfig, GRPOTrainer, UserError
+from cohort.config import read_run
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.train.facts import FUTURE, UNSEEN
 from cohort.train.output import folders, manifest
 from cohort.train.output.lock import locked
 from cohort.train.rerun import differences
+from cohort.train.run import train_from_config
 from cohort.types import Terminated
-from helpers import ROOT, StopAfter, digits, numbers, rows_of, small_model
+from helpers import ROOT, StopAfter, digits, numbers, rows_of, saved, small_model
 
 TRAIN = make_chains(2, 12, 4, seed=0)[1]
 HELD_OUT = make_chains(2, 12, 4, seed=0)[2]
@@ -405,3 +408,33 @@ def test_a_rerun_is_compared_with_the_run(run: Path, whole: Path) -> None:
     assert metrics.startswith("step 2: reward ") and tensors == (
         "model.safetensors: 1 tensors differ, first model.norm.weight"
     )
+
+
+def test_secrets_are_in_no_file_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "model": saved(tmp_path / "model", small_model(vocab_size=22), build_tokenizer()),
+        "model_init_kwargs": {"token": "hf_ABCDEF"},
+        "reward_funcs": [{"name": f"{__file__}:keyed", "api_key": "sk-ABCDEF", "max_tokens": 5}],
+        "dataset": str(tmp_path / "rows.json"),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 1,
+        "save_steps": 1,
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "max_completion_length": 4,
+        "reward_preflight": False,
+    }
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": row["prompt"]} for row in TRAIN[:4]]))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(sys, "argv", ["cohort", "train", "run.yaml", "model_init_kwargs={token: hf_ABCDEF}"])
+    train_from_config(*read_run(tmp_path / "run.yaml"))
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        assert b"ABCDEF" not in path.read_bytes(), path
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["reward_funcs"][0]["max_tokens"] == 5
+
+
+def keyed(completions: list[Any], api_key: str, max_tokens: int, **_: Any) -> list[float]:
+    return digits(completions)

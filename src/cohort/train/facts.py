@@ -18,6 +18,7 @@ from torch import Tensor
 from cohort.config import TrainingConfig
 from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
+from cohort.train.output.card import without_secrets
 from cohort.types import Row, UserError
 
 log = logging.getLogger("cohort")
@@ -52,7 +53,7 @@ def facts_of_run(
     """What a run is made with, before its first step."""
     inner = getattr(model, "get_base_model", lambda: model)()
     return {
-        "settings": config.model_dump(mode="json"),
+        "settings": without_secrets(config.model_dump(mode="json")),
         "run": {
             "method": method,
             "model's configuration": _sha256(inner.config.to_json_string(use_diff=False)),
@@ -109,9 +110,14 @@ def _sum(weight: Tensor) -> int:
 def _rewards(rewards: Rewards) -> dict[str, Any]:
     """Each reward by name: its weight, how it is used, and a digest of its code or model."""
     return {
-        part.name: {"weight": weight, "used": repr(part.settings), "code": _code(part)}
+        part.name: {"weight": weight, "used": repr(part.settings), "options": _options(part), "code": _code(part)}
         for part, weight in zip(rewards.parts, rewards.weights, strict=True)
     }
+
+
+def _options(part: Component) -> str:
+    spec = part.spec if isinstance(part.spec, dict) else {}
+    return repr({key: value for key, value in without_secrets(spec).items() if key not in ("name", "model")})
 
 
 def _code(part: Component) -> str:
@@ -121,7 +127,7 @@ def _code(part: Component) -> str:
     function: Callable[..., Any] = inspect.unwrap(getattr(part.function, "func", part.function))
     module = inspect.getmodule(function)
     if module is not None and module.__name__.partition(".")[0] == "cohort":
-        return f"{part.spec!r}" if isinstance(part.spec, str | dict) else module.__name__
+        return module.__name__
     named = part.spec.get("name", "") if isinstance(part.spec, dict) else part.spec
     try:
         if isinstance(named, str):  # path/to/rewards.py:name, whose helpers are in the file too

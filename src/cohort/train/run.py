@@ -11,6 +11,8 @@ import yaml
 from cohort.config import RewardModelConfig, RunConfig, TrainingConfig
 from cohort.data.configured import configured_rows
 from cohort.policy import ranks
+from cohort.train.output.card import without_secrets
+from cohort.train.output.lock import require_free
 from cohort.train.output.record import make_folder, require_folder, told_when_full
 from cohort.train.reward_models.trainer import RewardTrainer
 from cohort.train.trainer import Trainer
@@ -21,6 +23,8 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
     """Load data and model, write the configuration into output_dir, and train. Raises UserError for bad input."""
     ranks.join(config.ddp_timeout, config.use_cpu)
     require_folder(config.output_dir)
+    if ranks.is_main():
+        require_free(Path(config.output_dir))
     trainer: Trainer | RewardTrainer
     if isinstance(config, RewardModelConfig):
         refuse_rewards(run)
@@ -44,6 +48,7 @@ def _write_configuration(run: RunConfig, config: TrainingConfig) -> None:
         "method": run.method,
         **config.model_dump(mode="json"),
     }
+    settings = without_secrets(settings)
     with told_when_full(config.output_dir):
         (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 

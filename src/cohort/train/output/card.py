@@ -34,7 +34,8 @@ NOT_SETTINGS = {
 PACKAGES = ("cohort-rl", "torch", "transformers", "peft", "datasets")
 SHOWN = ("eval/reward", "eval/loss", "reward", "loss")
 """Metrics shown beside each reward's own where there was no evaluation."""
-_SECRET = re.compile(r"token|secret|passw|api_?key", re.IGNORECASE)
+_SECRET = re.compile(r"(token|secret|passwo?r?d|api[_-]?key|credential)$", re.IGNORECASE)
+"""Ends of names whose values are secrets; not max_tokens, nor api_key_env, which names a variable."""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _FRONT = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _USE = re.compile(r"^## Use\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
@@ -137,17 +138,22 @@ def settings_of(config: TrainingConfig) -> dict[str, Any]:
     values = {key: values[key] for key, field in fields.items() if getattr(config, key) != _default(field)}
     if "teacher" in values:
         values["teacher"] = _public_name(values["teacher"])
-    return {key: _open(value) for key, value in values.items() if key in fields and key not in NOT_SETTINGS}
+    return {key: without_secrets(value) for key, value in values.items() if key in fields and key not in NOT_SETTINGS}
 
 
 def _default(field: Any) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def _open(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
+    """The value with "..." in the place of secrets in its mappings."""
     if isinstance(value, dict):
-        return {key: "..." if _SECRET.search(str(key)) else _open(item) for key, item in value.items()}
-    return value
+        return {key: "..." if _is_secret(key, item) else without_secrets(item) for key, item in value.items()}
+    return [without_secrets(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    return isinstance(value, str) and _SECRET.search(str(key)) is not None
 
 
 def command_line(arguments: list[str]) -> str:
