@@ -36,6 +36,8 @@ SHOWN = ("eval/reward", "eval/loss", "reward", "loss")
 """Metrics shown beside each reward's own where there was no evaluation."""
 _SECRET = re.compile(r"(token|secret|passwo?r?d|api[_-]?key|credential)$", re.IGNORECASE)
 """Ends of names whose values are secrets; not max_tokens, nor api_key_env, which names a variable."""
+_INSIDE = re.compile(r"((?:token|secret|passwo?r?d|api[_-]?key|credential)[\"']?\s*[:=]\s*)[^\s,}]+", re.IGNORECASE)
+"""A secret within an argument: model_init_kwargs={token: ...}"""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _FRONT = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _USE = re.compile(r"^## Use\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
@@ -168,7 +170,7 @@ def command_line(arguments: list[str]) -> str:
         if kept and _SECRET.search(kept[-1]) and kept[-1].startswith("-") and "=" not in kept[-1]:
             kept.append("...")
         else:
-            kept.append(f"{name}=..." if equals and _SECRET.search(name) else argument)
+            kept.append(f"{name}=..." if equals and _SECRET.search(name) else _INSIDE.sub(r"\1...", argument))
     return shlex.join([program] if program == "cohort" else ["python", program]) + "".join(
         " " + shlex.quote(argument) for argument in kept
     )
