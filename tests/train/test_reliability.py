@@ -325,6 +325,7 @@ def test_a_checkpoint_by_time_comes_without_save_steps(tmp_path: Path, monkeypat
     trainer(tmp_path, save_steps=0, save_minutes=1e-6, save_total_limit=2).train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     trainer(tmp_path / "never", save_steps=0, save_minutes=None).train()
+    trainer(tmp_path / "never", save_strategy="no", save_minutes=1e-6).train()
     assert not list((tmp_path / "never").glob("checkpoint-*"))
 
 

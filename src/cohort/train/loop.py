@@ -55,7 +55,8 @@ class Loop:
         self.progress = Progress(token_budget=config.token_budget, batch_size=config.batch_size)
         self.output_dir = Path(config.output_dir)
         self.recorder = Recorder(self.output_dir, writes=ranks.is_main())
-        self.clock, self.best = SavingClock(config.save_minutes), Best(self.output_dir, config.keep_best)
+        self.clock = SavingClock(None if config.save_strategy == "no" else config.save_minutes)
+        self.best = Best(self.output_dir, config.keep_best)
         self.asked = Asked()
         self.resumed_from: Path | None = None
         self.stopped_by = ""
