@@ -306,7 +306,11 @@ def test_a_signal_saves_at_the_end_of_the_step_and_nothing_is_lost(tmp_path: Pat
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Terminated):
+        trainer(tmp_path / "same wish", rewards=Signal(signal.SIGTERM, signal.SIGTERM), save_steps=0).train()
+    assert [path.name for path in (tmp_path / "same wish").glob("checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.setattr("cohort.train.signals.ONE_WISH", 0.0)
     with pytest.raises(Terminated) as caught:
         trainer(tmp_path, rewards=Signal(signal.SIGHUP, signal.SIGTERM), save_steps=0).train()
     assert caught.value.code == 143

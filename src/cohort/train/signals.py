@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,11 +18,16 @@ log = logging.getLogger("cohort")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """What an operator, a terminal, a closed terminal and Slurm (--signal=USR1@120) send."""
 
+ONE_WISH = 2.0
+"""Seconds in which further signals are the same wish: Ctrl-C reaches torchrun too, which sends its ranks one more."""
+
 
 class Asked:
     """The signal that asks the run to end; 0: none has."""
 
     number = 0
+    since = 0.0
+    """When it came, by time.monotonic()."""
 
     def stop(self) -> None:
         """Raise what ends the run: KeyboardInterrupt for Ctrl-C, else Terminated."""
@@ -38,9 +44,11 @@ def asked_to_end() -> Iterator[Asked]:
 
     def note(number: int, frame: FrameType | None) -> Any:
         if asked.number:
-            asked.number = number
-            asked.stop()
-        asked.number = number
+            if time.monotonic() - asked.since >= ONE_WISH:
+                asked.number = number
+                asked.stop()
+            return
+        asked.number, asked.since = number, time.monotonic()
         log.warning(
             "%s: the run ends after this step, with a checkpoint; a second signal ends it at once and loses the step",
             signal.Signals(number).name,
