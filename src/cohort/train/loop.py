@@ -17,9 +17,11 @@ from torch.profiler import record_function
 from cohort.config import TrainingConfig
 from cohort.policy import ranks
 from cohort.train.iterations.iterations import Iterations
+from cohort.train.measured import choose
 from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint
 from cohort.train.output.checkpoint import Companion, Progress, Saved
+from cohort.train.output.group_record import About
 from cohort.train.output.record import Recorder, rounded
 from cohort.train.ranks import require_same_batch
 from cohort.train.schedule import interval, learning_rate_factor
@@ -72,6 +74,7 @@ class Loop:
         state: TrainerState,
         callbacks: list[Any],
         evaluator: Callable[[TrainerState], dict[str, float]] | None = None,
+        about: About | None = None,
     ):
         self.learners, self.source, self.config, self.state = learners, source, config, state
         self.callbacks, self.evaluator, self.control = callbacks, evaluator, TrainerControl()
@@ -82,7 +85,7 @@ class Loop:
         learning_rate_factor(0, 1, config)  # raises UserError for bad schedule settings before anything is sampled
         self.progress = Progress(token_budget=config.token_budget, batch_size=config.batch_size)
         self.output_dir = Path(config.output_dir)
-        self.recorder = Recorder(self.output_dir, writes=ranks.is_main())
+        self.recorder = Recorder(self.output_dir, ranks.is_main(), about)
         self.stopped_by = ""
         """The callback that stopped the run."""
 
@@ -117,6 +120,7 @@ class Loop:
     def run(self) -> None:
         """Train to the last step; evaluate, record and save on the way."""
         self.recorder.start(self.progress.step)
+        self.recorder.settings(self.config)
         with self.recorder.warnings(lambda: self.progress.step + 1), self._ending():
             self._run()
 
@@ -184,9 +188,9 @@ class Loop:
         index, use = divmod(progress.step, self.updates_per_batch)
         activations = None
         if progress.batch is None:
-            progress.batch, progress.batch_metrics, activations = self.source.batch(index, self.state)
+            progress.batch, progress.batch_metrics, activations, dropped = self.source.batch(index, self.state)
             progress.num_tokens += sum(group.tokens for group in progress.batch)
-            self.recorder.completions(progress.step + 1, progress.batch, self.config.logged_completions)
+            self._record_batch(progress.batch, dropped)
         groups = self._part(progress.batch, use % self.parts_of_batch)
         generation_tokens = float(active_lengths(progress.batch, self.config).sum()) / self.parts_of_batch
         factor = learning_rate_factor(progress.step, self.total, self.config)
@@ -206,6 +210,7 @@ class Loop:
             metrics |= self.learners.health.movement(groups, progress.step, rising)
         metrics["tokens_per_second"] = sum(group.tokens for group in groups) / (ended - started)
         progress.step += 1
+        self.recorder.groups(progress.step, [group for group in groups if isinstance(group, Group)], self.config)
         progress.token_budget, progress.updater = self.updater.token_budget, self.updater.state
         if progress.step % self.updates_per_batch == 0:
             progress.batch = progress.batch_metrics = None
@@ -216,6 +221,14 @@ class Loop:
     def _part(self, batch: list[Group], index: int) -> list[Group]:
         size = math.ceil(len(batch) / self.parts_of_batch)
         return batch[index * size : (index + 1) * size]
+
+    def _record_batch(self, batch: list[Any], dropped: Sequence[Group]) -> None:
+        """Record a new batch; what its first update says of some groups is recorded after it. A reward model's batches
+        have no groups."""
+        step, groups = self.progress.step + 1, [group for group in batch if isinstance(group, Group)]
+        self.recorder.completions(step, groups, self.config.logged_completions)
+        self.recorder.rows(step, groups, dropped)
+        choose(self._part(groups, 0), self.config.logged_groups)
 
     def _record(self, metrics: dict[str, float]) -> dict[str, float]:
         """Write a row of metrics.jsonl and return it."""
