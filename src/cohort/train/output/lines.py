@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,30 @@ def as_they_are(dropped: list[str], kept: list[str]) -> list[str]:
 
 
 def thin(path: Path, drop: Drop) -> None:
-    """Drop every second one of the older half of the file's steps, until FILLED of LIMIT is left. The first and the
-    last three steps stay, whatever their size."""
+    """Drop half of the older half of the file's steps, until FILLED of LIMIT is left. The first step and the last two
+    stay, whatever their size."""
     lines = [text for text in path.read_text(encoding="utf-8").split("\n") if text]
     while sum(len(text.encode()) + 1 for text in lines) > FILLED * LIMIT:
         steps = list(dict.fromkeys(_step_of(text) for text in lines))
-        leaving = set(steps[: len(steps) // 2][1::2])
+        older = steps[: len(steps) // 2]
+        leaving = set(older) - _spread(older)
         if not leaving:
             break
         kept = [text for text in lines if _step_of(text) not in leaving]
         lines = drop([text for text in lines if _step_of(text) in leaving], kept)
     _replace(path, lines)
+
+
+def _spread(steps: list[int]) -> set[int]:
+    """Half of the steps, the first one among them, as evenly spread over the run as they can be. Of a file that is
+    thinned often, every second line would leave the run's end alone: a step's chance to stay would halve each time."""
+    count = (len(steps) + 1) // 2
+    spread = set(steps[:1])
+    for i in range(1, count):
+        wanted = steps[0] + (steps[-1] - steps[0]) * i / (count - 1)
+        place = bisect_left(steps, wanted)
+        spread.add(min(steps[max(0, place - 1) : place + 1], key=lambda step: abs(step - wanted)))
+    return spread
 
 
 def _step_of(text: str) -> int:

@@ -193,8 +193,8 @@ class Recorder:
             if name not in self.thinned:
                 self.thinned.add(name)
                 log.info(
-                    "%s has reached %d MiB: of the older half of its steps every second one is dropped, now and each "
-                    "time that it does",
+                    "%s has reached %d MiB: half of its older half's steps are dropped, now and each time that it does; "
+                    "what stays is spread over the whole run",
                     name,
                     lines.LIMIT // 2**20,
                 )
