@@ -94,6 +94,8 @@ class Row:
     source: str = ""
     conversation: bool = False
     """Prompt and completion are one conversation of the data: its earlier assistant turns are demonstrations too."""
+    number: int | None = None
+    """Place in the training data, from 0; None of other rows."""
 
 
 @dataclass
@@ -129,6 +131,17 @@ class Steps:
 
 
 @dataclass
+class Measured:
+    """What the first update on a group computed of its completions, by their number in the group: float32 [n] each."""
+
+    logprobs: dict[int, Tensor] = field(default_factory=dict)
+    """Before the update."""
+    entropies: dict[int, Tensor] = field(default_factory=dict)
+    """Of the distribution that each token was drawn from, in nats."""
+    logprobs_after: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class Group:
     """One prompt and the completions judged against each other.
 
@@ -161,6 +174,8 @@ class Group:
     """The reward of the prompt's greedy completion, where the method compares with it; read by credit only."""
     extra: dict[str, list[Any]] = field(default_factory=dict)
     """Column -> [G] values that reward functions passed to log_extra; read by the record only."""
+    measured: Measured | None = None
+    """Of groups that are written to groups.jsonl, until they are; read by the record only."""
 
     @property
     def tokens(self) -> int:

@@ -111,7 +111,7 @@ def test_an_engine_of_ones_own_trains_and_evaluates(tmp_path: Path, overlap: boo
 def test_the_logprobs_of_another_engine_are_those_of_the_policy(tmp_path: Path) -> None:
     trainer = grpo(tmp_path, PlainLoop)
     trainer.loop.source.prepare(tmp_path, False)
-    groups, _, activations = trainer.loop.source.batch(0, trainer.state)
+    groups, _, activations, _ = trainer.loop.source.batch(0, trainer.state)
     assert activations is None
     trainer.loop.updater.gradient(groups, generation_tokens=1.0)
     for group in groups:

@@ -159,7 +159,7 @@ def length(completions: list[Any], **_: Any) -> list[float]:
 def test_a_process_run_credits_steps_and_logs_outcomes_beside(tmp_path: Path) -> None:
     settings = {"step_pattern": "[+=-]", "log_completions": 4, "max_steps": 1, "reward_clip": None}
     run = trainer(tmp_path, "grpo_process", [digits, length], **settings)
-    groups, metrics, _ = run.loop.source.batch(0, run.state)
+    groups, metrics, *_ = run.loop.source.batch(0, run.state)
     assert isinstance(groups[0], Group) and groups[0].steps is not None
     for group in groups:
         scores = [x for steps in group.steps or [] for x in steps.rewards]
@@ -205,11 +205,11 @@ def rare(completions: list[Any], **_: Any) -> list[float]:
 
 def test_dynamic_sampling_fills_the_batch_with_groups_that_differ(tmp_path: Path) -> None:
     plain = trainer(tmp_path, "grpo", rare)
-    before, _, _ = plain.loop.source.batch(0, plain.state)
+    before, *_ = plain.loop.source.batch(0, plain.state)
     silent = sum(has_equal_rewards(group) for group in before)
     assert 0 < silent <= 3
     run = trainer(tmp_path, "grpo", rare, dynamic_sampling=True, max_sampling_rounds=50)
-    groups, metrics, _ = run.loop.source.batch(0, run.state)
+    groups, metrics, *_ = run.loop.source.batch(0, run.state)
     assert len(groups) == 3 and not any(has_equal_rewards(group) for group in groups)
     assert metrics["sampling/frac_kept_groups"] == 1 and metrics["sampling/rounds"] > 1
     assert len({str(group.row.prompt) for group in groups}) == 3
@@ -224,7 +224,7 @@ def test_dynamic_sampling_stops_at_its_bound_and_at_the_datas_end(tmp_path: Path
 
     for settings, rounds in (({"max_sampling_rounds": 3}, 3), ({"train_dataset": TRAIN[:5]}, 2)):
         run = trainer(tmp_path, "grpo", same, dynamic_sampling=True, **settings)
-        groups, metrics, _ = run.loop.source.batch(0, run.state)
+        groups, metrics, *_ = run.loop.source.batch(0, run.state)
         assert len(groups) == 3 and metrics["sampling/frac_kept_groups"] == 0 and metrics["sampling/rounds"] == rounds
     run = trainer(tmp_path, "grpo_process", lambda steps: [[1.0] * len(s) for s in steps], dynamic_sampling=True)
     assert all(has_equal_rewards(group) for group in run.loop.source.batch(0, run.state)[0])
@@ -239,7 +239,7 @@ def test_completions_without_rewarded_steps_have_no_advantage(tmp_path: Path) ->
         ]
 
     run = trainer(tmp_path, "grpo_process", [some, length], step_pattern="[0-9]")
-    groups, metrics, _ = run.loop.source.batch(0, run.state)
+    groups, metrics, *_ = run.loop.source.batch(0, run.state)
     judged = [[bool(a.any()) for a in group.advantages] for group in groups]
     assert any(judged[0][::2]) and not any(judged[0][1::2]) and not any(any(row) for row in judged[1:])
     assert metrics["steps/count"] > 0 and "steps/reward" in metrics

@@ -25,10 +25,19 @@ EVERY = [*ranks_program.RUNS, *ranks_program.OTHERS, "gradients"]
 TIMES = ("seconds", "tokens_per_second")
 
 
-def completions(folder: Path) -> list[tuple[int, str]]:
-    path = folder / "completions.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [(row["step"], row["completion"]) for row in map(json.loads, lines)]
+def recorded(folder: Path, name: str) -> list[Any]:
+    """The lines of a record that are texts and whole numbers, and of groups the texts."""
+    path = folder / name
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    rows = [json.loads(line) for line in lines if line]
+    return [
+        {
+            "texts": [each["text"] for each in row.get("completions", [])],
+            "measured": [sorted(each) for each in row.get("completions", [])],
+            **{key: row.get(key) for key in ("step", "row", "group", "index", "completion", "n", "right", "prompt")},
+        }
+        for row in rows
+    ]
 
 
 def assert_alike(alone: Path, together: Path, name: str) -> None:
@@ -43,7 +52,8 @@ def assert_alike(alone: Path, together: Path, name: str) -> None:
                 continue
             close = math.isclose(row[key], value, rel_tol=5e-3, abs_tol=2e-5)
             assert close, f"{name}, step {row['step']}, {key}: {row[key]} instead of {value}"
-    assert completions(together) == completions(alone), name
+    for file in ("completions.jsonl", "groups.jsonl", "rows.jsonl"):
+        assert recorded(together, file) == recorded(alone, file), (name, file)
 
 
 def compare(folder: Path, names: list[str], counts: tuple[int, ...]) -> None:

@@ -443,3 +443,17 @@ def test_secrets_are_in_no_file_of_a_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 def keyed(completions: list[Any], api_key: str, max_tokens: int, **_: Any) -> list[float]:
     return digits(completions)
+
+
+def test_records_with_strange_lines_are_resumed_from(run: Path, whole: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        first, *others = (run / name).read_bytes().split(b"\n")
+        strange = [b"a note", b"[1]", b'{"step": "two"}', b"\xff\xfe", b""]
+        cut_letter = '{"step": 9, "completion": "ä'.encode()[:-1]
+        (run / name).write_bytes(b"\n".join([first, *strange, *others[:-1], cut_letter]))
+    (run / "checkpoint-4").rename(run.parent / "gone")
+    (run / "partial-4").mkdir()
+    trainer(run).train(resume_from_checkpoint=True)
+    assert_same_end(run, whole)
+    assert "metrics.jsonl: 4 lines are no rows of a run and are left out, first line 2" in caplog.text
+    assert (run / "completions.jsonl").read_bytes() == (whole / "completions.jsonl").read_bytes()

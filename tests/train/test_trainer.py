@@ -178,7 +178,7 @@ def test_tiny_batches_run_with_whole_groups(tmp_path: Path, caplog: pytest.LogCa
         )
     assert "each step: 1 prompts x 8 completions = 8 completions" in caplog.text
     assert "beta" not in caplog.text and "num_generations: 8 (paper: 64)" in caplog.text
-    groups, _, _ = trainer.loop.source.batch(0, trainer.state)
+    groups, *_ = trainer.loop.source.batch(0, trainer.state)
     assert [len(group.completions) for group in groups] == [8]
 
 

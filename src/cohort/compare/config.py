@@ -313,5 +313,13 @@ def settings_of(run: RunConfig, config: TrainingConfig, **more: Any) -> dict[str
     return {**run.model_dump(mode="json", exclude={"method", "reward_funcs"}), **values, **more}
 
 
-UNIMPORTANT = ("save_steps", "save_total_limit", "logging_steps", "log_completions", "token_budget", "max_rows")
+UNIMPORTANT = (
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "log_completions",
+    "logged_groups",
+    "token_budget",
+    "max_rows",
+)
 """Keys that do not change the result."""

@@ -171,6 +171,9 @@ class TrainingConfig(ShardingConfig, SavingConfig):
         default_factory=list, description="Trackers beside metrics.jsonl and the plots: tensorboard."
     )
     logging_dir: str | None = Field(None, description="Folder of the trackers' files. None: runs/ in output_dir.")
+    logged_groups: int = Field(
+        1, ge=0, description="Whole groups of each batch in groups.jsonl, of demonstrations and pairs too."
+    )
     profile: bool = Field(
         False, description="Trace two steps: trace.json for Perfetto and profile.txt in output_dir, printed too."
     )

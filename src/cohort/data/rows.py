@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def as_rows(dataset: Any, most: int = 0) -> list[Row]:
             "the dataset is an IterableDataset, which has no length: set max_steps, and give an eval_dataset as a list"
         )
     return load_rows(dataset)
+
+
+def numbered(rows: list[Row]) -> list[Row]:
+    """The rows with their places in the training data."""
+    return [replace(row, number=i) for i, row in enumerate(rows)]
 
 
 def _name(spec: Any) -> str:

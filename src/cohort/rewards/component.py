@@ -21,7 +21,7 @@ Bounds = tuple[float, float]
 TAKEN = frozenset(
     {
         *("step", "why", "prompt", "completion", "tokens", "truncated", "reward", "advantage", "columns"),
-        *("step_rewards", "extra", "samples", "loss", "teacher_kl", "problem", "sample"),
+        *("step_rewards", "extra", "samples", "loss", "teacher_kl", "problem", "sample", "row", "group", "index"),
     }
 )
 """What completions.jsonl, held_out.jsonl and held-out metrics (`eval/...`) have beside the scores of rewards."""

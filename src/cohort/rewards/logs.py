@@ -28,6 +28,10 @@ OWN_METRICS = frozenset(
 _OWN_FAMILIES = re.compile(r"(critic|eval|guard|seconds)/.*|rewards/.+/(mean|std|clipped_ratio|gated_ratio)", re.DOTALL)
 
 
+SPAN = "span"
+"""The column in which a reward function logs which characters of each completion it read."""
+
+
 class Logs:
     """Collects what reward functions pass to log_metric and log_extra while one batch is scored."""
 
@@ -45,6 +49,9 @@ class Logs:
             plain = _column(reward, column, values, self._rows)
             # Several functions may name a column alike: the later ones' have the function's name before it.
             key = column if self._owners.setdefault(column, reward) == reward else f"{reward}/{column}"
+            if column == SPAN:
+                _check_spans(reward, plain)
+                key = f"{reward}/{SPAN}"  # the first one's too: the record must know whose it is
             self.extra[key] = plain
 
         def log_metric(metric: str, value: float) -> None:
@@ -108,6 +115,16 @@ def _column(reward: str, column: str, values: Any, rows: int) -> list[Any]:
             f"reward function {reward!r} gave log_extra values of {column!r} that cannot be written as JSON: {error}"
         ) from None
     return plain
+
+
+def _check_spans(reward: str, values: list[Any]) -> None:
+    for value in values:
+        pair = isinstance(value, list) and len(value) == 2 and all(type(place) is int for place in value)
+        if value is not None and not (pair and 0 <= value[0] <= value[1]):
+            raise UserError(
+                f"reward function {reward!r} gave log_extra the {SPAN} {_start(value)}: give [start, end], the "
+                "characters of the completion that it read, or None"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ FUTURE = {
     "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps", "on_nonfinite", "max_nonfinite_updates", "token_budget",
     "max_rows", "use_cpu", "gradient_checkpointing", "fast_paths", "distributed",
     "fsdp_param_dtype", "fsdp_offload", "trust_remote_code", "allow_pickle", "logging_steps",
-    "log_completions", "report_to", "profile", "save_strategy", "save_steps",
+    "log_completions", "logged_groups", "report_to", "profile", "save_strategy", "save_steps",
     "save_minutes", "save_only_model", "save_total_limit", "keep_best", "push_to_hub",
     "hub_model_id", "hub_private_repo", "eval_strategy", "eval_steps", "eval_on_start",
     "num_generations_eval", "eval_temperature", "early_stopping_patience", "overlap_rewards",

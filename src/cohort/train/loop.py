@@ -16,10 +16,12 @@ from cohort.config import TrainingConfig
 from cohort.policy import ranks
 from cohort.train import sharded
 from cohort.train.learners import Learners, StepUpdater
-from cohort.train.nonfinite import keep_batch
+from cohort.train.measured import choose
+from cohort.train.nonfinite import count_skipped, keep_batch
 from cohort.train.output import checkpoint, folders
 from cohort.train.output.checkpoint import Companion, Progress
 from cohort.train.output.environment import record_start
+from cohort.train.output.group_record import About
 from cohort.train.output.record import RECORDS, Recorder, rounded
 from cohort.train.ranks import require_same_batch
 from cohort.train.saving import Best, SavingClock
@@ -44,6 +46,7 @@ class Loop:
         state: TrainerState,
         callbacks: list[Any],
         evaluator: Callable[[TrainerState], dict[str, float]] | None = None,
+        about: About | None = None,
     ):
         self.learners, self.source, self.config, self.state = learners, source, config, state
         self.callbacks, self.evaluator, self.control = callbacks, evaluator, TrainerControl()
@@ -54,7 +57,7 @@ class Loop:
         learning_rate_factor(0, 1, config)  # raises UserError for bad schedule settings before anything is sampled
         self.progress = Progress(token_budget=config.token_budget, batch_size=config.batch_size)
         self.output_dir = Path(config.output_dir)
-        self.recorder = Recorder(self.output_dir, writes=ranks.is_main())
+        self.recorder = Recorder(self.output_dir, ranks.is_main(), about)
         self.clock = SavingClock(None if config.save_strategy == "no" else config.save_minutes)
         self.best = Best(self.output_dir, config.keep_best)
         self.asked = Asked()
@@ -101,6 +104,7 @@ class Loop:
         if ranks.is_main():
             folders.leave_behind(self.output_dir, self.progress.step, RECORDS)
         self.recorder.start(self.progress.step)
+        self.recorder.settings(self.config)
         if ranks.is_main():
             record_start(self.output_dir, self.resumed_from)
         self.best.start(self.progress.step)
@@ -188,9 +192,9 @@ class Loop:
         index, use = divmod(progress.step, self.updates_per_batch)
         activations = None
         if progress.batch is None:
-            progress.batch, progress.batch_metrics, activations = self.source.batch(index, self.state)
+            progress.batch, progress.batch_metrics, activations, dropped = self.source.batch(index, self.state)
             progress.num_tokens += sum(group.tokens for group in progress.batch)
-            self.recorder.completions(progress.step + 1, progress.batch, self.config.logged_completions)
+            self._record_batch(progress.batch, dropped)
         groups = self._part(progress.batch, use % self.parts_of_batch)
         generation_tokens = float(active_lengths(progress.batch, self.config).sum()) / self.parts_of_batch
         factor = learning_rate_factor(progress.step, self.total, self.config)
@@ -200,7 +204,7 @@ class Loop:
             update = self.updater.step(groups, generation_tokens, rate, activations)
             for companion in self.companions:
                 update |= companion.step(groups, generation_tokens, factor)
-        self._count_skipped(update)
+        count_skipped(progress, bool(update.get("update_skipped")), self.config)
         ended = time.perf_counter()
         metrics = {**(progress.batch_metrics or {}), **update, "learning_rate": rate}
         metrics["seconds/update"] = ended - before_update
@@ -211,6 +215,7 @@ class Loop:
             metrics |= self.learners.health.movement(groups, progress.step, rising)
         metrics["tokens_per_second"] = sum(group.tokens for group in groups) / (ended - started)
         progress.step += 1
+        self.recorder.groups(progress.step, [group for group in groups if isinstance(group, Group)], self.config)
         progress.token_budget, progress.updater = self.updater.token_budget, self.updater.state
         if progress.step % self.updates_per_batch == 0:
             progress.batch = progress.batch_metrics = None
@@ -222,21 +227,17 @@ class Loop:
         step = self.state.global_step = self.progress.step
         self.state.epoch = step / self.updates_per_batch * self.source.per_batch / self.source.size
 
-    def _count_skipped(self, update: dict[str, float]) -> None:
-        """Keep the batch of an update that was left out. Raises NotFinite after too many in a row."""
-        progress, limit = self.progress, self.config.max_nonfinite_updates
-        progress.skipped = progress.skipped + 1 if update.get("update_skipped") else 0
-        if progress.skipped >= limit:
-            raise NotFinite(f"{limit} updates in a row were left out (max_nonfinite_updates)")
-        if not (progress.skipped and ranks.is_main()):
-            return
-        kept = keep_batch(self.output_dir, progress.step + 1, progress.batch or [])
-        if kept is not None:
-            log.warning("the batch of the update that was left out is in %s", kept)
-
     def _part(self, batch: list[Group], index: int) -> list[Group]:
         size = math.ceil(len(batch) / self.parts_of_batch)
         return batch[index * size : (index + 1) * size]
+
+    def _record_batch(self, batch: list[Any], dropped: Sequence[Group]) -> None:
+        """Record a new batch; what its first update says of some groups is recorded after it. A reward model's batches
+        have no groups."""
+        step, groups = self.progress.step + 1, [group for group in batch if isinstance(group, Group)]
+        self.recorder.completions(step, groups, self.config.logged_completions)
+        self.recorder.rows(step, groups, dropped)
+        choose(self._part(groups, 0), self.config.logged_groups)
 
     def _record(self, metrics: dict[str, float]) -> dict[str, float]:
         """Write a row of metrics.jsonl and return it."""

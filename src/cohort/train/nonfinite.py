@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cohort.config import TrainingConfig
+from cohort.policy import ranks
+from cohort.train.output.checkpoint import Progress
 from cohort.train.output.groups import plain
-from cohort.types import Group
+from cohort.types import Group, NotFinite
+
+log = logging.getLogger("cohort")
 
 FOLDER = "nonfinite"
 MOST = 5
@@ -26,6 +32,17 @@ def keep_batch(output_dir: Path, step: int, groups: Sequence[Any]) -> Path | Non
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(batch, indent=1, default=str), encoding="utf-8")
     return path
+
+
+def count_skipped(progress: Progress, skipped: bool, config: TrainingConfig) -> None:
+    """Count the updates in a row that were left out, and keep their batches. Raises NotFinite after too many."""
+    progress.skipped = progress.skipped + 1 if skipped else 0
+    if progress.skipped >= config.max_nonfinite_updates:
+        raise NotFinite(f"{progress.skipped} updates in a row were left out (max_nonfinite_updates)")
+    if skipped and ranks.is_main():
+        kept = keep_batch(Path(config.output_dir), progress.step + 1, progress.batch or [])
+        if kept is not None:
+            log.warning("the batch of the update that was left out is in %s", kept)
 
 
 def _advantages(group: Group) -> list[float | None]:

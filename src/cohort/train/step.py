@@ -17,6 +17,7 @@ from cohort.policy.fast.activations import ActivationStore
 from cohort.policy.memory import retry_smaller
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Pack, Part, micro_batches
+from cohort.train import measured
 from cohort.train.chosen_tokens import ByCompletion, most_uncertain, selected
 from cohort.train.critic import SharedCritic
 from cohort.train.entropy import EntropyWeight
@@ -147,6 +148,8 @@ class _Pass:
         self.learning = float(active_lengths(groups, self.config).sum())
         """The number of tokens that are trained in the step."""
         self.sums = Sums()
+        self.entropies: dict[tuple[int, int], Tensor] = {}
+        """Of the completions that this rank has passed."""
 
     def run(self) -> dict[str, float]:
         self._choose_tokens()
@@ -161,8 +164,10 @@ class _Pass:
         for g, group in enumerate(self.groups):
             if self.on_policy[g]:
                 group.old_logprobs = [recorded.get((g, r), c.logprobs) for r, c in enumerate(group.completions)]
-        if ranks.is_main():
-            self._log_entropy_left_out({(part.group, r) for part in parts for r in part.rows})
+        measured.note(self.groups, recorded, self.entropies)
+        left_out = measured.left_out(self.groups, parts) if isinstance(self.config, OnlineConfig) else []
+        if left_out and ranks.is_main():
+            self.sums.log({"entropy": -self._gather(left_out)})
         totals = added(ranks.gather(self.sums.totals(), "the update's metrics"))
         metrics, objective = totals.metrics(), totals.objective
         if self.balance is not None:
@@ -184,16 +189,6 @@ class _Pass:
                 known = self._known(micro) if len(micros) == 1 else None
                 recorded.update(self._backward(micro, i, known))
         return recorded
-
-    def _log_entropy_left_out(self, passed: set[tuple[int, int]]) -> None:
-        """Log -log p of the tokens that the pass left out, an unbiased estimate of their entropy by their own sampling,
-        so that `entropy` is a mean over all sampled tokens, also of groups without spread."""
-        if not isinstance(self.config, OnlineConfig):
-            return
-        every = ((g, r, c) for g, group in enumerate(self.groups) for r, c in enumerate(group.completions))
-        left_out = [-completion.logprobs for g, r, completion in every if (g, r) not in passed]
-        if left_out:
-            self.sums.log({"entropy": self._gather(left_out)})
 
     def _choose_tokens(self) -> None:
         share, select = self.config.trained_fraction, self.method.selects(self.config)
@@ -263,6 +258,7 @@ class _Pass:
         with policy.autocast():
             grad_N, entropies_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
         self.sums.log({"entropy": entropies_N})
+        self.entropies.update(zip(rows, entropies_N.split(lengths), strict=True))
         if self.entropy.state:
             kept_N = None if self.kept is None else self._gather([self.kept[row] for row in rows]).bool()
             self.sums.log({"entropy/trained": entropies_N if kept_N is None else entropies_N[kept_N]})

@@ -19,7 +19,7 @@ from cohort.config import (
     easily_misread,
 )
 from cohort.data.configured import require_held_out
-from cohort.data.rows import as_rows
+from cohort.data.rows import as_rows, numbered
 from cohort.data.templates import prepared
 from cohort.evaluation.evaluate import Evaluation, evaluate
 from cohort.methods.method import Method
@@ -48,6 +48,7 @@ from cohort.train.monitors.health import Health
 from cohort.train.monitors.slow_rewards import SlowRewards
 from cohort.train.output import hub, manifest
 from cohort.train.output.card import describe, write_card
+from cohort.train.output.group_record import About
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
@@ -105,7 +106,7 @@ class Trainer:
         self.args = config = with_weights(config, self.rewards)
         require_folder(config.output_dir)
         # Data first: its mistakes are told before a model is loaded.
-        rows = as_rows(train_dataset, config.max_steps * config.batch_size)
+        rows = numbered(as_rows(train_dataset, config.max_steps * config.batch_size))
         eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)
         require_held_out(eval_rows, config)
         require_usable(self.method, config, self.rewards, rows, eval_rows)
@@ -141,6 +142,7 @@ class Trainer:
             self.state,
             self._callbacks(callbacks or ()),
             self._evaluate_and_record if eval_rows else None,
+            About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
         )
         self._announce()
 

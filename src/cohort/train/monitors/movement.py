@@ -9,6 +9,7 @@ from cohort.config import TrainingConfig
 from cohort.formulas.divergence import k2
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part, micro_batches
+from cohort.train.measured import note_after
 from cohort.types import Group
 
 MOST = 512
@@ -35,6 +36,7 @@ def movement(policy: Policy, groups: list[Group], config: TrainingConfig) -> flo
     if not parts:
         return None
     logprobs = policy.logprobs(micro_batches(parts, config.token_budget), config.training_temperature)
+    note_after(groups, logprobs)
     now = torch.cat([logprobs[part.group, r] for part in parts for r in part.rows])
     # Below temperature 1 a log-probability moves 1 / temperature times as far as the logits.
     return float(k2(now, torch.cat(old)).value_N.mean()) * min(1.0, config.training_temperature) ** 2

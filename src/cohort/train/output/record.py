@@ -1,5 +1,4 @@
-"""A run's records: metrics.jsonl, completions.jsonl, held_out.jsonl, warnings.jsonl, how it ended, and the folder they
-are in."""
+"""A run's records and the folder they are in. docs/run-folder.md describes the files."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +16,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from cohort.config import OnlineConfig, TrainingConfig
 from cohort.evaluation.evaluate import Evaluation
 from cohort.rewards.component import column_of
 from cohort.rollouts.notable import notable
+from cohort.train.output import lines
+from cohort.train.output.card import without_secrets
+from cohort.train.output.group_record import About, group_line, last_turn, row_line
 from cohort.types import Group, UserError
 
 log = logging.getLogger("cohort")
@@ -29,12 +33,21 @@ HELD_OUT = "held_out.jsonl"
 """The completions of each evaluation, HELD_OUT_ROWS at most."""
 HELD_OUT_ROWS = 1000
 """Rows that an evaluation adds to held_out.jsonl, so that a long run's file does not fill the disk."""
+GROUPS = "groups.jsonl"
+"""Whole groups, a few of each batch."""
+ROWS = "rows.jsonl"
+"""Each visit of a row of the training data, and how many completions were right."""
 WARNINGS = "warnings.jsonl"
+SETTINGS = "settings.json"
+"""The configuration with all defaults."""
 ENDED = "ended.json"
 """At which step the run ended, of how many, and by what."""
 SAMPLES = "samples.jsonl"
 """Samples of the starting model, for methods that sample once."""
-RECORDS = (METRICS, COMPLETIONS, HELD_OUT, WARNINGS, ENDED, "environment.json", "best.json", "nonfinite")
+APPENDED = (METRICS, COMPLETIONS, HELD_OUT, GROUPS, ROWS, WARNINGS)
+THINNED = (COMPLETIONS, HELD_OUT, GROUPS, ROWS)
+"""Files that lose older steps where they grow beyond a limit."""
+RECORDS = (*APPENDED, SETTINGS, ENDED, "environment.json", "best.json", "nonfinite")
 MODEL = ("model*.safetensors*", "adapter_model*.safetensors*", "adapter_config.json")
 """A model's weights. They are moved aside with an earlier run, since with an adapter beside a whole model it would be
 unclear which is meant."""
@@ -42,12 +55,16 @@ unclear which is meant."""
 
 class Recorder:
     """Appends rows to the run's files. A row is written when the call returns. With `writes=False`, as on other ranks
-    than 0, nothing is written."""
+    than 0, nothing is written. Without `about` there are no whole groups and no history of rows."""
 
-    def __init__(self, output_dir: str | Path, writes: bool = True):
-        self.folder, self.writes = Path(output_dir), writes
+    def __init__(self, output_dir: str | Path, writes: bool = True, about: About | None = None):
+        self.folder, self.writes, self.about = Path(output_dir), writes, about
         self.held_out_cut = False
         """Whether it has been told that held_out.jsonl lacks some prompts."""
+        self.thinned: set[str] = set()
+        """Files of which it has been told that they are thinned."""
+        self.seen: set[int | None] = set()
+        """Rows whose prompt is in rows.jsonl."""
 
     def start(self, step: int) -> None:
         """Prepare the folder for a run that continues after `step`. At 0 the records of an earlier run are moved aside,
@@ -60,8 +77,9 @@ class Recorder:
             move_aside(self.folder, RECORDS)
         else:
             (self.folder / ENDED).unlink(missing_ok=True)
-            for name in (METRICS, COMPLETIONS, HELD_OUT, WARNINGS):
-                self._cut(self.folder / name, step)
+            for name in APPENDED:
+                lines.cut(self.folder / name, step)
+            self._look_for_prompts()
 
     def metrics(self, row: dict[str, Any]) -> None:
         self._append(METRICS, row)
@@ -77,6 +95,9 @@ class Recorder:
                 COMPLETIONS,
                 {
                     "step": step,
+                    "row": group.row.number,
+                    "group": g,
+                    "index": i,
                     "why": why,
                     "prompt": group.row.prompt,
                     "completion": completion.text,
@@ -90,6 +111,35 @@ class Recorder:
                     **({} if group.steps is None else {"step_rewards": group.steps[i].rewards}),
                 },
             )
+
+    def rows(self, step: int, groups: Sequence[Group], dropped: Sequence[Group]) -> None:
+        """Write a line for each group that was sampled: of the batch, and `dropped`."""
+        if not self.writes or self.about is None:
+            return
+        written, rules = [], self.about.rules()
+        for g, group in [*enumerate(groups), *((None, group) for group in dropped)]:
+            row = row_line(step, g, group, rules)
+            if group.row.number not in self.seen or group.row.number is None:
+                row["prompt"] = last_turn(group.row.prompt)
+                self.seen.add(group.row.number)
+            written.append(row)
+        self._append(ROWS, *written)
+
+    def groups(self, step: int, groups: Sequence[Group], config: TrainingConfig) -> None:
+        """Write the groups that the update has measured, once."""
+        sampled = isinstance(config, OnlineConfig)
+        for g, group in enumerate(groups):
+            if group.measured is not None and self.writes and self.about is not None:
+                self._append(GROUPS, group_line(step, g, group, self.about, sampled))
+            group.measured = None
+
+    def settings(self, config: TrainingConfig) -> None:
+        """Write the configuration with all defaults."""
+        facts = {} if self.about is None else self.about.settings()
+        if self.writes:
+            settings = without_secrets({**facts, **config.model_dump(mode="json")})
+            text = json.dumps(settings, ensure_ascii=False, indent=1, default=str)
+            (self.folder / SETTINGS).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def held_out(self, step: int, evaluation: Evaluation) -> None:
         """Write the completions of an evaluation's first prompts with their scores, of at most HELD_OUT_ROWS unless one
@@ -141,25 +191,33 @@ class Recorder:
     def _append(self, name: str, *rows: dict[str, Any]) -> None:
         if not self.writes:
             return
-        # A lone surrogate, which a text from the data may hold, is written as the escape that JSON has for it.
-        with open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        path = self.folder / name
+        if lines.append(path, rows, durable=name == METRICS) > lines.LIMIT and name in THINNED:
+            if name not in self.thinned:
+                self.thinned.add(name)
+                log.info(
+                    "%s has reached %d MiB: half of its older half's steps are dropped, now and each time that it "
+                    "does; what stays is spread over the whole run",
+                    name,
+                    lines.LIMIT // 2**20,
+                )
+            lines.thin(path, _with_prompts if name == ROWS else lines.as_they_are)
+            if name == ROWS:
+                self._look_for_prompts()
 
-    def _cut(self, path: Path, step: int) -> None:
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # a kill in mid-write leaves half a line, always after the checkpoint
-                break
-            # Evaluations before the first step are rows of step 0 and stay.
-            if row["step"] <= step:
-                kept.append(line)
-        whole = path.with_suffix(".partial")
-        whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        whole.replace(path)
+    def _look_for_prompts(self) -> None:
+        self.seen = {row.get("row") for row in lines.rows(self.folder / ROWS) if "prompt" in row}
+
+
+def _with_prompts(dropped: list[str], kept: list[str]) -> list[str]:
+    """The lines of rows.jsonl that stay. A row's prompt, which its first line has, goes to the first that stays."""
+    prompts = {row["row"]: row["prompt"] for row in map(json.loads, dropped) if "prompt" in row}
+    result = []
+    for text in kept:
+        row = json.loads(text) if prompts else {}
+        prompt = prompts.pop(row["row"], None) if row.get("row") is not None else None
+        result.append(text if prompt is None else lines.line({**row, "prompt": prompt}).rstrip("\n"))
+    return result
 
 
 class _Keeper(logging.Handler):
@@ -188,8 +246,11 @@ def move_aside(folder: Path, names: Sequence[str]) -> None:
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
-    """Eight significant digits: enough to compare runs, short enough to read."""
-    return {k: v if not isinstance(v, float) or not math.isfinite(v) else float(f"{v:.8g}") for k, v in values.items()}
+    """Eight significant digits: enough to compare runs, short enough to read. Rows, which a run keeps, share keys."""
+    return {
+        sys.intern(k): v if not isinstance(v, float) or not math.isfinite(v) else float(f"{v:.8g}")
+        for k, v in values.items()
+    }
 
 
 def make_folder(folder: Path) -> None:

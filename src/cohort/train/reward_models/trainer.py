@@ -30,6 +30,7 @@ from cohort.train.loop import Loop
 from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint, hub, manifest
 from cohort.train.output.card import describe, write_card
+from cohort.train.output.group_record import About
 from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
@@ -114,6 +115,7 @@ class RewardTrainer:
             self.state,
             [*stopping, *instantiate_callbacks(callbacks or ()), *(trackers(config) if ranks.is_main() else [])],
             self._evaluate if held_out else None,
+            About(self._method(), self.base_model, self.reward_model.tokenizer),
         )
 
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
@@ -197,14 +199,17 @@ class RewardTrainer:
         """Loss, accuracy and statistics of the scores on the held-out data."""
         return self._evaluate(self.state)
 
+    def _method(self) -> str:
+        return "process_reward_model" if isinstance(self.args, ProcessRewardConfig) else "reward_model"
+
     def save_model(self, output_dir: str | None = None) -> None:
         """Save a transformers directory, or a peft adapter, with tokenizer and model card. Its path can be named as a
         reward."""
         folder = Path(output_dir or self.args.output_dir)
         checkpoint.save_policy(self.reward_model, folder)
-        method = "process_reward_model" if isinstance(self.args, ProcessRewardConfig) else "reward_model"
         write_card(
-            folder, describe(method, self.base_model, self.rows, [], self.args, self.reward_model.peft is not None)
+            folder,
+            describe(self._method(), self.base_model, self.rows, [], self.args, self.reward_model.peft is not None),
         )
 
     def push_to_hub(self, commit_message: str = "Upload the model") -> str:

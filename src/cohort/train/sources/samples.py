@@ -63,7 +63,9 @@ class Samples:
         if config.takes_one_advantage:
             self._require_one_advantage(groups)
         self.health.see(groups, state.global_step + 1)
-        return Batch(groups, metrics, activations)
+        used = set(map(id, groups))
+        dropped = [group for each in rounds for group in each.groups if id(group) not in used]
+        return Batch(groups, metrics, activations, dropped)
 
     def _require_one_advantage(self, groups: list[Group]) -> None:
         """Raise UserError where tokens of a completion have advantages of their own, which the loss would average."""

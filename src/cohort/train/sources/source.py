@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +62,8 @@ class Batch(NamedTuple):
     """What to log of the batch."""
     activations: ActivationStore | None = None
     """Of sampling, for the first update on the batch."""
+    dropped: Sequence[Group] = ()
+    """Sampled and rewarded too, and not in the batch."""
 
 
 class Source(Protocol):
