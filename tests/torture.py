@@ -1,6 +1,6 @@
 """`python tests/torture.py [--kills 15] [--seed 0] [KIND ...]`: kills runs by SIGKILL, at random instants and at random
-file operations, resumes each, and compares its end with that of an undisturbed run. Prints a line for each kind, and
-exits with 1 where an end differs.
+file operations, resumes each, and compares its end with that of an undisturbed run, which must write nothing outside
+its folder. Prints a line for each kind, and exits with 1 where an end differs.
 
 Each run is a forked process, since imports take longer than the runs."""
 
@@ -38,10 +38,11 @@ def train(folder: Path, kind: str) -> None:
 
 
 class FileOperations:
-    """Counts what changes files, and kills the process before one of them."""
+    """Counts what changes files, notes those outside a folder, and kills the process before one of them."""
 
-    def __init__(self, deadly: int = 0):
-        self.count, self.deadly = 0, deadly
+    def __init__(self, deadly: int = 0, folder: Path | None = None):
+        self.count, self.deadly, self.folder = 0, deadly, folder
+        self.outside: set[str] = set()
         sys.addaudithook(self.see)
 
     def see(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -50,6 +51,11 @@ class FileOperations:
         if event == "open" and (not isinstance(arguments[1], str) or not set(arguments[1]) & set("wax+")):
             return
         self.count += 1
+        path = arguments[0]
+        if self.folder is not None and event in ("open", "os.mkdir", "os.rename"):
+            place = Path(os.fsdecode(path)).absolute()
+            if not place.is_relative_to(self.folder) and not place.is_relative_to("/dev"):
+                self.outside.add(str(place))
         if self.count == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -86,8 +92,10 @@ def undisturbed(folder: Path, kind: str) -> tuple[float, int]:
     counted = folder.with_name("operations")
 
     def work() -> None:
-        operations = FileOperations()
+        operations = FileOperations(folder=folder.parent)
         train(folder, kind)
+        if operations.outside:
+            raise RuntimeError(f"written outside of output_dir: {sorted(operations.outside)}")
         counted.write_text(str(operations.count))
 
     started = time.monotonic()

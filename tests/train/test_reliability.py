@@ -457,3 +457,30 @@ def test_records_with_strange_lines_are_resumed_from(run: Path, whole: Path, cap
     assert_same_end(run, whole)
     assert "metrics.jsonl: 4 lines are no rows of a run and are left out, first line 2" in caplog.text
     assert (run / "completions.jsonl").read_bytes() == (whole / "completions.jsonl").read_bytes()
+
+
+class ShortOfMemory:
+    """Raises where a pass of a policy has more tokens than there is memory for, as torch does."""
+
+    def __init__(self, policy: Any, most: int):
+        self.policy, self.most, self.refused = policy, most, 0
+        self.logprobs = policy.logprobs
+
+    def __call__(self, batches: Any, temperature: float) -> Any:
+        micros = list(batches)
+        if max(sum(part.tokens for part in micro) for micro in micros) > self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.logprobs(micros, temperature)
+
+
+def test_scoring_goes_on_with_smaller_micro_batches_where_memory_runs_out(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = trainer(tmp_path)
+    frozen = short.online_reference.frozen
+    frozen.logprobs = ShortOfMemory(frozen, 60)
+    short.train()
+    assert frozen.logprobs.refused and "out of memory while scoring under the reference: going on with" in caplog.text
+    for row, expected in zip(rows_of(tmp_path), rows_of(whole), strict=True):
+        assert row["kl"] == pytest.approx(expected["kl"], abs=1e-5)

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cohort.policy.memory import is_out_of_memory, retry_smaller
-from cohort.policy.packed.pack import Part
+from cohort.policy.packed.pack import Part, micro_batches
 from cohort.types import UserError
 from cohort.world import local_rank, rank, world_size
 
@@ -217,6 +217,22 @@ def union(parts: Sequence[Part], compute: Callable[[list[Part]], Mapping[Key, Va
     if count() == 1:
         return dict(compute(list(parts)))
     return joined(together(lambda: compute(dealt(parts)), what), what)
+
+
+def scored(
+    parts: Sequence[Part],
+    score: Callable[[Iterable[list[Part]]], Mapping[Key, Value]],
+    token_budget: int,
+    what: str,
+) -> dict[Key, Value]:
+    """The function's results for all parts, each rank computing its own in micro-batches of at most so many tokens.
+    Where memory runs out on one rank, all go on with half as many."""
+
+    def run(size: int) -> dict[Key, Value]:
+        return union(parts, lambda own: score(micro_batches(own, size)), what)
+
+    message = f"out of memory while {what}: going on with micro-batches of %d tokens"
+    return retry_smaller(run, token_budget, lambda: 1, message)[0]
 
 
 def concatenated(own: list[T], what: str) -> list[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -68,7 +69,7 @@ class CriticUpdater:
     def attach(self, groups: list[Group]) -> dict[str, float]:
         """Set the `values` of every completion; returns metrics of the batch."""
         started = time.perf_counter()
-        values = ranks.union(_parts(groups, None), self._values, "the critic's values")
+        values = ranks.scored(_parts(groups, None), self._values, self.token_budget, "the critic scores")
         for g, group in enumerate(groups):
             group.values = [values[g, r] for r in range(len(group.completions))]
         metrics = {"seconds/values": time.perf_counter() - started}
@@ -79,14 +80,14 @@ class CriticUpdater:
         ]
         return metrics | ({"objective/kl": sum(gaps) / len(gaps)} if gaps else {})
 
-    def _values(self, parts: list[Part]) -> dict[tuple[int, int], Tensor]:
+    def _values(self, batches: Iterable[list[Part]]) -> dict[tuple[int, int], Tensor]:
         """By (group, completion), [n] estimates."""
         model = self.critic.model
         training = model.model.training
         model.model.eval()
         values: dict[tuple[int, int], Tensor] = {}
         with model.attending():
-            for micro in micro_batches(parts, self.token_budget):
+            for micro in batches:
                 pack = model.pack(micro)
                 values_N = self.critic.values(model.hidden(pack.inputs)[pack.sources_N]).cpu()
                 values.update(zip(_rows(micro), values_N.split(_lengths(micro)), strict=True))

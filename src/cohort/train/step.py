@@ -195,10 +195,9 @@ class _Pass:
         if share == 1 and select is None:
             return
         parts = [part for g in range(len(self.groups)) if (part := self._part(g, every=True)).rows]
-        budget, temperature = self.token_budget, self.temperature
 
         def of_all(measure: Callable[[Iterable[list[Part]], float], ByCompletion]) -> ByCompletion:
-            return ranks.union(parts, lambda own: measure(micro_batches(own, budget), temperature), "choosing tokens")
+            return ranks.scored(parts, lambda own: measure(own, self.temperature), self.token_budget, "choosing tokens")
 
         if share < 1:
             self.kept = most_uncertain(of_all(self.policy.entropies), share)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cohort.config import OnlineConfig, SampledConfig
 from cohort.evaluation.evaluate import evaluate
 from cohort.policy import ranks
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.packed.pack import Part
 from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.encoding import Prompt, token_ends
@@ -61,10 +62,8 @@ def logprobs_under(reference: Lent, groups: list[Group], config: SampledConfig) 
         for g, group in enumerate(groups)
     ]
     with record_function("reference"), reference() as model:
-        budget, temperature = config.token_budget, config.training_temperature
-        logprobs = ranks.union(
-            parts, lambda own: model.logprobs(micro_batches(own, budget), temperature), "scoring under the reference"
-        )
+        score = partial(model.logprobs, temperature=config.training_temperature)
+        logprobs = ranks.scored(parts, score, config.token_budget, "scoring under the reference")
     return [[logprobs[g, r] for r in range(len(group.completions))] for g, group in enumerate(groups)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from cohort.data.templates import Demonstration, encode_demonstrations
 from cohort.methods.method import Method
 from cohort.policy import ranks
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.packed.pack import Part
 from cohort.progress import track
 from cohort.train.sources.source import Batch, give_credit
 from cohort.types import Completion, Group, Row, TrainerState, UserError
@@ -69,8 +70,8 @@ class Demonstrations:
         deviation."""
         parts = self.parts()
         self.policy.model.eval()
-        budget, logprobs = self.config.token_budget, self.policy.logprobs
-        logprobs_of = ranks.union(parts, lambda own: logprobs(micro_batches(own, budget), 1.0), "evaluating")
+        score = partial(self.policy.logprobs, temperature=1.0)
+        logprobs_of = ranks.scored(parts, score, self.config.token_budget, "evaluating")
         self.policy.model.train()
         means = [float(logprobs_of[i, 0][self.trained(i)].mean()) for i in range(len(parts))]
         std = statistics.stdev(means) if len(means) > 1 else 0.0

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cohort.methods.method import Method
 from cohort.policy import ranks
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
-from cohort.policy.packed.pack import Part, micro_batches
+from cohort.policy.packed.pack import Part
 from cohort.rollouts.collect import has_equal_rewards
 from cohort.train.sources.attachments import attach_reference
 from cohort.train.sources.source import Batch, give_credit
@@ -153,8 +154,8 @@ class HeldOutPairs:
             Part(g, pair.prompt_ids, range(2), [c.ids for c in pair.completions]) for g, pair in enumerate(self.pairs)
         ]
         self.policy.model.eval()
-        budget, of = self.config.token_budget, self.policy.logprobs
-        logprobs = ranks.union(parts, lambda own: of(micro_batches(own, budget), 1.0), "evaluating")
+        score = partial(self.policy.logprobs, temperature=1.0)
+        logprobs = ranks.scored(parts, score, self.config.token_budget, "evaluating")
         self.policy.model.train()
         pairs = range(len(self.pairs))
         sums = torch.stack([torch.stack([logprobs[g, r].sum() for r in (0, 1)]) for g in pairs])
