@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_the_older_half_loses_half_of_its_steps(
     assert path.stat().st_size <= lines.LIMIT
     kept = steps(path)
     assert kept[0] == 1 and kept[-10:] == list(range(991, 1001)) and len(kept) < 45
-    gaps = [b - a for a, b in zip(kept, kept[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(kept)]
     assert max(gaps) < 300, "the whole run stays visible"
     counts = {step: sum(row["step"] == step for row in read(path)) for step in kept}
     assert set(counts.values()) == {2}, "a step's lines stay together"

@@ -160,6 +160,8 @@ class Loop:
             by = self.stopped_by if self.progress.step < self.total else "max_steps"
         except BaseException as error:
             by = type(error).__name__
+            if isinstance(error, Exception):
+                self.recorder.failed(self.progress.step + 1, error)
             raise
         finally:
             self.recorder.ended(self.progress.step, self.total, by)
