@@ -16,7 +16,7 @@ from cohort.methods.table import METHODS
 from cohort.policy.packed.pack import Part
 from cohort.rewards import RewardFunctionError
 from cohort.rewards.compose import Rewards
-from cohort.train.output.group_record import About, last_turn, row_line, significant, token_texts
+from cohort.train.output.group_record import About, _listed, last_turn, row_line, significant, token_texts
 from cohort.types import Completion, Group, Row
 from helpers import StopAfter, byte_tokenizer, digits, small_model
 
@@ -191,8 +191,13 @@ def test_right_is_what_the_first_rule_of_the_answer_says() -> None:
 
 def test_numbers_have_four_digits() -> None:
     values = (0.1234567, -1234567.0, 1e-9, 0.0, 2.0, 99999.0, -0.00012346)
-    assert [significant(x) for x in values] == [0.1235, -1235000.0, 1e-9, 0.0, 2.0, 100000.0, -0.0001235]
+    assert (
+        [significant(x) for x in values]
+        == _listed(torch.tensor(values, dtype=torch.float64))
+        == [0.1235, -1235000.0, 1e-9, 0.0, 2.0, 100000.0, -0.0001235]
+    )
     assert significant(math.nan) is significant(math.inf) is significant(None) is None
+    assert _listed(torch.tensor([math.nan, 1.0, -math.inf])) == [None, 1.0, None]
 
 
 class Pieces:

@@ -92,12 +92,12 @@ class Recorder:
     def completions(self, step: int, groups: list[Group], count: int) -> None:
         """Write `count` completions of the batch with scores and advantage: the first ones, the most rewarded, the
         strangest."""
-        for (g, i), why in notable(groups, count):
+        rows = []
+        for (g, i), why in notable(groups, count) if self.writes else ():
             group = groups[g]
             completion = group.completions[i]
             scores = {column_of(name): values[i] for name, values in group.components.items()}
-            self._append(
-                COMPLETIONS,
+            rows.append(
                 {
                     "step": step,
                     "row": group.row.number,
@@ -116,6 +116,8 @@ class Recorder:
                     **({} if group.steps is None else {"step_rewards": group.steps[i].rewards}),
                 },
             )
+        if rows:
+            self._append(COMPLETIONS, *rows)
 
     def rows(self, step: int, groups: Sequence[Group], dropped: Sequence[Group]) -> None:
         """Write a line for each group that was sampled: of the batch, and `dropped`."""
