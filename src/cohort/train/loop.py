@@ -120,11 +120,11 @@ class Loop:
     def run(self) -> None:
         """Train to the last step; evaluate, record and save on the way."""
         self.recorder.start(self.progress.step)
-        self.recorder.settings(self.config)
         with self.recorder.warnings(lambda: self.progress.step + 1), self._ending():
             self._run()
 
     def _run(self) -> None:
+        self.recorder.settings(self.config)
         self.state.max_steps, self.state.global_step = self.total, self.progress.step
         self.learners.trained.model.train()
         self._call("on_train_begin")
