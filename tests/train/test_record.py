@@ -17,6 +17,7 @@ from cohort.policy.packed.pack import Part
 from cohort.rewards import RewardFunctionError
 from cohort.rewards.compose import Rewards
 from cohort.train.output.group_record import About, _listed, last_turn, row_line, significant, token_texts
+from cohort.train.output.record import Recorder
 from cohort.types import Completion, Group, Row
 from helpers import StopAfter, byte_tokenizer, digits, small_model
 
@@ -280,3 +281,16 @@ def test_a_reward_that_raises_is_in_the_warnings_with_its_row(tmp_path: Path) ->
     assert (last["step"], last["name"], last["rows"]) == (3, "RewardFunctionError", [7])
     assert "reward function 'breaks' raised KeyError" in last["message"]
     assert json.loads((tmp_path / "ended.json").read_text())["by"] == "RewardFunctionError"
+
+
+def test_the_settings_are_recorded_without_secrets(tmp_path: Path) -> None:
+    config = GRPOConfig(
+        str(tmp_path), **{**SMALL, "max_steps": 7}, model_init_kwargs={"token": "hf_x", "dtype": "auto"}
+    )
+    recorder = Recorder(tmp_path, about=About("grpo", "m", None, Rewards([{"name": digits, "weight": 2}])))
+    recorder.start(0)
+    recorder.settings(config)
+    written = json.loads((tmp_path / "settings.json").read_text())
+    assert (written["method"], written["model"], written["rewards"]) == ("grpo", "m", {"digits": 2.0})
+    assert written["max_steps"] == 7 and written["token_budget"] == 16384 and "hf_x" not in str(written)
+    assert set(GRPOConfig.model_fields) <= set(written)

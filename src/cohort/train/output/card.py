@@ -137,16 +137,17 @@ def settings_of(config: TrainingConfig) -> dict[str, Any]:
     values = {key: values[key] for key, field in fields.items() if getattr(config, key) != _default(field)}
     if "teacher" in values:
         values["teacher"] = _public_name(values["teacher"])
-    return {key: _open(value) for key, value in values.items() if key in fields and key not in NOT_SETTINGS}
+    return {key: without_secrets(value) for key, value in values.items() if key in fields and key not in NOT_SETTINGS}
 
 
 def _default(field: Any) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def _open(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
+    """The value of a setting, without what stands under names of secrets in it."""
     if isinstance(value, dict):
-        return {key: "..." if _SECRET.search(str(key)) else _open(item) for key, item in value.items()}
+        return {key: "..." if _SECRET.search(str(key)) else without_secrets(item) for key, item in value.items()}
     return value
 
 

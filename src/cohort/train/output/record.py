@@ -21,6 +21,7 @@ from cohort.evaluation.evaluate import Evaluation
 from cohort.rewards.component import column_of
 from cohort.rollouts.notable import notable
 from cohort.train.output import lines
+from cohort.train.output.card import without_secrets
 from cohort.train.output.group_record import About, group_line, last_turn, row_line
 from cohort.types import Group, UserError
 
@@ -144,7 +145,8 @@ class Recorder:
         """Write the configuration with all defaults."""
         facts = {} if self.about is None else self.about.settings()
         if self.writes:
-            text = json.dumps({**facts, **config.model_dump(mode="json")}, ensure_ascii=False, indent=1, default=str)
+            settings = {name: without_secrets(value) for name, value in config.model_dump(mode="json").items()}
+            text = json.dumps({**facts, **settings}, ensure_ascii=False, indent=1, default=str)
             (self.folder / SETTINGS).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def held_out(self, step: int, evaluation: Evaluation) -> None:
