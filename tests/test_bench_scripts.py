@@ -45,6 +45,15 @@ def test_a_step_of_ours_is_measured_by_phases(script: Any, tmp_path: Path, tied:
         assert found["tokens"] == found["longest"] == 5
 
 
+def test_each_record_of_a_step_is_timed(script: Any, tmp_path: Path) -> None:
+    recording, workloads = script("recording"), script("workloads")
+    workload = workloads.Workload("tiny", 50, 32, 2, 4, 48, 6, 5, 2, kv_heads=1, at_once=8)
+    workloads.build(workload, str(tmp_path))
+    wall, parts = recording.measure(workload, 4, str(tmp_path), str(tmp_path / "out"))
+    assert len(wall) == 2 and {len(seconds) for seconds in parts.values()} == {2} and len(parts) == 5
+    assert 0 < sum(seconds[0] for seconds in parts.values()) < wall[0]
+
+
 def test_the_floor_counts_a_prompt_once_and_what_attention_sees(script: Any) -> None:
     workload = script("workloads").Workload("tiny", 10, 4, 1, 2, 6, 3, 2, 1, kv_heads=1)
     matrices = 3 * 4 * 6 + 2 * 4 * 4 + 2 * 4 * 2  # gate, up, down; queries and out; keys and values

@@ -14,8 +14,10 @@ from cohort import DPOConfig, GRPOConfig, SFTConfig, Trainer
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.methods.table import METHODS
 from cohort.policy.packed.pack import Part
+from cohort.rewards import RewardFunctionError
 from cohort.rewards.compose import Rewards
-from cohort.train.output.group_record import About, last_turn, row_line, significant, token_texts
+from cohort.train.output.group_record import About, _listed, last_turn, row_line, significant, token_texts
+from cohort.train.output.record import Recorder
 from cohort.types import Completion, Group, Row
 from helpers import StopAfter, byte_tokenizer, digits, small_model
 
@@ -37,7 +39,7 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def trained(folder: Path, rewards: Any = digits, method: str = "grpo", resume: bool = False, **values: Any) -> Trainer:
-    data = {"sft": DEMONSTRATIONS, "dpo": PAIRS}.get(method, TRAIN)
+    data = values.pop("train_dataset", {"sft": DEMONSTRATIONS, "dpo": PAIRS}.get(method, TRAIN))
     given = {key: values.pop(key) for key in ("callbacks", "eval_dataset") if key in values}
     kind = {"sft": SFTConfig, "dpo": DPOConfig}.get(method, METHODS[method].config)
     settings = {key: value for key, value in {**SMALL, **values}.items() if key in kind.model_fields}
@@ -190,8 +192,13 @@ def test_right_is_what_the_first_rule_of_the_answer_says() -> None:
 
 def test_numbers_have_four_digits() -> None:
     values = (0.1234567, -1234567.0, 1e-9, 0.0, 2.0, 99999.0, -0.00012346)
-    assert [significant(x) for x in values] == [0.1235, -1235000.0, 1e-9, 0.0, 2.0, 100000.0, -0.0001235]
+    assert (
+        [significant(x) for x in values]
+        == _listed(torch.tensor(values, dtype=torch.float64))
+        == [0.1235, -1235000.0, 1e-9, 0.0, 2.0, 100000.0, -0.0001235]
+    )
     assert significant(math.nan) is significant(math.inf) is significant(None) is None
+    assert _listed(torch.tensor([math.nan, 1.0, -math.inf])) == [None, 1.0, None]
 
 
 class Pieces:
@@ -225,3 +232,65 @@ def test_token_texts_of_bytes() -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     texts = token_texts(ids, text, About("grpo", "m", tokenizer))
     assert "".join(texts) == text and len(texts) == len(ids) and "🙂" in texts
+
+
+def flat(completions: list[Any], **_: Any) -> list[float]:
+    return [0.5 for _ in completions]
+
+
+def test_warnings_name_the_rows_that_caused_them(tmp_path: Path) -> None:
+    """Completions that end at the limit, and groups whose rewards are equal; each once, with the batch's rows."""
+    values = {"max_steps": 3, "reward_preflight": False, "max_completion_length": 2, "learning_rate": 0.0}
+    trained(tmp_path, flat, per_device_train_batch_size=24, **values)
+    warnings = {row["name"]: row for row in read(tmp_path, "warnings.jsonl")}
+    of_last = [line["row"] for line in read(tmp_path, "rows.jsonl") if line["step"] == 3]
+    assert warnings["no gradient"]["step"] == 3 and warnings["no gradient"]["rows"] == sorted(of_last)
+    cut = warnings["truncated"]["rows"]
+    assert cut and cut == sorted(cut) and set(cut) <= set(of_last)
+
+
+@pytest.mark.parametrize(
+    ("method", "key"), [("grpo", "max_prompt_length"), ("sft", "max_length"), ("dpo", "max_length")]
+)
+def test_rows_that_are_too_long_are_told_in_the_run(tmp_path: Path, method: str, key: str) -> None:
+    """They are found before the run begins, and are rows of its step 0, once even where it is resumed."""
+    long = {"prompt": "1+1+1+1+1+1+1+1+1=", "completion": "9" * 40, "chosen": "9" * 40, "rejected": "8" * 40}
+    data = {"sft": DEMONSTRATIONS, "dpo": PAIRS}.get(method, TRAIN)
+    rows = [*data[:2], long, *data[2:], long]
+    limit = 12 if method == "grpo" else 45
+    settings = {key: limit, "max_steps": 2, "save_steps": 1, "save_total_limit": None, "train_dataset": rows}
+    trained(tmp_path, None if method != "grpo" else digits, method, **settings)
+    (warning,) = [row for row in read(tmp_path, "warnings.jsonl") if row["name"] == "too long"]
+    assert (warning["step"], warning["rows"]) == (0, [2, len(rows) - 1])
+    assert f"2 of {len(rows)} " in warning["message"] and "are dropped" in warning["message"]
+    visited = {line["row"] for line in read(tmp_path, "rows.jsonl")}
+    assert visited and not visited & {2, len(rows) - 1}
+    trained(tmp_path, None if method != "grpo" else digits, method, resume=True, **{**settings, "max_steps": 3})
+    assert [row["step"] for row in read(tmp_path, "warnings.jsonl") if row["name"] == "too long"] == [0]
+
+
+def test_a_reward_that_raises_is_in_the_warnings_with_its_row(tmp_path: Path) -> None:
+    def breaks(completions: list[Any], prompts: list[Any], **_: Any) -> list[float]:
+        if TRAIN[7]["prompt"] in prompts:
+            raise KeyError("no such thing")
+        return [0.0 for _ in completions]
+
+    with pytest.raises(RewardFunctionError):
+        trained(tmp_path, breaks, shuffle_dataset=False, max_steps=9, reward_preflight=False)
+    last = read(tmp_path, "warnings.jsonl")[-1]
+    assert (last["step"], last["name"], last["rows"]) == (3, "RewardFunctionError", [7])
+    assert "reward function 'breaks' raised KeyError" in last["message"]
+    assert json.loads((tmp_path / "ended.json").read_text())["by"] == "RewardFunctionError"
+
+
+def test_the_settings_are_recorded_without_secrets(tmp_path: Path) -> None:
+    config = GRPOConfig(
+        str(tmp_path), **{**SMALL, "max_steps": 7}, model_init_kwargs={"token": "hf_x", "dtype": "auto"}
+    )
+    recorder = Recorder(tmp_path, about=About("grpo", "m", None, Rewards([{"name": digits, "weight": 2}])))
+    recorder.start(0)
+    recorder.settings(config)
+    written = json.loads((tmp_path / "settings.json").read_text())
+    assert (written["method"], written["model"], written["rewards"]) == ("grpo", "m", {"digits": 2.0})
+    assert written["max_steps"] == 7 and written["token_budget"] == 16384 and "hf_x" not in str(written)
+    assert set(GRPOConfig.model_fields) <= set(written)

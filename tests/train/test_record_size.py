@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_the_older_half_loses_half_of_its_steps(
     assert path.stat().st_size <= lines.LIMIT
     kept = steps(path)
     assert kept[0] == 1 and kept[-10:] == list(range(991, 1001)) and len(kept) < 45
-    gaps = [b - a for a, b in itertools.pairwise(kept)]
+    gaps = [b - a for a, b in pairwise(kept)]
     assert max(gaps) < 300, "the whole run stays visible"
     counts = {step: sum(row["step"] == step for row in read(path)) for step in kept}
     assert set(counts.values()) == {2}, "a step's lines stay together"

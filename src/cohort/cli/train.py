@@ -88,11 +88,8 @@ def _print_files(folder: Path, console: Console) -> None:
     from cohort.report.plots import plot_training
 
     plots = plot_training(folder)
-    files = [
-        name
-        for name in ("metrics.jsonl", "completions.jsonl", "held_out.jsonl", "config.yaml")
-        if (folder / name).exists()
-    ]
+    records = ("metrics.jsonl", "completions.jsonl", "groups.jsonl", "rows.jsonl", "held_out.jsonl", "config.yaml")
+    files = [name for name in records if (folder / name).exists()]
     console.print(f"Trained. In {folder}:", markup=False, highlight=False, soft_wrap=True)
     for line in ("the model", ", ".join(files), ", ".join(path.name for path in plots)):
         if line:

@@ -118,20 +118,23 @@ def fit_demonstration(demonstration: Demonstration, limit: int, truncation: str)
     return Demonstration(prompt, completion[:kept], None if trained is None else trained[:kept])
 
 
-def log_fitted(lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str) -> None:
-    """Log how many of the sequences were longer than `limit` and were cut, or dropped (None in `fitted`). Raises
-    UserError if none is left."""
+def log_fitted(
+    lengths: list[int], fitted: Sequence[Any], limit: int, key: str, what: str, rows: Sequence[Row] = ()
+) -> None:
+    """Log how many of the sequences were longer than `limit` and were cut, or dropped (None in `fitted`). `rows`: those
+    that the sequences are of. Raises UserError if none is left."""
     dropped, longer = sum(ids is None for ids in fitted), sum(n > limit for n in lengths)
     if dropped == len(lengths):
         raise UserError(
             f"all {dropped} {what} are longer than {limit} tokens (the shortest has {min(lengths)}): raise {key}, "
             "or use a model with more positions"
         )
+    at_fault = [row.number for row, n, ids in zip(rows, lengths, fitted, strict=bool(rows)) if n > limit or ids is None]
+    extra = {"warning": "too long", "rows": sorted({number for number in at_fault if number is not None})}
     for count, fate in ((longer - dropped, "cut"), (dropped, "dropped")):
         if count:
-            log.warning(
-                "%d of %d %s are longer than %d tokens (%s) and are %s", count, len(lengths), what, limit, key, fate
-            )
+            message = "%d of %d %s are longer than %d tokens (%s) and are %s"
+            log.warning(message, count, len(lengths), what, limit, key, fate, extra=extra)
 
 
 def log_equal(sides: Sequence[tuple[Any, Any]], sources: Sequence[str]) -> list[bool]:

@@ -37,6 +37,11 @@ class RewardFunctionError(UserError, RuntimeError):
     user's files the exception was raised.
     """
 
+    place: int | None = None
+    """That row's place in the call; None where no row fails alone."""
+    row: int | None = None
+    """Its number in the training data, where that is known."""
+
 
 def accepted_by(function: Callable[..., Any], offered: Arguments) -> Arguments:
     """The offered arguments that the function accepts: all if it has `**kwargs`, else those it names."""
@@ -203,7 +208,10 @@ def failure(
     alone = (i for i in range(rows) if _raises_alone(function, rows_of(arguments, i, i + 1, rows), type(error)))
     message = f"reward function {name!r} raised {type(error).__name__}: {error}"
     hint = about_messages(str(error), offered)
-    return RewardFunctionError(message + hint + at_row(next(alone, None), offered) + users_frames(error))
+    place = next(alone, None)
+    raised = RewardFunctionError(message + hint + at_row(place, offered) + users_frames(error))
+    raised.place = place
+    return raised
 
 
 def about_messages(error: str, offered: Arguments) -> str:

@@ -20,6 +20,7 @@ from cohort.formulas.credit import zero_spread
 from cohort.formulas.spread import all_equal
 from cohort.policy import ranks
 from cohort.policy.fast.activations import ActivationStore
+from cohort.rewards.calls import RewardFunctionError
 from cohort.rewards.compose import Rewards, Scores
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine, sampled_together
@@ -46,13 +47,17 @@ def score(prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewar
     flat = [completion for completions in sampled for completion in completions]
     names = list(dict.fromkeys(name for row in rows for name in row.columns))
     columns: dict[str, list[Any]] = {name: [row.columns.get(name) for row in rows] for name in names}
-    return rewards(
-        prompts=[row.prompt for row in rows],
-        completions=[as_completion(row.prompt, c.text) for row, c in zip(rows, flat, strict=True)],
-        completion_ids=[completion.ids.tolist() for completion in flat],
-        columns=columns,
-        trainer_state=state,
-    )
+    try:
+        return rewards(
+            prompts=[row.prompt for row in rows],
+            completions=[as_completion(row.prompt, c.text) for row, c in zip(rows, flat, strict=True)],
+            completion_ids=[completion.ids.tolist() for completion in flat],
+            columns=columns,
+            trainer_state=state,
+        )
+    except RewardFunctionError as error:
+        error.row = None if error.place is None else rows[error.place].number
+        raise
 
 
 NO_ROW = Row("")

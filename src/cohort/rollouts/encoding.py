@@ -35,7 +35,7 @@ def encode_prompts(rows: list[Row], policy: Policy, config: TrainingConfig) -> l
     for prompt in prompts:
         policy.require_known(prompt.ids.tolist(), prompt.row.source)
     fitted = [fit_prompt(prompt.ids.tolist(), limit, config.truncation) for prompt in prompts]
-    log_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts")
+    log_fitted([len(prompt.ids) for prompt in prompts], fitted, limit, "max_prompt_length", "prompts", rows)
     return [Prompt(p.row, torch.tensor(ids)) for p, ids in zip(prompts, fitted, strict=True) if ids is not None]
 
 

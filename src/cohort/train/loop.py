@@ -104,7 +104,6 @@ class Loop:
         if ranks.is_main():
             folders.leave_behind(self.output_dir, self.progress.step, RECORDS)
         self.recorder.start(self.progress.step)
-        self.recorder.settings(self.config)
         if ranks.is_main():
             record_start(self.output_dir, self.resumed_from)
         self.best.start(self.progress.step)
@@ -113,6 +112,7 @@ class Loop:
             self._run()
 
     def _run(self) -> None:
+        self.recorder.settings(self.config)
         self.state.max_steps = self.total
         self._show_progress()
         self.learners.trained.model.train()
@@ -160,6 +160,8 @@ class Loop:
             by = self.stopped_by if self.progress.step < self.total else "max_steps"
         except BaseException as error:
             by = type(error).__name__
+            if isinstance(error, Exception):
+                self.recorder.failed(self.progress.step + 1, error)
             raise
         finally:
             self.recorder.ended(self.progress.step, self.total, by)

@@ -49,7 +49,7 @@ from cohort.train.monitors.slow_rewards import SlowRewards
 from cohort.train.output import hub, manifest
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.group_record import About
-from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, require_folder, told_when_full
+from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, noted, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, require_agreement
@@ -77,6 +77,7 @@ class Trainer:
     docs/coming-from-trl.md. Raises UserError for what the method cannot use.
     """
 
+    @noted
     def __init__(
         self,
         model: Any,
@@ -242,7 +243,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the evaluation data under the policy as it is now."""
-        return self._evaluate(self.state)
+        return self._metrics(self.state)
 
     def add_callback(self, callback: Any) -> None:
         """A callback, or its class, with transformers' on_* methods."""
@@ -262,9 +263,6 @@ class Trainer:
     def push_to_hub(self, commit_message: str = "Upload the model") -> str:
         """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
         return hub.push_output(self.args, commit_message)
-
-    def _evaluate(self, state: TrainerState) -> dict[str, float]:
-        return self._metrics(state)
 
     def _evaluate_and_record(self, state: TrainerState) -> dict[str, float]:
         """An evaluation within a run: sampled completions go to held_out.jsonl."""

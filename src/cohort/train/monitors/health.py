@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cohort.config import OnlineConfig, TrainingConfig
@@ -103,7 +103,7 @@ class Health:
         completions = [completion for group in groups for completion in group.completions]
         share = sum(completion.truncated for completion in completions) / max(1, len(completions))
         if self._held("truncated", share > TRUNCATED) >= PATIENCE:
-            tell(
+            self._at(step, [group for group in groups if any(c.truncated for c in group.completions)])(
                 "truncated",
                 f"{share:.0%} of the completions end at max_completion_length: {config.max_completion_length}, for "
                 f"{PATIENCE} batches: what they would have answered is not seen. Raise it; where completions never "
@@ -114,12 +114,13 @@ class Health:
         self._see_rewards(groups, tell)
         alike = self._held("alike", bool(narrow(config)) and share_identical(groups) >= ALIKE)
         if is_flat(groups):
-            self._see_flat(groups, tell)
+            self._see_flat(groups, self._at(step, groups))
         else:
             self.counts["flat"] = self.flat_groups = 0
             self.taught += 1
         if alike >= PATIENCE and "no gradient" not in self.told.names:  # steps of one completion may teach
-            tell("sampling", f"for {PATIENCE} batches {sampling(groups, config)}", logging.WARNING)
+            same = [group for group in groups if share_identical([group])]
+            self._at(step, same)("sampling", f"for {PATIENCE} batches {sampling(groups, config)}", logging.WARNING)
         if not self.counts["flat"] or not {"no gradient", "solved"} & set(self.told.names):
             self.rewards.observe(groups, tell)
 
@@ -243,8 +244,9 @@ class Health:
         self.counts[name] = self.counts.get(name, 0) + 1 if holds else 0
         return self.counts[name]
 
-    def _at(self, step: int) -> Callable[[str, str, int], None]:
-        return lambda name, message, level: self.told.tell(name, step, message, level)
+    def _at(self, step: int, groups: Sequence[Group] = ()) -> Callable[[str, str, int], None]:
+        """`groups`: those that cause what is told."""
+        return lambda name, message, level: self.told.tell(name, step, message, level, groups)
 
     KEPT = ("counts", "batches", "taught", "flat_groups", "squares", "entropies", "first_loss", "at_highest")
 

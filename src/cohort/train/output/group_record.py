@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,22 +132,19 @@ def _advantages(advantages: Tensor) -> float | list[float | None] | None:
 
 def significant(value: float | None) -> float | None:
     """The value with DIGITS significant digits; None for one that JSON cannot hold."""
-    return None if value is None else _rounded(np.array([value], dtype=np.float64))[0]
+    return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
 
 
 def _listed(values: Tensor) -> list[float | None]:
-    return _rounded(values.detach().double().cpu().numpy())
-
-
-def _rounded(values: np.ndarray) -> list[float | None]:
-    finite = np.isfinite(values)
-    magnitude = np.floor(np.log10(np.abs(values), where=finite & (values != 0), out=np.zeros_like(values)))
+    """`significant` of each value, in a tenth of the time."""
+    exact = values.detach().double().cpu().numpy()
+    finite = np.isfinite(exact)
+    sizes = np.log10(np.abs(exact), where=finite & (exact != 0), out=np.zeros_like(exact))
+    places = DIGITS - 1 - np.floor(sizes)
     # To divide by a power of ten gives the number that its decimal digits mean; to multiply by its inverse does not.
-    up, down = 10.0 ** np.clip(DIGITS - 1 - magnitude, 0, 300), 10.0 ** np.clip(magnitude - DIGITS + 1, 0, None)
-    rounded: list[float] = (np.rint(np.where(finite, values, 0.0) * up / down) * down / up).tolist()
-    if finite.all():
-        return [*rounded]
-    return [value if ok else None for value, ok in zip(rounded, finite.tolist(), strict=True)]
+    up, down = 10.0 ** np.clip(places, 0, 300), 10.0 ** np.clip(-places, 0, None)
+    rounded = np.rint(np.where(finite, exact, 0.0) * up / down) * down / up
+    return [value if ok else None for value, ok in zip(rounded.tolist(), finite.tolist(), strict=True)]
 
 
 def token_texts(ids: list[int], text: str, about: About) -> list[str]:

@@ -11,8 +11,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from safetensors import SafetensorError
 
@@ -26,6 +27,8 @@ from cohort.train.output.group_record import About, group_line, last_turn, row_l
 from cohort.types import Group, UserError
 
 log = logging.getLogger("cohort")
+
+P = ParamSpec("P")
 
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
@@ -63,6 +66,8 @@ class Recorder:
         """Whether it has been told that held_out.jsonl lacks some prompts."""
         self.thinned: set[str] = set()
         """Files of which it has been told that they are thinned."""
+        self.early: list[dict[str, Any]] = []
+        """Warnings from before the run."""
         self.seen: set[int | None] = set()
         """Rows whose prompt is in rows.jsonl."""
 
@@ -75,6 +80,8 @@ class Recorder:
         make_folder(self.folder)
         if step == 0:
             move_aside(self.folder, RECORDS)
+            if self.early:
+                self._append(WARNINGS, *self.early)
         else:
             (self.folder / ENDED).unlink(missing_ok=True)
             for name in APPENDED:
@@ -87,12 +94,12 @@ class Recorder:
     def completions(self, step: int, groups: list[Group], count: int) -> None:
         """Write `count` completions of the batch with scores and advantage: the first ones, the most rewarded, the
         strangest."""
-        for (g, i), why in notable(groups, count):
+        rows = []
+        for (g, i), why in notable(groups, count) if self.writes else ():
             group = groups[g]
             completion = group.completions[i]
             scores = {column_of(name): values[i] for name, values in group.components.items()}
-            self._append(
-                COMPLETIONS,
+            rows.append(
                 {
                     "step": step,
                     "row": group.row.number,
@@ -111,6 +118,8 @@ class Recorder:
                     **({} if group.steps is None else {"step_rewards": group.steps[i].rewards}),
                 },
             )
+        if rows:
+            self._append(COMPLETIONS, *rows)
 
     def rows(self, step: int, groups: Sequence[Group], dropped: Sequence[Group]) -> None:
         """Write a line for each group that was sampled: of the batch, and `dropped`."""
@@ -182,6 +191,12 @@ class Recorder:
         finally:
             log.removeHandler(keeper)
 
+    def failed(self, step: int, error: Exception) -> None:
+        """Write what ended the run as a row of warnings.jsonl."""
+        row = getattr(error, "row", None)
+        rows = {} if row is None else {"rows": [row]}
+        self._append(WARNINGS, {"step": step, "name": type(error).__name__, "message": str(error), **rows})
+
     def ended(self, step: int, max_steps: int, by: str) -> None:
         """Write how the run ended: by "max_steps", the key or class of what stopped it, or the name of an exception."""
         record = {"step": step, "max_steps": max_steps, "by": by}
@@ -220,6 +235,25 @@ def _with_prompts(dropped: list[str], kept: list[str]) -> list[str]:
     return result
 
 
+def noted(init: Callable[P, None]) -> Callable[P, None]:
+    """For a trainer's __init__: the warnings that it gives, of data and model, are rows of step 0 of its recorder's
+    warnings.jsonl too. The run's folder is prepared later."""
+
+    @wraps(init)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        early: list[dict[str, Any]] = []
+        keeper = _Keeper(early.append, lambda: 0)
+        log.addHandler(keeper)
+        try:
+            init(*args, **kwargs)
+        finally:
+            log.removeHandler(keeper)
+        trainer: Any = args[0]
+        trainer.loop.recorder.early = early
+
+    return wrapped
+
+
 class _Keeper(logging.Handler):
     """Gives the rows of warnings to a function."""
 
@@ -229,7 +263,9 @@ class _Keeper(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         step, name = getattr(record, "step", self.step()), getattr(record, "warning", record.module)
-        self.keep({"step": step, "name": name, "message": record.getMessage()})
+        rows = getattr(record, "rows", None)
+        named = {"rows": list(rows)} if rows else {}
+        self.keep({"step": step, "name": name, "message": record.getMessage(), **named})
 
 
 def move_aside(folder: Path, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.configured import log_equal, log_fitted, require_held_out
 from cohort.data.order import picks
-from cohort.data.rows import as_rows
+from cohort.data.rows import as_rows, numbered
 from cohort.data.templates import prepared
 from cohort.formulas.chance import like_chance
 from cohort.policy import ranks
@@ -31,7 +31,7 @@ from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint, hub, manifest
 from cohort.train.output.card import describe, write_card
 from cohort.train.output.group_record import About
-from cohort.train.output.record import MODEL, RECORDS, move_aside, require_folder, told_when_full
+from cohort.train.output.record import MODEL, RECORDS, move_aside, noted, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
 from cohort.train.reward_models.early_stopping import EarlyStopping
@@ -65,6 +65,7 @@ class RewardTrainer:
     ProcessRewardConfig (steps); `model`: a name, a path or a model of transformers, with a head of one label or
     without; datasets as `Trainer` takes them. Raises UserError for what cannot be learnt from."""
 
+    @noted
     def __init__(
         self,
         model: Any,
@@ -86,7 +87,7 @@ class RewardTrainer:
         ranks.join(config.ddp_timeout, config.use_cpu)
         show_in_script(config)
         require_folder(config.output_dir)
-        self.rows = as_rows(train_dataset, config.max_steps * config.batch_size)
+        self.rows = numbered(as_rows(train_dataset, config.max_steps * config.batch_size))
         held_out = [] if eval_dataset is None else as_rows(eval_dataset)
         require_held_out(held_out, config)
         kind = loss_type(self.rows, config)
@@ -124,7 +125,7 @@ class RewardTrainer:
         fitted = [None if is_dropped(example, self.args) else example for example in examples]
         limit = self.reward_model.scorer.max_length or 2**31
         lengths = [limit + 1 if example.truncated else limit for example in examples]
-        log_fitted(lengths, fitted, limit, "max_length", what)
+        log_fitted(lengths, fitted, limit, "max_length", what, rows)
         kept = [(example, row) for example, row in zip(fitted, rows, strict=True) if example is not None]
         lost = [example.lost for example in examples]
         if self.args.truncation == "cut" and any(lost):

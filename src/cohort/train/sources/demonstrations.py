@@ -48,7 +48,7 @@ class Demonstrations:
         lengths = [len(each.prompt) + len(each.completion) for _, each in encoded]
         limit, key = demonstration_limit(policy.context_length, config)
         fitted = [(row, fit_demonstration(each, limit, config.truncation)) for row, each in encoded]
-        log_fitted(lengths, [each for _, each in fitted], limit, key, "demonstrations")
+        log_fitted(lengths, [each for _, each in fitted], limit, key, "demonstrations", [row for row, _ in fitted])
         self.examples = [(row, each) for row, each in fitted if each is not None]
         self.policy, self.config, self.method = policy, config, method
         self.size, self.per_batch = len(self.examples), config.batch_size

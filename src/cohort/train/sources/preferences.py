@@ -84,7 +84,7 @@ def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Gr
     limit, key = demonstration_limit(policy.context_length, config)
     fitted = [fit_pair(both, limit, config.truncation) for both in encoded]
     lengths = [max(len(each.prompt) + len(each.completion) for each in both) for both in encoded]
-    log_fitted(lengths, fitted, limit, key, "pairs")
+    log_fitted(lengths, fitted, limit, key, "pairs", rows)
     pairs = [(row, both) for row, both in zip(rows, fitted, strict=True) if both is not None]
     alike = log_equal([(both[0], both[1]) for _, both in pairs], [row.source for row, _ in pairs])
     return [_pair_group(row, both) for (row, both), same in zip(pairs, alike, strict=True) if not same]
