@@ -28,7 +28,9 @@ from cohort.cli.generate import generate
 from cohort.cli.methods import methods
 from cohort.cli.plan import plan
 from cohort.cli.plot import plot
+from cohort.cli.report import report
 from cohort.cli.train import train
+from cohort.cli.watch import watch
 from cohort.types import UserError, printable
 from cohort.world import rank
 
@@ -74,6 +76,8 @@ app.command()(export)
 app.command()(compare)
 app.command()(plan)
 app.command()(plot)
+app.command()(report)
+app.command()(watch)
 app.command()(demo)
 app.command()(methods)
 app.command()(doctor)

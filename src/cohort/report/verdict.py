@@ -36,8 +36,8 @@ def verdict(folder: str | Path) -> list[str]:
 
 
 def held_out(rows: Rows, by: str | None) -> tuple[str, str, str]:
-    """The line of the held-out result, the metric that it is of, and its change: "rose", "fell", "unchanged"; both empty
-    where nothing, or only one value, was measured."""
+    """The line of the held-out result, its metric, and its change: "rose", "fell", "unchanged"; the last is empty where
+    there are no two values, both where nothing was measured."""
     evaluated = [row for row in rows if any(key in row for key in HELD_OUT)]
     if not evaluated:
         return "held-out: nothing was measured (eval_dataset or val_size, with eval_strategy: steps)", "", ""

@@ -71,7 +71,9 @@ def head(run: Run, notes: list[str]) -> dict[str, Any]:
         "name": run.name,
         "folder": str(run.folder),
         "config": plain(config),
-        "metrics": {key: metric for key in sorted({key for row in rows for key in row}) if (metric := _metric(rows, key))},
+        "metrics": {
+            key: metric for key in sorted({key for row in rows for key in row}) if (metric := _metric(rows, key))
+        },
         "rows": row_columns(run.rows("rows")),
         "notes": notes,
         "place": {name: lines.place for name, lines in run.files.items()},

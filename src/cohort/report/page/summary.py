@@ -21,7 +21,12 @@ FLAT = "no gradient: in all groups of the last {n} steps the rewards are equal, 
 SIGNS: tuple[tuple[str, str, float, str], ...] = (
     ("truncated", "completions/clipped_ratio", 0.5, "{v:.0%} of the completions are cut off at max_completion_length"),
     ("far from the reference", "kl", 1.0, "KL to the reference {v:.3g} nats a token: the policy has left its start"),
-    ("learning rate", "kl/update", 0.2, "one update moves its batch by {v:.3g} nats a token: learning_rate is too high"),
+    (
+        "learning rate",
+        "kl/update",
+        0.2,
+        "one update moves its batch by {v:.3g} nats a token: learning_rate is too high",
+    ),
 )
 """Name of the run's own warning, metric, bound that its mean passes, text."""
 
@@ -68,7 +73,9 @@ def _loss(rows: Rows) -> str | None:
 
 def _of_run(warnings: list[Row]) -> list[Row]:
     """The warnings of the run, those of its training first."""
-    known = [{k: plain(row.get(k)) for k in ("step", "name", "message", "rows") if k in row} for row in warnings]
+    known: list[Row] = [
+        {k: plain(row.get(k)) for k in ("step", "name", "message", "rows") if k in row} for row in warnings
+    ]
     return sorted(known, key=lambda row: row["step"] == 0)
 
 
@@ -102,8 +109,8 @@ def _gamed(rows: Rows, told: set[str]) -> list[Row]:
     if word != "fell" or not rose:
         return []
     text = (
-        f"the reward rose from {fmean(rewards[:LAST]):.3g} to {fmean(rewards[-LAST:]):.3g} while held-out accuracy fell: "
-        "the policy finds what the reward pays, not what is right. See the view Reward; cohort reward audit"
+        f"the reward rose from {fmean(rewards[:LAST]):.3g} to {fmean(rewards[-LAST:]):.3g} while held-out accuracy "
+        "fell: the policy finds what the reward pays, not what is right. See the view Reward; cohort reward audit"
     )
     return [{"step": int(evaluated[-1]["step"]), "name": "gamed reward", "message": text}]
 

@@ -33,7 +33,7 @@ def write_report(paths: list[Path], output: Path | None = None) -> Path:
 def page(data: dict[str, str], title: str, live: bool = False) -> str:
     """The HTML text. Its policy allows its own script and style alone, and no connection but a live page's own."""
     template = Environment(autoescape=True).from_string(_static("page.html"))
-    script, style = scripts(), "\n".join(map(_static, STYLES))
+    script, style = scripts(), styles()
     return template.render(
         policy=policy(script, style, live), title=title, style=style, script=script, blocks=data, live=live
     )
@@ -45,6 +45,11 @@ def scripts() -> str:
     own = [*(f"{name}.js" for name in TOOLS), *(f"views/{name}.js" for name in VIEWS), "main.js"]
     inner = "\n".join(map(_static, own))
     return f'{_static("vendor/uplot.min.js")}\n(() => {{\n"use strict";\n{inner}\n}})();'
+
+
+@cache
+def styles() -> str:
+    return "\n".join(map(_static, STYLES))
 
 
 def policy(script: str, style: str, live: bool) -> str:
