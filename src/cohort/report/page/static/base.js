@@ -13,12 +13,12 @@ function el(tag, props = {}, ...children) {
     else if (key in node && key !== "list" && !key.includes("-")) node[key] = value;
     else node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 
 function fill(node, ...children) {
-  node.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 
@@ -70,7 +70,7 @@ function extent(values) {
 
 function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
-const state = { run: 0, view: "overview", step: null, group: 0, problem: 0, colour: "credit" };
+const state = { run: 0, view: "overview", step: null, group: 0, problem: null, colour: "credit" };
 
 function readAddress() {
   for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {

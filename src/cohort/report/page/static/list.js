@@ -20,9 +20,9 @@ class List {
   showHead() {
     this.head.style.gridTemplateColumns = this.template;
     fill(this.head, this.columns.map((column) => this.onsort && column.sort !== false
-      ? el("button", { class: "sort", "aria-pressed": String(this.sort.key === column.key), title: `sort by ${column.name}`, onclick: () => this.sortBy(column.key) },
+      ? el("button", { class: `sort ${column.kind || ""}`, "aria-pressed": String(this.sort.key === column.key), title: `sort by ${column.name}`, onclick: () => this.sortBy(column.key) },
         column.name, this.sort.key === column.key ? (this.sort.down ? " ↓" : " ↑") : "")
-      : el("span", {}, column.name)));
+      : el("span", { class: column.kind || "" }, column.name)));
   }
 
   sortBy(key) {

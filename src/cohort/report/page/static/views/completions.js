@@ -91,6 +91,7 @@ function refilter(run) {
   completionList.show(sorted(table, kept(table)));
   completionList.counter.textContent = `${completionList.order.length.toLocaleString("en")} of ${table.count.toLocaleString("en")} recorded completions`;
   if (wanted !== null) { const at = completionList.order.indexOf(wanted); wanted = null; completionList.pick(at); }
+  else if (completionList.picked < 0) completionList.pick(0);
 }
 
 // Opens one completion from another view.

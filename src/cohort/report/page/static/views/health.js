@@ -5,7 +5,7 @@ let lengthPart = "last", metricSearch = "";
 VIEWS.health = {
   name: "Health",
   build: (run) => [
-    el("section", { class: "grid" }, healthCharts(run).map((spec) => chart({ pins: pins(run), x: [0, Math.max(1, lastStep(run))], ...spec }))),
+    el("section", { class: "grid" }, healthCharts(run).map((spec) => chart({ pins: pins(run), x: span(run), ...spec }))),
     histogramPanel(run), warningPanel(run), metricPanel(run)],
 };
 
@@ -61,7 +61,7 @@ function metricPanel(run) {
   const names = Object.keys(run.metrics), holder = el("div", { class: "grid" });
   const draw = () => {
     const found = metricSearch ? names.filter((name) => name.toLowerCase().includes(metricSearch.toLowerCase())).slice(0, 12) : [];
-    fill(holder, found.map((name) => chart({ title: name, x: [0, Math.max(1, lastStep(run))], pins: pins(run), parts: [{ label: name.split("/").at(-1), points: metric(run, name) }] })));
+    fill(holder, found.map((name) => chart({ title: name, x: span(run), pins: pins(run), parts: [{ label: name.split("/").at(-1), points: metric(run, name) }] })));
     startCharts(holder);
   };
   return panel("Any metric", `${names.length} are recorded; docs/metrics.md explains each.`,

@@ -36,8 +36,11 @@ function notes(run) {
   return run.notes.length ? el("ul", { class: "note" }, run.notes.map((text) => el("li", {}, text))) : null;
 }
 
+// The x axis of all charts of a run; bars of the last step need half a step.
+function span(run) { return [0, Math.max(1, lastStep(run)) + 0.5]; }
+
 function overviewCharts(run) {
-  const common = { pins: pins(run), x: [0, Math.max(1, lastStep(run))] };
+  const common = { pins: pins(run), x: span(run) };
   const specs = [heldOut(run), rewardCurves(run), groupStack(run), lengths(run), spreadOut(run), gradient(run)].filter(Boolean);
   return el("section", { class: "grid" }, specs.map((spec) => chart({ ...common, ...spec })));
 }

@@ -16,12 +16,12 @@ function audit(run) {
 
 function componentChart(run) {
   const keys = metricKeys(run, "rewards/", "/mean");
-  return chart({ title: "Components", note: "mean score", x: [0, Math.max(1, lastStep(run))], height: 220, pins: pins(run),
+  return chart({ title: "Components", note: "mean score", x: span(run), height: 220, pins: pins(run),
     parts: keys.slice(0, 7).map((key, i) => ({ label: key.split("/")[1], points: metric(run, key), colour: COLOURS[i] })) });
 }
 
 function proxyChart(run) {
-  const x = [0, Math.max(1, lastStep(run))];
+  const x = span(run);
   if (hasMetric(run, "guard/gold")) {
     return chart({ title: "Proxy and gold", note: "the learned and the true reward", x, height: 220,
       parts: [{ label: "gold", points: metric(run, "guard/gold"), colour: COLOURS[0] }, { label: "proxy", points: metric(run, "guard/proxy"), colour: COLOURS[1], scale: "right" }] });
@@ -43,7 +43,7 @@ function components(run) {
 }
 
 function table2(heads, rows) {
-  return el("table", {}, el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
+  return el("table", { class: "plain" }, el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) => (i ? el("td", {}, cell) : el("th", { scope: "row" }, cell)))))));
 }
 
@@ -78,7 +78,7 @@ function scatter(table) {
     }
     points.forEach(([x, y, i]) => {
       // A fixed offset for each completion parts points of equal scores.
-      const [a, b] = [px(x) + ((i * 7919) % 7) - 3, py(y) + ((i * 104729) % 9) - 4];
+      const [a, b] = [px(x) + ((i * 7919) % 11) - 5, py(y) + ((i * 104729) % 13) - 6];
       ctx.fillStyle = `${heat(1 - 0.999 * (1 - (table.step[i] - s0) / (s1 - s0 || 1))).replace("rgb", "rgba").replace(")", ", .65)")}`;
       ctx.beginPath(); ctx.arc(a, b, 2.6, 0, 7); ctx.fill();
       place.push([a, b, i]);

@@ -5,7 +5,7 @@ VIEWS.then_now = {
   has: (run) => run.held_out.count && distinct(run.held_out.step).length > 0,
   build: (run) => {
     const table = run.held_out, problems = distinct(table.problem || []);
-    if (!problems.includes(state.problem)) state.problem = problems[0] ?? 0;
+    if (!problems.includes(state.problem)) state.problem = problemOrder(run)[0] ?? 0;
     const body = el("div", {});
     const steps = distinct(table.step).sort((a, b) => a - b);
     if (!steps.includes(state.step)) state.step = steps.at(-1);

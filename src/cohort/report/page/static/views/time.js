@@ -28,7 +28,7 @@ function phases(run) {
 }
 
 function timeCharts(run) {
-  const x = [0, Math.max(1, lastStep(run))];
+  const x = span(run);
   return [
     chart({ title: "Seconds of a step", stack: true, zero: true, height: 230, x, parts: phases(run).map(([name, points], i) => ({ label: name, points, colour: COLOURS[i % COLOURS.length] })) }),
     chart({ title: "Tokens a second", zero: true, height: 230, x, parts: [{ label: "tokens/s", points: metric(run, "tokens_per_second") }] }),
