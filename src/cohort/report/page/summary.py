@@ -85,7 +85,8 @@ def _signs(rows: Rows, told: set[str]) -> list[Row]:
     for name, key, bound, text in SIGNS:
         steps, values = series(rows, key)
         if name not in told and len(values) >= LAST and (mean := fmean(values[-LAST:])) > bound:
-            found.append({"step": int(steps[-1]), "name": name, "message": text.format(v=mean)})
+            begun = _begun(steps, [value > bound for value in values])
+            found.append({"step": begun, "name": name, "message": text.format(v=mean)})
     steps, shares = series(rows, "frac_reward_zero_std")
     if not told & {"no gradient", "solved"} and len(shares) >= LAST and min(shares[-LAST:]) == 1:
         rewards = dict(zip(*series(rows, "reward"), strict=True))
@@ -95,8 +96,15 @@ def _signs(rows: Rows, told: set[str]) -> list[Row]:
             how = "at the run's highest reward: the prompts are solved"
         elif recent:
             how = f"{fmean(recent):.3g}: prompts too hard or too easy, or a constant reward"
-        found.append({"step": int(steps[-1]), "name": "no gradient", "message": FLAT.format(n=LAST, how=how)})
+        begun = _begun(steps, [share == 1 for share in shares])
+        found.append({"step": begun, "name": "no gradient", "message": FLAT.format(n=LAST, how=how)})
     return [*found, *_gamed(rows, told)]
+
+
+def _begun(steps: list[float], held: list[bool]) -> int:
+    """The step from which a condition held until the last; the last where it does not hold there."""
+    before = next((i for i in reversed(range(len(held))) if not held[i]), -1)
+    return int(steps[min(before + 1, len(steps) - 1)])
 
 
 def _gamed(rows: Rows, told: set[str]) -> list[Row]:

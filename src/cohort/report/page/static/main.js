@@ -9,7 +9,7 @@ function shownViews() { return Object.entries(VIEWS).filter(([, view]) => !view.
 function showHeader() {
   const run = current(), config = run.config;
   const going = !run.ended.by;
-  const facts = [config.method, config.model, `${lastStep(run)} steps`].filter(Boolean).map((text) => el("span", {}, String(text)));
+  const facts = [config.method, String(config.model ?? "").split("/").at(-1), `${lastStep(run)} steps`].filter(Boolean).map((text) => el("span", {}, String(text)));
   fill(byId("top"),
     el("span", { class: "brand" }, "cohort"),
     model.runs.length > 1 ? choice("run", model.runs.map((each, i) => [i, each.name]), state.run, (value) => { state.run = Number(value); showAll(); }) : el("b", {}, run.name),
@@ -36,6 +36,8 @@ function show() {
   const run = current();
   if (!shownViews().some(([key]) => key === state.view)) state.view = "overview";
   writeAddress();
+  // The darkest blue and grey are hard to see on a dark page.
+  [COLOURS[0], COLOURS[6]] = theme() === "dark" ? ["#4AA3DF", "#B0B0B0"] : ["#0072B2", "#6F6F6F"];
   clearCharts();
   const view = VIEWS[state.view];
   fill(byId("view"), view.build(run));

@@ -9,15 +9,17 @@ VIEWS.runs = {
 };
 
 function verdictTable() {
-  return panel("Runs", null, table2(["run", "what came of it", "trend", "warnings"], model.runs.map((run) => [run.name, run.summary.headline, run.summary.lines[0] || "", String(run.summary.causes.length)])));
+  return panel("Runs", null, el("div", { class: "tall", tabIndex: 0, role: "group", "aria-label": "Runs" }, table2(["run", "what came of it", "trend", "warnings"], model.runs.map((run) => [run.name, run.summary.headline, run.summary.lines[0] || "", String(run.summary.causes.length)]))));
 }
 
 // Runs that differ in seed and folder alone are seeds of one setting.
 function families() {
   const key = (run) => JSON.stringify(Object.entries(run.config).filter(([name]) => !/(^|\.)(seed|output_dir|start.*|run_name|hub_model_id|resume_from_checkpoint)$/.test(name)).sort());
   const found = new Map();
+  // A comparison's settings do not name the method: the folder does.
+  const method = (run) => run.config.method ?? run.name.split("/").at(-1);
   model.runs.forEach((run) => {
-    const name = Object.keys(run.config).length ? key(run) : `alone ${run.number}`;
+    const name = Object.keys(run.config).length ? method(run) + key(run) : `alone ${run.number}`;
     found.set(name, [...(found.get(name) || []), run]);
   });
   return [...found.values()];
