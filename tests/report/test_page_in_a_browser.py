@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import threading
 import time
@@ -34,7 +35,7 @@ HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title=
 COLOURED = """canvas => {
   const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
   const seen = new Set();
-  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) seen.add((data[i] << 16) | (data[i + 1] << 8) | data[i + 2]);
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3]) seen.add(data.slice(i, i + 3).join());
   return seen.size;
 }"""
 
@@ -58,7 +59,10 @@ class Opened:
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
+        started = time.perf_counter()
+        self.page.goto(address, wait_until="commit")
+        self.page.wait_for_selector("h1")
+        self.seconds = time.perf_counter() - started
         self.page.wait_for_selector("html[data-ready]", timeout=20_000)
 
     def go(self, view: str) -> Any:
@@ -76,9 +80,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line = {"step": 41, "why": HOSTILE, "prompt": HOSTILE, "completion": HOSTILE, "tokens": 999, "truncated": True}
     with open(runs[0] / "completions.jsonl", "a", encoding="utf-8") as file:
         file.write(
-            json.dumps({**line, "reward": -7.0, "columns": {HOSTILE: HOSTILE}, HOSTILE: 1.0, "row": 3}) + "\nno\n"
+            json.dumps({**line, "reward": -7.0, "columns": {HOSTILE: HOSTILE}, HOSTILE: 1.0, "row": 999}) + "\nno\n"
         )
-    group = {"step": 41, "group": 0, "row": 3, "prompt": HOSTILE, "columns": {HOSTILE: HOSTILE}}
+    group = {"step": 41, "group": 0, "row": 999, "prompt": HOSTILE, "columns": {HOSTILE: HOSTILE}}
     completion = {"index": 0, "text": HOSTILE, "tokens": [HOSTILE[:9], HOSTILE[9:]], "advantages": [1.0, 2.0]}
     completion |= {"changes": [0.1, -0.2], "spans": {HOSTILE: [2, 12]}, "steps": [{"end": 20, "reward": 0.5}]}
     with open(runs[0] / "groups.jsonl", "a", encoding="utf-8") as file:
@@ -121,7 +125,7 @@ def test_the_page_of_two_runs(browser: Any, report: Path) -> None:
     assert page.locator(".row.picked").count() == 1 and "-7" not in detail.inner_text()
 
     opened.go("Groups")
-    assert page.locator("h2").first.inner_text() == "Step 41, group 0, row 3"
+    assert page.locator("h2").first.inner_text() == "Step 41, group 0, row 999"
     assert (
         page.locator(".card .text").inner_text().startswith("<img src=x") and page.locator("sup").inner_text() == "0.5"
     )
@@ -146,7 +150,10 @@ def test_the_page_of_two_runs(browser: Any, report: Path) -> None:
         page.get_by_label("show").select_option("band")
         page.locator("#export").click()
     rows = [json.loads(line) for line in Path(exported.value.path()).read_text().splitlines()]
-    assert rows and all(0.2 <= row["share_right"] <= 0.8 and row["answer"] for row in rows)
+    assert rows and all(0.2 <= row["share_right"] <= 0.8 for row in rows)
+    recorded = [row for row in rows if "prompt" in row]
+    assert recorded and all(row["answer"] for row in recorded)
+    assert all(row["prompt_begins"].startswith("What is") for row in rows if row not in recorded)
 
     for view in ("Reward", "Health", "Time"):
         opened.go(view)
@@ -161,7 +168,7 @@ def test_the_page_of_two_runs(browser: Any, report: Path) -> None:
     page.get_by_label("and", exact=True).select_option("0")
     assert "The configurations are equal" in page.locator("#view").inner_text()
 
-    page.get_by_label("run", exact=True).select_option("1")
+    page.locator("#top select").select_option("1")
     page.keyboard.press("Escape")
     opened.go("Overview")
     assert "learning_rate 0.001 is too high" in page.locator(".causes").inner_text()
@@ -184,19 +191,19 @@ def test_values_move_while_a_run_goes(browser: Any, tmp_path: Path) -> None:
         page = opened.page
         page.wait_for_selector(".live.going")
         assert "3 steps" in page.locator("#top").inner_text()
-        more = MadeRun("healthy", 6, 6, 8, __import__("random").Random(5))
+        more = MadeRun("healthy", 6, 6, 8, random.Random(5))
         more.visited |= set(range(30))
         for step in (4, 5):
             for name, lines in more.step(step).items():
                 with open(run / f"{name}.jsonl", "a") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)
-        page.wait_for_function("document.querySelector('#top').innerText.includes('5 steps')", timeout=10_000)
+        page.locator("#top").filter(has_text="5 steps").wait_for(timeout=10_000)
         opened.go("Completions")
         assert opened.count() == str(5 * 16)
         opened.go("Groups")
         assert page.locator("h2").first.inner_text().startswith("Step 5")
         (run / "ended.json").write_text('{"step": 5, "max_steps": 5, "by": "max_steps"}')
-        page.wait_for_function("document.querySelector('#live').innerText === 'ended'", timeout=10_000)
+        page.locator("#live").filter(has_text="ended").wait_for(timeout=10_000)
         assert opened.errors == [] and all(url.startswith(server.address) for url in opened.asked)
         opened.context.close()
         server.shutdown()
@@ -207,7 +214,7 @@ def test_values_move_while_a_run_goes(browser: Any, tmp_path: Path) -> None:
 def test_a_hundred_thousand_completions(browser: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=10)
     words = [f"word{i}" for i in range(500)]
-    draw = __import__("random").Random(0)
+    draw = random.Random(0)
     with open(run / "completions.jsonl", "w") as file:
         for i in range(100_000):
             text = " ".join(draw.choices(words, k=60))
@@ -221,9 +228,8 @@ def test_a_hundred_thousand_completions(browser: Any, tmp_path: Path) -> None:
             file.write(json.dumps({**line, "truncated": False, "reward": draw.random(), "why": "sample"}) + "\n")
     report = write_report([run])
     assert report.stat().st_size <= 30e6
-    started = time.perf_counter()
     opened = Opened(browser, report.as_uri())
-    assert time.perf_counter() - started < 3
+    assert opened.seconds < 3
     started = time.perf_counter()
     opened.go("Completions")
     opened.page.locator("#search").fill("word7 word8")

@@ -96,7 +96,7 @@ function panel(title, note, ...children) {
 
 // A labelled select: options are [value, label] pairs.
 function choice(label, options, value, onchange) {
-  const select = el("select", { onchange: () => onchange(select.value) },
+  const select = el("select", { "aria-label": label, onchange: () => onchange(select.value) },
     options.map(([v, text]) => el("option", { value: v, selected: String(v) === String(value) }, text)));
   return el("label", { class: "field" }, label, select);
 }

@@ -111,6 +111,7 @@ async function begin() {
   readAddress();
   await loadHead();
   showAll();
+  if (document.readyState === "loading") await new Promise((go) => addEventListener("DOMContentLoaded", go));
   await loadTexts();
   showTabs();
   readAddress();

@@ -20,7 +20,7 @@ VIEWS.prompts = {
       el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
         choice("show", options, rowFilter, (value) => { rowFilter = value; showRows(rows); }),
         el("button", { type: "button", id: "export", onclick: () => exportRows(run, rows) }, "Export these rows as a data set")),
-      el("p", { class: "note" }, "Each square is a visit in order: ", el("i", { class: "cell", style: { background: heat(0) } }), " none right to ", el("i", { class: "cell", style: { background: heat(1) } }), " all right; the number is the share right over all visits."),
+      el("p", { class: "note" }, "Each square is a visit in order: ", el("i", { class: "cell", style: { background: heat(0) } }), " none right to ", el("i", { class: "cell", style: { background: heat(1) } }), " all right; the number is the share right over all visits. An exported row has its number in the training data, and prompt and columns where the run recorded a completion of it."),
       rowList.root];
   },
   ready: (run) => showRows(histories(run)),
