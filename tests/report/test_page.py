@@ -83,7 +83,7 @@ def test_the_history_of_rows() -> None:
         {"step": 2, "n": 2},
     ]
     history = row_columns(rows)
-    assert history["row"] == [3, 3] and history["flat"] == [0, 1] and history["prompts"] == {"3": "a"}
+    assert history["row"] == [3, 3, None] and history["flat"] == [0, 1, None] and history["prompts"] == {"3": "a"}
 
 
 def test_thinning_keeps_whole_steps_and_the_ends() -> None:

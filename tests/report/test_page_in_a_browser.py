@@ -84,9 +84,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     group = {"step": 41, "group": 0, "row": 999, "prompt": HOSTILE, "columns": {HOSTILE: HOSTILE}}
     completion = {"index": 0, "text": HOSTILE, "tokens": [HOSTILE[:9], HOSTILE[9:]], "advantages": [1.0, 2.0]}
+    signs = {"index": 1, "text": "😀😀 21!", "tokens": ["😀", "😀 ", "21!"], "advantages": -1.0, "spans": {"x": [3, 5]}}
     completion |= {"changes": [0.1, -0.2], "spans": {HOSTILE: [2, 12]}, "steps": [{"end": 20, "reward": 0.5}]}
     with open(runs[0] / "groups.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({**group, "completions": [completion]}) + "\n")
+        file.write(json.dumps({**group, "completions": [completion, signs]}) + "\n")
     return write_report(runs, folder / "page.html")
 
 
@@ -127,8 +128,11 @@ def test_the_page_of_two_runs(browser: Any, report: Path) -> None:
     opened.go("Groups")
     assert page.locator("h2").first.inner_text() == "Step 41, group 0, row 999"
     assert (
-        page.locator(".card .text").inner_text().startswith("<img src=x") and page.locator("sup").inner_text() == "0.5"
+        page.locator(".card .text").first.inner_text().startswith("<img src=x")
+        and page.locator("sup").inner_text() == "0.5"
     )
+    # A span counts characters, of which an emoji is one.
+    assert page.locator(".card .span1").inner_text() == "21"
     page.keyboard.press("ArrowLeft")
     assert page.locator("h2").first.inner_text().startswith("Step 40") and page.locator(".card").count() == 8
     advantages = [float(text.split(" ")[1]) for text in page.locator(".card header b").all_inner_texts()]

@@ -48,14 +48,13 @@ def completion_columns(rows: list[Row]) -> dict[str, Any]:
 
 def row_columns(rows: list[Row]) -> dict[str, Any]:
     """The history of the training rows: columns, and each row's prompt as its first line has it."""
-    rows = [row for row in rows if isinstance(row.get("row"), int)]
     columns: dict[str, Any] = {
         key: [number_of(row.get(key)) for row in rows] for key in ("step", "row", "n", "right", "mean")
     }
     columns["flat"] = [flat_group(row) for row in rows]
     prompts: dict[str, Any] = {}
     for row in rows:
-        if "prompt" in row:
+        if "prompt" in row and "row" in row:
             prompts.setdefault(str(row["row"]), plain(row["prompt"]))
     return {**columns, "prompts": prompts}
 

@@ -13,7 +13,7 @@ from cohort.types import UserError
 
 FILES = ("metrics", "completions", "held_out", "groups", "rows", "warnings")
 """Names of the files, which end in .jsonl."""
-SIGNS = ("metrics.jsonl", "config.yaml")
+SIGNS = ("metrics.jsonl", "config.yaml", "settings.json")
 """One of these makes a folder a run's."""
 Row = dict[str, Any]
 
@@ -70,8 +70,7 @@ def read_object(path: Path) -> Row:
 
 def configuration(folder: Path) -> Row:
     """The resolved settings, nested ones by dotted keys."""
-    settings = read_config(folder) or read_object(folder / "settings.json")
-    return flat(settings)
+    return flat({**read_object(folder / "settings.json"), **read_config(folder)})
 
 
 def flat(settings: Row, head: str = "") -> Row:

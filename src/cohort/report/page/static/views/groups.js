@@ -105,8 +105,9 @@ function pieces(completion, names, scale) {
   if (tokens.length && !fits && scale) return tokens.map((token, t) => tokenPiece(token, completion, t, scale, ""));
   const ends = [];
   if (fits) tokens.reduce((at, token) => { ends.push(at + token.length); return at + token.length; }, 0);
-  const spans = names.map((name) => [name, (completion.spans || {})[name]]).filter(([, span]) => Array.isArray(span));
-  const steps = completion.steps || [];
+  const place = units(text);
+  const spans = names.map((name) => [name, (completion.spans || {})[name]]).filter(([, span]) => Array.isArray(span)).map(([name, span]) => [name, span.map(place)]);
+  const steps = (completion.steps || []).map((step) => ({ ...step, end: place(step.end) }));
   const cuts = distinct([0, text.length, ...ends, ...spans.flatMap(([, span]) => span), ...steps.map((step) => step.end)]).filter((cut) => cut >= 0 && cut <= text.length).sort((a, b) => a - b);
   const nodes = [];
   for (let k = 0, t = 0; k + 1 < cuts.length; k++) {
@@ -116,6 +117,14 @@ function pieces(completion, names, scale) {
     steps.filter((step) => step.end === cuts[k + 1]).forEach((step) => nodes.push(el("sup", { class: step.reward > 0 ? "good" : "poor" }, short(step.reward))));
   }
   return nodes;
+}
+
+// From a place in characters, as the files have it, to one in the units of 16 bits of this language.
+function units(text) {
+  if (!/[\ud800-\udfff]/.test(text)) return (at) => at;
+  const places = [0];
+  for (const character of text) places.push(places.at(-1) + character.length);
+  return (at) => places[Math.min(at, places.length - 1)];
 }
 
 function tokenPiece(text, completion, t, scale, read) {

@@ -7,7 +7,7 @@ let rowList = null;
 
 VIEWS.prompts = {
   name: "Prompts",
-  has: (run) => run.rows.step.length,
+  has: (run) => histories(run).size,
   build: (run) => {
     const rows = histories(run);
     rowList = new List({
@@ -37,6 +37,7 @@ const BANDS = {
 function histories(run) {
   const rows = new Map(), { step, row, n, right, mean: means } = run.rows;
   for (let i = 0; i < row.length; i++) {
+    if (row[i] === null || (right[i] === null && means[i] === null)) continue;
     const of = rows.get(row[i]) || { row: row[i], visits: [], right: 0, n: 0 };
     const share = right[i] !== null && n[i] ? right[i] / n[i] : means[i];
     of.visits.push({ step: step[i], share });
