@@ -79,7 +79,7 @@ function shade(scale, value) {
   const strength = Math.min(1, Math.abs(value) / scale.size);
   if (strength < 0.04) return null;
   const base = scale.signed ? (value > 0 ? "0, 114, 178" : "213, 94, 0") : "230, 159, 0";
-  return `rgba(${base}, ${(0.55 * strength).toFixed(3)})`;
+  return `rgba(${base}, ${(0.7 * strength).toFixed(3)})`;
 }
 
 function legendOf(names, scale) {
