@@ -1,4 +1,4 @@
-"""Draws the pictures of the page of runs into docs/images/, in Chromium: `PYTHONPATH=scripts python scripts/draw_pages.py`.
+"""Draws the pictures of the page of runs into docs/images/, in Chromium: `python scripts/draw_pages.py`.
 
 The runs are made up (made_runs.py); the pictures show the page, not what a method achieves.
 """
@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from made_runs import WARNINGS, make_run
 from playwright.sync_api import sync_playwright
 
 from cohort.report.page.write import write_report
+from made_runs import WARNINGS, make_run
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = {"width": 1240, "height": 780}

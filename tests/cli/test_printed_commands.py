@@ -201,7 +201,20 @@ def test_the_commands_of_the_readme_run(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(hub, "push", lambda folder, repo, private: pushed.append((folder.name, repo)) or "its address")
     lines = [line for line in commands(ROOT / "README.md") if line != "cohort demo"]
     assert [line.split()[1] for line in lines] == [
-        *("train", "train", "train", "plan", "eval", "generate", "export", "reward", "train", "compare", "plot", "report")
+        *(
+            "train",
+            "train",
+            "train",
+            "plan",
+            "eval",
+            "generate",
+            "export",
+            "reward",
+            "train",
+            "compare",
+            "plot",
+            "report",
+        )
     ]
     short = "--max-completion-length 8"
     run_each(

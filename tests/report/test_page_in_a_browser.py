@@ -77,6 +77,9 @@ class Opened:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     runs = [make_run(folder / "first"), make_run(folder / "second", "learning_rate", seed=1)]
+    hole = {"attack": HOSTILE, "rows": 8, "more": 3, "total": 0.9, "honest": 0.0, "paid": {HOSTILE: 1.0}, "hole": True}
+    audit = {"style": "plain", "right": 1.0, "wrong": 0.0, "warnings": [], "findings": [hole]}
+    (runs[0] / "audit.json").write_text(json.dumps(audit))
     line = {"step": 41, "why": HOSTILE, "prompt": HOSTILE, "completion": HOSTILE, "tokens": 999, "truncated": True}
     with open(runs[0] / "completions.jsonl", "a", encoding="utf-8") as file:
         file.write(
@@ -162,6 +165,8 @@ def test_the_page_of_two_runs(browser: Any, report: Path) -> None:
     for view in ("Reward", "Health", "Time"):
         opened.go(view)
         assert min(canvas.evaluate(COLOURED) for canvas in page.locator("canvas").all()) > 2
+        if view == "Reward":
+            assert "1 of 1 attacks get more than an honest wrong answer" in page.locator("#view").inner_text()
 
     opened.go("Runs")
     page.get_by_label("metric").select_option("kl")

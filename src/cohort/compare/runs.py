@@ -40,8 +40,8 @@ from cohort.types import Row, UserError
 
 
 def run_comparison(comparison: Comparison, jobs: int, say: Callable[[str], None]) -> list[Path]:
-    """Run what is not finished, `jobs` runs at a time, then write tables, plots and the page. Returns their paths. `say` gets a
-    line for each run."""
+    """Run what is not finished, `jobs` runs at a time, then write tables, plots and the page. Returns their paths.
+    `say` gets a line for each run."""
     comparison.output_dir.mkdir(parents=True, exist_ok=True)
     starts = [(comparison, seed) for seed in comparison.seeds]
     runs = [(comparison, name, seed) for seed in comparison.seeds for name in comparison.configs]

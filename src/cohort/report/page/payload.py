@@ -76,6 +76,7 @@ def head(run: Run, notes: list[str]) -> dict[str, Any]:
         },
         "rows": row_columns(run.rows("rows")),
         "notes": notes,
+        "audit": plain(read_object(run.folder / "audit.json"), 4),
         "place": {name: lines.place for name, lines in run.files.items()},
         **judged(run.folder, rows, run.rows("warnings")),
     }

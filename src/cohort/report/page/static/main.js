@@ -103,8 +103,19 @@ function refresh() {
   showTabs();
   if (/^(INPUT|SELECT)$/.test(document.activeElement.tagName) && !view.update) return;
   if (view.update) view.update(current());
-  else show();
+  else keepPlace(show);
   document.documentElement.scrollTop = top;
+}
+
+// The list that is built anew stands where the old one stood.
+function keepPlace(build) {
+  const before = document.querySelector(".rows"), focused = before && before === document.activeElement;
+  const top = before ? before.scrollTop : 0;
+  build();
+  const after = document.querySelector(".rows");
+  if (!after) return;
+  after.scrollTop = top;
+  if (focused) after.focus({ preventScroll: true });
 }
 
 async function begin() {
@@ -124,4 +135,7 @@ async function begin() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
 }
 
-begin();
+begin().catch((error) => {
+  fill(byId("view"), el("h1", {}, "This page could not be shown"), el("p", {}, `It needs a browser of 2023 or later (${error}).`));
+  throw error;
+});

@@ -116,6 +116,8 @@ function pieces(completion, names, scale) {
     nodes.push(tokenPiece(text.slice(cuts[k], cuts[k + 1]), completion, fits ? t : null, scale, read.join(" ")));
     steps.filter((step) => step.end === cuts[k + 1]).forEach((step) => nodes.push(el("sup", { class: step.reward > 0 ? "good" : "poor" }, short(step.reward))));
   }
+  // The end token has no text.
+  if (fits && tokens.at(-1) === "") nodes.push(tokenPiece("∎", completion, tokens.length - 1, scale, ""));
   return nodes;
 }
 

@@ -10,8 +10,18 @@ VIEWS.reward = {
 
 function audit(run) {
   const said = run.summary.causes.filter((cause) => /reward|gold|gamed|overopt/i.test(`${cause.name} ${cause.message}`));
-  return panel("What was said of the rewards", said.length ? null : "No warning was given of the rewards. `cohort reward audit run.yaml` tries cheap completions on them.",
-    said.length ? el("ol", { class: "said" }, said.map((cause) => causeItem(run, cause))) : null);
+  const tried = Array.isArray(run.audit.findings);
+  return panel("What was said of the rewards", said.length || tried ? null : "No warning was given of the rewards. `cohort reward audit run.yaml --output-format json > RUN/audit.json` tries cheap completions on them; the result is then shown here.",
+    said.length ? el("ol", { class: "said" }, said.map((cause) => causeItem(run, cause))) : null, tried ? auditTable(run.audit) : null);
+}
+
+// The result of `cohort reward audit --output-format json`, where the run's folder has it as audit.json.
+function auditTable(result) {
+  const holes = result.findings.filter((finding) => finding.hole), warnings = result.warnings || [];
+  return [
+    el("p", {}, `Audit: ${holes.length} of ${result.findings.length} attacks get more than an honest wrong answer (${short(result.wrong)}; a right one ${short(result.right)}).`),
+    warnings.map((text) => el("p", { class: "note" }, String(text))),
+    holes.length ? table2(Object.keys(holes[0]).filter((key) => key !== "hole"), holes.map((hole) => Object.entries(hole).filter(([key]) => key !== "hole").map(([, value]) => (typeof value === "string" ? value.slice(0, 300) : typeof value === "number" ? short(value) : JSON.stringify(value))))) : null];
 }
 
 function componentChart(run) {
