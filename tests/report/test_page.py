@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cohort.cli.app import app
 from cohort.report.page.columns import completion_columns, row_columns, thinned
 from cohort.report.page.payload import blocks, read_runs
-from cohort.report.page.read import flat, names_of, parsed, plain, read_lines, run_folders
+from cohort.report.page.read import configuration, flat, names_of, parsed, plain, read_lines, run_folders
 from cohort.report.page.summary import bands, summary
 from cohort.report.page.write import page, write_report
 from cohort.types import UserError
@@ -48,6 +48,13 @@ def test_values_as_json_has_them() -> None:
         "b": [1.2346, True, 3, None, "x"],
     }
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_secrets_of_the_configuration_stay_out(tmp_path: Path) -> None:
+    secrets = {"dataset_kwargs": {"token": "hf_1"}, "reward_funcs": [{"api_key": "sk", "api_key_env": "KEY"}]}
+    run = make_run(tmp_path / "run", steps=1, token_budget=64, **secrets)
+    assert configuration(run) | {"dataset_kwargs.token": "...", "token_budget": 64} == configuration(run)
+    assert configuration(run)["reward_funcs"] == [{"api_key": "...", "api_key_env": "KEY"}]
 
 
 def test_folders_of_runs_and_of_a_comparison(tmp_path: Path) -> None:
