@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 
 from cohort.report.page.payload import read_runs
 from cohort.report.page.watch import LOOPBACK, Watch, news
+from helpers import ROOT
 from made_runs import make_run
 
 
@@ -105,3 +111,22 @@ def test_a_run_that_begins_again_is_read_anew(tmp_path: Path) -> None:
     place = places(folder)
     (folder / "rows.jsonl").unlink()
     assert news(folder, place) is None
+
+
+def test_the_command_prints_its_address_and_ends_quietly_by_ctrl_c(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=1)
+    command = [sys.executable, "-m", "cohort", "watch", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" ")[0]
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        port = urlsplit(address).port
+        assert port is not None
+        taken = subprocess.run([*command, "--port", str(port)], env=environment, capture_output=True, text=True)
+        assert taken.returncode == 2 and f"--port {port}: Address already in use" in taken.stderr
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
