@@ -152,6 +152,9 @@ def test_a_run_without_rewards_and_one_without_steps() -> None:
     rows = [{"step": s, "loss": 2.0 - s / 10} for s in range(1, 11)]
     said = summary(rows, [], {"step": 10, "max_steps": 10, "by": "max_steps"})
     assert said["headline"].startswith("Loss 1.7 → 1.2") and said["loss"] is None
+    rows = [{**row, "reward": 0.5} for row in rows]
+    assert summary(rows, [], {}, "distill")["loss"] == "Loss 1.9 → 1: it is about the KL to the teacher."
+    assert "imitating right completions" in summary(rows, [], {}, "online_rft")["loss"]
     assert summary([], [], {})["headline"] == "No step was made yet"
 
 

@@ -86,7 +86,9 @@ def judged(folder: Path, rows: list[Row], warnings: list[Row]) -> dict[str, Any]
     """What changes as a whole when a run goes on."""
     ended = read_object(folder / "ended.json")
     known = ended if {"step", "max_steps", "by"} <= ended.keys() else {}
-    return {"summary": summary(rows, warnings, known), "bands": bands(rows), "ended": plain(known)}
+    # The settings of a comparison's run may lack the method, which then is the folder's name.
+    method = str(configuration(folder).get("method", folder.name))
+    return {"summary": summary(rows, warnings, known, method), "bands": bands(rows), "ended": plain(known)}
 
 
 def _metric(rows: list[Row], key: str) -> list[list[Any]] | None:

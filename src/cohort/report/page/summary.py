@@ -13,10 +13,16 @@ LOWER = ("eval/loss", "eval/teacher_kl")
 """Held-out metrics that are to fall."""
 LAST = 5
 """Steps over which a sign must hold."""
-LOSS = (
-    "loss {first} → {last}: with rewards it says nothing, since the advantages of a group add up to 0 and the loss is "
-    "about 0 from the start, also while the policy learns. Look at the reward."
+CANCELS = (
+    "says nothing about progress: it weighs completions by their advantages, which cancel out, so that it is about 0 "
+    "from the start, also while the policy learns. Look at the reward."
 )
+LOSSES = {
+    "rft": "is that of imitating right completions. Look at the held-out result.",
+    "online_rft": "is that of imitating right completions. Look at the reward.",
+    "distill": "is about the KL to the teacher.",
+}
+"""Method -> what its loss is; that of others with rewards cancels out."""
 FLAT = "no gradient: in all groups of the last {n} steps the rewards are equal, {how}"
 SIGNS: tuple[tuple[str, str, float, str], ...] = (
     ("truncated", "completions/clipped_ratio", 0.5, "{v:.0%} of the completions are cut off at max_completion_length"),
@@ -31,7 +37,7 @@ SIGNS: tuple[tuple[str, str, float, str], ...] = (
 """Name of the run's own warning, metric, bound that its mean passes, text."""
 
 
-def summary(rows: Rows, warnings: list[Row], ended: Row) -> dict[str, Any]:
+def summary(rows: Rows, warnings: list[Row], ended: Row, method: str = "") -> dict[str, Any]:
     """{"tone": "good", "headline": ..., "lines": [...], "loss": ..., "causes": [{"step", "name", "message"}]}"""
     if not rows:
         return {"tone": "plain", "headline": "No step was made yet", "lines": [], "loss": None, "causes": []}
@@ -44,7 +50,7 @@ def summary(rows: Rows, warnings: list[Row], ended: Row) -> dict[str, Any]:
         "tone": _tone(key, word, causes),
         "headline": _sentence(text),
         "lines": [_sentence(line) for line in lines],
-        "loss": _loss(rows),
+        "loss": _loss(rows, method),
         "causes": causes,
     }
 
@@ -64,11 +70,11 @@ def _tone(key: str, word: str, causes: list[Row]) -> str:
     return "bad" if word in ("rose", "fell") or causes else "plain"
 
 
-def _loss(rows: Rows) -> str | None:
+def _loss(rows: Rows, method: str) -> str | None:
     _, losses = series(rows, "loss")
     if not losses or not series(rows, "reward")[0]:
         return None
-    return _sentence(LOSS.format(first=f"{losses[0]:.2g}", last=f"{losses[-1]:.2g}"))
+    return f"Loss {losses[0]:.2g} → {losses[-1]:.2g}: it {LOSSES.get(method, CANCELS)}"
 
 
 def _of_run(warnings: list[Row]) -> list[Row]:
