@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-small test test-slow torture check bench clean
+.PHONY: setup demo demo-small test test-slow torture check browser bench clean
 
 setup: $(VENV)/.ready
 
@@ -27,10 +27,18 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check
+# Chromium and axe-core, for the tests of the page (docs/reports.md). Where they cannot be had, these tests are skipped.
+browser: $(VENV)/.browser
+
+$(VENV)/.browser: $(VENV)/.ready
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || echo "no Chromium (apt-get install chromium): the tests of the page in a browser are skipped"
+	@cd $(VENV) && { command -v npm >/dev/null && npm pack --silent axe-core@4.14.1 >/dev/null && tar xzf axe-core-4.14.1.tgz --strip-components=1 package/axe.min.js && rm axe-core-4.14.1.tgz; } || echo "no axe-core (npm): its slow test is skipped"
+	@touch $@
+
+test: check browser
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup
+test-slow: setup browser
 	$(BIN)/python -m pytest -m slow
 
 # Kills runs of every kind at random instants and file operations, and one and all of two ranks: ten minutes.

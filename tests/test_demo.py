@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cohort.demo import small as demo
 
-WRITTEN = ["config.json", "model.safetensors", "metrics.jsonl", "completions.jsonl", "summary.json"]
+WRITTEN = ["config.json", "model.safetensors", "metrics.jsonl", "completions.jsonl", "summary.json", "report.html"]
 PLOTS = ["reward.png", "held_out_accuracy.png"]
 
 
@@ -30,6 +30,7 @@ def test_a_short_demo_leaves_everything_it_names(tmp_path: Path, monkeypatch: py
     assert low <= summary["accuracy_after"] <= high
     assert all((tmp_path / name).is_file() for name in WRITTEN + PLOTS)
     assert "accuracy, greedy" in screen.getvalue() and "GRPO on its own answers" in screen.getvalue()
+    assert screen.getvalue().endswith(f"Look at it in a browser: {tmp_path / 'report.html'}\n")
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.num_parameters() == 520_064
     assert AutoTokenizer.from_pretrained(tmp_path).decode([4]) == "<think>"

@@ -41,6 +41,7 @@ def test_a_short_demo_leaves_everything_it_names(tmp_path: Path) -> None:
     assert all((output / name).is_file() for name in WRITTEN)
     assert "6 held-out problems" in screen.getvalue()
     assert f"cohort generate '{output}' --prompt" in screen.getvalue()
+    assert f"{output / 'report.html'} (in a browser)" in screen.getvalue() and (output / "report.html").is_file()
     assert AutoModelForCausalLM.from_pretrained(output).config.vocab_size == 260
     rows = [json.loads(line) for line in (output / "held_out.jsonl").read_text().splitlines()]
     assert [(row["step"], row["problem"]) for row in rows] == [(s, p) for s in (0, 2) for p in range(6)]

@@ -201,7 +201,20 @@ def test_the_commands_of_the_readme_run(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(hub, "push", lambda folder, repo, private: pushed.append((folder.name, repo)) or "its address")
     lines = [line for line in commands(ROOT / "README.md") if line != "cohort demo"]
     assert [line.split()[1] for line in lines] == [
-        *("train", "train", "train", "plan", "eval", "generate", "export", "reward", "train", "compare", "plot")
+        *(
+            "train",
+            "train",
+            "train",
+            "plan",
+            "eval",
+            "generate",
+            "export",
+            "reward",
+            "train",
+            "compare",
+            "plot",
+            "report",
+        )
     ]
     short = "--max-completion-length 8"
     run_each(
@@ -210,6 +223,7 @@ def test_the_commands_of_the_readme_run(monkeypatch: pytest.MonkeyPatch) -> None
     )
     steps = [json.loads(line)["step"] for line in Path("output/gsm8k/metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 2 and Path("output/gsm8k/reward.png").is_file()
+    assert Path("output/gsm8k/report.html").is_file()
     assert pushed == [("gsm8k-export", "me/gsm8k")]
     assert Path("output/rm/adapter_model.safetensors").is_file()
 

@@ -75,6 +75,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "comparison.json",
         "comparison_accuracy.png",
         "comparison_maj_pass.png",
+        "report.html",
     ]
     assert all(path.stat().st_size > 100 for path in written)
     assert len(said) == 2 + 4 and said[-1].startswith("seed 4, grpo: ")

@@ -28,8 +28,10 @@ from cohort.cli.generate import generate
 from cohort.cli.methods import methods
 from cohort.cli.plan import plan
 from cohort.cli.plot import plot
+from cohort.cli.report import report
 from cohort.cli.rerun import rerun
 from cohort.cli.train import train
+from cohort.cli.watch import watch
 from cohort.types import UserError, printable
 from cohort.world import rank
 
@@ -76,6 +78,8 @@ app.command()(compare)
 app.command()(plan)
 app.command()(plot)
 app.command()(rerun)
+app.command()(report)
+app.command()(watch)
 app.command()(demo)
 app.command()(methods)
 app.command()(doctor)

@@ -34,13 +34,14 @@ from cohort.progress import Task
 from cohort.report.comparison import RESULT, START, write_comparison
 from cohort.report.live import silent_display
 from cohort.report.metrics import read_metrics, series
+from cohort.report.page.write import write_report
 from cohort.train.trainer import Trainer
 from cohort.types import Row, UserError
 
 
 def run_comparison(comparison: Comparison, jobs: int, say: Callable[[str], None]) -> list[Path]:
-    """Run what is not finished, `jobs` runs at a time, then write tables and plots. Returns their paths. `say` gets a
-    line for each run."""
+    """Run what is not finished, `jobs` runs at a time, then write tables, plots and the page. Returns their paths.
+    `say` gets a line for each run."""
     comparison.output_dir.mkdir(parents=True, exist_ok=True)
     starts = [(comparison, seed) for seed in comparison.seeds]
     runs = [(comparison, name, seed) for seed in comparison.seeds for name in comparison.configs]
@@ -52,7 +53,8 @@ def run_comparison(comparison: Comparison, jobs: int, say: Callable[[str], None]
             for line in workers.each(work, calls):
                 say(line)
                 task.add()
-    return write_comparison(comparison.output_dir, list(comparison.configs), comparison.seeds)
+    written = write_comparison(comparison.output_dir, list(comparison.configs), comparison.seeds)
+    return [*written, write_report([comparison.output_dir])]
 
 
 class _Workers:

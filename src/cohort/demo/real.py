@@ -19,6 +19,7 @@ from cohort.config import read_run
 from cohort.demo.packaged_model import cache_folder, converted
 from cohort.formulas.chance import wilson
 from cohort.report.live import LiveDisplay
+from cohort.report.page.write import write_report
 from cohort.report.plots import plot_training
 from cohort.report.tables import before_after_table, examples_panel, share_with_interval
 from cohort.train.output.record import require_folder
@@ -152,7 +153,8 @@ def _show(
         f"completions.jsonl, held_out.jsonl, summary.json, {plots}.\n\n"
         f"Ask it:           cohort generate {where} --prompt 'What is 27 + 15? Answer with the number only.'\n"
         f"Train once more:  cohort train {shlex.quote(str(path))} seed=1 output_dir=output/second\n"
-        "Your own data:    docs/tutorial.md",
+        "Your own data:    docs/tutorial.md\n"
+        f"Look at it:       {write_report([output])} (in a browser)",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -21,6 +21,7 @@ from cohort.evaluation.evaluate import Evaluation
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.formulas.chance import wilson
 from cohort.report.live import LiveDisplay
+from cohort.report.page.write import write_report
 from cohort.report.plots import plot_training
 from cohort.report.tables import before_after_table, examples_panel, share_with_interval
 from cohort.rewards.compose import Rewards
@@ -198,6 +199,8 @@ def _show(
     console.print(
         f"SFT took {summary['seconds_sft']:.0f} s, GRPO {summary['seconds_grpo']:.0f} s. In {output}:\n"
         f"  the model (loads with AutoModelForCausalLM), summary.json, metrics.jsonl, completions.jsonl,\n"
-        f"  {', '.join(path.name for path in plots)}",
+        f"  {', '.join(path.name for path in plots)}\n"
+        f"Look at it in a browser: {write_report([output])}",
         highlight=False,
+        soft_wrap=True,
     )

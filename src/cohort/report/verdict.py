@@ -28,9 +28,9 @@ LONGEST = 200
 def verdict(folder: str | Path) -> list[str]:
     """The lines for a run's output_dir, which may lack anything but metrics.jsonl."""
     folder = Path(folder)
-    rows, config = read_metrics(folder), _config(folder)
+    rows, config = read_metrics(folder), read_config(folder)
     ended = _json(folder / "ended.json")
-    lines = [_held_out(rows, ended.get("by")), f"{_trend(rows)}; {_end(ended, rows)}"]
+    lines = [held_out(rows, ended.get("by"))[0], f"{trend(rows)}; {end(ended, rows)}"]
     warnings = _lines(folder / "warnings.jsonl")
     if warnings:
         told = ", ".join(f"{row['name']} (step {row['step']})" for row in warnings)
@@ -39,10 +39,12 @@ def verdict(folder: str | Path) -> list[str]:
     return [*lines, f"next: {command}"] if command else lines
 
 
-def _held_out(rows: Rows, by: str | None) -> str:
+def held_out(rows: Rows, by: str | None) -> tuple[str, str, str]:
+    """The line of the held-out result, its metric, and its change: "rose", "fell", "unchanged"; the last is empty where
+    there are no two values, both where nothing was measured."""
     evaluated = [row for row in rows if any(key in row for key in HELD_OUT)]
     if not evaluated:
-        return "held-out: nothing was measured (eval_dataset or val_size, with eval_strategy: steps)"
+        return "held-out: nothing was measured (eval_dataset or val_size, with eval_strategy: steps)", "", ""
     key = next(key for key in HELD_OUT if key in evaluated[-1])
     evaluated = [row for row in evaluated if key in row]
     name, first, last = key.removeprefix("eval/").replace("_", " "), evaluated[0], evaluated[-1]
@@ -51,17 +53,19 @@ def _held_out(rows: Rows, by: str | None) -> str:
     form = "{:.1%}" if key == "eval/accuracy" else "{:.3g}"
     ends = [first] if last is first else [first, last]
     values = " → ".join(form.format(row[key]) for row in ends)
-    intervals = [_interval(row, key) for row in ends]
+    intervals = [interval(row, key) for row in ends]
     known = [each for each in intervals if each is not None]
     of = f", {last['eval/samples']:g} held-out examples" if "eval/samples" in last else ""
     between = " and ".join(f"{form.format(low)} to {form.format(high)}" for low, high in known)
     told = f" (95%: {between}{of})" if len(known) == len(ends) else ""
     if len(ends) == 1:
-        return f"held-out {name} {values}{told} at step {last['step']}; eval_on_start: true shows what it was before"
-    return f"held-out {name} {values}{told}: {_change(first[key], last[key], intervals)}"
+        text = f"held-out {name} {values}{told} at step {last['step']}; eval_on_start: true shows what it was before"
+        return text, key, ""
+    change = _change(first[key], last[key], intervals)
+    return f"held-out {name} {values}{told}: {change}", key, change.split()[0]
 
 
-def _interval(row: dict[str, Any], key: str) -> tuple[float, float] | None:
+def interval(row: dict[str, Any], key: str) -> tuple[float, float] | None:
     """95% of a mean over held-out examples: Wilson's where all its values are 0 or 1, else by the standard deviation.
     None where the row has neither number nor deviation."""
     mean, n, std = row[key], row.get("eval/samples"), row.get(f"{key}/std")
@@ -84,7 +88,7 @@ def _change(first: float, last: float, intervals: list[tuple[float, float] | Non
     return word if abs(last - first) > sqrt(here**2 + there**2) else "unchanged within the interval"
 
 
-def _trend(rows: Rows) -> str:
+def trend(rows: Rows) -> str:
     """The first and the last tenth of the steps, at least five, by two standard errors."""
     key = next((key for key in TREND if any(key in row for row in rows)), TREND[-1])
     _, values = series(rows, key)
@@ -98,7 +102,7 @@ def _trend(rows: Rows) -> str:
     return f"{key} {fmean(first):.3g} → {fmean(last):.3g} (means of the first and last {count} steps): {word}"
 
 
-def _end(ended: dict[str, Any], rows: Rows) -> str:
+def end(ended: dict[str, Any], rows: Rows) -> str:
     if not ended:
         return f"it has no end: killed after step {rows[-1]['step'] if rows else 0}, or still running"
     of = f"{ended['step']} of {ended['max_steps']}"
@@ -151,7 +155,7 @@ def _prompt(folder: Path) -> str:
     return ""
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         values = parsed(path.read_text(encoding="utf-8")) if path.is_file() else {}
