@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,14 @@ def test_the_settings_are_recorded_without_secrets(tmp_path: Path) -> None:
     assert (written["method"], written["model"], written["rewards"]) == ("grpo", "m", {"digits": 2.0})
     assert written["max_steps"] == 7 and written["token_budget"] == 16384 and "hf_x" not in str(written)
     assert set(GRPOConfig.model_fields) <= set(written)
+
+
+def test_a_script_still_prints_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are kept while a trainer is made, and the logger gets no handler that a program did not set."""
+    logger = logging.getLogger("cohort")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", False)
+    config = GRPOConfig(str(tmp_path), **SMALL)
+    Trainer(small_model(vocab_size=22), digits, config, TRAIN, processing_class=build_tokenizer())
+    assert [type(handler).__name__ for handler in logger.handlers] == ["LogLines"]
+    assert "see" not in [getattr(each, "__name__", "") for each in logger.filters]

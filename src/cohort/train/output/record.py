@@ -243,11 +243,18 @@ def noted(init: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         early: list[dict[str, Any]] = []
         keeper = _Keeper(early.append, lambda: 0)
-        log.addHandler(keeper)
+
+        def see(record: logging.LogRecord) -> bool:
+            if record.levelno >= keeper.level:
+                keeper.emit(record)
+            return True
+
+        # No handler: the trainer looks whether the logger has one, and prints the log where it has none.
+        log.addFilter(see)
         try:
             init(*args, **kwargs)
         finally:
-            log.removeHandler(keeper)
+            log.removeFilter(see)
         trainer: Any = args[0]
         trainer.loop.recorder.early = early
 
