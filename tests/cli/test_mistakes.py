@@ -264,7 +264,7 @@ def test_settings_that_would_do_nothing(
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("a model is loaded before the mistake is told")
 
-    monkeypatch.setattr("cohort.train.trainer.make_policy", loaded)
+    monkeypatch.setattr("cohort.train.sharded.make_policy", loaded)
     code, text = run(**changes)
     assert code == 2 and told in text
 

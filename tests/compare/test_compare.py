@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_from_its_checkpoint(
     shutil.copytree(compared, tmp_path / "out")
     folder = tmp_path / "out" / "seed-3" / method
     for path in folder.iterdir():
-        if path.name != "settings.json":
+        if path.name != "compared.json":
             path.unlink()
     comparison = comparison_of(tmp_path)
     config = comparison.configs[method].model_copy(update={"seed": 3, "output_dir": str(folder)})

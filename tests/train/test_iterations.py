@@ -408,7 +408,7 @@ def test_online_rft_has_no_reference_to_move(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, reward_model: str) -> None:
     plain = grpo(tmp_path / "run", even, max_steps=2, save_steps=2)
     plain.train()
-    values: dict[str, Any] = {"iterations": 2, "steps_per_iteration": 2}
+    values: dict[str, Any] = {"iterations": 2, "steps_per_iteration": 2, "resume_changes": "allow"}
     with pytest.raises(UserError, match=r"has no iteration\.json"):
         grpo(tmp_path / "run", even, **values).train(resume_from_checkpoint=True)
     grpo(tmp_path / "other", even, save_steps=2, **values).train()

@@ -114,7 +114,9 @@ def test_resume_gives_the_curve_of_an_undisturbed_run(tmp_path: Path, steps: int
 
 def test_a_moved_reference_is_not_left_behind(tmp_path: Path) -> None:
     run(tmp_path, callbacks=[StopAfter(3)], save_steps=3).train()
-    other = run(tmp_path, sync_ref_model=False, ref_model_sync_steps=512, gold_reward="accuracy")
+    other = run(
+        tmp_path, sync_ref_model=False, ref_model_sync_steps=512, gold_reward="accuracy", resume_changes="allow"
+    )
     with pytest.raises(UserError, match="resume with the iterations or sync_ref_model that moved it"):
         other.train(resume_from_checkpoint=True)
 

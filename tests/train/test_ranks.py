@@ -16,6 +16,7 @@ import ranks_program
 from cohort import UserError
 from cohort.config import METHOD_CONFIGS
 from cohort.methods.table import METHODS
+from cohort.train.output import manifest
 from cohort.train.sharded import require_possible
 from helpers import rows_of
 from launching import Ranks, launch
@@ -107,7 +108,9 @@ def test_steps_of_another_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "sft" / "checkpoint-2" / "state.json"
     state = json.loads(path.read_text())
     assert state["batch_size"] == 12
+    facts = manifest.facts_of(path.parent)
     path.write_text(json.dumps({**state, "batch_size": 24}))
+    manifest.write(path.parent, facts)
     with pytest.raises(UserError, match=r"steps had 24 sequences in all, and these would have 12: .*_steps: 2$"):
         ranks_program.resume(str(tmp_path), "sft")
 

@@ -354,7 +354,7 @@ def test_a_reward_that_fails_stops_the_run_with_its_row_and_the_run_goes_on(
     assert "at row 0 of 12\n  prompt: '" in message and "completion: '" in message
     assert broken == "hangs" or isinstance(caught.value.__cause__, OverflowError)
     assert folders.newest(tmp_path / "cut") == tmp_path / "cut" / "checkpoint-2"
-    with pytest.raises(UserError, match="was made by another run: reward failing, code: "):
+    with pytest.raises(UserError, match="was made by another run:\n  reward failing, code: "):
         trainer("mended", "cut").train(resume_from_checkpoint=True)
     trainer("mended", "cut", resume_changes="allow").train(resume_from_checkpoint=True)
     trainer("mended", "whole").train()

@@ -12,7 +12,8 @@ from cohort.report.comparison import RESULT
 from cohort.train.output.record import SAMPLES
 from cohort.types import UserError
 
-SETTINGS = "settings.json"
+SETTINGS = "compared.json"
+"""What a comparison gave the run, to recognise one that was made with other settings."""
 PREPARATION = "prepared.json"
 """Seconds that each start of the run took before its first step."""
 

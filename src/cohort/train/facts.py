@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import platform
+import tokenize
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -133,7 +134,7 @@ def _code(part: Component) -> str:
         if isinstance(named, str):  # path/to/rewards.py:name, whose helpers are in the file too
             return _sha256(Path(named.rpartition(":")[0]).read_text(encoding="utf-8"))
         return _sha256(inspect.getsource(function))
-    except (OSError, TypeError, ValueError):
+    except (OSError, TypeError, ValueError, SyntaxError, tokenize.TokenError):  # code that is in no file
         return getattr(function, "__qualname__", type(function).__name__)
 
 

@@ -8,11 +8,11 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from sys import intern
 from typing import Any, ParamSpec
 
 from safetensors import SafetensorError
@@ -290,10 +290,7 @@ def move_aside(folder: Path, names: Sequence[str]) -> None:
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
     """Eight significant digits: enough to compare runs, short enough to read. Rows, which a run keeps, share keys."""
-    return {
-        sys.intern(k): v if not isinstance(v, float) or not math.isfinite(v) else float(f"{v:.8g}")
-        for k, v in values.items()
-    }
+    return {intern(k): float(f"{v:.8g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in values.items()}
 
 
 def make_folder(folder: Path) -> None:
