@@ -36,6 +36,7 @@ def test_a_short_demo_leaves_everything_it_names(tmp_path: Path, monkeypatch: py
     assert AutoTokenizer.from_pretrained(tmp_path).decode([4]) == "<think>"
 
 
+@pytest.mark.slow
 def test_an_sft_that_learned_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SFT_STEPS", 1)
     monkeypatch.setattr(demo, "HELD_OUT", 10)

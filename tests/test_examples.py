@@ -111,7 +111,17 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), MISTAKES, ids=[next(iter(change)) for change, _ in MISTAKES])
+LOADING = ("max_prompt_length", "reward_weights")
+"""Mistakes that are found after imports that take seconds, beside "model"."""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(*each, id=(name := next(iter(each[0]))), marks=[pytest.mark.slow] if name in LOADING else [])
+        for each in MISTAKES
+    ],
+)
 def test_a_mistake_is_one_message_and_exit_code_2(
     change: dict[str, object], message: str, model: str, tmp_path: Path
 ) -> None:

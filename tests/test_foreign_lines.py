@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helpers import ROOT, byte_tokenizer, classifier, saved, small_model
 
 QUICK: dict[str, Any] = {
@@ -68,6 +70,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_nothing_of_other_libraries_is_printed(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, __file__]

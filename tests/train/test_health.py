@@ -144,7 +144,7 @@ HEALTHY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("name", [pytest.param("demo", marks=pytest.mark.slow), *list(HEALTHY)[1:]])
 def test_a_healthy_run_says_nothing(start: Path, tmp_path: Path, name: str) -> None:
     run(start, tmp_path, **HEALTHY[name])
     assert not (tmp_path / "warnings.jsonl").exists(), (tmp_path / "warnings.jsonl").read_text()

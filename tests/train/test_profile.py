@@ -75,6 +75,7 @@ def test_shares_of_phases_are_of_the_whole_step() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_kineto_has_room_for_the_gpus_records() -> None:
     """As PyTorch's profiler says itself in a process of its own: what it logs of its configuration."""
     code = (
