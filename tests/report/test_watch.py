@@ -115,7 +115,10 @@ def test_a_run_that_begins_again_is_read_anew(tmp_path: Path) -> None:
 
 def test_the_command_prints_its_address_and_ends_quietly_by_ctrl_c(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", steps=1)
-    command = [sys.executable, "-m", "cohort", "watch", str(folder)]
+    # A background job of a shell ignores Ctrl-C, and so would its children.
+    restored = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{restored}; from cohort.cli.app import main; main()"
+    command = [sys.executable, "-c", program, "watch", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -128,5 +131,8 @@ def test_the_command_prints_its_address_and_ends_quietly_by_ctrl_c(tmp_path: Pat
         taken = subprocess.run([*command, "--port", str(port)], env=environment, capture_output=True, text=True)
         assert taken.returncode == 2 and f"--port {port}: Address already in use" in taken.stderr
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        try:
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
         assert (process.returncode, errors) == (0, "")

@@ -477,7 +477,7 @@ class ShortOfMemory:
 def test_scoring_goes_on_with_smaller_micro_batches_where_memory_runs_out(
     tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    short = trainer(tmp_path)
+    short = trainer(tmp_path, token_budget=120)
     frozen = short.online_reference.frozen
     frozen.logprobs = ShortOfMemory(frozen, 60)
     short.train()
