@@ -28,15 +28,16 @@ def attempt(folder: Path) -> None:
         sys.exit(ENDS_BY_MESSAGE)
 
 
-def mounted(place: Path, kib: int, again: bool = False) -> None:
-    options = f"size={kib}k" + (",remount" if again else "")
+def mounted(place: Path, kib: int, inodes: int, again: bool = False) -> None:
+    options = f"size={kib}k,nr_inodes={inodes}" + (",remount" if again else "")
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
 
 
-def filled(place: Path, kib: int, expected: object) -> str:
-    """How a run ended on a disk of that size; raises RuntimeError where it is not as it must be."""
+def filled(place: Path, kib: int, inodes: int, expected: object) -> str:
+    """How a run ended on a disk of that size, with room for so many files; raises RuntimeError where it is not as it
+    must be."""
     place.mkdir(exist_ok=True)
-    mounted(place, kib)
+    mounted(place, kib, inodes)
     try:
         output = place.with_name("output")
         output.unlink(missing_ok=True)
@@ -46,7 +47,7 @@ def filled(place: Path, kib: int, expected: object) -> str:
         for path in (place / "run").glob("checkpoint-*"):
             if wrong := manifest.damage(path):
                 raise RuntimeError(f"{kib} KiB: {path.name}: {wrong}")
-        mounted(place, 2**20, again=True)
+        mounted(place, 2**20, 2**20, again=True)
         if code:
             code_again = forked(lambda: train(place / "run", "grpo"), output)
             if code_again:
@@ -69,8 +70,11 @@ def main() -> int:
         ends = []
         for i in range(sizes):
             kib = max(4, round(1.4 * used * i / sizes))
-            ends.append(filled(place, kib, end_of(whole)))
+            ends.append(filled(place, kib, 2**20, end_of(whole)))
             print(f"{kib:>8} KiB  {ends[-1]}", flush=True)
+        for inodes in (2, 4, 8, 12, 20, 30):
+            ends.append(filled(place, 2**20, inodes, end_of(whole)))
+            print(f"{inodes:>8} files  {ends[-1]}", flush=True)
     print(f"{ends.count('full')} runs found the disk full, and went on to the same end with room")
     return 0
 

@@ -20,9 +20,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from cohort import GRPOConfig, GRPOTrainer, UserError
-from cohort.config import read_run
+from cohort.config import METHOD_CONFIGS, RewardConfig, read_run
 from cohort.data.chains import build_tokenizer, make_chains
-from cohort.train.facts import FUTURE, UNSEEN
+from cohort.train.facts import FUTURE, UNSEEN, compare
 from cohort.train.output import folders, manifest
 from cohort.train.output.lock import locked
 from cohort.train.rerun import differences
@@ -245,10 +245,25 @@ def test_an_allowed_change_is_told_and_made(run: Path, caplog: pytest.LogCapture
 
 
 def test_the_lists_of_settings_name_settings() -> None:
-    from cohort.config import METHOD_CONFIGS, RewardConfig
-
     known = {name for config in (*METHOD_CONFIGS.values(), RewardConfig) for name in config.model_fields}
     assert not (FUTURE | UNSEEN) - known and not FUTURE & UNSEEN
+
+
+def test_a_change_of_every_setting_is_refused_told_or_unseen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    known = {name for config in (*METHOD_CONFIGS.values(), RewardConfig) for name in config.model_fields}
+    assert len(known) > 100
+    run: dict[str, Any] = {"method": "grpo", "rewards": {}}
+    for key in sorted(known):
+        before, now = ({"settings": {key: value}, "run": run, "versions": {}} for value in (1, 2))
+        caplog.clear()
+        if key in FUTURE or key in UNSEEN:
+            compare(tmp_path / "checkpoint-1", before, now, allow=False)
+            assert caplog.messages == ([] if key in UNSEEN else [f"changed since checkpoint-1: {key}: 1 -> 2"])
+            continue
+        with pytest.raises(UserError, match=rf"another run:\n  {key}: 1 -> 2\n"):
+            compare(tmp_path / "checkpoint-1", before, now, allow=False)
+        compare(tmp_path / "checkpoint-1", before, now, allow=True)
+        assert caplog.messages == [f"changed since checkpoint-1, and allowed by resume_changes: {key}: 1 -> 2"]
 
 
 def test_an_older_checkpoint_begins_a_branch(run: Path, whole: Path, caplog: pytest.LogCaptureFixture) -> None:
