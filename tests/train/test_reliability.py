@@ -306,7 +306,13 @@ EVALUATED = {"eval_dataset": HELD_OUT, "eval_strategy": "steps", "eval_steps": 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_saves_at_the_end_of_the_step_and_nothing_is_lost(tmp_path: Path, number: int) -> None:
+def test_a_signal_saves_at_the_end_of_the_step_and_nothing_is_lost(
+    tmp_path: Path, request: pytest.FixtureRequest, number: int
+) -> None:
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:  # as a background job of a shell ignores Ctrl-C, and a run would too
+        signal.signal(number, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(number, before))
     handler = signal.getsignal(number)
     trainer(tmp_path / "whole", rewards=Signal(), **EVALUATED).train()
     with pytest.raises((Terminated, KeyboardInterrupt)) as caught:
