@@ -206,6 +206,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(model: str) -> None:
     assert rest.endswith(b"\n> ") and len(shown + rest) < 1900
 
 
+@pytest.mark.slow
 def test_an_answer_on_a_terminal_comes_in_pieces_and_is_the_same(model: str) -> None:
     master, slave = pty.openpty()
     code = "from cohort.cli.app import main; main()"
@@ -253,6 +254,7 @@ def test_pieces_keep_the_blanks_that_a_tokenizer_drops_at_the_start() -> None:
     assert pieces == ["two", " words", "s", " two"]
 
 
+@pytest.mark.slow
 def test_a_chat_needs_a_template(model: str, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = None

@@ -402,7 +402,7 @@ def test_stopping_callbacks_still_end_a_run(tmp_path: Path) -> None:
 def test_runs_that_are_killed_end_as_if_they_were_not() -> None:
     """The short form of `make torture`."""
     done = subprocess.run(
-        [sys.executable, "tests/torture.py", "--kills", "3", "grpo", "ppo"],
+        [sys.executable, "tests/torture.py", "--kills", "2", "grpo", "ppo"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"},
         cwd=ROOT,
         capture_output=True,
