@@ -1,5 +1,5 @@
-"""What data and rewards read alike in texts and prompts: marks around thoughts, the end of a prompt, integers that name
-a choice."""
+"""What several layers read alike in texts: marks around thoughts, the end of a prompt, integers that name a choice,
+names of secrets."""
 
 from __future__ import annotations
 
@@ -76,3 +76,37 @@ def numbered_choice(answer: int, choices: Mapping[str, str], by_index: bool = Fa
         f"as the answer, or say that integers are indices from 0 by naming the labels: "
         f"{{name: choice, labels: {''.join(choices)}}}"
     )
+
+
+_SECRET = re.compile(r"secret|passw|credential|authorization|api[_-]?key|token$", re.IGNORECASE)
+_INSIDE = re.compile(
+    r"((?:(?:secret|passw|credential|authorization|api[_-]?key(?!_env))[a-z_-]{0,40}|token)[\"']?\s{0,9}[:=]\s{0,9})[^\s,}]+",
+    re.IGNORECASE,
+)
+"""A secret within an argument: model_init_kwargs={token: ...}"""
+
+
+def is_secret(name: str) -> bool:
+    """Whether a value of that name is a secret: of hub_token and api_key, not of max_tokens, nor of api_key_env, which
+    names a variable."""
+    return _SECRET.search(name) is not None and not name.endswith("_env")
+
+
+def without_secrets(value: Any) -> Any:
+    """The value with "..." for texts and numbers under names of secrets, in mappings at any depth."""
+    if isinstance(value, list):
+        return [without_secrets(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: "..." if is_secret(str(key)) and _is_plain(item) else without_secrets(item) for key, item in value.items()
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def without_secrets_inside(argument: str) -> str:
+    """A command's argument with "..." for secrets within its value."""
+    return _INSIDE.sub(r"\1...", argument)

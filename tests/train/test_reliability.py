@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from cohort import GRPOConfig, GRPOTrainer, UserError
 from cohort.config import METHOD_CONFIGS, RewardConfig, read_run
 from cohort.data.chains import build_tokenizer, make_chains
+from cohort.texts import without_secrets, without_secrets_inside
 from cohort.train.facts import FUTURE, UNSEEN, compare
 from cohort.train.output import folders, manifest
 from cohort.train.output.lock import locked
@@ -505,3 +506,11 @@ def test_scoring_goes_on_with_smaller_micro_batches_where_memory_runs_out(
     assert frozen.logprobs.refused and "out of memory while scoring under the reference: going on with" in caplog.text
     for row, expected in zip(rows_of(tmp_path), rows_of(whole), strict=True):
         assert row["kl"] == pytest.approx(expected["kl"], abs=1e-5)
+
+
+def test_names_of_secrets() -> None:
+    settings = {"hub_token": "x", "aws_secret_access_key": "x", "inner": [{"password": 1}], "max_tokens": 5}
+    expected = {"hub_token": "...", "aws_secret_access_key": "...", "inner": [{"password": "..."}], "max_tokens": 5}
+    assert without_secrets({**settings, "api_key_env": "KEY"}) == {**expected, "api_key_env": "KEY"}
+    for argument, shown in (("x={token: a, b: 1}", "x={token: ..., b: 1}"), ("x={max_tokens: 5}", "x={max_tokens: 5}")):
+        assert without_secrets_inside(argument) == shown

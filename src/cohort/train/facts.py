@@ -19,7 +19,7 @@ from torch import Tensor
 from cohort.config import TrainingConfig
 from cohort.rewards.component import Component
 from cohort.rewards.compose import Rewards
-from cohort.train.output.card import without_secrets
+from cohort.texts import without_secrets
 from cohort.types import Row, UserError
 
 log = logging.getLogger("cohort")

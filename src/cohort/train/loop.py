@@ -132,6 +132,7 @@ class Loop:
             if self._agree():
                 self.progress.unfinished = True  # what asks the run to end may not wait for an evaluation
                 self._save()
+                self._call("on_save")
                 self.asked.stop()
             self._finish_step()
         self._call("on_train_end")

@@ -11,7 +11,7 @@ import yaml
 from cohort.config import RewardModelConfig, RunConfig, TrainingConfig
 from cohort.data.configured import configured_rows
 from cohort.policy import ranks
-from cohort.train.output.card import without_secrets
+from cohort.texts import without_secrets
 from cohort.train.output.lock import require_free
 from cohort.train.output.record import make_folder, require_folder, told_when_full
 from cohort.train.reward_models.trainer import RewardTrainer

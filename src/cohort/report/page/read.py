@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cohort.report.verdict import read_config
+from cohort.texts import without_secrets
 from cohort.types import UserError
 
 FILES = ("metrics", "completions", "held_out", "groups", "rows", "warnings")
 """Names of the files, which end in .jsonl."""
 SIGNS = ("metrics.jsonl", "config.yaml", "settings.json")
 """One of these makes a folder a run's."""
-SECRET = re.compile(r"(token|secret|passw|api_?key|authorization)", re.IGNORECASE)
-"""Keys whose texts are not shown: a page is made to be passed on."""
 Row = dict[str, Any]
 
 
@@ -73,17 +71,7 @@ def read_object(path: Path) -> Row:
 
 def configuration(folder: Path) -> Row:
     """The resolved settings without secrets, nested ones by dotted keys."""
-    return flat(open_settings({**read_object(folder / "settings.json"), **read_config(folder)}))
-
-
-def open_settings(value: Any) -> Any:
-    """The value with "..." for texts under keys that look like secrets. `api_key_env` names a variable, no secret."""
-    if isinstance(value, list):
-        return [open_settings(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    hidden = {key for key in value if SECRET.search(str(key)) and not str(key).endswith("_env")}
-    return {key: "..." if key in hidden and isinstance(value[key], str) else open_settings(value[key]) for key in value}
+    return flat(without_secrets({**read_object(folder / "settings.json"), **read_config(folder)}))
 
 
 def flat(settings: Row, head: str = "") -> Row:

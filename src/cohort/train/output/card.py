@@ -17,6 +17,7 @@ import yaml
 
 from cohort.config import TrainingConfig
 from cohort.methods.method import Paper
+from cohort.texts import is_secret, without_secrets, without_secrets_inside
 from cohort.types import Row, printable
 
 log = logging.getLogger("cohort")
@@ -34,10 +35,6 @@ NOT_SETTINGS = {
 PACKAGES = ("cohort-rl", "torch", "transformers", "peft", "datasets")
 SHOWN = ("eval/reward", "eval/loss", "reward", "loss")
 """Metrics shown beside each reward's own where there was no evaluation."""
-_SECRET = re.compile(r"(token|secret|passwo?r?d|api[_-]?key|credential)$", re.IGNORECASE)
-"""Ends of names whose values are secrets; not max_tokens, nor api_key_env, which names a variable."""
-_INSIDE = re.compile(r"((?:token|secret|passwo?r?d|api[_-]?key|credential)[\"']?\s*[:=]\s*)[^\s,}]+", re.IGNORECASE)
-"""A secret within an argument: model_init_kwargs={token: ...}"""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _FRONT = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _USE = re.compile(r"^## Use\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
@@ -147,17 +144,6 @@ def _default(field: Any) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def without_secrets(value: Any) -> Any:
-    """The value with "..." in the place of secrets in its mappings."""
-    if isinstance(value, dict):
-        return {key: "..." if _is_secret(key, item) else without_secrets(item) for key, item in value.items()}
-    return [without_secrets(item) for item in value] if isinstance(value, list) else value
-
-
-def _is_secret(key: Any, value: Any) -> bool:
-    return isinstance(value, str) and _SECRET.search(str(key)) is not None
-
-
 def command_line(arguments: list[str]) -> str:
     """The command as typed, with values that look like secrets replaced; empty where there was no program or script."""
     path = Path(arguments[0])
@@ -167,10 +153,10 @@ def command_line(arguments: list[str]) -> str:
     kept: list[str] = []
     for argument in arguments[1:]:
         name, equals, _ = argument.partition("=")
-        if kept and _SECRET.search(kept[-1]) and kept[-1].startswith("-") and "=" not in kept[-1]:
+        if kept and is_secret(kept[-1]) and kept[-1].startswith("-") and "=" not in kept[-1]:
             kept.append("...")
         else:
-            kept.append(f"{name}=..." if equals and _SECRET.search(name) else _INSIDE.sub(r"\1...", argument))
+            kept.append(f"{name}=..." if equals and is_secret(name) else without_secrets_inside(argument))
     return shlex.join([program] if program == "cohort" else ["python", program]) + "".join(
         " " + shlex.quote(argument) for argument in kept
     )

@@ -21,8 +21,8 @@ from cohort.config import OnlineConfig, TrainingConfig
 from cohort.evaluation.evaluate import Evaluation
 from cohort.rewards.component import column_of
 from cohort.rollouts.notable import notable
+from cohort.texts import without_secrets
 from cohort.train.output import lines
-from cohort.train.output.card import without_secrets
 from cohort.train.output.group_record import About, group_line, last_turn, row_line
 from cohort.types import Group, UserError
 
