@@ -158,7 +158,7 @@ def train(given: argparse.Namespace, rows: list[dict[str, Any]], held_out: list[
         trainer.train()
         training = trainer.updater.measure(trainer.examples)["loss"]
         print(f"{time.perf_counter() - started:.0f} s; kept: training loss {training:.3f}, "
-              f"held-out loss {trainer.evaluate()['eval/loss']:.3f}", flush=True)  # fmt: skip
+              f"held-out loss {trainer.evaluate()['eval_loss']:.3f}", flush=True)  # fmt: skip
         if given.plot:
             plot_training(folder / "rm")
             shutil.copy(folder / "rm" / "loss.png", given.plot)

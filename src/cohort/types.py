@@ -193,12 +193,3 @@ class TrainerState:
     # Not in the repr: a notebook prints what `trainer.train()` returns.
     log_history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     is_world_process_zero: bool = True
-
-
-@dataclass
-class TrainerControl:
-    """What callbacks may set to steer the loop (transformers' TrainerControl)."""
-
-    should_training_stop: bool = False
-    should_save: bool = False
-    should_evaluate: bool = False

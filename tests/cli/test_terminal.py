@@ -175,7 +175,7 @@ def test_a_live_display(tmp_path: Path) -> None:
         with LiveDisplay(HOSTILE, console, HOSTILE) as display:
             display.on_train_begin(None, state, None)
             display.on_log(None, state, None, logs={"reward": 1.0})
-            display.on_evaluate(None, state, None, metrics={f"eval/{HOSTILE}": 0.5})
+            display.on_evaluate(None, state, None, row={f"eval/{HOSTILE}": 0.5})
             display.on_train_end(None, state, None)
         shown = file.getvalue()
         assert SHOWN in shown and "\x1b[2J" not in shown and "\x9b" not in shown and "\u202e" not in shown

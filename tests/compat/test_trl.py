@@ -86,7 +86,6 @@ NOTICES = [
     ({"fp16": True}, "fp16=True has no effect here: bf16, or float32"),
     ({"use_vllm": True}, "use_vllm=True has no effect here: the built-in engine samples"),
     ({"dataloader_num_workers": 4}, "dataloader_num_workers=4 has no effect here: rows are tokenised once"),
-    ({"load_best_model_at_end": True}, "checkpoints stay in output_dir"),
     ({"repetition_penalty": 1.1}, "the reward `repetition` penalises repeats"),
     ({"report_to": "wandb"}, "report_to='wandb' has no effect here: metrics.jsonl has every step's metrics"),
     ({"optim": "lion_8bit"}, "optim='lion_8bit' has no effect here: AdamW, by adam_beta1"),
@@ -208,7 +207,7 @@ def test_trls_arguments_and_reward_signatures(tmp_path: Path) -> None:
 
     class Watch(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            seen["logged"] = logs["mine"]
+            seen["logged"] = logs.get("mine", seen.get("logged"))
 
     trainer = GRPOTrainer(
         small_model(),
@@ -223,7 +222,7 @@ def test_trls_arguments_and_reward_signatures(tmp_path: Path) -> None:
     assert changed(trainer)
     assert seen["columns"] == {"completion_ids", "trainer_state", "log_metric", "log_extra"}
     assert set(seen["references"]) <= {"0", "2", "4", "6", "8"} and seen["step"] == 1 and seen["logged"] == 0.25
-    row = trainer.state.log_history[-1]
+    row = trainer.state.log_history[-2]
     assert row["rewards/tagged/mean"] == 1.0 and "rewards/against/mean" not in row and "rewards/lengths/std" in row
 
 
@@ -269,7 +268,7 @@ def test_reward_models_with_their_tokenizers(tmp_path: Path) -> None:
     )
     assert changed(trainer)
     assert trainer.rewards is not None and trainer.rewards.names[1:] == ["scores", "lengths"]
-    for row in trainer.state.log_history:
+    for row in trainer.state.log_history[:-1]:
         of_object, of_name = (row[f"rewards/{name}/mean"] for name in trainer.rewards.names[:2])
         assert of_object == pytest.approx(of_name, abs=1e-6) and of_object != 0
     with pytest.raises(UserError, match="1 reward_processing_classes for 2 reward_funcs: give one for each"):
@@ -361,8 +360,8 @@ def test_shares_of_a_run_epochs_and_checkpoints_of_weights_alone(tmp_path: Path)
     trainer = GRPOTrainer(small_model(), lengths, args, ROWS, ROWS[:2], tokenizer=build_tokenizer())
     trainer.add_callback(Watch)
     trainer.train()
-    assert logged == [5, 10]
-    assert [row["step"] for row in trainer.state.log_history if "eval/reward" in row] == [5, 10]
+    assert logged == [5, 5, 10, 10, 10]  # steps, evaluations, and the run
+    assert [row["step"] for row in trainer.state.log_history if "eval_reward" in row] == [5, 10]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-10"]
     assert {path.name for path in (tmp_path / "checkpoint-10").iterdir()}.isdisjoint(
         {"optimizer.safetensors", "state.json"}
@@ -379,5 +378,5 @@ def test_tensorboard_has_what_was_logged(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     for name in ("reward", "grad_norm"):
         written_values = [(event.step, event.value) for event in events.Scalars(name)]
-        expected = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in trainer.state.log_history]
+        expected = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in trainer.state.log_history[:-1]]
         assert written_values == expected

@@ -81,8 +81,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_method_mends_what_the_teacher_got_wrong(method: str, start: str, tmp_path: Path) -> None:
     config = METHOD_CONFIGS[method](output_dir=str(tmp_path), **QUICK, **RECIPES[method])
     trainer = Trainer(start, REWARDS.get(method, "accuracy"), config, ROWS, ROWS, method=method)
-    before = trainer.evaluate()["eval/accuracy"]
+    before = trainer.evaluate()["eval_rewards/accuracy/mean"]
     trainer.train()
-    after = trainer.evaluate()["eval/accuracy"]
+    after = trainer.evaluate()["eval_rewards/accuracy/mean"]
     assert 0.5 <= before <= 0.8
     assert after >= 0.88

@@ -201,7 +201,8 @@ def test_a_run_with_an_adapters_dropout_is_on_policy_at_its_first_update(tmp_pat
     rows = [{"prompt": f"{i}+{i}="} for i in range(4)]
     trainer = GRPOTrainer(small_model("Llama"), letters, config, rows, processing_class=build_tokenizer())
     adapted(trainer.policy)
-    first, second = trainer.train().log_history
+    trainer.train()
+    first, second, _ = trainer.state.log_history
     assert (first["ratio/min"], first["ratio/max"]) == (1.0, 1.0) and second["ratio/max"] != 1.0
 
 

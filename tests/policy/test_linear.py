@@ -45,7 +45,7 @@ def test_two_steps_and_back(architecture: str, tuning: str, form: str, tmp_path:
     trainer = GRPOTrainer(str(tmp_path / "m"), reward, args, [{"prompt": prompt} for prompt in prompts])
     before = {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
     trainer.train()
-    assert [row["step"] for row in trainer.state.log_history] == [1, 2]
+    assert [row["step"] for row in trainer.state.log_history] == [1, 2, 2]
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(before[name], after[name]) for name in before)
 

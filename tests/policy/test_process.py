@@ -42,7 +42,9 @@ def test_a_runs_seed_is_that_of_every_generator(tmp_path: Path) -> None:
     for changes in ({}, {}, {"seed": 8}):
         random.seed()
         np.random.seed()
-        rewards.append([row["reward"] for row in trainer(tmp_path, **changes).train().log_history])
+        run = trainer(tmp_path, **changes)
+        run.train()
+        rewards.append([row["reward"] for row in run.state.log_history[:-1]])
     assert rewards[0] == rewards[1] != rewards[2]
 
 

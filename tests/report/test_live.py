@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from transformers import TrainerControl
 
 from cohort.config import SFTConfig
 from cohort.report.live import LiveDisplay, sparkline
-from cohort.types import TrainerControl, TrainerState
+from cohort.types import TrainerState
 
 
 def console(terminal: bool, width: int = 120) -> Console:
@@ -27,7 +28,7 @@ def play(display: LiveDisplay, steps: int, every: int = 0, start: int = 0, args:
         display.on_step_end(None, state, control)
         if every and step % every == 0:
             scores = {"eval/reward": 2.0, "eval/format": 1.0, "eval/accuracy": step / steps / 2}
-            display.on_evaluate(None, state, control, metrics={"step": step, **scores})
+            display.on_evaluate(None, state, control, row={"step": step, **scores})
     display.on_train_end(None, state, control)
 
 
@@ -106,7 +107,7 @@ def test_supervised_training_shows_its_loss() -> None:
         display.on_train_begin(None, state, None)
         state.global_step = 1
         display.on_log(None, state, None, logs={"step": 1, "loss": 1.5})
-        display.on_evaluate(None, state, None, metrics={"step": 1, "eval/loss": 2.0})
+        display.on_evaluate(None, state, None, row={"step": 1, "eval/loss": 2.0})
         display.on_train_end(None, state, None)
     assert out.file.getvalue().splitlines()[-1] == "SFT: step 1/1: loss 1.5000, held-out loss 2.000"
 

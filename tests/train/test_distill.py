@@ -261,7 +261,7 @@ def test_the_weak_start_reaches_its_teacher(tmp_path: Path) -> None:
     flawed = Teacher(seed)
     teacher = taught(tmp_path / "teacher", answers(Teacher(seed, mistaught=0.0)), 100, seed)
     start = taught(tmp_path / "start", [row for _ in range(5) for row in answers(flawed)], 60, seed + 1)
-    known, before = (trainer.evaluate()["eval/accuracy"] for trainer in (teacher, start))
+    known, before = (trainer.evaluate()["eval_rewards/accuracy/mean"] for trainer in (teacher, start))
     assert known > 0.95 and before < 0.9
     config = DistillConfig(
         output_dir=str(tmp_path / "distilled"),
@@ -280,4 +280,4 @@ def test_the_weak_start_reaches_its_teacher(tmp_path: Path) -> None:
     trainer.train()
     rows = rows_of(tmp_path / "distilled")
     assert rows[0]["teacher/kl"] > 0.2 and sum(row["teacher/kl"] for row in rows[-5:]) / 5 < 0.1
-    assert trainer.evaluate()["eval/accuracy"] >= known - 0.06
+    assert trainer.evaluate()["eval_rewards/accuracy/mean"] >= known - 0.06

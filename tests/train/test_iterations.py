@@ -330,7 +330,8 @@ def test_the_run_stops_where_gold_falls(tmp_path: Path, reward_model: str, caplo
         beta=0.0,
         per_device_train_batch_size=32,
     )
-    state = trainer.train()
+    trainer.train()
+    state = trainer.state
     rows = rows_of(tmp_path / "run")
     assert 16 <= state.global_step < 60 and "over-optimisation: no_digits falls" in caplog.text
     assert rows[-1]["guard/overoptimized_from"] <= state.global_step - 8

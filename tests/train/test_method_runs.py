@@ -292,7 +292,7 @@ def test_dpo_starts_at_its_reference_and_measures_held_out_pairs(tmp_path: Path)
     assert [row["step"] for row in held_out] == [0, 3, 6]
     assert held_out[0]["eval/loss"] == pytest.approx(0.693147, abs=1e-5)
     assert held_out[-1]["eval/loss"] < 0.5 and held_out[-1]["eval/rewards/accuracies"] == 1
-    assert trainer.evaluate()["eval/rewards/margins"] == pytest.approx(held_out[-1]["eval/rewards/margins"], rel=1e-6)
+    assert trainer.evaluate()["eval_rewards/margins"] == pytest.approx(held_out[-1]["eval/rewards/margins"], rel=1e-6)
 
 
 PLAIN = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}

@@ -363,7 +363,7 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
         "max_steps": 6,
         "save_total_limit": 1,
     }
-    trainer(tmp_path, keep_best="eval/completions/mean_length", **values).train()
+    trainer(tmp_path, metric_for_best_model="eval_completions/mean_length", **values).train()
     rows = [row for row in rows_of(tmp_path) if "eval/reward" in row]
     best = max(rows, key=lambda row: row["eval/completions/mean_length"])
     record = json.loads((tmp_path / "best.json").read_text())
@@ -374,8 +374,8 @@ def test_the_best_checkpoint_is_kept(tmp_path: Path) -> None:
     assert record["step"] == best["step"]
     kept = {path.name for path in tmp_path.glob("checkpoint-*")}
     assert kept == {record["checkpoint"], "checkpoint-6"}
-    with pytest.raises(UserError, match=r"keep_best is 'eval/rewrd', and an evaluation has: .*did you mean"):
-        trainer(tmp_path / "other", keep_best="eval/rewrd", **values).train()
+    with pytest.raises(UserError, match=r"metric_for_best_model is 'rewrd', and an evaluation has: .*did you mean"):
+        trainer(tmp_path / "other", metric_for_best_model="rewrd", **values).train()
 
 
 def test_what_is_half_deleted_has_another_name_and_is_deleted_later(run: Path) -> None:

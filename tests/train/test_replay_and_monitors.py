@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import TrainerControl
 
 from cohort.data.order import derive
 from cohort.train.iterations.replay import Replay, history_count
 from cohort.train.monitors.overoptimization import GoldGuard, Point, parting
 from cohort.train.monitors.reward_models import FAR, RewardModelGuard, Validation, length_correlation, validation_of
-from cohort.types import Completion, Group, Row, TrainerControl
+from cohort.types import Completion, Group, Row
 
 
 def items(first: int, count: int) -> list[dict[str, int]]:

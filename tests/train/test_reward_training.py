@@ -58,7 +58,7 @@ def test_it_learns_and_loads_back_as_a_reward(
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
-    assert after["eval/accuracy"] > 0.85 and after["eval/loss"] < 0.6 * before["eval/loss"]
+    assert after["eval_accuracy"] > 0.85 and after["eval_loss"] < 0.6 * before["eval_loss"]
     name, function = resolve(str(tmp_path / "rm"))
     prompts, completions = ["3>"] * 10, [str(d) for d in range(10)]
     scores = function(prompts, completions)
@@ -68,7 +68,7 @@ def test_it_learns_and_loads_back_as_a_reward(
     assert name == "rm" and min(scores[6:]) > max(scores[:3])
     # it goes on from there, its head is not made anew
     again = RewardTrainer(str(tmp_path / "rm"), RewardConfig(str(tmp_path / "on"), **QUICK_REWARD), rows, held_out)
-    assert again.evaluate()["eval/loss"] == pytest.approx(after["eval/loss"], abs=1e-4)
+    assert again.evaluate()["eval_loss"] == pytest.approx(after["eval_loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "head", "finetuning"), [("Bert", "linear", "lora"), ("Qwen2", "mlp", "full")])
@@ -87,7 +87,7 @@ def test_a_process_model_learns_and_scores_step_ends(
         trunks[kind], ProcessRewardConfig(str(tmp_path / "prm"), **settings), step_rows(160), step_rows(40, 1)
     )
     trainer.train()
-    assert trainer.evaluate()["eval/accuracy"] > 0.85
+    assert trainer.evaluate()["eval_accuracy"] > 0.85
     rewards = Rewards([str(tmp_path / "prm"), "repetition"], split=by_separator("\n"))
     found = rewards(["go>"] * 2, ["9\n1", "0"], [[1]] * 2, {})
     assert [len(row) for row in found.step_rewards] == [2, 1]
@@ -142,7 +142,8 @@ def test_a_process_model_rewards_the_steps_of_grpo(tmp_path: Path, tokenizer: An
     policy = small_model(vocab_size=len(tokenizer))
     rewards = [str(tmp_path / "prm"), "accuracy"]
     trainer = Trainer(policy, rewards, config, rows, processing_class=tokenizer, method="grpo_process")
-    state = trainer.train()
+    trainer.train()
+    state = trainer.state
     assert state.log_history[0]["rewards/prm/std"] > 0 and state.log_history[0]["grad_norm"] > 0
 
 
@@ -162,7 +163,8 @@ def test_several_models_and_a_rule_in_grpo(trunks: dict[str, str], tmp_path: Pat
         [{"prompt": "7+5=", "answer": "2"}],
         processing_class=tokenizer,
     )
-    row = trainer.train().log_history[0]
+    trainer.train()
+    row = trainer.state.log_history[0]
     total = row["rewards/rm0/mean"] + 0.5 * row["rewards/rm1/mean"] + row["rewards/accuracy/mean"]
     assert row["reward"] == pytest.approx(total, abs=1e-6) and row["rm0/truncated"] == 0
 
@@ -192,7 +194,7 @@ def test_a_resumed_run_is_the_undisturbed_one(trunks: dict[str, str], tmp_path: 
             control.should_training_stop = state.global_step == 5
 
     cut = trainer("cut")
-    cut.loop.callbacks.append(Stop())
+    cut.add_callback(Stop())
     cut.train()
     resumed = trainer("cut")
     resumed.train(resume_from_checkpoint=True)
@@ -213,10 +215,11 @@ def test_early_stopping_keeps_the_model_of_the_lowest_held_out_loss(trunks: dict
         str(tmp_path), eval_steps=1, eval_on_start=True, early_stopping_patience=3, **{**QUICK_REWARD, "max_steps": 40}
     )
     trainer = RewardTrainer(trunks["Bert"], config, digit_rows(200), opposite)
-    state = trainer.train()
-    losses = [row["eval/loss"] for row in state.log_history if "eval/loss" in row]
+    trainer.train()
+    state = trainer.state
+    losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
     assert state.global_step < 40 and losses.index(min(losses)) == len(losses) - 4
-    assert trainer.evaluate()["eval/loss"] == pytest.approx(min(losses), abs=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-5)
     assert not (tmp_path / "best").exists()
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["held_out"]["loss"] == pytest.approx(min(losses), abs=1e-5)

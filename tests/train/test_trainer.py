@@ -230,7 +230,7 @@ def test_sft_then_evaluation_loss(tmp_path: Path) -> None:
     trainer.train()
     losses = [row["eval/loss"] for row in rows_of(tmp_path) if "eval/loss" in row]
     assert len(losses) == 3 and losses[0] > losses[1] > losses[2]
-    assert trainer.evaluate()["eval/loss"] == pytest.approx(losses[-1], rel=1e-6)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[-1], rel=1e-6)
     with pytest.raises(UserError, match="row 1: no completion; sft learns from demonstrations"):
         SFTTrainer(small_model(vocab_size=22), config, TRAIN, DEMONSTRATIONS, processing_class=build_tokenizer())
 

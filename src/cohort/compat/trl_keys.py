@@ -28,7 +28,6 @@ OPTIMISER = "AdamW, by adam_beta1, adam_beta2, adam_epsilon and weight_decay"
 _PLACES = "torchrun or accelerate launch starts the ranks (docs/scaling.md), each with one device"
 _SHARDED = "becomes distributed: fsdp2 and fsdp_offload; what has no counterpart is named"
 _LOADER = "rows are tokenised once, before the first step: there is no data loader to tune"
-_BEST = "checkpoints stay in output_dir (save_total_limit) and metrics.jsonl has every evaluation: choose from them"
 _HUB = "with push_to_hub the final model is uploaded, once"
 _EVAL_BATCH = "max_rows says how many completions are decoded side by side, token_budget how many tokens are scored"
 _KERNELS = "the head never holds a tensor of tokens by vocabulary, and groups share their prompt"
@@ -50,7 +49,8 @@ SUPPORTED: dict[str, str] = {
     "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
     "Logging and evaluation": "logging_steps disable_tqdm log_level report_to logging_dir log_completions "
     "eval_strategy eval_steps eval_on_start num_generations_eval",
-    "Saving": "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint "
+    "Saving": "metric_for_best_model greater_is_better load_best_model_at_end "
+    "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint "
     "push_to_hub hub_model_id hub_private_repo",
     "Data and randomness": "seed shuffle_dataset",
     "Processes and devices": "ddp_timeout",
@@ -148,9 +148,6 @@ GROUPS: dict[str, dict[str, Key]] = {
         "include_for_metrics": Key("reward functions get every column", off=([],)),
         "batch_eval_metrics": Key("reward functions get every column"),
         "label_names": Key("the loss is on completion tokens"),
-        "metric_for_best_model": Key(_BEST),
-        "greater_is_better": Key(_BEST, off=(True,)),
-        "load_best_model_at_end": Key(_BEST),
     },
     "Saving": {
         "save_safetensors": Key("always safetensors, never a pickle", off=(True,)),

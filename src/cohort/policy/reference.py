@@ -28,6 +28,11 @@ class Reference(ABC):
         """Whether it is known to have the policy's current weights. False at the first weight that differs, so it costs
         little once the policy has been updated."""
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The frozen model; None where it is the policy's own, without its adapter or with another one."""
+        return None
+
     def follow(self, alpha: float = 1.0) -> None:
         """Set the reference to alpha * policy + (1 - alpha) * reference; 1: to the policy's current weights."""
         current = (parameter.detach() for parameter in self.policy.parameters)
@@ -65,6 +70,11 @@ class _Copy(Reference):
         self.frozen = policy.copy()
         self._trained: list[nn.Parameter] = self.frozen.parameters
         self.frozen.model.requires_grad_(False).eval()
+
+    @property
+    def model(self) -> nn.Module:
+        model: nn.Module = self.frozen.model
+        return model
 
     @contextmanager
     def __call__(self) -> Iterator[Policy]:

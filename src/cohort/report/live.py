@@ -128,7 +128,9 @@ class LiveDisplay:
             self._print(f"{state.max_steps} steps")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        self.row = dict(logs or {})
+        if logs is None or "train_runtime" in logs or any(name.startswith("eval") for name in logs):
+            return  # of an evaluation, which on_evaluate shows, or of the whole run
+        self.row = dict(logs)
         value = self.row.get(self._main())
         if value is not None:
             self.series.append(value)
@@ -137,8 +139,8 @@ class LiveDisplay:
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
-        metrics = metrics or {}
+    def on_evaluate(self, args: Any, state: Any, control: Any, row: dict[str, Any] | None = None, **_: Any) -> None:
+        metrics = row or {}
         keys = [*component_keys(metrics), "eval/reward", "eval/loss"]
         key = self.held_out_key or next((key for key in keys if key in metrics), "")
         if key in metrics:

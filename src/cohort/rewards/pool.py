@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
@@ -305,7 +305,7 @@ def _stack(dump: str) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, TrainerState):
-        return asdict(replace(value, log_history=[]))
+        return {field.name: getattr(value, field.name) for field in fields(TrainerState)} | {"log_history": []}
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__} is not a JSON value")

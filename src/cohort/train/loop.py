@@ -13,23 +13,24 @@ from typing import Any
 from torch.profiler import record_function
 
 from cohort.config import TrainingConfig
+from cohort.evaluation.evaluate import Evaluation
 from cohort.policy import ranks
-from cohort.train import sharded
+from cohort.rewards.component import column_of
+from cohort.train.callbacks import Callbacks, RunState, named_as_in_transformers, summary
 from cohort.train.learners import Learners, StepUpdater
 from cohort.train.measured import choose
-from cohort.train.nonfinite import count_skipped, keep_batch
+from cohort.train.nonfinite import count_skipped, located
 from cohort.train.output import checkpoint, folders
 from cohort.train.output.checkpoint import Companion, Progress
 from cohort.train.output.environment import record_start
 from cohort.train.output.group_record import About
 from cohort.train.output.record import RECORDS, Recorder, rounded
-from cohort.train.ranks import require_same_batch
 from cohort.train.saving import Best, SavingClock
-from cohort.train.schedule import interval, learning_rate_factor
+from cohort.train.schedule import Due, learning_rate_factor
 from cohort.train.signals import Asked, asked_to_end
-from cohort.train.sources.source import Source, extremes
+from cohort.train.sources.source import Source
 from cohort.train.weights import active_lengths
-from cohort.types import Group, NotFinite, TrainerControl, TrainerState, UserError
+from cohort.types import Group
 
 log = logging.getLogger("cohort")
 
@@ -43,27 +44,40 @@ class Loop:
         learners: Learners,
         source: Source,
         config: TrainingConfig,
-        state: TrainerState,
-        callbacks: list[Any],
-        evaluator: Callable[[TrainerState], dict[str, float]] | None = None,
+        state: RunState,
+        callbacks: Sequence[Any],
+        evaluator: Callable[[], dict[str, Any]] | None = None,
         about: About | None = None,
+        log_row: Callable[[dict[str, Any]], None] | None = None,
     ):
         self.learners, self.source, self.config, self.state = learners, source, config, state
-        self.callbacks, self.evaluator, self.control = callbacks, evaluator, TrainerControl()
+        trained, optimizer = learners.trained, learners.updater.optimizer
+        model = trained.model if trained.peft is None else trained.peft
+        self.callbacks = Callbacks(callbacks, config, state, model, trained.tokenizer, optimizer)
+        self.log = log_row or self.callbacks.log
+        self.summary: dict[str, float] = {}
+        """What transformers logs of a run that has ended."""
+        self.evaluator = evaluator
         state.is_world_process_zero = ranks.is_main()
         self.parts_of_batch, passes = config.batch_uses
         """A sampled batch is used in so many parts, each for one optimiser step, `passes` times."""
         self.updates_per_batch = self.parts_of_batch * passes
+        self.due = Due(config, source, self.updates_per_batch)
         learning_rate_factor(0, 1, config)  # raises UserError for bad schedule settings before anything is sampled
         self.progress = Progress(token_budget=config.token_budget, batch_size=config.batch_size)
         self.output_dir = Path(config.output_dir)
         self.recorder = Recorder(self.output_dir, ranks.is_main(), about)
         self.clock = SavingClock(None if config.save_strategy == "no" else config.save_minutes)
-        self.best = Best(self.output_dir, config.keep_best)
+        self.best = Best(self.output_dir, config)
         self.asked = Asked()
         self.resumed_from: Path | None = None
-        self.stopped_by = ""
-        """The callback that stopped the run."""
+        self.score_names = {} if about is None else {column_of(part.name): part.name for part in about.parts}
+        """A reward's name in held-out metrics -> its own name."""
+        self.losses: list[float] = []
+        """Of the steps since the run was started or resumed."""
+        self.evaluated: dict[str, float] = {}
+        """The last evaluation's row of metrics.jsonl."""
+        self.running = False
 
     @property
     def updater(self) -> StepUpdater:
@@ -76,28 +90,18 @@ class Loop:
     @property
     def total(self) -> int:
         """Optimiser steps of the run; known once the source is prepared."""
-        batches = math.ceil(self.config.num_train_epochs * self.source.size / self.source.per_batch)
-        return self.config.max_steps if self.config.max_steps > 0 else batches * self.updates_per_batch
+        return self.due.total
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint. Raises UserError for a folder that is no checkpoint of this run."""
-        learners, batch_size = self.learners, self.config.batch_size
-        parts = sharded.has_parts(path)
-        if not parts and self.config.distributed == "fsdp2":
-            raise UserError(
-                f"{path} holds whole weights, and distributed: fsdp2 resumes from parts: resume with distributed: "
-                "replicated, or start a run from its model (model_name_or_path)"
-            )
-        load = sharded.load if parts else checkpoint.load
-        self.progress = load(path, learners.trained, self.updater.optimizer, self.companions, learners.iterations)
-        require_same_batch(self.progress.batch_size, self.config)
-        self.progress.batch_size = batch_size
-        self.updater.token_budget = self.progress.token_budget
-        self.updater.state.update(self.progress.updater)
-        if learners.health is not None:
-            learners.health.restore(self.progress.health)
-        self.resumed_from = path
+        self.progress, self.resumed_from = self.learners.load(path, self.config), path
         log.info("resumed from %s at step %d", path, self.progress.step)
+
+    def restart(self) -> None:
+        """Begin again at step 0, with the weights and the optimiser's state as they are."""
+        self.progress = Progress(token_budget=self.updater.token_budget, batch_size=self.config.batch_size)
+        self.state.forget()
+        self.resumed_from, self.best.record, self.callbacks.stopped_by = None, {}, ""
 
     def run(self) -> None:
         """Train to the last step; evaluate, record and save on the way."""
@@ -109,33 +113,53 @@ class Loop:
         self.best.start(self.progress.step)
         warnings = self.recorder.warnings(lambda: self.progress.step + 1)
         with warnings, self._ending(), ranks.collective_passes("training"), asked_to_end() as self.asked:
+            self.running = True
             self._run()
 
     def _run(self) -> None:
         self.recorder.settings(self.config)
-        self.state.max_steps = self.total
+        started, first = time.monotonic(), self.progress.step
+        self.losses = []
+        self.state.begin(self.config, self.total)
         self._show_progress()
         self.learners.trained.model.train()
-        self._call("on_train_begin")
+        self.callbacks.call("on_train_begin")
         if self.learners.health is not None:
             self.learners.health.start()
         if self.config.eval_on_start and self.progress.step == 0:
             self._evaluate()
         if self.progress.unfinished:
             self._finish_step()
-        while self.progress.step < self.total and not self.control.should_training_stop:
-            with self._located():
+        self.callbacks.call("on_epoch_begin")
+        while self.progress.step < self.total and not self.callbacks.control.should_training_stop:
+            self.callbacks.call("on_step_begin")
+            with located(self.progress, self.output_dir):
                 metrics = self._step()
-            self._log(metrics)
-            self._call("on_step_end")
-            self.control.should_save |= ranks.is_main() and self.clock.is_due()
+            row = self._note(metrics)
+            self.callbacks.call("on_step_end")
+            self.callbacks.control.should_save |= ranks.is_main() and self.clock.is_due()
             if self._agree():
                 self.progress.unfinished = True  # what asks the run to end may not wait for an evaluation
                 self._save()
-                self._call("on_save")
+                self.callbacks.call("on_save")
                 self.asked.stop()
+            self._log_if_due(row)
             self._finish_step()
-        self._call("on_train_end")
+            if self.progress.step < self.total and self.due.ends_pass(self.progress.step):
+                self.callbacks.call("on_epoch_end")
+                self.callbacks.call("on_epoch_begin")
+        self._end(time.monotonic() - started, self.progress.step - first)
+
+    def _end(self, seconds: float, steps: int) -> None:
+        """Take the best weights where they are asked for, and log what transformers logs of a run that has ended."""
+        best = self.best.checkpoint if self.config.load_best_model_at_end else None
+        if best is not None:
+            checkpoint.load_weights(best, self.learners.trained)
+            log.info("load_best_model_at_end: the model is that of %s", best)
+        self.callbacks.call("on_epoch_end")
+        self.summary = summary(seconds, steps, self.config.batch_size, self.losses)
+        self.log(self.summary)
+        self.callbacks.call("on_train_end")
 
     def _finish_step(self) -> None:
         self.progress.unfinished = False
@@ -146,7 +170,7 @@ class Loop:
 
     def _agree(self) -> bool:
         """What a callback of one rank asks for, all do. Returns whether a signal asks the run to end."""
-        control = self.control
+        control = self.callbacks.control
         asked = [control.should_training_stop, control.should_save, control.should_evaluate, self.asked.number > 0]
         *asked, ends = ranks.any_of(asked, "callbacks")
         control.should_training_stop, control.should_save, control.should_evaluate = asked
@@ -158,33 +182,15 @@ class Loop:
         by = "error"
         try:
             yield
-            by = self.stopped_by if self.progress.step < self.total else "max_steps"
+            by = self.callbacks.stopped_by if self.progress.step < self.total else "max_steps"
         except BaseException as error:
             by = type(error).__name__
             if isinstance(error, Exception):
                 self.recorder.failed(self.progress.step + 1, error)
             raise
         finally:
+            self.running = False
             self.recorder.ended(self.progress.step, self.total, by)
-
-    @contextmanager
-    def _located(self) -> Iterator[None]:
-        """Adds to a NotFinite where the run was, what its batch has, and what to do."""
-        try:
-            yield
-        except NotFinite as error:
-            batch = [group for group in self.progress.batch or [] if isinstance(group, Group)]
-            facts = extremes(batch)
-            kept = keep_batch(self.output_dir, self.progress.step + 1, batch) if ranks.is_main() else None
-            raise NotFinite(
-                f"step {self.progress.step + 1}: {error}."
-                + (f" The batch has {facts}." if facts else "")
-                + (f" It is in {kept}." if kept else "")
-                + " Causes "
-                "are a learning rate that is too high, rewards without a bound, clipping that is off (max_grad_norm: "
-                "0) and half precision. on_nonfinite: skip leaves out updates with such a gradient. "
-                + folders.where_to_resume(self.output_dir)
-            ) from error
 
     def _step(self) -> dict[str, float]:
         """One optimiser step on the current batch, or on a new one if the last has been used up; returns its
@@ -246,28 +252,52 @@ class Loop:
         """Write a row of metrics.jsonl and return it."""
         row = rounded({"step": self.progress.step, "epoch": self.state.epoch, **metrics})
         self.recorder.metrics(row)
-        self.state.log_history.append(row)
         return row
 
-    def _log(self, metrics: dict[str, float]) -> None:
+    def _note(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Record a step's metrics; log_history has every step, also those that on_log does not show."""
         row = self._record(metrics)
+        self.state.log_history.append(row)
+        if "loss" in row:
+            self.losses.append(row["loss"])
         if self.learners.health is not None:
             self.learners.health.see_step(row)
-        if self.progress.step % self._steps(self.config.logging_steps) == 0 or self.progress.step == self.total:
-            self._call("on_log", logs=row)
+        return row
+
+    def _log_if_due(self, row: dict[str, float]) -> None:
+        step, history = self.progress.step, self.state.log_history
+        due = self.due.by("steps", self.config.logging_steps, step)
+        if due or step == self.total or self.callbacks.control.should_log:
+            if history and history[-1] is row:  # log adds it again
+                history.pop()
+            self.log(row)
 
     def _evaluate_if_due(self) -> None:
-        due = self._is_due(self.config.eval_strategy, self.config.eval_steps)
+        due = self.due.by(self.config.eval_strategy, self.config.eval_steps, self.progress.step)
         last = self.config.eval_strategy != "no" and self.progress.step == self.total
-        if due or last or self.control.should_evaluate:
+        if due or last or self.callbacks.control.should_evaluate:
             self._evaluate()
-            self.control.should_evaluate = False
+            self.callbacks.control.should_evaluate = False
 
     def _evaluate(self) -> None:
-        if self.evaluator is not None:
-            metrics = self._record(self.evaluator(self.state))
-            self.control.should_save |= self.best.see(self.progress.step, metrics) and self.progress.step > 0
-            self._call("on_evaluate", metrics=metrics)
+        if self.evaluator is None:
+            return
+        metrics = self.evaluator()
+        # After on_evaluate, as in transformers: EarlyStoppingCallback compares with the best one before.
+        if self.best.see(self.progress.step, self.evaluated | metrics):
+            self.state.take_best(self.best.record, self.output_dir)
+            self.callbacks.control.should_save |= self.progress.step > 0 and self.config.save_strategy != "no"
+
+    def tell(self, metrics: dict[str, float], sampled: Sequence[Evaluation] = ()) -> dict[str, Any]:
+        """Record an evaluation and what it sampled, where the run is going on, and tell the callbacks; returns its
+        metrics under transformers' names."""
+        for each in sampled if self.running else ():
+            self.recorder.held_out(self.progress.step, each)
+        self.evaluated = self._record(metrics) if self.running else metrics
+        named = named_as_in_transformers(self.evaluated, self.score_names)
+        self.log(named)
+        self.callbacks.call("on_evaluate", metrics=named, row=self.evaluated)
+        return named
 
     def _end_iteration_if_due(self) -> None:
         """After the iteration's last evaluation and before its last checkpoint."""
@@ -277,52 +307,15 @@ class Loop:
             self._record(metrics)
 
     def _save_if_due(self) -> None:
-        if self._is_due(self.config.save_strategy, self.config.save_steps) or self.control.should_save:
+        due = self.due.by(self.config.save_strategy, self.config.save_steps, self.progress.step)
+        if due or self.callbacks.control.should_save:
             self._save()
-            self.control.should_save = False
-            self._call("on_save")
+            self.callbacks.control.should_save = False
+            self.callbacks.call("on_save")
 
     def _save(self) -> None:
         with self.clock.saving():
-            self._write_checkpoint()
+            self.learners.save(self.output_dir, self.progress, self.config)
         if ranks.is_main():
             self.best.saved()
             folders.prune(self.output_dir, self.config.save_total_limit, self.best.spared)
-
-    def _write_checkpoint(self) -> None:
-        learners, folder, facts = self.learners, self.output_dir, self.learners.facts
-        trained, optimizer, iterations = learners.trained, self.updater.optimizer, learners.iterations
-        if learners.health is not None:
-            self.progress.health = learners.health.state()
-        if self.config.distributed == "fsdp2":
-            sharded.save(folder, trained, optimizer, self.progress, iterations, facts, self.config.save_only_model)
-        elif not ranks.is_main():
-            return
-        elif self.config.save_only_model:
-            checkpoint.save_model_only(folder, trained, self.progress.step, facts)
-        else:
-            checkpoint.save(folder, trained, optimizer, self.progress, facts, self.companions, iterations)
-
-    def _steps(self, every: float) -> int:
-        """Steps between two events of the configuration; 0: never."""
-        return interval(every, self.total)
-
-    def _is_due(self, strategy: str, every: float) -> bool:
-        """Whether something happens after this step: `steps`, each `every` steps; `epoch`, after each pass over the
-        data."""
-        step, steps = self.progress.step, self._steps(every)
-        if strategy == "epoch":
-            return self._passes(step) > self._passes(step - 1)
-        return strategy == "steps" and steps > 0 and step % steps == 0
-
-    def _passes(self, step: int) -> int:
-        """Complete passes over the data after so many steps."""
-        return step // self.updates_per_batch * self.source.per_batch // self.source.size
-
-    def _call(self, event: str, **details: Any) -> None:
-        for callback in self.callbacks:
-            method = getattr(callback, event, None)
-            if method is not None:
-                method(self.config, self.state, self.control, model=self.learners.trained.model, **details)
-            if self.control.should_training_stop and not self.stopped_by:
-                self.stopped_by = getattr(callback, "stops_by", type(callback).__name__)

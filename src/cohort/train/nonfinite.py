@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cohort.config import TrainingConfig
 from cohort.policy import ranks
+from cohort.train.output import folders
 from cohort.train.output.checkpoint import Progress
 from cohort.train.output.groups import plain
+from cohort.train.sources.source import extremes
 from cohort.types import Group, NotFinite
 
 log = logging.getLogger("cohort")
@@ -43,6 +46,27 @@ def count_skipped(progress: Progress, skipped: bool, config: TrainingConfig) -> 
         kept = keep_batch(Path(config.output_dir), progress.step + 1, progress.batch or [])
         if kept is not None:
             log.warning("the batch of the update that was left out is in %s", kept)
+
+
+@contextmanager
+def located(progress: Progress, output_dir: Path) -> Iterator[None]:
+    """Adds to a NotFinite where the run was, what its batch has, and what to do."""
+    try:
+        yield
+    except NotFinite as error:
+        step = progress.step + 1
+        batch = [group for group in progress.batch or [] if isinstance(group, Group)]
+        facts = extremes(batch)
+        kept = keep_batch(output_dir, step, batch) if ranks.is_main() else None
+        raise NotFinite(
+            f"step {step}: {error}."
+            + (f" The batch has {facts}." if facts else "")
+            + (f" It is in {kept}." if kept else "")
+            + " Causes "
+            "are a learning rate that is too high, rewards without a bound, clipping that is off (max_grad_norm: "
+            "0) and half precision. on_nonfinite: skip leaves out updates with such a gradient. "
+            + folders.where_to_resume(output_dir)
+        ) from error
 
 
 def _advantages(group: Group) -> list[float | None]:

@@ -37,7 +37,8 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
         )
     if ranks.is_main():
         _write_configuration(run, config)
-    return trainer.train()
+    trainer.train()
+    return trainer.state
 
 
 def _write_configuration(run: RunConfig, config: TrainingConfig) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cohort.config import TrainingConfig
 from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
@@ -43,8 +44,8 @@ class SavingClock:
 class Best:
     """The evaluation with the best value of a metric so far, in best.json of the run's folder."""
 
-    def __init__(self, folder: Path, metric: str | None):
-        self.path, self.metric = folder / BEST, metric
+    def __init__(self, folder: Path, config: TrainingConfig):
+        self.path, self.metric, self.greater = folder / BEST, config.metric_for_best_model, config.greater_is_better
         self.record: dict[str, Any] = {}
 
     def start(self, step: int) -> None:
@@ -60,17 +61,19 @@ class Best:
             self.record = record
 
     def see(self, step: int, metrics: dict[str, Any]) -> bool:
-        """Whether the evaluation is the best so far. Raises UserError for a metric that it does not have."""
+        """Whether the evaluation is the best so far. `metrics`: under all the names that the metric may be called by.
+        Raises UserError for a metric that it does not have."""
         if self.metric is None:
             return False
-        value = metrics.get(self.metric)
+        names = (self.metric, f"eval_{self.metric}", f"eval/{self.metric}")
+        value = next((metrics[name] for name in names if name in metrics), None)
         if value is None:
-            there = [name for name in metrics if name.startswith("eval/")]
+            there = [name for name in metrics if name.startswith("eval")]
             raise UserError(
-                f"keep_best is {self.metric!r}, and an evaluation has: {', '.join(there)}"
+                f"metric_for_best_model is {self.metric!r}, and an evaluation has: {', '.join(there)}"
                 f"{did_you_mean(self.metric, there)}"
             )
-        sign = -1 if self.metric.endswith(("loss", "kl")) else 1
+        sign = 1 if self.greater else -1
         if not math.isfinite(value) or (self.record and sign * value <= sign * self.record["value"]):
             return False
         self.record = {"metric": self.metric, "value": value, "step": step, "checkpoint": f"checkpoint-{step}"}
@@ -82,6 +85,12 @@ class Best:
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self.record), encoding="utf-8")
             partial.replace(self.path)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of the best checkpoint, where there is one."""
+        folder = self.path.parent / self.record["checkpoint"] if self.record else None
+        return folder if folder is not None and folder.is_dir() else None
 
     @property
     def spared(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save in a checkpoint."""
+"""The learning rate and what is due as functions of the step: nothing to save in a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from cohort.config import TrainingConfig
+from cohort.train.sources.source import Source
 from cohort.types import UserError
 
 
@@ -43,3 +44,32 @@ def _schedule(name: str, rate: float, warmup: int, total: int, kwargs: str) -> C
 def interval(every: float, total: int) -> int:
     """Steps between two events: `every` itself, or below 1 that fraction of all steps, rounded up. 0: never."""
     return math.ceil(total * every) if 0 < every < 1 else int(every)
+
+
+class Due:
+    """What is due after which step of a run. `updates_per_batch`: optimiser steps on one batch of the source."""
+
+    def __init__(self, config: TrainingConfig, source: Source, updates_per_batch: int):
+        self.config, self.source, self.updates_per_batch = config, source, updates_per_batch
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the run; known once the source is prepared."""
+        batches = math.ceil(self.config.num_train_epochs * self.source.size / self.source.per_batch)
+        return self.config.max_steps if self.config.max_steps > 0 else batches * self.updates_per_batch
+
+    def by(self, strategy: str, every: float, step: int) -> bool:
+        """Whether something happens after the step: `steps`, each `every` steps (0: never; below 1: as a fraction of
+        all); `epoch`, after each pass over the data."""
+        if strategy == "epoch":
+            return self.ends_pass(step)
+        steps = interval(every, self.total)
+        return strategy == "steps" and steps > 0 and step % steps == 0
+
+    def ends_pass(self, step: int) -> bool:
+        """Whether a pass over the data ends with the step."""
+        return self._passes(step) > self._passes(step - 1)
+
+    def _passes(self, step: int) -> int:
+        """Complete passes over the data after so many steps."""
+        return step // self.updates_per_batch * self.source.per_batch // self.source.size

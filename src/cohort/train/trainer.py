@@ -10,7 +10,6 @@ from typing import Any, cast
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import (
     DistillConfig,
-    DPOConfig,
     OnlineConfig,
     PPOConfig,
     SampledConfig,
@@ -19,27 +18,25 @@ from cohort.config import (
     easily_misread,
 )
 from cohort.data.configured import require_held_out
-from cohort.data.rows import as_rows, numbered
+from cohort.data.held_out import divided, held_out_rows, training_rows
 from cohort.data.templates import prepared
-from cohort.evaluation.evaluate import Evaluation, evaluate
+from cohort.evaluation.evaluate import Evaluation
 from cohort.methods.method import Method
 from cohort.methods.named import find_method
-from cohort.methods.table import METHODS
 from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.policy.process import seed_everything
 from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
-from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.rewards.resolve import with_tokenizers
-from cohort.rollouts.encoding import Prompt, encode_prompts
 from cohort.rollouts.engine import Engine
-from cohort.rollouts.sampling import Sampling
 from cohort.train import sharded
+from cohort.train.callbacks import RunState
 from cohort.train.critic import CriticUpdater
 from cohort.train.facts import compare, facts_of_run
+from cohort.train.held_out import measure_of
 from cohort.train.iterations.make import iterations_of
 from cohort.train.iterations.refit import REWARD_MODEL
 from cohort.train.learners import Learners
@@ -54,19 +51,18 @@ from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, require_agreement
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
-from cohort.train.sources.demonstrations import Demonstrations
 from cohort.train.sources.parts import Parts
-from cohort.train.sources.preferences import HeldOutPairs, reference_model
+from cohort.train.sources.preferences import reference_model
 from cohort.train.sources.table import SOURCES
-from cohort.train.sources.teacher import held_out_metrics
 from cohort.train.step import Updater
+from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called
 from cohort.train.usable import require_usable
-from cohort.types import Row, TrainerState, UserError
+from cohort.types import UserError
 
 log = logging.getLogger("cohort")
 
 
-class Trainer:
+class Trainer(Surface):
     """Trains a model by any row of the table of methods.
 
     `method`: a row's name, path/to/file.py:row, or a row of your own (docs/new-method.md); `args`: an instance of the
@@ -93,7 +89,9 @@ class Trainer:
         engine: Engine | Callable[[Policy], Engine] | None = None,
         **trl_arguments: Any,
     ):
+        require_called(type(self), Trainer)
         self.method = method if isinstance(method, Method) else find_method(method)
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         ref_model = trl_arguments.pop("ref_model", None) if self.method.source == "preferences" else None
         teacher = trl_arguments.pop("teacher", None) if issubclass(self.method.config, DistillConfig) else None
         tokenizers = trl_arguments.pop("reward_processing_classes", None)
@@ -107,8 +105,9 @@ class Trainer:
         self.args = config = with_weights(config, self.rewards)
         require_folder(config.output_dir)
         # Data first: its mistakes are told before a model is loaded.
-        rows = numbered(as_rows(train_dataset, config.max_steps * config.batch_size))
-        eval_rows = [] if eval_dataset is None else as_rows(eval_dataset)
+        rows = training_rows(train_dataset, config)
+        held_out = held_out_rows(eval_dataset)
+        eval_rows = [row for each in held_out.values() for row in each]
         require_held_out(eval_rows, config)
         require_usable(self.method, config, self.rewards, rows, eval_rows)
         sharded.require_possible(self.method, config)
@@ -123,11 +122,10 @@ class Trainer:
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
         self.rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, config)
+        held_out = divided(eval_rows, held_out)
         self.engine = sharded.engine_of(engine, self.policy, config.max_rows)
-        self.state = TrainerState()
+        self.state = RunState()
         self.prepared = False
-        self.eval_prompts: list[Prompt] = []
-        self._metrics = self._evaluator(eval_rows)
         critics = self._critics()
         online = isinstance(config, OnlineConfig)
         self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
@@ -136,16 +134,20 @@ class Trainer:
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         updater = Updater(self.policy, self.method, config, shared)
         facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
+        self.parts = self._parts(critics)
+        self.held_out = {prefix: measure_of(rows, self.parts) for prefix, rows in held_out.items()}
         self.loop = Loop(
             Learners(self.policy, updater, critics, self.iterations, self.health, facts),
-            SOURCES[self.method.source](self._parts(critics), self.rows),
+            SOURCES[self.method.source](self.parts, self.rows),
             config,
             self.state,
             self._callbacks(callbacks or ()),
-            self._evaluate_and_record if eval_rows else None,
+            self.evaluate if held_out else None,
             About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
+            self.log,
         )
         self._announce()
+        self.loop.callbacks.call("on_init_end")
 
     def _callbacks(self, given: Sequence[Any]) -> list[Any]:
         gold = self.iterations and self.iterations.gold
@@ -199,14 +201,16 @@ class Trainer:
     def processing_class(self) -> Any:
         return self.policy.tokenizer
 
-    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """Run to the last step and save the final model in output_dir. `resume_from_checkpoint`: True for the
-        newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
+        newest checkpoint in output_dir (from the start where there is none), or a checkpoint's path. A second call
+        without it begins a new run at step 0 with the weights as they are, as transformers' does."""
         title = f"{self.method.name}: {self.policy.name}"
         folder = self.args.output_dir
-        with default_display(self.loop.callbacks, title, folder), told_when_full(folder), lock_of_run(folder):
+        shown = default_display(self.loop.callbacks.callbacks, title, folder)
+        with shown, told_when_full(folder), lock_of_run(folder):
             self._train(resume_from_checkpoint)
-        return self.state
+        return self.train_output()
 
     def _train(self, resume_from_checkpoint: bool | str | None) -> None:
         config = self.args
@@ -221,6 +225,8 @@ class Trainer:
         if not self.prepared:
             self.loop.source.prepare(folder, reuse=bool(resume))
             self.prepared = True
+        if not resume and self.state.global_step:
+            self.loop.restart()
         if path is not None:
             self.loop.resume(path)
         elif resume:
@@ -241,13 +247,47 @@ class Trainer:
             assert self.rewards is not None
             check_rewards(self.rewards, self.rows, self.policy.tokenizer, self.state)
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of the evaluation data under the policy as it is now."""
-        return self._metrics(self.state)
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the held-out rows, or of `eval_dataset`, under the policy as it is now: transformers' names. Of a
+        dictionary of datasets, those of each: eval_easy_reward. Raises UserError without rows."""
+        held_out = self.held_out
+        if eval_dataset is not None:
+            rows = held_out_rows(eval_dataset, metric_key_prefix)
+            every = prepared([], [row for each in rows.values() for row in each], self.policy.tokenizer, self.args)[1]
+            held_out = {prefix: measure_of(own, self.parts) for prefix, own in divided(every, rows).items()}
+        if not held_out:
+            raise UserError("there is no held-out data: give eval_dataset, to the trainer or to evaluate()")
+        metrics: dict[str, float] = {}
+        sampled: list[Evaluation] = []
+        for prefix, measure in held_out.items():
+            measured = measure(self.state)
+            if isinstance(measured, Evaluation):
+                sampled.append(measured)
+                measured = measured.metrics()
+            metrics |= {prefix + name.removeprefix("eval") if name.startswith("eval/") else name: value
+                        for name, value in measured.items()}  # fmt: skip
+        return self.loop.tell(metrics, sampled)
 
-    def add_callback(self, callback: Any) -> None:
-        """A callback, or its class, with transformers' on_* methods."""
-        self.loop.callbacks += instantiate_callbacks([callback])
+    @property
+    def ref_model(self) -> Any:
+        """The model of the KL term, or DPO's reference; None where the policy without its adapter is it, or none."""
+        if self.reference is not self.policy:
+            return self.reference.model
+        return None if self.online_reference is None else self.online_reference.model
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return Accelerator(self.policy.device)
+
+    @property
+    def reward_funcs(self) -> list[Any]:
+        return [] if self.rewards is None else [part.function for part in self.rewards.parts]
+
+    @property
+    def reward_func_names(self) -> list[str]:
+        return [] if self.rewards is None else self.rewards.names
 
     def save_model(self, output_dir: str | None = None) -> None:
         """An ordinary transformers directory, or peft adapter, with its tokenizer and model card."""
@@ -264,43 +304,6 @@ class Trainer:
         """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
         return hub.push_output(self.args, commit_message)
 
-    def _evaluate_and_record(self, state: TrainerState) -> dict[str, float]:
-        """An evaluation within a run: sampled completions go to held_out.jsonl."""
-        if not self.eval_prompts:
-            return self._metrics(state)
-        evaluation = self.sample(state)
-        self.loop.recorder.held_out(state.global_step, evaluation)
-        return evaluation.metrics()
-
-    def _evaluator(self, rows: list[Row]) -> Callable[[TrainerState], dict[str, float]]:
-        """The evaluation function: sampled and scored completions where there are rewards, else the KL to the teacher,
-        or the method's loss on held-out data."""
-        if rows and self.rewards is not None:
-            self.eval_prompts = encode_prompts(rows, self.policy, self.args)
-        elif rows and self.teacher is not None:
-            prompts = encode_prompts(rows, self.policy, self.args)
-            of_teacher = prompts, self.policy, self.engine, self.teacher, cast(DistillConfig, self.args)
-            return _shown(rows, lambda: held_out_metrics(*of_teacher))
-        elif rows and self.method.source == "preferences":
-            pairs = HeldOutPairs(rows, self.policy, cast(DPOConfig, self.args), self.reference)
-            return _shown(rows, pairs.metrics)
-        elif rows:
-            demonstrations = Demonstrations(rows, self.policy, self.args, METHODS["sft"])
-            return _shown(rows, demonstrations.held_out_loss)
-        return lambda state: self.sample(state).metrics()
-
-    def sample(self, state: TrainerState) -> Evaluation:
-        """Sample and score completions of the evaluation prompts, by the configuration's evaluation settings."""
-        assert self.rewards is not None
-        sampling = Sampling(
-            temperature=self.args.eval_temperature,
-            max_tokens=self.args.max_completion_length,
-            eos_ids=self.policy.eos_ids,
-            stop=self.args.stop if isinstance(self.args, SampledConfig) else [],
-        )
-        n = self.args.num_generations_eval
-        return evaluate(self.eval_prompts, self.engine, self.rewards, sampling, n, self.args.seed, state)
-
 
 def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfig:
     """`args`, or the defaults of the row's configuration class. Raises UserError for another class."""
@@ -312,13 +315,3 @@ def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfi
         seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign
         raise UserError(f"method {method.name} takes a {kind.__name__}, and args is a {seen}")
     return args
-
-
-def _shown(rows: list[Row], evaluate: Callable[[], dict[str, float]]) -> Callable[[TrainerState], dict[str, float]]:
-    """The evaluation with its progress."""
-
-    def evaluated(state: TrainerState) -> dict[str, float]:
-        with Task(f"evaluating {len(rows):,} rows"):
-            return evaluate()
-
-    return evaluated

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
-from cohort.types import Group, TrainerControl
+from cohort.types import Group
 
 log = logging.getLogger("cohort")
 
@@ -108,7 +108,7 @@ class GoldGuard:
             else "Refit the reward model (reward_model_refit), raise beta, or stop there: stop_on_overoptimization",
         )
 
-    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.stop and self.peak is not None:
             control.should_training_stop = True
 

@@ -36,8 +36,8 @@ class EarlyStopping:
             if "eval/loss" in row:
                 self._seen(row)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **_: Any) -> None:
-        if self._seen(metrics):
+    def on_evaluate(self, args: Any, state: Any, control: Any, row: dict[str, Any], **_: Any) -> None:
+        if self._seen(row):
             partial = self.folder / "partial-best"
             checkpoint.save_policy(self.model, partial)
             shutil.rmtree(self.best, ignore_errors=True)

@@ -15,8 +15,8 @@ from typing import Any
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.configured import log_equal, log_fitted, require_held_out
+from cohort.data.held_out import divided, held_out_rows, training_rows
 from cohort.data.order import picks
-from cohort.data.rows import as_rows, numbered
 from cohort.data.templates import prepared
 from cohort.formulas.chance import like_chance
 from cohort.policy import ranks
@@ -24,6 +24,7 @@ from cohort.policy.process import seed_everything
 from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
+from cohort.train.callbacks import RunState
 from cohort.train.facts import compare, facts_of_run
 from cohort.train.learners import Learners
 from cohort.train.loop import Loop
@@ -39,6 +40,7 @@ from cohort.train.reward_models.examples import Example, is_dropped, loss_type, 
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.train.sources.source import Batch
+from cohort.train.surface import Surface, TrainOutput, require_called
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -60,10 +62,12 @@ class RewardRows:
         return Batch([self.examples[i] for i in chosen], {})
 
 
-class RewardTrainer:
+class RewardTrainer(Surface):
     """Trains a reward model. `args`: a RewardConfig (completions: labelled rows or preference pairs) or a
     ProcessRewardConfig (steps); `model`: a name, a path or a model of transformers, with a head of one label or
     without; datasets as `Trainer` takes them. Raises UserError for what cannot be learnt from."""
+
+    args: RewardModelConfig
 
     @noted
     def __init__(
@@ -77,6 +81,7 @@ class RewardTrainer:
         peft_config: Any = None,
         **trl_arguments: Any,
     ):
+        require_called(type(self), RewardTrainer)
         args = args or RewardConfig()
         if not isinstance(args, RewardConfig | ProcessRewardConfig):
             raise UserError(
@@ -87,8 +92,10 @@ class RewardTrainer:
         ranks.join(config.ddp_timeout, config.use_cpu)
         show_in_script(config)
         require_folder(config.output_dir)
-        self.rows = numbered(as_rows(train_dataset, config.max_steps * config.batch_size))
-        held_out = [] if eval_dataset is None else as_rows(eval_dataset)
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.rows = training_rows(train_dataset, config)
+        given = held_out_rows(eval_dataset)
+        held_out = [row for own in given.values() for row in own]
         require_held_out(held_out, config)
         kind = loss_type(self.rows, config)
         if config.push_to_hub:
@@ -103,9 +110,9 @@ class RewardTrainer:
         with Task(f"tokenising {len(self.rows):,} rows"):
             self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
         self.held_out_prompts = len({str(row.prompt) for row in held_out})
-        self.held_out = self._fitting(self.updater.examples(held_out), held_out, "held-out rows") if held_out else []
+        self.held_out = self._examples(divided(held_out, given))
         self._tell(kind)
-        self.state = TrainerState()
+        self.state = RunState()
         folder, patience = Path(config.output_dir), config.early_stopping_patience
         stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
         facts = facts_of_run("reward_model", config, self.model, self.reward_model.tokenizer, self.rows, None)
@@ -115,9 +122,11 @@ class RewardTrainer:
             config,
             self.state,
             [*stopping, *instantiate_callbacks(callbacks or ()), *(trackers(config) if ranks.is_main() else [])],
-            self._evaluate if held_out else None,
+            self.evaluate if held_out else None,
             About(self._method(), self.base_model, self.reward_model.tokenizer),
+            self.log,
         )
+        self.loop.callbacks.call("on_init_end")
 
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
@@ -159,30 +168,31 @@ class RewardTrainer:
     def processing_class(self) -> Any:
         return self.reward_model.tokenizer
 
-    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainerState:
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """Run to the last step and save the model in output_dir. `resume_from_checkpoint`: True for the newest
         checkpoint in output_dir (from the start where there is none), or a checkpoint's path."""
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(self.args.output_dir)
         title = f"reward model: {self.base_model}"
-        shown = default_display(self.loop.callbacks, title, self.args.output_dir)
+        shown = default_display(self.loop.callbacks.callbacks, title, self.args.output_dir)
         with shown, told_when_full(self.args.output_dir), lock_of_run(self.args.output_dir):
             self._train(folder, resume)
         if self.held_out:
-            metrics = self.updater.validate(self.held_out, self.held_out_prompts)
+            examples = [example for own in self.held_out.values() for example in own]
+            metrics = self.updater.validate(examples, self.held_out_prompts)
             self.reward_model.model.config.held_out = {name.removeprefix("score/"): x for name, x in metrics.items()}
             if complaint := like_chance(metrics):
                 log.warning(
                     "the reward model is no better than chance on its %d held-out examples: %s. Rewards from it would "
                     "be noise: more data, more passes, or another model; `cohort reward eval` shows more",
-                    len(self.held_out),
+                    len(examples),
                     complaint,
                 )
         if ranks.is_main():
             self.save_model()
         if ranks.is_main() and self.args.push_to_hub:
             self.push_to_hub()
-        return self.state
+        return self.train_output()
 
     def _train(self, folder: Path, resume: bool | str) -> None:
         path = checkpoint_to_resume(folder, resume)
@@ -190,15 +200,38 @@ class RewardTrainer:
             compare(path, manifest.facts_of(path), self.loop.learners.facts, self.args.resume_changes == "allow")
         if not resume and ranks.is_main():
             move_aside(folder, (*RECORDS, *MODEL))
+        if not resume and self.state.global_step:
+            self.loop.restart()
         if path is not None:
             self.loop.resume(path)
         elif resume:
             log.warning("no checkpoint in %s: starting from the beginning", folder)
         self.loop.run()
 
-    def evaluate(self) -> dict[str, float]:
-        """Loss, accuracy and statistics of the scores on the held-out data."""
-        return self._evaluate(self.state)
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss, accuracy and statistics of the scores on the held-out rows or `eval_dataset`, by transformers' names.
+        Of a dictionary of datasets, those of each: eval_easy_loss. Raises UserError without rows."""
+        held_out = self.held_out
+        if eval_dataset is not None:
+            rows = held_out_rows(eval_dataset, metric_key_prefix)
+            every = [row for own in rows.values() for row in own]
+            every = prepared([], every, self.reward_model.tokenizer, self.args)[1]
+            held_out = self._examples(divided(every, rows))
+        if not held_out:
+            raise UserError("there is no held-out data: give eval_dataset, to the trainer or to evaluate()")
+        metrics: dict[str, float] = {}
+        for prefix, examples in held_out.items():
+            with Task(f"evaluating {len(examples):,} rows"):
+                measured = self.updater.measure(examples)
+            metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
+            metrics[f"{prefix}/samples"] = float(len(examples))
+        return self.loop.tell(metrics)
+
+    def _examples(self, rows: dict[str, list[Row]]) -> dict[str, list[Example]]:
+        """The examples of held-out rows that fit, by how their metrics' names begin."""
+        return {prefix: self._fitting(self.updater.examples(own), own, "held-out rows") for prefix, own in rows.items()}
 
     def _method(self) -> str:
         return "process_reward_model" if isinstance(self.args, ProcessRewardConfig) else "reward_model"
@@ -216,8 +249,3 @@ class RewardTrainer:
     def push_to_hub(self, commit_message: str = "Upload the model") -> str:
         """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
         return hub.push_output(self.args, commit_message)
-
-    def _evaluate(self, state: TrainerState) -> dict[str, float]:
-        with Task(f"evaluating {len(self.held_out):,} rows"):
-            metrics = self.updater.measure(self.held_out)
-        return {**{f"eval/{name}": value for name, value in metrics.items()}, "eval/samples": float(len(self.held_out))}
