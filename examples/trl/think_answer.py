@@ -47,7 +47,8 @@ def format_reward(completions, completion_ids, trainer_state, log_extra, **kwarg
 
 class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
-        print(f"step {state.global_step} of {state.max_steps}: reward {logs['reward']:.3f}")
+        if "reward" in logs:  # rows of evaluations have eval_reward
+            print(f"step {state.global_step} of {state.max_steps}: reward {logs['reward']:.3f}")
 
 
 def main():

@@ -210,6 +210,10 @@ def differences_from_paper(config: TrainingConfig) -> list[str]:
     return differences + ([f"completions per step: {completions} (paper: 1024)"] if completions != 1024 else [])
 
 
+SUMMED = ("bnpo", "dr_grpo", "dapo", "cispo")
+"""Values of loss_type that sum over the tokens of a completion."""
+
+
 def easily_misread(config: TrainingConfig) -> list[str]:
     """A line for each key whose meaning is not TRL's, or not the one of the paper that it is named after."""
     lines: list[str] = []
@@ -218,4 +222,9 @@ def easily_misread(config: TrainingConfig) -> list[str]:
         lines.append(f"cispo caps the ratio at 1 + epsilon_high = {cap:g}; in TRL epsilon_high is the cap itself")
     if isinstance(config, GRPOConfig) and config.loss_type == "luspo" and config.importance_sampling_level == "token":
         lines.append("luspo with ratios of single tokens; the paper's is importance_sampling_level: sequence")
+    if isinstance(config, GRPOConfig) and config.importance_sampling_level == "sequence" and config.loss_type in SUMMED:
+        lines.append(
+            f"importance_sampling_level: sequence with loss_type: {config.loss_type} weights each sequence by its "
+            "completion length; GSPO's objective is that of loss_type: grpo"
+        )
     return lines

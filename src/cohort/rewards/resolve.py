@@ -65,7 +65,8 @@ def with_tokenizers(reward_funcs: Any, tokenizers: Any, use_cpu: bool = False) -
     per_spec = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
     if len(per_spec) != len(specs):
         raise UserError(
-            f"{len(per_spec)} reward_processing_classes for {len(specs)} reward_funcs: give one for each, None for a "
+            f"{len(per_spec)} reward_processing_classes for {len(specs)} reward_funcs, and their numbers must match: "
+            "give one for each, None for a "
             "function or for the tokenizer that is saved beside the model"
         )
     device = "cpu" if use_cpu else None

@@ -293,9 +293,13 @@ def step_statistics(steps: list[Steps]) -> dict[str, float]:
 
 def length_statistics(completions: list[Completion]) -> dict[str, float]:
     lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
+    ended = torch.tensor([float(len(c.ids)) for c in completions if not c.truncated] or [0.0])
     return {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
+        "completions/mean_terminated_length": float(ended.mean()),
+        "completions/min_terminated_length": float(ended.min()),
+        "completions/max_terminated_length": float(ended.max()),
         "completions/clipped_ratio": sum(c.truncated for c in completions) / len(completions),
     }

@@ -1,9 +1,9 @@
-"""What callbacks see of a run: transformers' state, control and handler, and the names that metrics have there."""
+"""What callbacks see of a run: transformers' state, control and handler."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,6 @@ from transformers.trainer_callback import TrainerState as TransformersState
 
 from cohort.config import TrainingConfig
 from cohort.types import TrainerState
-
-HELD_OUT = "eval"
-"""How names of held-out metrics begin: eval/reward, or eval_easy/reward of the held-out rows named `easy`."""
 
 
 class RunState(TransformersState, TrainerState):
@@ -117,29 +114,3 @@ class Callbacks(CallbackHandler):
             if control.should_training_stop and not self.stopped_by:
                 self.stopped_by = getattr(callback, "stops_by", type(callback).__name__)
         return control
-
-
-def named_as_in_transformers(row: dict[str, Any], rewards: Mapping[str, str]) -> dict[str, Any]:
-    """A row of metrics.jsonl under the names that transformers' and TRL's callbacks know: eval/reward is eval_reward.
-    `rewards`: a reward's name in held-out metrics -> its own name. Other rows than evaluations are as they were.
-
-    Of methods with rewards `eval_loss` is the negative of eval_reward, so that less is better by either name.
-
-    >>> named_as_in_transformers({"eval/reward": 0.5, "eval/accuracy": 0.25}, {"accuracy": "accuracy"})
-    {'eval_reward': 0.5, 'eval_rewards/accuracy/mean': 0.25, 'eval_loss': -0.5}
-    """
-    named: dict[str, Any] = {}
-    for name, value in row.items():
-        prefix, slash, rest = name.partition("/")
-        if not (slash and prefix.startswith(HELD_OUT)):
-            named[name] = value
-            continue
-        score = next((reward for reward in rewards if rest == reward or rest.startswith(f"{reward}/")), None)
-        if score is None:
-            rest_named = {"reward/std": "reward_std", "loss/std": "loss_std"}.get(rest, rest)
-        else:
-            rest_named = f"rewards/{rewards[score]}/{rest[len(score) + 1 :] or 'mean'}"
-        named[f"{prefix}_{rest_named}"] = value
-        if rest == "reward":
-            named[f"{prefix}_loss"] = -value
-    return named

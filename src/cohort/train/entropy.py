@@ -27,6 +27,14 @@ class EntropyWeight:
         low = self.state.get("entropy", float("inf")) <= self.config.entropy_target
         return self.state["entropy_coef"] if low else 0.0
 
+    def logged(self, loss: float, entropy: float) -> dict[str, float]:
+        """What to log of a step with the loss, the bonus included, and the mean entropy of its trained tokens, in
+        nats."""
+        if not self.is_used:
+            return {}
+        coef = self.state.get("entropy_coef", self.constant)
+        return {"policy_loss": loss + self.current * entropy, "entropy_coef": coef}
+
     def adapt(self, entropy: float) -> dict[str, float]:
         """Set the weight of the next step from this step's mean entropy, in nats. Returns what to log."""
         if self.config is None:

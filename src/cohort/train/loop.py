@@ -12,19 +12,20 @@ from typing import Any
 
 from torch.profiler import record_function
 
+from cohort.compat.metrics import named_as_in_transformers
 from cohort.config import TrainingConfig
 from cohort.evaluation.evaluate import Evaluation
 from cohort.policy import ranks
 from cohort.rewards.component import column_of
-from cohort.train.callbacks import Callbacks, RunState, named_as_in_transformers, summary
+from cohort.train.callbacks import Callbacks, RunState, summary
 from cohort.train.learners import Learners, StepUpdater
 from cohort.train.measured import choose
 from cohort.train.nonfinite import count_skipped, located
-from cohort.train.output import checkpoint, folders
+from cohort.train.output import checkpoint, folders, lines
 from cohort.train.output.checkpoint import Companion, Progress
 from cohort.train.output.environment import record_start
 from cohort.train.output.group_record import About
-from cohort.train.output.record import RECORDS, Recorder, rounded
+from cohort.train.output.record import METRICS, RECORDS, Recorder, rounded
 from cohort.train.saving import Best, SavingClock
 from cohort.train.schedule import Due, learning_rate_factor
 from cohort.train.signals import Asked, asked_to_end
@@ -95,6 +96,8 @@ class Loop:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint. Raises UserError for a folder that is no checkpoint of this run."""
         self.progress, self.resumed_from = self.learners.load(path, self.config), path
+        before = (row for row in lines.rows(self.output_dir / METRICS) if row.get("step", 0) <= self.progress.step)
+        self.state.log_history = [named_as_in_transformers(row, self.score_names) for row in before]
         log.info("resumed from %s at step %d", path, self.progress.step)
 
     def restart(self) -> None:
@@ -158,7 +161,8 @@ class Loop:
             log.info("load_best_model_at_end: the model is that of %s", best)
         self.callbacks.call("on_epoch_end")
         self.summary = summary(seconds, steps, self.config.batch_size, self.losses)
-        self.log(self.summary)
+        last = next((row for row in reversed(self.state.log_history) if "loss" in row), {})
+        self.log(last | self.summary)
         self.callbacks.call("on_train_end")
 
     def _finish_step(self) -> None:
@@ -256,7 +260,7 @@ class Loop:
 
     def _note(self, metrics: dict[str, float]) -> dict[str, float]:
         """Record a step's metrics; log_history has every step, also those that on_log does not show."""
-        row = self._record(metrics)
+        row = named_as_in_transformers(self._record(metrics), self.score_names)
         self.state.log_history.append(row)
         if "loss" in row:
             self.losses.append(row["loss"])
@@ -288,13 +292,15 @@ class Loop:
             self.state.take_best(self.best.record, self.output_dir)
             self.callbacks.control.should_save |= self.progress.step > 0 and self.config.save_strategy != "no"
 
-    def tell(self, metrics: dict[str, float], sampled: Sequence[Evaluation] = ()) -> dict[str, Any]:
+    def tell(
+        self, metrics: dict[str, float], sampled: Sequence[Evaluation] = (), prefix: str = "eval"
+    ) -> dict[str, Any]:
         """Record an evaluation and what it sampled, where the run is going on, and tell the callbacks; returns its
-        metrics under transformers' names."""
+        metrics, whose names begin with the prefix, under transformers' names."""
         for each in sampled if self.running else ():
             self.recorder.held_out(self.progress.step, each)
         self.evaluated = self._record(metrics) if self.running else metrics
-        named = named_as_in_transformers(self.evaluated, self.score_names)
+        named = named_as_in_transformers(self.evaluated, self.score_names, prefix)
         self.log(named)
         self.callbacks.call("on_evaluate", metrics=named, row=self.evaluated)
         return named

@@ -61,6 +61,7 @@ class Updater:
         that share it. Sets `old_logprobs` of groups that the current policy sampled."""
         metrics = self.gradient(groups, generation_tokens, activations)
         policy, config, entropy = self.policy, self.config, metrics.pop("entropy/trained", 0.0)
+        metrics |= self.entropy.logged(metrics["loss"], entropy)
         norm = descend(self.optimizer, policy.parameters, learning_rate, config, policy.model)
         if math.isfinite(norm):
             policy.version += 1
@@ -258,7 +259,7 @@ class _Pass:
             grad_N, entropies_N = policy.head.backward(hidden_N, pack.targets_N, self.temperature, coefficient, bonus_N)
         self.sums.log({"entropy": entropies_N})
         self.entropies.update(zip(rows, entropies_N.split(lengths), strict=True))
-        if self.entropy.state:
+        if self.entropy.is_used:
             kept_N = None if self.kept is None else self._gather([self.kept[row] for row in rows]).bool()
             self.sums.log({"entropy/trained": entropies_N if kept_N is None else entropies_N[kept_N]})
         if bonus_N is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer as TransformersTrainer
@@ -14,6 +16,8 @@ from cohort.config import TrainingConfig
 from cohort.policy import ranks
 from cohort.train.callbacks import Callbacks, RunState, Schedule
 from cohort.train.loop import Loop
+from cohort.train.output.card import add_to_card
+from cohort.train.output.hub import push_output
 from cohort.types import UserError
 from cohort.world import rank
 
@@ -39,6 +43,12 @@ def require_called(kind: type, own: type) -> None:
                 "batches are packed and the loss is formed in closed form. docs/new-method.md says how to change what "
                 "is learned, docs/rewards.md how to reward; callbacks (on_step_end, on_evaluate, ...) see the run"
             )
+
+
+def tag(model: Any, method: str) -> None:
+    """Add the tags to a model that TRL's trainers add, and ours: `model.push_to_hub` writes them into its card."""
+    if hasattr(model, "add_model_tags"):
+        model.add_model_tags(["cohort", "trl", method])
 
 
 class Accelerator:
@@ -121,6 +131,33 @@ class Surface:
     def is_local_process_zero(self) -> bool:
         return ranks.is_main()
 
+    def push_to_hub(
+        self,
+        commit_message: str = "Upload the model",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        dataset_name: str | Sequence[str] | None = None,
+        tags: str | Sequence[str] | None = None,
+    ) -> str:
+        """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address. The
+        card gets `dataset_name` and `tags`. It always waits for the upload, whatever `blocking` is."""
+        self.loop.callbacks.call("on_push_begin")
+        folder = Path(self.args.output_dir)
+        if dataset_name or tags:
+            add_to_card(folder, _listed(dataset_name), _listed(tags))
+        return push_output(self.args, commit_message, private, token=token, revision=revision)
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether the loss has the term that balances a mixture's experts."""
+        return bool(getattr(self.loop.updater, "balance_coef", 0.0))
+
     def train_output(self) -> TrainOutput:
         """What train() returns: steps, mean loss and speed of the run."""
         return TrainOutput(self.state.global_step, self.loop.summary["train_loss"], self.loop.summary)
+
+
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

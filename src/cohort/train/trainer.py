@@ -55,7 +55,7 @@ from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import reference_model
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
-from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called
+from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called, tag
 from cohort.train.usable import require_usable
 from cohort.types import UserError
 
@@ -95,6 +95,7 @@ class Trainer(Surface):
         ref_model = trl_arguments.pop("ref_model", None) if self.method.source == "preferences" else None
         teacher = trl_arguments.pop("teacher", None) if issubclass(self.method.config, DistillConfig) else None
         tokenizers = trl_arguments.pop("reward_processing_classes", None)
+        self.reward_processing_classes = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers]
         config, processing_class = read_trl_arguments(
             _configuration(self.method, args), model, processing_class, trl_arguments
         )
@@ -132,7 +133,7 @@ class Trainer(Surface):
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         self.health = Health(config, self.policy, self.rewards)
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
-        updater = Updater(self.policy, self.method, config, shared)
+        self.updater = updater = Updater(self.policy, self.method, config, shared)
         facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
         self.parts = self._parts(critics)
         self.held_out = {prefix: measure_of(rows, self.parts) for prefix, rows in held_out.items()}
@@ -148,6 +149,7 @@ class Trainer(Surface):
         )
         self._announce()
         self.loop.callbacks.call("on_init_end")
+        tag(self.model, self.method.name)
 
     def _callbacks(self, given: Sequence[Any]) -> list[Any]:
         gold = self.iterations and self.iterations.gold
@@ -268,7 +270,7 @@ class Trainer(Surface):
                 measured = measured.metrics()
             metrics |= {prefix + name.removeprefix("eval") if name.startswith("eval/") else name: value
                         for name, value in measured.items()}  # fmt: skip
-        return self.loop.tell(metrics, sampled)
+        return self.loop.tell(metrics, sampled, metric_key_prefix)
 
     @property
     def ref_model(self) -> Any:
@@ -276,6 +278,11 @@ class Trainer(Surface):
         if self.reference is not self.policy:
             return self.reference.model
         return None if self.online_reference is None else self.online_reference.model
+
+    @property
+    def entropy_coef(self) -> float:
+        """The weight of the entropy bonus now."""
+        return self.updater.entropy.state.get("entropy_coef", self.updater.entropy.constant)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -299,10 +306,6 @@ class Trainer(Surface):
         adapter = self.policy.peft is not None
         method, base_model = self.method, self.policy.name
         write_card(folder, describe(method.name, base_model, self.rows, names, self.args, adapter, method.paper))
-
-    def push_to_hub(self, commit_message: str = "Upload the model") -> str:
-        """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
-        return hub.push_output(self.args, commit_message)
 
 
 def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfig:

@@ -18,7 +18,7 @@ class _Rewarded(Trainer):
     def __init__(
         self,
         model: Any,
-        reward_funcs: RewardSpec | Sequence[RewardSpec],
+        reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
         args: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,

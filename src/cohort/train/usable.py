@@ -20,8 +20,8 @@ def require_usable(
             require_pairs(held_out, f"evaluation of {method.name} without reward_funcs")
     elif method.source != "demonstrations" and learns_from_rewards and rewards is None:
         raise UserError(
-            f"{method.name} learns from rewarded samples and reward_funcs is empty: name at least one "
-            "reward, for example accuracy"
+            f"No reward source provided: {method.name} learns from rewarded samples and reward_funcs is empty: name at "
+            "least one reward, for example accuracy"
         )
     if rewards is not None:
         samples = learns_from_rewards or method.source not in ("demonstrations", "preferences")

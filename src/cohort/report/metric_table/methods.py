@@ -233,7 +233,8 @@ EVALUATION = Section(
         ),
         Metric(
             "eval/completions/mean_length eval/completions/min_length eval/completions/max_length "
-            "eval/completions/clipped_ratio",
+            "eval/completions/mean_terminated_length eval/completions/min_terminated_length "
+            "eval/completions/max_terminated_length eval/completions/clipped_ratio",
             "As `completions/...`, of the held-out completions.",
             "tokens; 0 to 1",
             "as there",

@@ -165,6 +165,12 @@ SAMPLES = Section(
             "reward pays for short answers.",
         ),
         Metric(
+            "completions/mean_terminated_length completions/min_terminated_length completions/max_terminated_length",
+            "The same of the completions that ended before the limit; 0 where none did.",
+            "tokens",
+            "as the lengths of all",
+        ),
+        Metric(
             "completions/clipped_ratio",
             "Fraction of completions that `max_completion_length` ended.",
             "0 to 1",
@@ -259,8 +265,14 @@ RATIOS = Section(
             "As for the ratio. Mostly `high` while entropy falls: raise `epsilon_high`.",
         ),
         Metric(
+            "policy_loss",
+            "Where there is an entropy bonus, `loss` without it: `loss` + weight * mean entropy of trained tokens.",
+            "as `loss`",
+            "as `loss`",
+        ),
+        Metric(
             "entropy_coef",
-            "Of `use_adaptive_entropy`: the weight of the entropy bonus in the next step.",
+            "The weight of the entropy bonus; of `use_adaptive_entropy` that of the next step.",
             "-",
             "settles",
             "At `entropy_coef_max`: the target is too high for this model.",

@@ -7,7 +7,7 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -169,6 +169,21 @@ def write_card(folder: Path, card: Card) -> None:
         log.warning("%s is not a model card of ours: it stays, and no card is written", path)
         return
     path.write_text(card.text(), encoding="utf-8")
+
+
+def add_to_card(folder: Path, datasets: Sequence[str], tags: Sequence[str]) -> None:
+    """Add names of datasets and tags to the metadata of the folder's card, where it is ours."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    front = _FRONT.match(text)
+    if not front or not _is_generated(text):
+        log.warning("%s is not a model card of ours: dataset_name and tags are not written", path)
+        return
+    data = yaml.safe_load(front[1])
+    for key, added in (("datasets", datasets), ("tags", tags)):
+        if added:
+            data[key] = [*dict.fromkeys([*(data.get(key) or []), *added])]
+    path.write_text(_front(data) + text[front.end() :], encoding="utf-8")
 
 
 def merged_card(text: str, base_model: str) -> str:

@@ -40,7 +40,7 @@ from cohort.train.reward_models.examples import Example, is_dropped, loss_type, 
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.train.sources.source import Batch
-from cohort.train.surface import Surface, TrainOutput, require_called
+from cohort.train.surface import Surface, TrainOutput, require_called, tag
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -127,6 +127,7 @@ class RewardTrainer(Surface):
             self.log,
         )
         self.loop.callbacks.call("on_init_end")
+        tag(self.model, "reward-trainer")
 
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
@@ -225,9 +226,9 @@ class RewardTrainer(Surface):
         for prefix, examples in held_out.items():
             with Task(f"evaluating {len(examples):,} rows"):
                 measured = self.updater.measure(examples)
+            measured["samples"] = float(len(examples))
             metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
-            metrics[f"{prefix}/samples"] = float(len(examples))
-        return self.loop.tell(metrics)
+        return self.loop.tell(metrics, prefix=metric_key_prefix)
 
     def _examples(self, rows: dict[str, list[Row]]) -> dict[str, list[Example]]:
         """The examples of held-out rows that fit, by how their metrics' names begin."""
@@ -245,7 +246,3 @@ class RewardTrainer(Surface):
             folder,
             describe(self._method(), self.base_model, self.rows, [], self.args, self.reward_model.peft is not None),
         )
-
-    def push_to_hub(self, commit_message: str = "Upload the model") -> str:
-        """Upload the saved model in output_dir as `hub_model_id` (default: output_dir's name); returns its address."""
-        return hub.push_output(self.args, commit_message)
