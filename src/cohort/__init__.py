@@ -10,6 +10,14 @@ from cohort.compat.libraries import ignore_warnings
 from cohort.types import printable
 
 if TYPE_CHECKING:
+    from cohort.compat.parser import TrlParser
+    from cohort.compat.scripts import (
+        ModelConfig,
+        ScriptArguments,
+        get_kbit_device_map,
+        get_peft_config,
+        get_quantization_config,
+    )
     from cohort.config import (
         BaselineConfig,
         DistillConfig,
@@ -23,11 +31,12 @@ if TYPE_CHECKING:
         ReinforceConfig,
         RewardConfig,
         RFTConfig,
+        RLOOConfig,
         SFTConfig,
     )
     from cohort.train.reward_models.trainer import RewardTrainer
     from cohort.train.trainer import Trainer
-    from cohort.train.trainers import DPOTrainer, GRPOTrainer, PPOTrainer, RFTTrainer, SFTTrainer
+    from cohort.train.trainers import DPOTrainer, GRPOTrainer, PPOTrainer, RFTTrainer, RLOOTrainer, SFTTrainer
     from cohort.types import UserError
 
 __version__ = "0.1.0"
@@ -39,6 +48,7 @@ __all__ = [
     "GRPOConfig",
     "GRPOProcessConfig",
     "GRPOTrainer",
+    "ModelConfig",
     "OnlineRFTConfig",
     "PPOConfig",
     "PPOTrainer",
@@ -46,18 +56,30 @@ __all__ = [
     "ProcessRewardConfig",
     "RFTConfig",
     "RFTTrainer",
+    "RLOOConfig",
+    "RLOOTrainer",
     "ReinforceConfig",
     "RewardConfig",
     "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
+    "ScriptArguments",
     "Trainer",
+    "TrlParser",
     "UserError",
+    "get_kbit_device_map",
+    "get_peft_config",
+    "get_quantization_config",
 ]
 
 _HOMES = {
     **dict.fromkeys([name for name in __all__ if name.endswith("Config")], "cohort.config"),
     **dict.fromkeys([name for name in __all__ if name.endswith("Trainer")], "cohort.train.trainers"),
+    **dict.fromkeys(
+        ["ModelConfig", "ScriptArguments", "get_kbit_device_map", "get_peft_config", "get_quantization_config"],
+        "cohort.compat.scripts",
+    ),
+    "TrlParser": "cohort.compat.parser",
     "RewardTrainer": "cohort.train.reward_models.trainer",
     "Trainer": "cohort.train.trainer",
     "UserError": "cohort.types",

@@ -246,7 +246,7 @@ def compare(policy: Any, groups: list[Group], row: str, config: GRPOConfig) -> d
     metrics = Updater(policy, METHODS[row], config).gradient(groups, float(active_lengths(groups, config).sum()))
     ours = gradients(policy.model)
     policy.model.zero_grad()
-    loss = textbook_loss(policy.model, groups, config, kl_in_loss=row != "reinforce++")
+    loss = textbook_loss(policy.model, groups, config, kl_in_loss=row not in ("reinforce++", "rloo"))
     loss.backward()
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-6)
     assert_close(ours, gradients(policy.model), 1e-5)
@@ -337,6 +337,7 @@ def expected_advantages(row: str, groups: list[Group], config: GRPOConfig) -> li
         if row == "grpo":
             values = [(x - mean) / (std + 1e-4) for x in r]
         elif row == "rloo":
+            r = [x - config.beta * _divergence(group, i) for i, x in enumerate(r)]
             values = [x - (sum(r) - x) / (G - 1) for x in r]
         elif row == "remax":
             values = [x - float(group.greedy_reward or 0.0) for x in r]
@@ -352,6 +353,13 @@ def expected_advantages(row: str, groups: list[Group], config: GRPOConfig) -> li
                 values = [(1 - m if x else 1 - m - 0.5) / math.sqrt(m * (1 - m)) for x in right]
         result.append([torch.full((k,), value) for k, value in zip(n, values, strict=True)])
     return result
+
+
+def _divergence(group: Group, i: int) -> float:
+    """The sum of log(pi_old / ref) over a completion's tokens."""
+    if group.reference_logprobs is None:
+        return 0.0
+    return float((group.completions[i].logprobs - group.reference_logprobs[i]).sum())
 
 
 def of_centred(groups: list[Group]) -> list[list[Tensor]]:

@@ -15,6 +15,7 @@ RENAMED = {
     "activation_checkpointing": "gradient_checkpointing",
     "max_seq_length": "max_length",
     "lr_scheduler": "lr_scheduler_type",
+    "reward_clip_range": "reward_clip",
     "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
     "teacher_model_name_or_path": "teacher",
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
+from cohort.compat.trl_keys import KEYS
 from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
@@ -71,3 +73,21 @@ def read_trl_arguments(
 def instantiate_callbacks(callbacks: Sequence[Any]) -> list[Any]:
     """The callbacks; one given as a class is instantiated, as transformers does."""
     return [callback() if isinstance(callback, type) else callback for callback in callbacks]
+
+
+def of_training_arguments(kind: type[Any], arguments: Any) -> Any:
+    """A configuration of the class from an instance of transformers' TrainingArguments: the values that are not their
+    defaults there."""
+    from transformers import TrainingArguments
+
+    usual = TrainingArguments(arguments.output_dir, use_cpu=True, report_to="none")
+    names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"use_cpu", "report_to"}
+    values = {name: getattr(arguments, name) for name in names if getattr(arguments, name) != getattr(usual, name)}
+    values |= {"use_cpu": arguments.use_cpu, "report_to": arguments.report_to, "output_dir": arguments.output_dir}
+    known = {name: value for name, value in values.items() if name in kind.model_fields or name in KEYS}
+    log.info(
+        "args are transformers' TrainingArguments: what is set there is read (%s), all else is %s's default",
+        ", ".join(sorted(known)),
+        kind.__name__,
+    )
+    return kind(**known)

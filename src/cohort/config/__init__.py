@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         PassAtKConfig,
         PolicyGradientConfig,
         ReinforceConfig,
+        RLOOConfig,
     )
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "PolicyGradientConfig",
     "ProcessRewardConfig",
     "RFTConfig",
+    "RLOOConfig",
     "RefitConfig",
     "ReinforceConfig",
     "RewardConfig",

@@ -197,7 +197,8 @@ class OnlineConfig(SampledConfig):
                 f"max_steps is {self.max_steps}, and {self.iterations} iterations of {steps} steps are {total}: leave "
                 "max_steps out"
             )
-        self.max_steps = total
+        self.__dict__["max_steps"] = total  # an assignment would check everything again
+        self.model_fields_set.add("max_steps")
         return self
 
     @property

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_serializer, field
 
 from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
+from cohort.config.arguments import Arguments
 from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, as_meant, explain, nested_keys
 from cohort.config.saving import SavingConfig
@@ -15,7 +16,7 @@ from cohort.config.sharding import ShardingConfig
 from cohort.world import world_size
 
 
-class TrainingConfig(ShardingConfig, SavingConfig):
+class TrainingConfig(ShardingConfig, SavingConfig, Arguments):
     """The settings that every method has: optimiser, schedule, batches, precision, saving, evaluation."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False)
@@ -205,6 +206,7 @@ class TrainingConfig(ShardingConfig, SavingConfig):
         settings = values if output_dir is None else {"output_dir": output_dir, **values}
         try:
             super().__init__(**coming_from_trl.translate(settings, type(self).model_fields))
+            self._accept(settings)
         except ValidationError as error:
             problems = error.errors()
             keys = [*type(self).model_fields, *nested_keys(type(self)), *trl_keys.KEYS]

@@ -34,6 +34,23 @@ class BaselineConfig(GRPOConfig):
     unused: ClassVar[tuple[str, ...]] = ("scale_rewards", "multi_objective_aggregation")
 
 
+class RLOOConfig(BaselineConfig):
+    """RLOO: GRPO's clipped loss, the KL in the reward, each completion against the mean of the others."""
+
+    reward_clip: tuple[float, float] | None = Field(
+        None, description="[lowest, highest] total reward of a completion; clipped totals are counted."
+    )
+    normalize_advantages: bool = Field(
+        False, description="Scale the advantages to mean 0 and standard deviation 1 over the batch."
+    )
+
+    unused: ClassVar[tuple[str, ...]] = (*BaselineConfig.unused, "kl_estimator", "use_bias_correction_kl")
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return True
+
+
 class PassAtKConfig(BaselineConfig):
     """GRPO's loss with advantages for "one of k is correct"."""
 

@@ -18,10 +18,12 @@ from cohort.config import (
     PassAtKConfig,
     PPOConfig,
     RFTConfig,
+    RLOOConfig,
     TrainingConfig,
 )
 from cohort.formulas import credit
 from cohort.formulas.gae import gae, shaped_rewards, whiten
+from cohort.formulas.spread import EPS
 from cohort.types import Group, UserError
 
 Advantages = list[list[Tensor]]
@@ -71,9 +73,20 @@ def group_process(groups: list[Group], config: GRPOConfig) -> Advantages:
     return advantages
 
 
-def leave_one_out(groups: list[Group], config: TrainingConfig) -> Advantages:
-    """A_i = r_i - mean of the others: RLOO, arXiv 2402.14740."""
-    return to_tokens(credit.leave_one_out(_rewards_PG(groups)), groups)
+def leave_one_out(groups: list[Group], config: RLOOConfig) -> Advantages:
+    """A_i = R_i - mean of the others, R = r - beta * sum over tokens of log(pi_old / ref): RLOO, arXiv 2402.14740."""
+    kl_PG = torch.tensor([[_kl_of(group, i) for i in range(len(group.completions))] for group in groups])
+    advantages_PG = credit.leave_one_out(_rewards_PG(groups) - config.beta * kl_PG)
+    if config.normalize_advantages and advantages_PG.numel() > 1:
+        advantages_PG = (advantages_PG - advantages_PG.mean()) / (advantages_PG.std() + EPS)
+    return to_tokens(advantages_PG, groups)
+
+
+def _kl_of(group: Group, i: int) -> float:
+    """log(pi_old / ref) of a completion; 0 without a reference."""
+    if group.reference_logprobs is None:
+        return 0.0
+    return float((group.completions[i].logprobs - group.reference_logprobs[i]).sum())
 
 
 def length_weighted(groups: list[Group], config: TrainingConfig) -> Advantages:

@@ -26,6 +26,7 @@ from cohort.config import (
     PPOConfig,
     ReinforceConfig,
     RFTConfig,
+    RLOOConfig,
     SFTConfig,
     TrainingConfig,
 )
@@ -101,8 +102,8 @@ ROWS = (
            paper=DEEPSEEK_MATH),
     Method("grpo_process", "policy", group_process, clip_with_kl, chosen_loss_type, config=GRPOProcessConfig,
            **BY_LOSS_TYPE, reward="each step", paper=DEEPSEEK_MATH),
-    Method("rloo", "policy", leave_one_out, clip_with_kl, chosen_loss_type, config=BaselineConfig, **BY_LOSS_TYPE,
-           paper=Paper("Back to Basics", "2402.14740")),
+    Method("rloo", "policy", leave_one_out, clip_only, chosen_loss_type, config=RLOOConfig, **BY_LOSS_TYPE,
+           reward=WITH_KL, paper=Paper("Back to Basics", "2402.14740")),
     Method("opo", "policy", length_weighted, clip_with_kl, chosen_loss_type, config=BaselineConfig, **BY_LOSS_TYPE,
            paper=Paper("On-Policy RL with Optimal Reward Baseline", "2505.23585")),
     Method("remax", "policy", above_greedy, clip_with_kl, chosen_loss_type, config=GreedyBaselineConfig,

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
+from transformers import TrainingArguments
+
+from cohort.compat.trl_trainer import instantiate_callbacks, of_training_arguments, read_trl_arguments
 from cohort.config import (
     DistillConfig,
     OnlineConfig,
@@ -78,7 +80,7 @@ class Trainer(Surface):
         self,
         model: Any,
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
-        args: TrainingConfig | None = None,
+        args: TrainingConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
@@ -308,11 +310,13 @@ class Trainer(Surface):
         write_card(folder, describe(method.name, base_model, self.rows, names, self.args, adapter, method.paper))
 
 
-def _configuration(method: Method, args: TrainingConfig | None) -> TrainingConfig:
+def _configuration(method: Method, args: TrainingConfig | TrainingArguments | None) -> TrainingConfig:
     """`args`, or the defaults of the row's configuration class. Raises UserError for another class."""
     kind = method.config
     if args is None:
         return kind()
+    if isinstance(args, TrainingArguments):
+        return cast(TrainingConfig, of_training_arguments(kind, args))
     if not isinstance(args, kind):
         foreign = f"{type(args).__module__}.{type(args).__qualname__}: import {kind.__name__} from cohort"
         seen = type(args).__name__ if isinstance(args, TrainingConfig) else foreign

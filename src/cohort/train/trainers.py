@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, SFTConfig
+from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, RLOOConfig, SFTConfig
 from cohort.train.run_rewards import RewardSpec
 from cohort.train.trainer import Trainer
 
@@ -46,6 +46,13 @@ class GRPOTrainer(_Rewarded):
 
     row = "grpo"
     args: GRPOConfig
+
+
+class RLOOTrainer(_Rewarded):
+    """REINFORCE leave-one-out (arXiv 2402.14740); `args` is an RLOOConfig."""
+
+    row = "rloo"
+    args: RLOOConfig
 
 
 class PPOTrainer(_Rewarded):

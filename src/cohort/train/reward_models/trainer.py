@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
+from transformers import TrainingArguments
+
+from cohort.compat.trl_trainer import instantiate_callbacks, of_training_arguments, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.configured import log_equal, log_fitted, require_held_out
 from cohort.data.held_out import divided, held_out_rows, training_rows
@@ -73,7 +75,7 @@ class RewardTrainer(Surface):
     def __init__(
         self,
         model: Any,
-        args: RewardModelConfig | None = None,
+        args: RewardModelConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
@@ -82,6 +84,7 @@ class RewardTrainer(Surface):
         **trl_arguments: Any,
     ):
         require_called(type(self), RewardTrainer)
+        args = of_training_arguments(RewardConfig, args) if isinstance(args, TrainingArguments) else args
         args = args or RewardConfig()
         if not isinstance(args, RewardConfig | ProcessRewardConfig):
             raise UserError(

@@ -1,0 +1,135 @@
+"""What scripts and callbacks expect of transformers' TrainingArguments, on every configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, PrivateAttr
+
+from cohort.compat.trl_keys import KEYS, RENAMED
+from cohort.config.loading import plain
+from cohort.config.problems import unknown_key
+from cohort.texts import without_secrets
+from cohort.types import UserError
+from cohort.world import rank, world_size
+
+
+class Arguments(BaseModel):
+    """Attributes can be set, with the checks of construction; keys without effect here can be read and set too."""
+
+    _accepted: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """Values of keys of TRL and transformers that have no effect here."""
+
+    if TYPE_CHECKING:
+        use_cpu: bool
+        per_device_train_batch_size: int
+        warmup_steps: int
+        warmup_ratio: float
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        keys = [*type(self).model_fields, *KEYS, *RENAMED]
+        if name not in keys:
+            raise UserError(f"{type(self).__name__}: {unknown_key(name, keys)}")
+        given = {field: getattr(self, field) for field in self.model_fields_set}
+        fresh = type(self)(**{key: each for key, each in given.items() if key != name}, **{name: value})
+        accepted = self._accepted | fresh._accepted
+        self.__dict__.update(fresh.__dict__)
+        object.__setattr__(self, "__pydantic_fields_set__", fresh.model_fields_set)
+        self._accepted.update(accepted)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in KEYS:
+            return self._accepted.setdefault(name, default_of(name))
+        return super().__getattr__(name)  # type: ignore[misc]  # pydantic has it, and hides it from type checkers
+
+    def _accept(self, values: dict[str, Any]) -> None:
+        """Keep the given values of keys without effect, so that they can be read."""
+        self._accepted.update({key: value for key, value in values.items() if key in KEYS})
+        if isinstance(config := self._accepted.get("accelerator_config"), dict):
+            self._accepted["accelerator_config"] = SimpleNamespace(**vars(default_of("accelerator_config")) | config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings and the accepted keys as plain values, without secrets, as TrainingArguments.to_dict."""
+        return {**self._accepted_plain(), **without_secrets(self.model_dump(mode="json"))}
+
+    def _accepted_plain(self) -> dict[str, Any]:
+        values = {name: plain(value) for name, value in self._accepted.items()}
+        return dict(without_secrets(values))
+
+    def to_sanitized_dict(self) -> dict[str, Any]:
+        """`to_dict` with numbers, flags and texts only, as trackers take them."""
+        values = self.to_dict() | {"train_batch_size": self.train_batch_size, "eval_batch_size": self.eval_batch_size}
+        return {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values.items()
+        }
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @property
+    def train_batch_size(self) -> int:
+        return int(self.per_device_train_batch_size)
+
+    @property
+    def eval_batch_size(self) -> int:
+        return int(self.per_device_eval_batch_size)
+
+    @property
+    def world_size(self) -> int:
+        return world_size()
+
+    @property
+    def process_index(self) -> int:
+        return rank()
+
+    @property
+    def local_process_index(self) -> int:
+        return rank()
+
+    @property
+    def should_log(self) -> bool:
+        return rank() == 0
+
+    @property
+    def should_save(self) -> bool:
+        return rank() == 0
+
+    @property
+    def device(self) -> Any:
+        """The torch.device that the run takes."""
+        torch = import_module("torch")  # when asked for: configurations start without it
+        return torch.device("cuda" if torch.cuda.is_available() and not self.use_cpu else "cpu")
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: 1 or 0."""
+        return int(self.device.type == "cuda")
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Warm-up steps of a run of so many steps."""
+        return int(self.warmup_steps or -(-num_training_steps * self.warmup_ratio // 1))
+
+    def get_process_log_level(self) -> int:
+        return logging.getLogger("cohort").getEffectiveLevel()
+
+    @contextmanager
+    def main_process_first(self, local: bool = True, desc: str = "work") -> Iterator[None]:
+        """Does nothing: each rank prepares its rows by itself."""
+        yield
+
+
+def default_of(name: str) -> Any:
+    """The value that a key without effect here has where it is not given: the one that turns it off."""
+    if name == "accelerator_config":
+        return SimpleNamespace(split_batches=False, dispatch_batches=False, even_batches=True)
+    return KEYS[name].off[0] if KEYS[name].off else None
