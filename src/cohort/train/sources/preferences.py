@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from cohort.config import DPOConfig, TrainingConfig
 from cohort.data.configured import demonstration_limit, log_equal, log_fitted
 from cohort.data.preferences import encode_pair, fit_pair
 from cohort.data.templates import Demonstration
-from cohort.formulas.preference import PREFERENCE_LOSSES, preference
 from cohort.formulas.spread import equal
+from cohort.methods.coefficients import TokenBatch, prefer
 from cohort.methods.method import Method
-from cohort.policy import ranks
 from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
@@ -27,6 +25,7 @@ from cohort.rollouts.collect import has_equal_rewards
 from cohort.train.sources.attachments import attach_reference
 from cohort.train.sources.source import Batch, give_credit
 from cohort.train.sources.starting_samples import next_groups
+from cohort.train.whole_step import scored_tokens
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -149,25 +148,24 @@ class HeldOutPairs:
         attach_start(self.pairs, reference, config)
 
     def metrics(self) -> dict[str, float]:
-        """eval/loss and TRL's eval/rewards/*, means over pairs."""
+        """eval/loss and TRL's eval/rewards/* and eval/logps/*, means over pairs."""
         parts = [
             Part(g, pair.prompt_ids, range(2), [c.ids for c in pair.completions]) for g, pair in enumerate(self.pairs)
         ]
-        self.policy.model.eval()
-        score = partial(self.policy.logprobs, temperature=1.0)
-        logprobs = ranks.scored(parts, score, self.config.token_budget, "evaluating")
-        self.policy.model.train()
-        pairs = range(len(self.pairs))
-        sums = torch.stack([torch.stack([logprobs[g, r].sum() for r in (0, 1)]) for g in pairs])
-        reference = torch.stack([torch.stack([r.sum() for r in x.reference_logprobs or []]) for x in self.pairs])
-        lengths = torch.tensor([[len(c.ids) for c in pair.completions] for pair in self.pairs])
-        loss = PREFERENCE_LOSSES[self.config.loss_type]
-        terms = preference(sums, reference, lengths, self.config.beta, self.config.label_smoothing, loss)
-        margins = terms.chosen_P - terms.rejected_P
+        _, tokens = scored_tokens(parts, self.policy, self.config, self._tokens)
+        terms = prefer(tokens, self.config)
+        lengths = [sum(len(c.ids) for c in pair.completions) for pair in self.pairs]
+        losses = -torch.stack([values.sum() for values in terms.value.split(lengths)]).cpu()
         return {
-            "eval/loss": -float(terms.objective_P.mean()),
-            "eval/loss/std": float(terms.objective_P.std()) if len(self.pairs) > 1 else 0.0,
+            "eval/loss": float(losses.mean()),
+            "eval/loss/std": float(losses.std()) if len(self.pairs) > 1 else 0.0,
             "eval/samples": float(len(self.pairs)),
-            "eval/rewards/accuracies": float((margins > 0).float().mean()),
-            "eval/rewards/margins": float(margins.mean()),
+            **{f"eval/{name}": float(values.mean()) for name, values in terms.logged.items()},
         }
+
+    def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> TokenBatch:
+        """The pairs' tokens, without log-probabilities under the policy."""
+        reference = torch.cat([each for pair in self.pairs for each in pair.reference_logprobs or []])
+        device = self.policy.device
+        nothing = torch.zeros(sum(lengths), device=device)
+        return TokenBatch(nothing, nothing, None, reference.to(device), lengths=lengths)
