@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -77,9 +77,28 @@ class DPOConfig(SampledConfig):
         False,
         description="Weight each pair by how likely the policy is to write both answers. WPO, arXiv 2406.11827",
     )
+    precompute_ref_log_probs: bool = Field(
+        False,
+        description="The reference's log-probabilities of the data are computed once, before the first step, in any "
+        "case. true: nothing that could compute more is kept, and evaluate() takes no other dataset after training.",
+    )
+    sync_ref_model: bool = Field(
+        False,
+        description="Every ref_model_sync_steps the reference becomes alpha * policy + (1 - alpha) * reference, alpha "
+        "being ref_model_mixup_alpha. Its log-probabilities are then computed at each step. TR-DPO, arXiv 2404.09656",
+    )
+    ref_model_mixup_alpha: float = Field(
+        0.6, gt=0, le=1, description="For sync_ref_model: the policy's part. With an adapter it must be 1."
+    )
+    ref_model_sync_steps: int = Field(512, ge=1, description="For sync_ref_model: optimiser steps between two moves.")
     dpo_pairs: Literal["best-worst", "random"] | None = Field(
         None, description="How a pair is chosen among each prompt's rewarded samples. None: pairs are in the data."
     )
+
+    # What moves a reference reads of every configuration (train/iterations): here there is one iteration.
+    iterations: ClassVar[int] = 1
+    steps_per_iteration: ClassVar[int | None] = None
+    reward_model_refit: ClassVar[None] = None
 
     @property
     def max_sequence_length(self) -> int | None:
@@ -140,6 +159,22 @@ class DPOConfig(SampledConfig):
             raise ValueError(
                 f"f_divergence_type is {self.f_divergence_type!r}, and {', '.join(other)} has no form for it: use "
                 f"{', '.join(OF_SCORES)}, or reverse_kl"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _moving_reference(self) -> DPOConfig:
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ValueError("sync_ref_model moves the reference, and precompute_ref_log_probs keeps it: give one")
+        for key in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
+            if not self.sync_ref_model and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)!r} and would do nothing: sync_ref_model is off. Leave it out"
+                )
+        if self.sync_ref_model and 0 < self.max_steps < self.ref_model_sync_steps:
+            raise ValueError(
+                f"sync_ref_model would do nothing: ref_model_sync_steps is {self.ref_model_sync_steps}, and max_steps "
+                f"is {self.max_steps}"
             )
         return self
 

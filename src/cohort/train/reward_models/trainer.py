@@ -14,6 +14,7 @@ from typing import Any
 
 from cohort.compat.trl_trainer import instantiate_callbacks, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
+from cohort.data.chat_templates import take_template
 from cohort.data.configured import log_equal, log_fitted, require_held_out
 from cohort.data.held_out import divided, held_out_rows, training_rows
 from cohort.data.order import picks
@@ -105,6 +106,7 @@ class RewardTrainer(Surface):
         require_agreement(config, [*self.rows, *held_out])
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         ranks.make_equal(self.reward_model.parameters)
+        take_template(self.reward_model.tokenizer, config.chat_template_path, config.trust_remote_code)
         self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
         with Task(f"tokenising {len(self.rows):,} rows"):

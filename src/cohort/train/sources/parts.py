@@ -27,8 +27,10 @@ class Parts:
     config: TrainingConfig
     start: Policy
     """The model that DPO compares with: the policy before its first update, or another model."""
+    start_name: str | None
+    """The name from which it was loaded; None: it was given as a model."""
     reference: Reference | None
-    """The model of the KL term; None where there is none."""
+    """The model of the KL term, or DPO's where it moves or costs nothing to keep; None where there is none."""
     teacher: Policy | None
     """The frozen model that on-policy distillation learns from."""
     attachments: list[Attachment]
