@@ -52,9 +52,11 @@ from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, requ
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
+from cohort.train.sources.preferences import Preferences
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
 from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called, tag
+from cohort.train.tokenised import Tokenised, encoded_rows, like, record_of_pair
 from cohort.train.usable import require_usable
 from cohort.types import UserError
 
@@ -146,6 +148,11 @@ class Trainer(Surface):
             About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
             self.log,
         )
+        if isinstance(self.loop.source, Preferences) and self.loop.source.known is not None:
+            self.train_dataset = Tokenised(self.loop.source.known, record_of_pair)
+            if self.rewards is None:
+                encoded = {name: encoded_rows(own, self.policy.tokenizer, config) for name, own in held_out.items()}
+                self.eval_dataset = like(eval_dataset, encoded)
         self._announce()
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)

@@ -49,6 +49,12 @@ class Example:
         return len(self.texts) == 2 and self.texts[0].inputs == self.texts[1].inputs
 
 
+def record_of_example(pair: Example) -> dict[str, Any]:
+    """A pair as TRL's trainer shows it: token ids of prompt and completion together."""
+    chosen, rejected = (text.inputs["input_ids"] for text in pair.texts)
+    return {"chosen_ids": chosen, "rejected_ids": rejected, "margin": pair.targets[0]}
+
+
 def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
     """`process`, `preference`, `bce` or `mse`: from the configuration, or else from the kind of the first row."""
     if not isinstance(config, RewardConfig):

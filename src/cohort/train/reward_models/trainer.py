@@ -37,11 +37,18 @@ from cohort.train.output.record import MODEL, RECORDS, move_aside, noted, requir
 from cohort.train.output.trackers import trackers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
 from cohort.train.reward_models.early_stopping import EarlyStopping
-from cohort.train.reward_models.examples import Example, is_dropped, loss_type, require_two_labels
+from cohort.train.reward_models.examples import (
+    Example,
+    is_dropped,
+    loss_type,
+    record_of_example,
+    require_two_labels,
+)
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.train.sources.source import Batch
 from cohort.train.surface import Surface, TrainOutput, require_called, tag
+from cohort.train.tokenised import Tokenised, like
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -113,6 +120,10 @@ class RewardTrainer(Surface):
             self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
         self.held_out_prompts = len({str(row.prompt) for row in held_out})
         self.held_out = self._examples(divided(held_out, given))
+        if kind == "preference":
+            self.train_dataset = Tokenised(self.examples, record_of_example)
+            shown = {name: Tokenised(own, record_of_example) for name, own in self.held_out.items()}
+            self.eval_dataset = like(eval_dataset, shown)
         self._tell(kind)
         self.state = RunState()
         folder, patience = Path(config.output_dir), config.early_stopping_patience

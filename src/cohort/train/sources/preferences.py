@@ -33,10 +33,17 @@ class Preferences:
     unless the reference moves."""
 
     def __init__(
-        self, pairs: Callable[[Path, bool], list[Group]], reference: PairReference, config: DPOConfig, method: Method
+        self,
+        pairs: Callable[[Path, bool], list[Group]],
+        reference: PairReference,
+        config: DPOConfig,
+        method: Method,
+        known: list[Group] | None = None,
     ):
         self.make, self.reference, self.config, self.method = pairs, reference, config, method
         self.per_batch = config.batch_size
+        self.known = known
+        """The pairs of the data; None: pairs are made of samples."""
         self.pairs: list[Group] = []
 
     @property

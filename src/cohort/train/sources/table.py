@@ -80,7 +80,7 @@ def _preferences(parts: Parts, rows: list[Row]) -> Source:
     config, policy, reference = cast(DPOConfig, parts.config), parts.policy, PairReference(parts)
     if config.dpo_pairs is None:
         pairs = encoded_pairs(rows, policy, config)
-        return Preferences(lambda folder, reuse: pairs, reference, config, parts.method)
+        return Preferences(lambda folder, reuse: pairs, reference, config, parts.method, pairs)
     samples = _starting_samples(parts, rows)
     return Preferences(
         lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config),
