@@ -31,7 +31,8 @@ def measure_of(rows: list[Row], parts: Parts) -> Measure:
         of_teacher = prompts, policy, parts.engine, parts.teacher, cast(DistillConfig, config)
         return _shown(rows, lambda: held_out_metrics(*of_teacher))
     if parts.method.source == "preferences":
-        return _shown(rows, HeldOutPairs(rows, policy, cast(DPOConfig, config), PairReference(parts)).metrics)
+        pairs = HeldOutPairs(rows, policy, cast(DPOConfig, config), PairReference(parts), parts.compute_metrics)
+        return _shown(rows, pairs.metrics)
     return _shown(rows, Demonstrations(rows, policy, config, METHODS["sft"]).held_out_loss)
 
 

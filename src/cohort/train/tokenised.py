@@ -42,7 +42,7 @@ def record_of_pair(group: Group) -> Record:
     return {"prompt": group.row.prompt, **group.row.columns, **ids}
 
 
-def encoded_rows(rows: Sequence[Row], tokenizer: Any, config: TrainingConfig) -> Tokenised:
+def encoded_rows(held_out: Mapping[str, Sequence[Row]], tokenizer: Any, config: TrainingConfig) -> dict[str, Tokenised]:
     """Pairs of preferences that are held out, before a length limit."""
 
     def record(row: Row) -> Record:
@@ -50,7 +50,7 @@ def encoded_rows(rows: Sequence[Row], tokenizer: Any, config: TrainingConfig) ->
         ids = {"prompt_ids": chosen.prompt, "chosen_ids": chosen.completion, "rejected_ids": rejected.completion}
         return {"prompt": row.prompt, **row.columns, **ids}
 
-    return Tokenised(rows, record)
+    return {name: Tokenised(rows, record) for name, rows in held_out.items()}
 
 
 def like(given: Any, parts: Mapping[str, Any]) -> Any:

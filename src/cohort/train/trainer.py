@@ -74,6 +74,8 @@ class Trainer(Surface):
     docs/coming-from-trl.md. Raises UserError for what the method cannot use.
     """
 
+    compute_metrics: Any = None
+
     @noted
     def __init__(
         self,
@@ -148,11 +150,9 @@ class Trainer(Surface):
             About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
             self.log,
         )
-        if isinstance(self.loop.source, Preferences) and self.loop.source.known is not None:
+        if isinstance(self.loop.source, Preferences) and self.loop.source.known is not None and self.rewards is None:
             self.train_dataset = Tokenised(self.loop.source.known, record_of_pair)
-            if self.rewards is None:
-                encoded = {name: encoded_rows(own, self.policy.tokenizer, config) for name, own in held_out.items()}
-                self.eval_dataset = like(eval_dataset, encoded)
+            self.eval_dataset = like(eval_dataset, encoded_rows(held_out, self.policy.tokenizer, config))
         self._announce()
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)
@@ -177,6 +177,7 @@ class Trainer(Surface):
             attachments=[critic.attach for critic in critics],
             observer=None if self.iterations is None else self.iterations.see,
             health=self.health,
+            compute_metrics=self.compute_metrics,
         )
 
     def _announce(self) -> None:

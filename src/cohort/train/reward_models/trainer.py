@@ -26,6 +26,7 @@ from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.train.callbacks import RunState
+from cohort.train.compute_metrics import ComputeMetrics, tell_predictions
 from cohort.train.facts import compare, facts_of_run
 from cohort.train.learners import Learners
 from cohort.train.loop import Loop
@@ -95,6 +96,8 @@ class RewardTrainer(Surface):
             raise UserError(
                 f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
             )
+        self.compute_metrics: ComputeMetrics | None = trl_arguments.pop("compute_metrics", None)
+        tell_predictions(self.compute_metrics, "the scores")
         config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
         ranks.join(config.ddp_timeout, config.use_cpu)
@@ -106,6 +109,8 @@ class RewardTrainer(Surface):
         held_out = [row for own in given.values() for row in own]
         require_held_out(held_out, config)
         kind = loss_type(self.rows, config)
+        if self.compute_metrics is not None and kind != "preference":
+            raise UserError(f"compute_metrics is for pairs, and the loss is {kind}: leave it out")
         if config.push_to_hub:
             hub.require_token()
         seed_everything(config.seed)
@@ -238,7 +243,7 @@ class RewardTrainer(Surface):
         metrics: dict[str, float] = {}
         for prefix, examples in held_out.items():
             with Task(f"evaluating {len(examples):,} rows"):
-                measured = self.updater.measure(examples)
+                measured = self.updater.measure(examples, self.compute_metrics)
             measured["samples"] = float(len(examples))
             metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
         return self.loop.tell(metrics, prefix=metric_key_prefix)

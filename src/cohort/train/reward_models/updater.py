@@ -22,6 +22,7 @@ from cohort.data.order import picks
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
 from cohort.policy import ranks
 from cohort.rewards.models.scorer import Encoded
+from cohort.train.compute_metrics import ComputeMetrics, computed
 from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.reward_models.examples import Example, examples_of, lessons
 from cohort.train.reward_models.model import RewardModel, only_head_learns
@@ -146,9 +147,12 @@ class RewardUpdater:
         ranks.sum_gradients(self.model.parameters)
         return _means(every)
 
-    def measure(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Loss, accuracy, and mean and standard deviation of the scores, without training."""
-        return self._measured(examples)[0]
+    def measure(self, examples: Sequence[Example], compute: ComputeMetrics | None = None) -> dict[str, float]:
+        """Loss, accuracy, and mean and standard deviation of the scores, without training; of pairs also what
+        `compute` makes of them."""
+        metrics, scores_T, _ = self._measured(examples)
+        more = computed(compute, scores_T.view(-1, 2)) if compute is not None else {}
+        return metrics | {name.removeprefix("eval/"): value for name, value in more.items()}
 
     def validate(self, examples: Sequence[Example], prompts: int) -> dict[str, float]:
         """`measure` with what `formulas.chance.like_chance` reads beside it: of how many prompts the examples are, and

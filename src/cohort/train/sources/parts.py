@@ -10,6 +10,7 @@ from cohort.policy.model import Policy
 from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.engine import Engine
+from cohort.train.compute_metrics import ComputeMetrics
 from cohort.train.monitors.health import Health
 from cohort.train.sources.source import Attachment, Observer
 
@@ -39,3 +40,5 @@ class Parts:
     """Called with all groups that are sampled for a batch."""
     health: Health
     """Says when the run does not learn."""
+    compute_metrics: ComputeMetrics | None = None
+    """Measures held-out pairs too."""

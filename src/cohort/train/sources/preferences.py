@@ -19,6 +19,7 @@ from cohort.methods.method import Method
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.collect import has_equal_rewards
+from cohort.train.compute_metrics import ComputeMetrics, computed
 from cohort.train.sources.pair_reference import PairReference
 from cohort.train.sources.source import Batch, give_credit
 from cohort.train.sources.starting_samples import next_groups
@@ -131,7 +132,15 @@ def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
 class HeldOutPairs:
     """Held-out preference pairs: loss, and how often the policy prefers the chosen completion."""
 
-    def __init__(self, rows: list[Row], policy: Policy, config: DPOConfig, reference: PairReference):
+    def __init__(
+        self,
+        rows: list[Row],
+        policy: Policy,
+        config: DPOConfig,
+        reference: PairReference,
+        compute: ComputeMetrics | None = None,
+    ):
+        self.compute = compute
         self.pairs, self.policy, self.config = encoded_pairs(rows, policy, config), policy, config
         self.reference = reference
         reference.attach(self.pairs)
@@ -145,6 +154,7 @@ class HeldOutPairs:
         ]
         _, tokens = scored_tokens(parts, self.policy, self.config, self._tokens)
         terms = prefer(tokens, self.config)
+        rewards_P2 = torch.stack([terms.logged["rewards/chosen"], terms.logged["rewards/rejected"]], 1)
         lengths = [sum(len(c.ids) for c in pair.completions) for pair in self.pairs]
         losses = -torch.stack([values.sum() for values in terms.value.split(lengths)]).cpu()
         return {
@@ -152,6 +162,7 @@ class HeldOutPairs:
             "eval/loss/std": float(losses.std()) if len(self.pairs) > 1 else 0.0,
             "eval/samples": float(len(self.pairs)),
             **{f"eval/{name}": float(values.mean()) for name, values in terms.logged.items()},
+            **computed(self.compute, rewards_P2),
         }
 
     def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> TokenBatch:
