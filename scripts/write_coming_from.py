@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cohort.compat import llama_factory, trl_keys
+from pydantic import BaseModel
+
+from cohort.compat import llama_factory, preference_keys, trl_keys
 from cohort.compat.keys import Key
 from cohort.compat.trl_trainer import UNSUPPORTED
-from cohort.config import GRPOConfig, RunConfig, SFTConfig
+from cohort.config import DPOConfig, GRPOConfig, RewardConfig, RunConfig, SFTConfig
 
 MARK = "<!-- Written by `python scripts/write_coming_from.py`: change the tables in the source. -->\n"
 TRL_DEFAULTS = {
@@ -42,6 +44,11 @@ def trl_tables() -> str:
         lines += [f"| `{name}` | {_description(name)} |" for name in trl_keys.SUPPORTED.get(group, "").split()]
         cells = {name: _description(name) if name in fields else _notice(key) for name, key in keys.items()}
         lines += [f"| `{name}` | {cell} |" for name, cell in cells.items()]
+    lines += ["", "### DPOConfig and RewardConfig", "", "| key | here |", "|---|---|"]
+    for kind in (DPOConfig, RewardConfig):
+        names = preference_keys.SUPPORTED[kind.__name__].split()
+        lines += [f"| `{name}` ({kind.__name__}) | {_of(kind, name)} |" for name in names]
+    lines += [f"| `{name}` | {_notice(key)} |" for name, key in preference_keys.KEYS.items()]
     lines += ["", "### Other names", "", "| key | is read as |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in trl_keys.RENAMED.items()]
     lines += ["", "### Defaults that differ", "", "| key | TRL 1.16 | here |", "|---|---|---|"]
@@ -69,8 +76,12 @@ def llama_factory_tables() -> str:
 def _description(name: str) -> str:
     for kind in (GRPOConfig, SFTConfig, RunConfig):
         if name in kind.model_fields:
-            return "supported: " + (kind.model_fields[name].description or "").replace("|", "\\|")
+            return _of(kind, name)
     raise KeyError(name)
+
+
+def _of(kind: type[BaseModel], name: str) -> str:
+    return "supported: " + (kind.model_fields[name].description or "").replace("|", "\\|")
 
 
 def _notice(key: Key) -> str:

@@ -163,6 +163,8 @@ def _words(annotation: Any) -> list[str]:
     if origin is Literal:
         return [", ".join(f"`{value}`" for value in get_args(annotation))]
     if origin is list:
+        if get_origin(get_args(annotation)[0]) is Literal:
+            return ["list of such names"]
         kinds = get_args(get_args(annotation)[0]) or get_args(annotation)
         return [f"list of {' and '.join(PLURALS[get_origin(kind) or kind] for kind in kinds)}"]
     if origin is tuple:

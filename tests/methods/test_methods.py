@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cohort.config import (
     METHOD_CONFIGS,
-    DPOConfig,
     GRPOConfig,
     OnlineRFTConfig,
     PPOConfig,
@@ -22,7 +21,7 @@ from cohort.config import (
     TrainingConfig,
 )
 from cohort.formulas.gae import gae, shaped_rewards, value_loss, whiten
-from cohort.formulas.preference import PREFERENCE_LOSSES, preference
+from cohort.formulas.preference import Settings, preference
 from cohort.methods.credits import critic_lambda, gae_advantages, policy_lambda
 from cohort.methods.table import METHODS
 from cohort.policy.model import Policy
@@ -32,7 +31,6 @@ from cohort.types import Group
 from helpers import SIZES, assert_close, gradients, padded_logprobs, perturbed, random_groups, small_policy, tokens_of
 
 QUICK: dict[str, Any] = {"bf16": False, "use_cpu": True, "max_completion_length": 12}
-PAIRS = [(5, [4, 7]), (9, [3, 8]), (2, [11, 5])]
 
 
 def credited(method: str, groups: list[Group], config: TrainingConfig) -> list[Group]:
@@ -71,86 +69,19 @@ def test_online_rft_trains_the_distribution_it_samples() -> None:
     assert_close(ours, textbook_gradient(policy, loss), 1e-5)
 
 
-def textbook_pair(
-    loss_type: str, chosen: Tensor, rejected: Tensor, lengths: list[int], beta: float, s: float
-) -> Tensor:
-    """The loss of a pair by its paper, from log(pi / ref) of its completions."""
-    margin = beta * (chosen - rejected)
-    mean_margin = chosen / lengths[0] - rejected / lengths[1]
-    c, r = torch.sigmoid(beta * chosen), torch.sigmoid(beta * rejected)
-    right, wrong = -torch.sigmoid(margin).log(), -torch.sigmoid(-margin).log()
-    losses = {
-        "sigmoid": lambda: (1 - s) * right + s * wrong,
-        "sigmoid_norm": lambda: -torch.sigmoid(beta * mean_margin).log(),
-        "hinge": lambda: (1 - margin).clamp(min=0),
-        "ipo": lambda: (mean_margin - 1 / (2 * beta)) ** 2,
-        "ipo_sum": lambda: (chosen - rejected - 1 / (2 * beta)) ** 2,
-        "robust": lambda: ((1 - s) * right - s * wrong) / (1 - 2 * s),
-        "exo_pair": lambda: (
-            torch.sigmoid(margin) * (torch.sigmoid(margin) / (1 - s)).log()
-            + torch.sigmoid(-margin) * (torch.sigmoid(-margin) / s).log()
-        ),
-        "nca_pair": lambda: -c.log() - 0.5 * (1 - c).log() - 0.5 * (1 - r).log(),
-        "bco_pair": lambda: -c.log() - (1 - r).log(),
-        "sppo_hard": lambda: (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2,
-        "apo_zero": lambda: (1 - c) + r,
-        "apo_down": lambda: c + (1 - torch.sigmoid(margin)),
-    }
-    return losses[loss_type]()
-
-
-def textbook_dpo(policy: Policy, groups: list[Group], config: DPOConfig) -> Tensor:
-    losses = []
-    for group in groups:
-        chosen, rejected = (x.sum() for x in padded_logprobs(policy.model, group))
-        reference = [x.sum() for x in group.reference_logprobs or []]
-        lengths = [len(completion.ids) for completion in group.completions]
-        ratios = chosen - reference[0], rejected - reference[1]
-        losses.append(textbook_pair(config.loss_type, *ratios, lengths, config.beta, config.label_smoothing))
-    return torch.stack(losses).mean()
-
-
-SMOOTHED = ("sigmoid", "robust", "exo_pair")
-
-
-@pytest.mark.parametrize("loss_type", PREFERENCE_LOSSES)
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("budget", [10_000, 1])
-def test_dpo_equals_autograd_on_the_pairs_loss(loss_type: str, smoothing: float, budget: int) -> None:
-    if (smoothing and loss_type not in SMOOTHED) or (not smoothing and loss_type == "exo_pair"):
-        with pytest.raises(ValueError, match="label_smoothing"):
-            DPOConfig(loss_type=loss_type, label_smoothing=smoothing)
-        return
-    config = DPOConfig(loss_type=loss_type, beta=0.3, label_smoothing=smoothing, token_budget=budget, **QUICK)
-    policy, groups = small_policy(), credited("dpo", random_groups(PAIRS), config)
-    for group, reference in zip(groups, perturbed(policy, groups, 0.5, 2), strict=True):
-        group.reference_logprobs = reference
-    metrics = Updater(policy, METHODS["dpo"], config).gradient(groups, tokens_of(groups))
-    ours = gradients(policy.model)
-    loss = textbook_dpo(policy, groups, config)
-    assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert_close(ours, textbook_gradient(policy, loss), 1e-5)
-    gaps = [
-        [float((x.detach() - y).sum()) * 0.3 for x, y in zip(padded_logprobs(policy.model, g), r, strict=True)]
-        for g in groups
-        if (r := g.reference_logprobs)
-    ]
-    assert metrics["rewards/chosen"] == pytest.approx(np.mean([c for c, _ in gaps]), abs=1e-5)
-    assert metrics["rewards/margins"] == pytest.approx(np.mean([c - r for c, r in gaps]), abs=1e-5)
-    assert metrics["rewards/accuracies"] == pytest.approx(np.mean([c > r for c, r in gaps]))
-
-
 def test_preference_by_hand() -> None:
     """Margin 0.1 (2 + 1) = 0.3: loss log(1 + e^-0.3) = 0.55436, coefficient 0.1 sigmoid(-0.3) = 0.042556."""
     lengths = torch.tensor([[4, 5]])
-    result = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), lengths, beta=0.1)
+    result = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), lengths, Settings(0.1))
     assert float(result.objective_P) == pytest.approx(-0.554355, abs=1e-6)
     assert result.strengths_P2.tolist() == [pytest.approx([0.0425557, 0.0425557], abs=1e-6)]
     assert (float(result.chosen_P), float(result.rejected_P)) == pytest.approx((0.2, -0.1))
-    flipped = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), lengths, 0.1, 0.25)
+    flipped = preference(torch.tensor([[-3.0, -7.0]]), torch.tensor([[-5.0, -6.0]]), lengths, Settings(0.1, 0.25))
     expected = -(0.75 * math.log1p(math.exp(-0.3)) + 0.25 * math.log1p(math.exp(0.3)))
     assert float(flipped.objective_P) == pytest.approx(expected, abs=1e-6)
-    assert torch.isfinite(preference(torch.tensor([[-900.0, 0.0]]), torch.zeros(1, 2), lengths, 1.0).objective_P).all()
+    assert torch.isfinite(
+        preference(torch.tensor([[-900.0, 0.0]]), torch.zeros(1, 2), lengths, Settings(1.0)).objective_P
+    ).all()
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])

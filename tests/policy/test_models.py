@@ -16,7 +16,7 @@ from cohort import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, UserError
 from cohort.cli.app import app
 from cohort.compat.llama_factory import FOUR_BIT
 from cohort.data.chains import build_tokenizer
-from cohort.formulas.preference import preference
+from cohort.formulas.preference import Settings, preference
 from cohort.policy.load import load_model, load_tokenizer
 from cohort.rewards.resolve import with_run_defaults
 from helpers import small_model
@@ -207,7 +207,7 @@ def test_dpo_with_a_reference_model_of_its_own(tmp_path: Path) -> None:
                 rows.append(logp.gather(1, torch.tensor(answer)[:, None]).sum())
         return torch.stack(rows).view(-1, 2)
 
-    expected = -float(preference(sums(model), sums(other), torch.ones(1, 2), 0.3).objective_P.mean())
+    expected = -float(preference(sums(model), sums(other), torch.ones(1, 2), Settings(0.3)).objective_P.mean())
     trainer = DPOTrainer(model, config, PAIRS, processing_class=tokenizer, ref_model=other)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)

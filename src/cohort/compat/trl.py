@@ -56,6 +56,8 @@ def translate(arguments: dict[str, Any], fields: Collection[str]) -> dict[str, A
         if not isinstance(kwargs, dict):
             raise UserError(f"`generation_kwargs` is {str(kwargs)[:80]!r}: it must be a mapping")
         values |= _generation_kwargs(kwargs, fields)
+    if values.get("truncation_mode") == "keep_start" and "truncation" in fields:
+        values.setdefault("truncation", "cut")
     for key, convert in CONVERSIONS.items():
         if key in values and key in fields:
             values |= convert(values.pop(key))

@@ -7,6 +7,7 @@ takes their place; a key that would change what is learned is refused. `trl.py` 
 
 from __future__ import annotations
 
+from cohort.compat import preference_keys
 from cohort.compat.keys import Key
 
 RENAMED = {
@@ -194,4 +195,4 @@ GROUPS: dict[str, dict[str, Key]] = {
         "do_predict": Key("`cohort eval --output FILE` writes every completion"),
     },
 }
-KEYS = {name: key for group in GROUPS.values() for name, key in group.items()}
+KEYS = preference_keys.KEYS | {name: key for group in GROUPS.values() for name, key in group.items()}

@@ -24,6 +24,11 @@ class RewardModelConfig(TrainingConfig):
         "drop",
         description="What happens to texts that are too long. drop: they are left out; cut: they lose their beginning.",
     )
+    chat_template_path: str | None = Field(
+        None,
+        description="Chat template in place of the tokenizer's own: a .jinja file, or the directory or hub name of a "
+        "tokenizer that has it.",
+    )
     head: Literal["linear", "mlp"] = Field(
         "linear",
         description="linear: transformers' classifier; mlp: Linear(h, h/2), ReLU, Dropout 0.1, Linear(h/2, 1) on the "

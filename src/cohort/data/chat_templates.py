@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cohort.types import UserError, did_you_mean
@@ -158,4 +159,30 @@ def use_template(tokenizer: Any, name: str | None) -> None:
             name,
             template.end,
             tokenizer.eos_token,
+        )
+
+
+def take_template(tokenizer: Any, path: str | None, trust_remote_code: bool = False) -> None:
+    """Set the chat template of a .jinja file or of another tokenizer. Raises UserError where there is none."""
+    if path is None:
+        return
+    if Path(path).suffix in (".jinja", ".j2"):
+        if not Path(path).is_file():
+            raise UserError(f"chat_template_path: {path}: no such file")
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        other = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"chat_template_path: {path!r} is no .jinja file and no tokenizer: {error}") from error
+    if not other.chat_template:
+        raise UserError(f"chat_template_path: the tokenizer {path!r} has no chat template")
+    tokenizer.chat_template = other.chat_template
+    unknown = sorted(set(other.all_special_tokens) - set(tokenizer.get_vocab()))
+    unknown = [token for token in unknown if token in other.chat_template]
+    if unknown:
+        log.warning(
+            "chat_template_path: %s are no tokens of this model's tokenizer, and become several", ", ".join(unknown)
         )

@@ -5,11 +5,15 @@ Each form is recognised by its own columns; a record without them is unchanged. 
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from cohort.types import Message, UserError
+
+log = logging.getLogger("cohort")
 
 Record = dict[str, Any]
 
@@ -79,6 +83,46 @@ def _common_prompt(record: Record, where: str) -> Record:
     if not shared:
         return record
     return {**record, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _common_beginning(record: Record, where: str) -> Record:
+    """Chosen and rejected texts without a prompt -> their common words as the prompt. A record with other texts, one of
+    which may be the prompt under another name, is unchanged."""
+    chosen, rejected = record.get("chosen"), record.get("rejected")
+    others = (value for name, value in record.items() if name not in ("chosen", "rejected", "tools"))
+    if not isinstance(chosen, str) or not isinstance(rejected, str) or any(isinstance(v, str | list) for v in others):
+        return record
+    end = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    end = min(len(chosen), len(rejected)) if end is None else end
+    while end and _WORD.match(chosen, end - 1) and (_WORD.match(chosen, end) or _WORD.match(rejected, end)):
+        end -= 1
+    end -= chosen[:end].endswith(" ")  # as most tokenizers have it, a space belongs to the word behind it
+    return {**record, "prompt": chosen[:end], "chosen": chosen[end:], "rejected": rejected[end:]}
+
+
+def _token_ids(record: Record, where: str) -> Record:
+    """A pair as token ids -> a pair without text. Without prompt_ids, the ids are of prompt and completion together, as
+    reward models take them."""
+    if any(name in record for name in _LEGACY_IDS):
+        warnings.warn(
+            "`chosen_input_ids` and `rejected_input_ids` are old names, which TRL says will not be supported in v1: "
+            "rename these columns to `chosen_ids` and `rejected_ids`",
+            FutureWarning,
+            stacklevel=2,
+        )
+        record = {_LEGACY_IDS.get(name, name): value for name, value in record.items()}
+    ids = {name: record[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids") if record.get(name) is not None}
+    if "chosen_ids" not in ids or "rejected_ids" not in ids:
+        return record
+    for name, value in ids.items():
+        if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+            raise UserError(f"{where}: `{name}` holds {str(value)[:60]!r}: it must be a list of token ids")
+    return {**record, "prompt": record.get("prompt") or "", "chosen": "", "rejected": ""}
+
+
+TWO_TEXTS = "preferences, two texts"
+_LEGACY_IDS = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
+_WORD = re.compile(r"\w", re.ASCII)
 
 
 def _first_error(record: Record, where: str) -> Record:
@@ -163,7 +207,9 @@ def _text(record: Record, where: str) -> Record:
 FORMS: dict[str, Callable[[Record, str], Record]] = {
     "two responses": _two_responses,
     "HH-RLHF": _human_assistant,
+    "preferences, token ids": _token_ids,
     "preferences, two conversations": _common_prompt,
+    TWO_TEXTS: _common_beginning,
     "ProcessBench": _first_error,
     "PRM800K": _rated_steps,
     "Math-Shepherd": _marked_steps,
@@ -178,6 +224,12 @@ def in_columns(record: Record, where: str) -> Record:
     for form in FORMS.values():
         record = form(record, where)
     return record
+
+
+def tell_form(record: Record, where: str) -> None:
+    """Log where a first record is read in a way that its columns do not say."""
+    if form_of(record, where) == TWO_TEXTS:
+        log.info("%s: no prompt: the words that chosen and rejected begin with are the prompt, in all rows", where)
 
 
 def form_of(record: Record, where: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cohort.data.preferences import has_pair, pair
+from cohort.data.preferences import has_pair, pair, token_ids
 from cohort.types import Row, Text, UserError
 
 
@@ -28,9 +28,11 @@ def sides(row: Row) -> tuple[Text, Text, float]:
         )
     chosen, rejected = (each.completion for each in pair(row))
     assert chosen is not None and rejected is not None
-    if chosen == rejected:
+    ids = token_ids(row)
+    one, other = (chosen, rejected) if ids is None else ids[1:]
+    if one == other:
         raise UserError(
-            f"{row.source}: chosen and rejected are identical ({str(chosen)[:60]!r}): such a pair has nothing to "
+            f"{row.source}: chosen and rejected are identical ({str(one)[:60]!r}): such a pair has nothing to "
             "learn from; leave it out"
         )
     margin = row.columns.get("margin")

@@ -34,9 +34,28 @@ def pair(row: Row) -> tuple[Row, Row]:
     return _with_completion(row, "chosen"), _with_completion(row, "rejected")
 
 
+def token_ids(row: Row) -> tuple[list[int], list[int], list[int]] | None:
+    """(prompt, chosen, rejected) of a pair given as token ids; without prompt_ids, what both begin with is the prompt.
+    None for a pair of texts."""
+    chosen, rejected = row.columns.get("chosen_ids"), row.columns.get("rejected_ids")
+    if chosen is None or rejected is None:
+        return None
+    prompt = row.columns.get("prompt_ids")
+    if prompt is not None:
+        return prompt, chosen, rejected
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    shared = min(len(chosen), len(rejected)) if shared is None else shared
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
 def encode_pair(tokenizer: Any, row: Row, config: TrainingConfig) -> list[Demonstration]:
     """The chosen and the rejected completion, each behind the prompt. Raises UserError as encode_demonstration does,
     and for a prompt without tokens."""
+    given = token_ids(row)
+    if given is not None and not all(given):
+        raise UserError(f"{row.source}: the token ids of prompt, chosen or rejected are none: each needs at least one")
+    if given is not None:
+        return [Demonstration(given[0], each) for each in given[1:]]
     both = [encode_demonstration(tokenizer, each, config.chat_template_kwargs) for each in pair(row)]
     if both[0].prompt != both[1].prompt:  # without a prompt, each begins with the first token of its completion
         raise UserError(f"{row.source}: the prompt of this pair has no tokens; give it some text")

@@ -15,7 +15,7 @@ from typing import Any
 
 from cohort.config.hub import cache_without_hub, not_loaded
 from cohort.data.files import FILE_KINDS, Records, records_of_file
-from cohort.data.forms import PROMPTS, in_columns
+from cohort.data.forms import PROMPTS, in_columns, tell_form
 from cohort.data.messages import checked_text, in_turns
 from cohort.progress import Task
 from cohort.types import Row, Text, UserError, did_you_mean
@@ -39,9 +39,11 @@ def load_rows(
     `columns` maps our column to the data's ({"prompt": "question"}). `system_prompt` makes plain prompts
     conversational ("" adds no system turn). Raises UserError naming file and row for invalid data.
     """
-    rows = []
+    rows: list[Row] = []
     with Task(f"reading dataset {_name(spec)}"):
         for where, record in read_records(spec, split, dataset_kwargs or {}):
+            if not rows and isinstance(record, dict):
+                tell_form({**record, **{ours: record.get(theirs) for ours, theirs in (columns or {}).items()}}, where)
             rows.append(make_row(record, where, columns or {}, system_prompt))
             if max_samples is not None and len(rows) == max_samples:
                 break

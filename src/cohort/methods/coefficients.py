@@ -16,10 +16,10 @@ from cohort.formulas.coefficient import Surrogate, clipped, constant
 from cohort.formulas.covariance import covariances
 from cohort.formulas.divergence import ESTIMATORS, ratio_weighted
 from cohort.formulas.loss_types import LOSS_TYPES, Tokens
-from cohort.formulas.preference import PREFERENCE_LOSSES, preference
+from cohort.formulas.preference import OF_STEP, Settings, certainties, preference, score_of, weighted
 from cohort.formulas.ratios import LEVELS, SAMPLER_WEIGHTS, near_enough, sampler_weights
 
-Unit = Literal["token", "completion", "group"]
+Unit = Literal["token", "completion", "group", "step"]
 
 
 class TokenBatch(NamedTuple):
@@ -41,6 +41,8 @@ class TokenBatch(NamedTuple):
     """Tokens of each completion."""
     selected: Tensor | None = None
     """1 for the tokens that the row's `selects` chose among all of the step, else 0; None: it chooses none."""
+    collisions: Tensor | None = None
+    """log sum_v pi(v)^2 of each token's distribution, where the coefficient sees whole groups and asks for them."""
 
     def cut(self, span: slice) -> TokenBatch:
         """Some of the tokens, without lengths."""
@@ -144,17 +146,25 @@ def prefer(tokens: TokenBatch, config: DPOConfig) -> Objective:
     """J = log sigmoid(margin), counted once for each pair: GC = +-beta sigmoid(-margin), chosen +, rejected - (DPO,
     arXiv 2305.18290, Eq. 7).
 
-    `loss_type` selects another loss of the pair. A pair's J is spread evenly over its tokens."""
+    `loss_type` selects other losses of the pair. A pair's J is spread evenly over its tokens. With `ld_alpha`, tokens
+    behind the shorter completion's length count by it, in policy and reference (LD-DPO, arXiv 2409.06411)."""
     assert tokens.lengths is not None and tokens.reference_logprobs is not None
     lengths_B = torch.tensor(tokens.lengths, device=tokens.logprobs.device)
     completion_N = torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(lengths_B)
-    sums_P2, reference_P2 = (
-        torch.stack([part.sum() for part in logprobs.split_with_sizes(tokens.lengths)]).view(-1, 2)
-        for logprobs in (tokens.logprobs, tokens.reference_logprobs)
-    )
     lengths_P2 = lengths_B.view(-1, 2)
-    loss = PREFERENCE_LOSSES[config.loss_type]
-    pairs = preference(sums_P2, reference_P2, lengths_P2, config.beta, config.label_smoothing, loss)
+    share_N = None if config.ld_alpha is None else _shares(lengths_P2, completion_N, config.ld_alpha)
+    sums_P2, reference_P2 = (
+        torch.stack(
+            [part.sum() for part in (each if share_N is None else each * share_N).split_with_sizes(tokens.lengths)]
+        ).view(-1, 2)
+        for each in (tokens.logprobs, tokens.reference_logprobs)
+    )
+    score = score_of(config.f_divergence_type, config.f_alpha_divergence_coef)
+    settings = Settings(config.beta, config.label_smoothing, config.discopop_tau, score)
+    weights_P = None
+    if tokens.collisions is not None:
+        weights_P = certainties(tokens.logprobs, tokens.collisions, tokens.lengths).view(-1, 2).prod(1)
+    pairs = preference(sums_P2, reference_P2, lengths_P2, settings, weighted(config.losses), weights_P)
     margins_P = pairs.chosen_P - pairs.rejected_P
     logged = {
         "rewards/chosen": pairs.chosen_P,
@@ -164,11 +174,20 @@ def prefer(tokens: TokenBatch, config: DPOConfig) -> Objective:
         "logps/chosen": sums_P2[:, 0],
         "logps/rejected": sums_P2[:, 1],
     }
+    slopes_N = pairs.strengths_P2.flatten()[completion_N] * tokens.advantages
     return Objective(
         (pairs.objective_P / lengths_P2.sum(1))[completion_N // 2],
-        pairs.strengths_P2.flatten()[completion_N] * tokens.advantages,
+        slopes_N if share_N is None else slopes_N * share_N,
         logged,
     )
+
+
+def _shares(lengths_P2: Tensor, completion_N: Tensor, alpha: float) -> Tensor:
+    """[N], 1 for the tokens up to the length of the pair's shorter completion, alpha behind it."""
+    lengths_B = lengths_P2.flatten()
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    position_N = torch.arange(len(completion_N), device=completion_N.device) - starts_B[completion_N]
+    return torch.where(position_N < lengths_P2.amin(1)[completion_N // 2], 1.0, alpha)
 
 
 def each_token(config: TrainingConfig) -> Unit:
@@ -210,3 +229,8 @@ def by_covariance(config: GRPOConfig) -> Selection | None:
 def whole_groups(config: TrainingConfig) -> Unit:
     """Whole groups, such as pairs."""
     return "group"
+
+
+def by_pair_loss(config: DPOConfig) -> Unit:
+    """Whole pairs, or all of the step where a loss sorts them."""
+    return "step" if any(name in OF_STEP for name, _ in config.losses) else "group"

@@ -48,7 +48,8 @@ class Method:
     """The class of the method's settings. The trainer refuses any other."""
     sees: Callable[[Any], Unit] = each_token
     """What one call of the coefficient must hold: "token", any run of tokens; or, with the log-probabilities of the
-    micro-batch computed before the call, "completion" or "group", whole ones."""
+    micro-batch computed before the call, "completion" or "group", whole ones; or "step", all of a step, which takes one
+    more forward pass."""
     selects: Callable[[Any], Selection | None] = no_selection
     """Chooses tokens among all of a step, under the current policy, for the coefficient: `TokenBatch.selected`."""
     reward: str = "outcome"

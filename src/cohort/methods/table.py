@@ -34,13 +34,13 @@ from cohort.formulas.aggregation import Denominators, dapo, grpo
 from cohort.formulas.loss_types import LOSS_TYPES
 from cohort.methods.coefficients import (
     by_covariance,
+    by_pair_loss,
     by_ratio,
     clip,
     clip_only,
     clip_with_kl,
     imitate,
     prefer,
-    whole_groups,
 )
 from cohort.methods.credits import (
     above_greedy,
@@ -94,7 +94,7 @@ ROWS = (
     Method("rft", "start", is_correct, imitate, sequence_mean, config=RFTConfig, reward="rule", paper=DEEPSEEK_MATH),
     Method("online_rft", "policy", is_correct, imitate, sequence_mean, config=OnlineRFTConfig, reward="rule",
            paper=DEEPSEEK_MATH),
-    Method("dpo", "preferences", chosen_rejected, prefer, pair_mean, config=DPOConfig, sees=whole_groups,
+    Method("dpo", "preferences", chosen_rejected, prefer, pair_mean, config=DPOConfig, sees=by_pair_loss,
            reward="preference", paper=Paper("Direct Preference Optimization", "2305.18290")),
     Method("ppo", "policy", gae_whitened, clip, sequence_mean, config=PPOConfig, reward=WITH_KL, critic=True,
            paper=Paper("Proximal Policy Optimization Algorithms", "1707.06347")),

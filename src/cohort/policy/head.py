@@ -81,6 +81,14 @@ class Head:
         return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
 
     @torch.no_grad()
+    def collisions(self, hidden_N: Tensor, temperature: float = 1.0) -> Tensor:
+        """log sum_v p_v^2 of softmax(logits / temperature), float32 [N]: how likely two draws are equal."""
+        nowhere = torch.zeros(len(hidden_N), dtype=torch.long, device=hidden_N.device)
+        read = _Reading(self, hidden_N, nowhere, temperature)
+        parts = [read.collisions(span) for span in read.spans]
+        return torch.cat(parts) if parts else hidden_N.new_zeros(0, dtype=torch.float32)
+
+    @torch.no_grad()
     def backward(
         self,
         hidden_N: Tensor,
@@ -162,6 +170,16 @@ class _Reading:
         index = self.targets_N[span, None] - block.start
         width = block.stop - block.start
         return index.clamp(0, width - 1), (index >= 0) & (index < width)
+
+    def collisions(self, span: slice) -> Tensor:
+        """log sum p^2 of some tokens from all blocks."""
+        sums: Any = None
+        for block in self.blocks:
+            scores = self.scores(span, block)
+            here = torch.stack([scores.logsumexp(-1), (2 * scores).logsumexp(-1)])
+            sums = here if sums is None else torch.logaddexp(sums, here)
+        result: Tensor = sums[1] - 2 * sums[0]
+        return result
 
     def survey(self, span: slice, with_entropies: bool) -> _Survey:
         """Compute log-sum-exp, target log-probabilities and entropies of some tokens from all blocks."""

@@ -223,6 +223,10 @@ class Policy:
         """(group, completion) -> float32 [n], entropy of the distribution of each token, on the CPU."""
         return self._measured(batches, lambda hidden_N, pack: self.head.entropies(hidden_N, temperature))
 
+    def collisions(self, batches: Iterable[list[Part]], temperature: float) -> dict[tuple[int, int], Tensor]:
+        """(group, completion) -> float32 [n], log sum_v p_v^2 of the distribution of each token, on the CPU."""
+        return self._measured(batches, lambda hidden_N, pack: self.head.collisions(hidden_N, temperature))
+
     @torch.no_grad()
     def _measured(
         self, batches: Iterable[list[Part]], measure: Callable[[Tensor, Pack], Tensor]

@@ -65,10 +65,12 @@ class Reference(ABC):
 class _Copy(Reference):
     """A frozen copy of the whole model."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Policy, frozen: Policy | None):
         super().__init__(policy)
-        self.frozen = policy.copy()
-        self._trained: list[nn.Parameter] = self.frozen.parameters
+        self.frozen = frozen or policy.copy()
+        names = [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
+        of_frozen = dict(self.frozen.model.named_parameters())
+        self._trained: list[nn.Parameter] = [of_frozen[name] for name in names]
         self.frozen.model.requires_grad_(False).eval()
 
     @property
@@ -139,6 +141,7 @@ def _same(weights: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights, parameters, strict=True))
 
 
-def reference_of(policy: Policy) -> Reference:
-    """A reference for the policy as it is now; with LoRA the model without its adapter."""
-    return _Adapter(policy) if policy.peft is not None else _Copy(policy)
+def reference_of(policy: Policy, start: Policy | None = None) -> Reference:
+    """A reference for the policy as it is now; with LoRA the model without its adapter. `start`: another model of the
+    same form that it begins with, where all weights are trained."""
+    return _Adapter(policy) if policy.peft is not None else _Copy(policy, start)

@@ -12,6 +12,7 @@ from cohort.progress import Task
 from cohort.rollouts.encoding import encode_prompts
 from cohort.rollouts.sampling import Sampling
 from cohort.train.sources.demonstrations import Demonstrations
+from cohort.train.sources.pair_reference import PairReference
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import HeldOutPairs
 from cohort.train.sources.teacher import held_out_metrics
@@ -30,7 +31,8 @@ def measure_of(rows: list[Row], parts: Parts) -> Measure:
         of_teacher = prompts, policy, parts.engine, parts.teacher, cast(DistillConfig, config)
         return _shown(rows, lambda: held_out_metrics(*of_teacher))
     if parts.method.source == "preferences":
-        return _shown(rows, HeldOutPairs(rows, policy, cast(DPOConfig, config), parts.start).metrics)
+        pairs = HeldOutPairs(rows, policy, cast(DPOConfig, config), PairReference(parts), parts.compute_metrics)
+        return _shown(rows, pairs.metrics)
     return _shown(rows, Demonstrations(rows, policy, config, METHODS["sft"]).held_out_loss)
 
 

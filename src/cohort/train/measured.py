@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -10,6 +11,8 @@ from cohort.policy import ranks
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.collect import has_equal_rewards
 from cohort.types import Group, Measured
+
+log = logging.getLogger("cohort")
 
 Place = tuple[int, int]
 """(group, completion)."""
@@ -53,3 +56,21 @@ def left_out(groups: Sequence[Group], parts: Sequence[Part]) -> list[Tensor]:
     passed = {(part.group, r) for part in parts for r in part.rows}
     every = ((g, r, c) for g, group in enumerate(groups) for r, c in enumerate(group.completions))
     return [completion.logprobs for g, r, completion in every if (g, r) not in passed]
+
+
+FAR = 1e3
+"""A token's KL estimate above which there is a warning: k3 has it where the policy gives a token e^-7 of the
+reference's probability."""
+
+
+def tell_far(metrics: dict[str, float], told: bool) -> bool:
+    """Warn, once in a run, where a token's KL estimate is above FAR; returns whether it was told."""
+    if told or metrics.get("kl/max", 0.0) <= FAR:
+        return told
+    log.warning(
+        "the KL estimate of a token is %.3g (kl/max): the policy is far from the reference there, and that "
+        "token's gradient outweighs all others. Lower learning_rate, or take kl_estimator: k2, which grows "
+        "with the square of the log-ratio and not with its exponential",
+        metrics["kl/max"],
+    )
+    return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from cohort.config import OnlineConfig, TrainingConfig
+from cohort.config import DPOConfig, OnlineConfig, TrainingConfig
 from cohort.methods.method import Method
 from cohort.policy import load as loading
 from cohort.policy import ranks
@@ -37,7 +37,7 @@ def require_possible(method: Method, config: TrainingConfig) -> None:
         f"method {method.name} has a critic": method.critic,
         f"optim is {config.optim}, whose state cannot be divided": config.optim in BITSANDBYTES,
         "router_aux_loss_coef takes further passes": bool(config.router_aux_loss_coef),
-        "the reference moves (iterations, sync_ref_model)": isinstance(config, OnlineConfig)
+        "the reference moves (iterations, sync_ref_model)": isinstance(config, OnlineConfig | DPOConfig)
         and (config.iterations > 1 or config.sync_ref_model),
     }
     for reason, holds in refused.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable
 
@@ -26,13 +25,8 @@ from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.ranks import own_parts
 from cohort.train.sums import Sums, added
 from cohort.train.weights import active_lengths, imitation, token_weights
+from cohort.train.whole_step import foresee, reads_collisions
 from cohort.types import Completion, Group
-
-log = logging.getLogger("cohort")
-
-FAR = 1e3
-"""A token's KL estimate above which there is a warning: k3 has it where the policy gives a token e^-7 of the
-reference's probability."""
 
 
 class Updater:
@@ -95,14 +89,7 @@ class Updater:
         else:
             metrics, self.token_budget = retry_smaller(accumulate, budget, smallest, message)
             ranks.sum_gradients(self.policy.parameters)
-        if metrics.get("kl/max", 0.0) > FAR and not self.told_far:
-            self.told_far = True
-            log.warning(
-                "the KL estimate of a token is %.3g (kl/max): the policy is far from the reference there, and that "
-                "token's gradient outweighs all others. Lower learning_rate, or take kl_estimator: k2, which grows "
-                "with the square of the log-ratio and not with its exponential",
-                metrics["kl/max"],
-            )
+        self.told_far = measured.tell_far(metrics, self.told_far)
         return metrics
 
     def _smallest(self, group: Group) -> int:
@@ -145,6 +132,8 @@ class _Pass:
         """Where only the most uncertain tokens are trained: those."""
         self.selected: ByCompletion | None = None
         """The tokens that the row selects for its coefficient; None: it selects none."""
+        self.foreseen: ByCompletion | None = None
+        """The coefficients of a row that sees the whole step."""
         self.imitated = imitation(groups, self.weights, self.config)
         self.learning = float(active_lengths(groups, self.config).sum())
         """The number of tokens that are trained in the step."""
@@ -157,6 +146,12 @@ class _Pass:
         if self.kept is not None:
             self.learning = float(sum(kept.sum() for kept in self.kept.values()))
         parts = [part for g in range(len(self.groups)) if (part := self._part(g)).rows]
+        if self.unit == "step":
+            self.foreseen, terms, weights_N = foresee(
+                parts, self.policy, self.method, self.config, self._tokens, self.weights
+            )
+            if ranks.is_main():  # the sums of all ranks are added
+                self._log(terms, weights_N)
         own = own_parts(parts, self._completions, self.activations, whole=self.unit == "group")
         if self.balance_coef and parts:
             self.balance = Balance(self.policy, self.balance_coef)
@@ -241,18 +236,23 @@ class _Pass:
         tokens = self._tokens(rows, lengths)
         bonus_N = self._entropy_weights(rows, lengths)
         imitation_N = self._imitation_weights(rows, lengths)
-        seen: Objective | None = None
-        if self.unit != "token":
+        seen_N: Tensor | None = None
+        if self.foreseen is not None:
+            seen_N = self._gather([self.foreseen[row] for row in rows])
+        elif self.unit != "token":
             with policy.autocast():
                 tokens = tokens._replace(logprobs=policy.head.logprobs(hidden_N, pack.targets_N, self.temperature))
-            seen = self._terms(tokens, weights_N)
+                if reads_collisions(self.config):
+                    tokens = tokens._replace(collisions=policy.head.collisions(hidden_N, self.temperature))
+            seen_N = self._terms(tokens, weights_N).coefficient
 
         def coefficient(span: slice, logprobs: Tensor) -> Tensor:
-            if seen is None:
+            if seen_N is None or self.foreseen is not None:
                 tokens.logprobs[span] = logprobs
+            if seen_N is None:
                 terms = self._terms(tokens.cut(span), weights_N[span]).coefficient * weights_N[span]
             else:
-                terms = seen.coefficient[span] * weights_N[span]
+                terms = seen_N[span] * weights_N[span]
             return terms if imitation_N is None else terms + imitation_N[span]
 
         with policy.autocast():
@@ -313,9 +313,12 @@ class _Pass:
 
     def _terms(self, tokens: TokenBatch, weights: Tensor) -> Objective:
         terms = self.method.coefficient(tokens, self.config)
+        self._log(terms, weights)
+        return terms
+
+    def _log(self, terms: Objective, weights: Tensor) -> None:
         self.sums.add(terms.value * weights)
         self.sums.log(terms.logged)
-        return terms
 
     def _old(self, g: int, r: int) -> Tensor:
         """The old log-probabilities: recorded at the batch's first update, or else the sampler's."""

@@ -28,7 +28,6 @@ from cohort.methods.named import find_method
 from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.policy.process import seed_everything
-from cohort.policy.reference import reference_of
 from cohort.policy.teacher import chosen_teacher, load_teacher
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
@@ -53,11 +52,13 @@ from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, require_agreement
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
+from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
-from cohort.train.sources.preferences import reference_model
+from cohort.train.sources.preferences import Preferences
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
 from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called, tag
+from cohort.train.tokenised import Tokenised, encoded_rows, like, record_of_pair
 from cohort.train.usable import require_usable
 from cohort.types import UserError
 
@@ -74,6 +75,8 @@ class Trainer(Surface):
     datasets.Dataset, a list of dicts, a path or hub name. TRL's other arguments are taken too:
     docs/coming-from-trl.md. Raises UserError for what the method cannot use.
     """
+
+    compute_metrics: Any = None
 
     @noted
     def __init__(
@@ -107,6 +110,7 @@ class Trainer(Surface):
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
         require_folder(config.output_dir)
+        require_random_access(config, train_dataset, eval_dataset)
         # Data first: its mistakes are told before a model is loaded.
         rows = training_rows(train_dataset, config)
         held_out = held_out_rows(eval_dataset)
@@ -130,14 +134,13 @@ class Trainer(Surface):
         self.state = RunState()
         self.prepared = False
         critics = self._critics()
-        online = isinstance(config, OnlineConfig)
-        self.online_reference = reference_of(self.policy) if online and config.needs_reference else None
+        self.online_reference = kept_reference(self.policy, self.reference, config)
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         self.health = Health(config, self.policy, self.rewards)
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.updater = updater = Updater(self.policy, self.method, config, shared)
         facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
-        self.parts = self._parts(critics)
+        self.parts = self._parts(critics, model if isinstance(model, str) else None)
         self.held_out = {prefix: measure_of(rows, self.parts) for prefix, rows in held_out.items()}
         self.loop = Loop(
             Learners(self.policy, updater, critics, self.iterations, self.health, facts),
@@ -149,6 +152,9 @@ class Trainer(Surface):
             About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
             self.log,
         )
+        if isinstance(self.loop.source, Preferences) and self.loop.source.known is not None and self.rewards is None:
+            self.train_dataset = Tokenised(self.loop.source.known, record_of_pair)
+            self.eval_dataset = like(eval_dataset, encoded_rows(held_out, self.policy.tokenizer, config))
         self._announce()
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)
@@ -159,7 +165,7 @@ class Trainer(Surface):
         own = [*trackers(self.args), *profilers(self.args)] if ranks.is_main() else []
         return [*([gold] if gold else []), *slow, *instantiate_callbacks(given), *own]
 
-    def _parts(self, critics: list[CriticUpdater]) -> Parts:
+    def _parts(self, critics: list[CriticUpdater], start_name: str | None) -> Parts:
         return Parts(
             policy=self.policy,
             engine=self.engine,
@@ -167,11 +173,13 @@ class Trainer(Surface):
             method=self.method,
             config=self.args,
             start=self.reference,
+            start_name=start_name,
             reference=self.online_reference,
             teacher=self.teacher,
             attachments=[critic.attach for critic in critics],
             observer=None if self.iterations is None else self.iterations.see,
             health=self.health,
+            compute_metrics=self.compute_metrics,
         )
 
     def _announce(self) -> None:
@@ -258,6 +266,7 @@ class Trainer(Surface):
         dictionary of datasets, those of each: eval_easy_reward. Raises UserError without rows."""
         held_out = self.held_out
         if eval_dataset is not None:
+            require_random_access(self.args, eval_dataset)
             rows = held_out_rows(eval_dataset, metric_key_prefix)
             every = prepared([], [row for each in rows.values() for row in each], self.policy.tokenizer, self.args)[1]
             held_out = {prefix: measure_of(own, self.parts) for prefix, own in divided(every, rows).items()}

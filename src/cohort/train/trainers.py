@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, RLOOConfig, SFTConfig
+from cohort.train.compute_metrics import ComputeMetrics, tell_predictions
 from cohort.train.run_rewards import RewardSpec
 from cohort.train.trainer import Trainer
 
@@ -115,3 +116,8 @@ class DPOTrainer(_Given):
 
     row = "dpo"
     args: DPOConfig
+
+    def __init__(self, *given: Any, compute_metrics: ComputeMetrics | None = None, **arguments: Any):
+        tell_predictions(compute_metrics, "the implicit rewards")
+        self.compute_metrics = compute_metrics
+        super().__init__(*given, **arguments)

@@ -191,6 +191,20 @@ REWARD_MODELS = Section(
             "Stays: raise `learning_rate`, check the labels. 1.0 while `eval/accuracy` stays lower: overfitting; "
             "`early_stopping_patience`.",
         ),
+        Metric(
+            "margin",
+            "Of pairs: the chosen text's score less the rejected one's, before the update.",
+            "score",
+            "rises",
+            "Grows without end: `center_rewards_coefficient`, fewer steps.",
+        ),
+        Metric(
+            "min_reward mean_reward max_reward",
+            "Of pairs: the least, mean and greatest score of the step's texts.",
+            "score",
+            "around 0",
+            "The mean drifts away: `center_rewards_coefficient`.",
+        ),
     ),
 )
 EVALUATION = Section(
@@ -248,10 +262,22 @@ EVALUATION = Section(
             "Rises while `loss` falls: overfitting. Fewer steps, a lower `learning_rate`, more data.",
         ),
         Metric(
-            "eval/rewards/accuracies eval/rewards/margins",
+            "eval/rewards/accuracies eval/rewards/margins eval/rewards/chosen eval/rewards/rejected",
             "Of DPO: as `rewards/...`, on held-out pairs.",
             "0 to 1; nats times beta",
-            "rise",
+            "accuracies and margins rise",
+        ),
+        Metric(
+            "eval/logps/chosen eval/logps/rejected",
+            "Of DPO: as `logps/...`, on held-out pairs.",
+            "nats a completion",
+            "as there",
+        ),
+        Metric(
+            "eval/margin eval/min_reward eval/mean_reward eval/max_reward",
+            "Of a reward model on pairs: as `margin` and its neighbours, on held-out pairs.",
+            "score",
+            "as there",
         ),
         Metric("eval/teacher_kl", "Of distillation: `teacher/kl` on held-out prompts.", "nats a token", "falls"),
         Metric(

@@ -103,7 +103,8 @@ def require_one_label(name: str, config: Any) -> None:
     """Raise UserError for a classifier with several labels."""
     if config.num_labels != 1:
         raise UserError(
-            f"reward model {name!r} has {config.num_labels} labels: a reward model has one, whose logit is the reward"
+            f"reward model {name!r} has {config.num_labels} labels: a reward model has one, whose logit is the reward "
+            "(reward models require `num_labels=1`)"
         )
 
 

@@ -57,10 +57,16 @@ class Scorer:
                 "is none"
             )
 
-    def encode(self, prompt: Text, completion: Text) -> Encoded:
+    def encode_ids(self, ids: list[int]) -> Encoded:
+        """Token ids of a text that is scored as a whole. What is too long loses its beginning."""
+        limit = self.max_length or len(ids)
+        inputs = {"input_ids": ids[-limit:], "attention_mask": [1] * min(limit, len(ids))}
+        return Encoded(inputs, [], len(ids) > limit, whole=len(ids))
+
+    def encode(self, prompt: Text, completion: Text, template: dict[str, Any] | None = None) -> Encoded:
         """A text that is scored as a whole. What is too long loses its beginning, of a pair the longer text its
-        end."""
-        ids, limit = self._whole(prompt, completion), self.max_length
+        end. `template`: arguments for the chat template, in place of those of all texts."""
+        ids, limit = self._whole(prompt, completion, template), self.max_length
         if not ids["input_ids"]:
             return Encoded({"input_ids": [self.tokenizer.eos_token_id or 0], "attention_mask": [1]}, [])
         if limit is None or len(ids["input_ids"]) <= limit:
@@ -71,12 +77,13 @@ class Scorer:
             return Encoded(dict(cut), [], True, whole=whole)
         return Encoded({key: value[-limit:] for key, value in ids.items()}, [], True, whole=whole)
 
-    def _whole(self, prompt: Text, completion: Text) -> dict[str, list[int]]:
+    def _whole(self, prompt: Text, completion: Text, template: dict[str, Any] | None = None) -> dict[str, list[int]]:
         """The tokenizer's inputs, however long."""
         tokenizer = self.tokenizer
         if not isinstance(prompt, str) and tokenizer.chat_template:
             reply = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-            written = tokenizer.apply_chat_template(joined(prompt, reply), tokenize=False, **self.template)
+            options = self.template if template is None else template
+            written = tokenizer.apply_chat_template(joined(prompt, reply), tokenize=False, **options)
             self._tell_left_out(reply, written)
             return dict(tokenizer(written, add_special_tokens=False))
         if self.pairs:

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from cohort.config import OnlineConfig
+from cohort.config import DPOConfig, OnlineConfig
 from cohort.policy.reference import Reference
 from cohort.train.iterations.refit import Refit
 from cohort.train.monitors.overoptimization import GoldGuard
@@ -26,7 +26,7 @@ class Iterations:
 
     def __init__(
         self,
-        config: OnlineConfig,
+        config: OnlineConfig | DPOConfig,
         reference: Reference | None,
         refit: Refit | None = None,
         guard: RewardModelGuard | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from cohort.config import OnlineConfig, TrainingConfig
+from cohort.config import DPOConfig, OnlineConfig, TrainingConfig
 from cohort.policy.model import Policy
 from cohort.policy.reference import Reference, reference_of
 from cohort.rewards.compose import Rewards
@@ -26,6 +26,9 @@ def iterations_of(
 ) -> Iterations | None:
     """The Iterations that the configuration asks for; None where it asks for none. Raises UserError where iterations
     would change nothing, or there is no reward model to refit."""
+    if isinstance(config, DPOConfig) and config.sync_ref_model:
+        _check_mixture(config, policy)
+        return Iterations(config, reference)
     if not isinstance(config, OnlineConfig) or rewards is None:
         return None
     if config.iterations > 1 and reference is None and config.reward_model_refit is None:
@@ -53,7 +56,7 @@ def iterations_of(
     return Iterations(config, reference, refit, guard, gold) if needed else None
 
 
-def _check_mixture(config: OnlineConfig, policy: Policy) -> None:
+def _check_mixture(config: OnlineConfig | DPOConfig, policy: Policy) -> None:
     """Log how the reference moves. Raises UserError where policy and reference cannot be mixed."""
     alpha, steps = config.ref_model_mixup_alpha, config.ref_model_sync_steps
     if policy.peft is not None and alpha < 1:

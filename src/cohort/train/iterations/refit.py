@@ -20,7 +20,7 @@ from cohort.train.iterations.replay import Item, Replay, history_count
 from cohort.train.monitors.reward_models import RewardModelGuard, validation_of
 from cohort.train.output.checkpoint import load_learner, require_finite, save_learner
 from cohort.train.reward_models.model import RewardModel
-from cohort.train.reward_models.updater import RewardUpdater
+from cohort.train.reward_models.updater import OF_PAIRS, RewardUpdater
 from cohort.types import Group, Row, UserError
 
 log = logging.getLogger("cohort")
@@ -109,7 +109,7 @@ class Refit:
             seed=seed,
         )
         self.guard.start_anew(self.name, validation_of(self._scores(new[:SCORED])))
-        metrics |= {f"reward_model/{name}": value for name, value in fitted.items()}
+        metrics |= {f"reward_model/{name}": value for name, value in fitted.items() if name not in OF_PAIRS}
         metrics["seconds/refit"] = time.perf_counter() - started
         log.info(
             "reward model %s: learned from %d new samples and %d of history, loss %.3g",

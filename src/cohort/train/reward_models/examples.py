@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
 from cohort.data.labels import label, probability, sides
-from cohort.data.preferences import has_pair
+from cohort.data.preferences import has_pair, token_ids
+from cohort.data.rendering import template_kwargs
 from cohort.evaluation.judging import steps_of
 from cohort.rewards.models.scorer import Encoded, Scorer
 from cohort.rewards.steps import make_split
@@ -46,6 +47,12 @@ class Example:
     def alike(self) -> bool:
         """Whether it is a pair of the same tokens, as the model gets them: there is nothing to learn."""
         return len(self.texts) == 2 and self.texts[0].inputs == self.texts[1].inputs
+
+
+def record_of_example(pair: Example) -> dict[str, Any]:
+    """A pair as TRL's trainer shows it: token ids of prompt and completion together."""
+    chosen, rejected = (text.inputs["input_ids"] for text in pair.texts)
+    return {"chosen_ids": chosen, "rejected_ids": rejected, "margin": pair.targets[0]}
 
 
 def loss_type(rows: Sequence[Row], config: RewardModelConfig) -> str:
@@ -102,13 +109,19 @@ def at_every_token(rows: Sequence[Row], scorer: Scorer, kind: str) -> list[Examp
 
 def _pair(row: Row, scorer: Scorer) -> Example:
     chosen, rejected, margin = sides(row)
-    return Example((scorer.encode(row.prompt, chosen), scorer.encode(row.prompt, rejected)), (margin,))
+    ids = token_ids(row)
+    if ids is not None:
+        return Example((scorer.encode_ids(ids[0] + ids[1]), scorer.encode_ids(ids[0] + ids[2])), (margin,))
+    options = template_kwargs(row, scorer.template)
+    return Example(
+        (scorer.encode(row.prompt, chosen, options), scorer.encode(row.prompt, rejected, options)), (margin,)
+    )
 
 
 def _scored(row: Row, scorer: Scorer) -> Example:
     value = label(row)
     assert row.completion is not None
-    return Example((scorer.encode(row.prompt, row.completion),), (value,))
+    return Example((scorer.encode(row.prompt, row.completion, template_kwargs(row, scorer.template)),), (value,))
 
 
 def _judged(row: Row, scorer: Scorer) -> Example:

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from cohort.compat.trl_trainer import instantiate_callbacks, of_training_arguments, read_trl_arguments
 from cohort.config import ProcessRewardConfig, RewardConfig, RewardModelConfig
+from cohort.data.chat_templates import take_template
 from cohort.data.configured import log_equal, log_fitted, require_held_out
 from cohort.data.held_out import divided, held_out_rows, training_rows
 from cohort.data.order import picks
@@ -27,6 +28,7 @@ from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.train.callbacks import RunState
+from cohort.train.compute_metrics import ComputeMetrics, tell_predictions
 from cohort.train.facts import compare, facts_of_run
 from cohort.train.learners import Learners
 from cohort.train.loop import Loop
@@ -38,11 +40,18 @@ from cohort.train.output.record import MODEL, RECORDS, move_aside, noted, requir
 from cohort.train.output.trackers import trackers
 from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
 from cohort.train.reward_models.early_stopping import EarlyStopping
-from cohort.train.reward_models.examples import Example, is_dropped, loss_type, require_two_labels
+from cohort.train.reward_models.examples import (
+    Example,
+    is_dropped,
+    loss_type,
+    record_of_example,
+    require_two_labels,
+)
 from cohort.train.reward_models.model import make_reward_model
 from cohort.train.reward_models.updater import RewardUpdater
 from cohort.train.sources.source import Batch
 from cohort.train.surface import Surface, TrainOutput, require_called, tag
+from cohort.train.tokenised import Tokenised, like
 from cohort.types import Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
@@ -90,6 +99,8 @@ class RewardTrainer(Surface):
             raise UserError(
                 f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
             )
+        self.compute_metrics: ComputeMetrics | None = trl_arguments.pop("compute_metrics", None)
+        tell_predictions(self.compute_metrics, "the scores")
         config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
         self.args = config
         ranks.join(config.ddp_timeout, config.use_cpu)
@@ -101,6 +112,8 @@ class RewardTrainer(Surface):
         held_out = [row for own in given.values() for row in own]
         require_held_out(held_out, config)
         kind = loss_type(self.rows, config)
+        if self.compute_metrics is not None and kind != "preference":
+            raise UserError(f"compute_metrics is for pairs, and the loss is {kind}: leave it out")
         if config.push_to_hub:
             hub.require_token()
         seed_everything(config.seed)
@@ -108,12 +121,17 @@ class RewardTrainer(Surface):
         require_agreement(config, [*self.rows, *held_out])
         self.reward_model = make_reward_model(model, tokenizer, config, peft_config)
         ranks.make_equal(self.reward_model.parameters)
+        take_template(self.reward_model.tokenizer, config.chat_template_path, config.trust_remote_code)
         self.rows, held_out = prepared(self.rows, held_out, self.reward_model.tokenizer, config)
         self.updater = RewardUpdater(self.reward_model, config, kind)
         with Task(f"tokenising {len(self.rows):,} rows"):
             self.examples = self._fitting(self.updater.lessons(self.rows), self.rows, "rows")
         self.held_out_prompts = len({str(row.prompt) for row in held_out})
         self.held_out = self._examples(divided(held_out, given))
+        if kind == "preference":
+            self.train_dataset = Tokenised(self.examples, record_of_example)
+            shown = {name: Tokenised(own, record_of_example) for name, own in self.held_out.items()}
+            self.eval_dataset = like(eval_dataset, shown)
         self._tell(kind)
         self.state = RunState()
         folder, patience = Path(config.output_dir), config.early_stopping_patience
@@ -228,7 +246,7 @@ class RewardTrainer(Surface):
         metrics: dict[str, float] = {}
         for prefix, examples in held_out.items():
             with Task(f"evaluating {len(examples):,} rows"):
-                measured = self.updater.measure(examples)
+                measured = self.updater.measure(examples, self.compute_metrics)
             measured["samples"] = float(len(examples))
             metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
         return self.loop.tell(metrics, prefix=metric_key_prefix)

@@ -22,6 +22,7 @@ from cohort.data.order import picks
 from cohort.formulas.reward_loss import bradley_terry, cross_entropy, squared_error
 from cohort.policy import ranks
 from cohort.rewards.models.scorer import Encoded
+from cohort.train.compute_metrics import ComputeMetrics, computed
 from cohort.train.optimizer import descend, make_optimizer, skipped
 from cohort.train.reward_models.examples import Example, examples_of, lessons
 from cohort.train.reward_models.model import RewardModel, only_head_learns
@@ -39,13 +40,20 @@ class UnitLosses(NamedTuple):
     loss_U: Tensor
     right_U: Tensor | None
     """1 where the scores agree with the targets in order or sign; None where that does not apply."""
+    scores_P2: Tensor | None = None
+    """Of pairs: the scores of chosen and rejected texts."""
+
+    def detached(self) -> UnitLosses:
+        """Without the graph, on the CPU."""
+        return UnitLosses(*(None if each is None else each.detach().cpu() for each in self))  # type: ignore[arg-type]
 
 
 def _preference(scores_B: Tensor, targets_P: Tensor, config: RewardModelConfig) -> UnitLosses:
     assert isinstance(config, RewardConfig)
     chosen_P, rejected_P = scores_B.view(-1, 2).unbind(1)
     centring = config.center_rewards_coefficient or 0.0
-    return UnitLosses(bradley_terry(chosen_P, rejected_P, targets_P, centring), (chosen_P > rejected_P).float())
+    losses_P = bradley_terry(chosen_P, rejected_P, targets_P, centring)
+    return UnitLosses(losses_P, (chosen_P > rejected_P).float(), scores_B.view(-1, 2))
 
 
 def _probability(scores_U: Tensor, targets_U: Tensor, config: RewardModelConfig) -> UnitLosses:
@@ -128,7 +136,7 @@ class RewardUpdater:
             for micro in micro_batches(own, token_budget):
                 terms = self._terms(micro)
                 (terms.loss_U.sum() / units).backward()
-                every.append(UnitLosses(terms.loss_U.detach(), terms.right_U))
+                every.append(terms.detached())
             return every
 
         def longest() -> int:
@@ -139,9 +147,12 @@ class RewardUpdater:
         ranks.sum_gradients(self.model.parameters)
         return _means(every)
 
-    def measure(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Loss, accuracy, and mean and standard deviation of the scores, without training."""
-        return self._measured(examples)[0]
+    def measure(self, examples: Sequence[Example], compute: ComputeMetrics | None = None) -> dict[str, float]:
+        """Loss, accuracy, and mean and standard deviation of the scores, without training; of pairs also what
+        `compute` makes of them."""
+        metrics, scores_T, _ = self._measured(examples)
+        more = computed(compute, scores_T.view(-1, 2)) if compute is not None else {}
+        return metrics | {name.removeprefix("eval/"): value for name, value in more.items()}
 
     def validate(self, examples: Sequence[Example], prompts: int) -> dict[str, float]:
         """`measure` with what `formulas.chance.like_chance` reads beside it: of how many prompts the examples are, and
@@ -197,11 +208,24 @@ class RewardUpdater:
 
 def _means(own: list[UnitLosses]) -> dict[str, float]:
     """Over the units of all ranks."""
-    on_cpu = [UnitLosses(terms.loss_U.cpu(), None if terms.right_U is None else terms.right_U.cpu()) for terms in own]
-    losses = ranks.concatenated(on_cpu, "the losses")
+    losses = ranks.concatenated([terms.detached() for terms in own], "the losses")
     loss_U = torch.cat([terms.loss_U for terms in losses])
     right = [terms.right_U for terms in losses if terms.right_U is not None]
-    return {"loss": float(loss_U.mean()), **({"accuracy": float(torch.cat(right).mean())} if right else {})}
+    scores = [terms.scores_P2 for terms in losses if terms.scores_P2 is not None]
+    return {
+        "loss": float(loss_U.mean()),
+        **({"accuracy": float(torch.cat(right).mean())} if right else {}),
+        **({name: float(measure(torch.cat(scores))) for name, measure in OF_PAIRS.items()} if scores else {}),
+    }
+
+
+OF_PAIRS: dict[str, Callable[[Tensor], Tensor]] = {
+    "margin": lambda scores_P2: (scores_P2[:, 0] - scores_P2[:, 1]).mean(),
+    "min_reward": torch.amin,
+    "mean_reward": torch.mean,
+    "max_reward": torch.amax,
+}
+"""TRL's metrics of the scores of pairs, chosen and rejected."""
 
 
 def micro_batches(examples: list[Example], budget: int) -> Iterator[list[Example]]:

@@ -10,6 +10,7 @@ from cohort.policy.model import Policy
 from cohort.policy.reference import Reference
 from cohort.rewards.compose import Rewards
 from cohort.rollouts.engine import Engine
+from cohort.train.compute_metrics import ComputeMetrics
 from cohort.train.monitors.health import Health
 from cohort.train.sources.source import Attachment, Observer
 
@@ -27,8 +28,10 @@ class Parts:
     config: TrainingConfig
     start: Policy
     """The model that DPO compares with: the policy before its first update, or another model."""
+    start_name: str | None
+    """The name from which it was loaded; None: it was given as a model."""
     reference: Reference | None
-    """The model of the KL term; None where there is none."""
+    """The model of the KL term, or DPO's where it moves or costs nothing to keep; None where there is none."""
     teacher: Policy | None
     """The frozen model that on-policy distillation learns from."""
     attachments: list[Attachment]
@@ -37,3 +40,5 @@ class Parts:
     """Called with all groups that are sampled for a batch."""
     health: Health
     """Says when the run does not learn."""
+    compute_metrics: ComputeMetrics | None = None
+    """Measures held-out pairs too."""

@@ -5,44 +5,46 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cohort.config import DPOConfig, TrainingConfig
+from cohort.config import DPOConfig
 from cohort.data.configured import demonstration_limit, log_equal, log_fitted
 from cohort.data.preferences import encode_pair, fit_pair
 from cohort.data.templates import Demonstration
-from cohort.formulas.preference import PREFERENCE_LOSSES, preference
 from cohort.formulas.spread import equal
+from cohort.methods.coefficients import TokenBatch, prefer
 from cohort.methods.method import Method
-from cohort.policy import ranks
-from cohort.policy.load import make_policy
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
 from cohort.rollouts.collect import has_equal_rewards
-from cohort.train.sources.attachments import attach_reference
+from cohort.train.compute_metrics import ComputeMetrics, computed
+from cohort.train.sources.pair_reference import PairReference
 from cohort.train.sources.source import Batch, give_credit
 from cohort.train.sources.starting_samples import next_groups
+from cohort.train.whole_step import scored_tokens
 from cohort.types import Completion, Group, Row, TrainerState, UserError
 
 log = logging.getLogger("cohort")
 
 
 class Preferences:
-    """Groups of two completions, the chosen one first, with the reference's log-probabilities, which are computed once.
-
-    `reference`: the policy itself before its first update, or another model.
-    """
+    """Groups of two completions, the chosen one first, with the reference's log-probabilities, which are computed once
+    unless the reference moves."""
 
     def __init__(
-        self, pairs: Callable[[Path, bool], list[Group]], reference: Policy, config: DPOConfig, method: Method
+        self,
+        pairs: Callable[[Path, bool], list[Group]],
+        reference: PairReference,
+        config: DPOConfig,
+        method: Method,
+        known: list[Group] | None = None,
     ):
         self.make, self.reference, self.config, self.method = pairs, reference, config, method
         self.per_batch = config.batch_size
+        self.known = known
+        """The pairs of the data; None: pairs are made of samples."""
         self.pairs: list[Group] = []
 
     @property
@@ -51,29 +53,15 @@ class Preferences:
 
     def prepare(self, folder: Path, reuse: bool) -> None:
         self.pairs = self.make(folder, reuse)
-        attach_start(self.pairs, self.reference, self.config)
+        if not self.reference.moves:
+            self.reference.attach(self.pairs)
         give_credit(self.pairs, self.method, self.config)
 
     def batch(self, index: int, state: TrainerState) -> Batch:
-        return Batch(next_groups(self.pairs, self.per_batch, index, self.config), {})
-
-
-def reference_model(model: Any, policy: Policy, config: TrainingConfig) -> Policy:
-    """A frozen reference model, given by name or as a model. Raises UserError where it cannot serve as one."""
-    if model is policy.model or model is policy.peft:
-        raise UserError("ref_model is the model itself, which training changes: leave it out, and the start is meant")
-    reference = make_policy(model, policy.tokenizer, config, trained=False)
-    if reference.head.output.weight.shape[0] != policy.head.output.weight.shape[0]:
-        raise UserError(f"ref_model {reference.name!r} has another vocabulary than the model {policy.name!r}")
-    return reference
-
-
-def attach_start(groups: list[Group], policy: Policy, config: DPOConfig) -> None:
-    """Set the reference log-probabilities from `policy`, which may be the trained policy before its first update."""
-    training = policy.model.training
-    policy.model.eval()
-    attach_reference(groups, lambda: nullcontext(policy), config)
-    policy.model.train(training)
+        groups = next_groups(self.pairs, self.per_batch, index, self.config)
+        if self.reference.moves:
+            self.reference.attach(groups)
+        return Batch(groups, {})
 
 
 def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Group]:
@@ -144,30 +132,42 @@ def made_pairs(groups: list[Group], config: DPOConfig) -> list[Group]:
 class HeldOutPairs:
     """Held-out preference pairs: loss, and how often the policy prefers the chosen completion."""
 
-    def __init__(self, rows: list[Row], policy: Policy, config: DPOConfig, reference: Policy):
+    def __init__(
+        self,
+        rows: list[Row],
+        policy: Policy,
+        config: DPOConfig,
+        reference: PairReference,
+        compute: ComputeMetrics | None = None,
+    ):
+        self.compute = compute
         self.pairs, self.policy, self.config = encoded_pairs(rows, policy, config), policy, config
-        attach_start(self.pairs, reference, config)
+        self.reference = reference
+        reference.attach(self.pairs)
 
     def metrics(self) -> dict[str, float]:
-        """eval/loss and TRL's eval/rewards/*, means over pairs."""
+        """eval/loss and TRL's eval/rewards/* and eval/logps/*, means over pairs."""
+        if self.reference.moves:
+            self.reference.attach(self.pairs)
         parts = [
             Part(g, pair.prompt_ids, range(2), [c.ids for c in pair.completions]) for g, pair in enumerate(self.pairs)
         ]
-        self.policy.model.eval()
-        score = partial(self.policy.logprobs, temperature=1.0)
-        logprobs = ranks.scored(parts, score, self.config.token_budget, "evaluating")
-        self.policy.model.train()
-        pairs = range(len(self.pairs))
-        sums = torch.stack([torch.stack([logprobs[g, r].sum() for r in (0, 1)]) for g in pairs])
-        reference = torch.stack([torch.stack([r.sum() for r in x.reference_logprobs or []]) for x in self.pairs])
-        lengths = torch.tensor([[len(c.ids) for c in pair.completions] for pair in self.pairs])
-        loss = PREFERENCE_LOSSES[self.config.loss_type]
-        terms = preference(sums, reference, lengths, self.config.beta, self.config.label_smoothing, loss)
-        margins = terms.chosen_P - terms.rejected_P
+        _, tokens = scored_tokens(parts, self.policy, self.config, self._tokens)
+        terms = prefer(tokens, self.config)
+        rewards_P2 = torch.stack([terms.logged["rewards/chosen"], terms.logged["rewards/rejected"]], 1)
+        lengths = [sum(len(c.ids) for c in pair.completions) for pair in self.pairs]
+        losses = -torch.stack([values.sum() for values in terms.value.split(lengths)]).cpu()
         return {
-            "eval/loss": -float(terms.objective_P.mean()),
-            "eval/loss/std": float(terms.objective_P.std()) if len(self.pairs) > 1 else 0.0,
+            "eval/loss": float(losses.mean()),
+            "eval/loss/std": float(losses.std()) if len(self.pairs) > 1 else 0.0,
             "eval/samples": float(len(self.pairs)),
-            "eval/rewards/accuracies": float((margins > 0).float().mean()),
-            "eval/rewards/margins": float(margins.mean()),
+            **{f"eval/{name}": float(values.mean()) for name, values in terms.logged.items()},
+            **computed(self.compute, rewards_P2),
         }
+
+    def _tokens(self, rows: list[tuple[int, int]], lengths: list[int]) -> TokenBatch:
+        """The pairs' tokens, without log-probabilities under the policy."""
+        reference = torch.cat([each for pair in self.pairs for each in pair.reference_logprobs or []])
+        device = self.policy.device
+        nothing = torch.zeros(sum(lengths), device=device)
+        return TokenBatch(nothing, nothing, None, reference.to(device), lengths=lengths)

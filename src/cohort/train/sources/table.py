@@ -22,6 +22,7 @@ from cohort.rollouts.collect import training_sampling
 from cohort.rollouts.encoding import encode_prompts
 from cohort.train.sources.attachments import attach_greedy, attach_kl_reference, attach_step_ends
 from cohort.train.sources.demonstrations import Demonstrations
+from cohort.train.sources.pair_reference import PairReference
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import Preferences, encoded_pairs, made_pairs
 from cohort.train.sources.samples import Samples
@@ -76,14 +77,14 @@ def _kept_samples(parts: Parts, rows: list[Row]) -> Source:
 
 
 def _preferences(parts: Parts, rows: list[Row]) -> Source:
-    config, policy = cast(DPOConfig, parts.config), parts.policy
+    config, policy, reference = cast(DPOConfig, parts.config), parts.policy, PairReference(parts)
     if config.dpo_pairs is None:
         pairs = encoded_pairs(rows, policy, config)
-        return Preferences(lambda folder, reuse: pairs, parts.start, config, parts.method)
+        return Preferences(lambda folder, reuse: pairs, reference, config, parts.method, pairs)
     samples = _starting_samples(parts, rows)
     return Preferences(
         lambda folder, reuse: made_pairs(samples.groups(folder, reuse), config),
-        parts.start,
+        reference,
         config,
         parts.method,
     )
