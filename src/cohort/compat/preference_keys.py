@@ -1,4 +1,4 @@
-"""Keys of TRL's DPOConfig and RewardConfig that are no keys of its GRPOConfig."""
+"""Keys of TRL's SFTConfig, DPOConfig and RewardConfig that are no keys of its GRPOConfig."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ SUPPORTED = {
     "DPOConfig": "loss_type loss_weights beta label_smoothing discopop_tau f_divergence_type f_alpha_divergence_coef "
     "ld_alpha use_weighting precompute_ref_log_probs sync_ref_model ref_model_mixup_alpha ref_model_sync_steps "
     "max_length disable_dropout router_aux_loss_coef",
+    "SFTConfig": "max_length loss_type completion_only_loss assistant_only_loss chat_template_path eos_token "
+    "dataset_text_field",
     "RewardConfig": "max_length center_rewards_coefficient chat_template_path disable_dropout",
 }
 """Names of the keys that our class has too, by TRL's class."""
@@ -27,6 +29,10 @@ KEYS: dict[str, Key] = {
         "tokenizer.eos_token and pass processing_class",
         refused=True,
     ),
+    "packing": Key("batches are always packed, without padding and without mixing examples", off=(True,)),
+    "packing_strategy": Key("batches are always packed, without mixing examples", off=("bfd", "bfd_split", "wrapped")),
+    "eval_packing": Key("batches are always packed, without mixing examples", off=(True,)),
+    "dataset_kwargs": Key("rows with input_ids are taken as they are", off=({}, {"skip_prepare_dataset": True})),
     "dataset_num_proc": Key("rows are tokenised in this process, before the first step"),
     "activation_offloading": Key("gradient_checkpointing saves that memory; the gradient is the same"),
 }

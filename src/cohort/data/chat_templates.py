@@ -162,6 +162,17 @@ def use_template(tokenizer: Any, name: str | None) -> None:
         )
 
 
+def take_end(tokenizer: Any, token: str | None) -> None:
+    """Make the token the one that ends answers. Raises UserError where the tokenizer does not have it."""
+    if token is None:
+        return
+    if token not in tokenizer.get_vocab():
+        raise UserError(
+            f"eos_token: the token {token!r} is not in the tokenizer's vocabulary: add it and resize the model first"
+        )
+    tokenizer.eos_token = token
+
+
 def take_template(tokenizer: Any, path: str | None, trust_remote_code: bool = False) -> None:
     """Set the chat template of a .jinja file or of another tokenizer. Raises UserError where there is none."""
     if path is None:

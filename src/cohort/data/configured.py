@@ -110,6 +110,8 @@ def fit_demonstration(demonstration: Demonstration, limit: int, truncation: str)
     """The demonstration within `limit` tokens: unchanged, the completion's end cut off, or None if it is dropped, by
     `truncation` or because no token to train on would remain."""
     prompt, completion, trained = demonstration
+    if trained is not None and not any(trained):
+        return None
     if len(prompt) + len(completion) <= limit:
         return demonstration
     kept = max(0, limit - len(prompt))

@@ -120,6 +120,16 @@ def _token_ids(record: Record, where: str) -> Record:
     return {**record, "prompt": record.get("prompt") or "", "chosen": "", "rejected": ""}
 
 
+def _tokenised(record: Record, where: str) -> Record:
+    """A row as token ids alone -> a row without text."""
+    ids = record.get("input_ids")
+    if ids is None or any(record.get(name) is not None for name in (*PROMPTS, "completion", "text")):
+        return record
+    if not isinstance(ids, list) or not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"{where}: `input_ids` holds {str(ids)[:60]!r}: it must be a list of token ids")
+    return {**record, "prompt": "", "completion": ""}
+
+
 TWO_TEXTS = "preferences, two texts"
 _LEGACY_IDS = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
 _WORD = re.compile(r"\w", re.ASCII)
@@ -213,6 +223,7 @@ FORMS: dict[str, Callable[[Record, str], Record]] = {
     "ProcessBench": _first_error,
     "PRM800K": _rated_steps,
     "Math-Shepherd": _marked_steps,
+    "token ids": _tokenised,
     "text alone": _text,
 }
 """Name of a form -> the function from its records to records with the columns of a row. Each leaves a record of another

@@ -52,7 +52,7 @@ def load_rows(
     return rows
 
 
-def as_rows(dataset: Any, most: int = 0) -> list[Row]:
+def as_rows(dataset: Any, most: int = 0, columns: dict[str, str] | None = None) -> list[Row]:
     """The rows of a trainer's dataset: rows, or what load_rows takes. Of one without a length, which may be endless,
     the first `most` are read. Raises UserError for an IterableDataset if `most` is not positive."""
     if isinstance(dataset, list) and dataset and isinstance(dataset[0], Row):
@@ -60,12 +60,12 @@ def as_rows(dataset: Any, most: int = 0) -> list[Row]:
     endless = isinstance(dataset, Iterable) and not isinstance(dataset, str | Path) and not hasattr(dataset, "__len__")
     if endless and most > 0:
         log.info("the dataset has no length: its first %d rows are read, enough for max_steps", most)
-        return load_rows(dataset, max_samples=most)
+        return load_rows(dataset, max_samples=most, columns=columns)
     if endless and type(dataset).__name__ == "IterableDataset":
         raise UserError(
             "the dataset is an IterableDataset, which has no length: set max_steps, and give an eval_dataset as a list"
         )
-    return load_rows(dataset)
+    return load_rows(dataset, columns=columns)
 
 
 def numbered(rows: list[Row]) -> list[Row]:

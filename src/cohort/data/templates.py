@@ -6,8 +6,8 @@ import logging
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from cohort.config import TrainingConfig
-from cohort.data.chat_templates import use_template
+from cohort.config import SFTConfig, TrainingConfig
+from cohort.data.chat_templates import take_end, take_template, use_template
 from cohort.data.messages import in_turns
 from cohort.data.rendering import render, rendered, template_kwargs
 from cohort.texts import behind_thoughts, closing_of, opened_thoughts, prompt_ending
@@ -21,6 +21,9 @@ def prepared(
 ) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows as the configuration's template and apply_chat_template want them; the tokenizer gets
     the template."""
+    if isinstance(config, SFTConfig):
+        take_template(tokenizer, config.chat_template_path, config.trust_remote_code)
+        take_end(tokenizer, config.eos_token)
     use_template(tokenizer, config.template)
     both = for_template([*rows, *held_out], tokenizer, config.apply_chat_template)
     return both[: len(rows)], both[len(rows) :]
@@ -77,6 +80,31 @@ class Demonstration(NamedTuple):
     trained: list[bool] | None = None
     """For each token of the completion whether it is the assistant's; None: all are."""
 
+    def whole(self) -> Demonstration:
+        """The same tokens, trained on from the second on: nothing predicts the first."""
+        ids = [*self.prompt, *self.completion]
+        return Demonstration(ids[:1], ids[1:])
+
+
+TOKENS = ("input_ids", "labels", "completion_mask", "assistant_masks")
+"""Columns of rows that come as token ids."""
+
+
+def tokenised(row: Row) -> Demonstration:
+    """A row that comes as token ids: `labels` of -100, and zeros in `completion_mask` and `assistant_masks`, mark
+    tokens that are not trained on. Raises UserError for columns of other lengths."""
+    columns = {name: list(row.columns[name]) for name in TOKENS if row.columns.get(name) is not None}
+    ids = columns.pop("input_ids")
+    for name, values in columns.items():
+        if len(values) != len(ids):
+            raise UserError(f"{row.source}: `{name}` has {len(values)} values, and `input_ids` {len(ids)}")
+    labels = columns.pop("labels", None)
+    if labels is not None:
+        trained = [label != -100 for label in labels]
+    else:
+        trained = [all(marks) for marks in zip(*columns.values(), strict=True)] if columns else [True] * len(ids)
+    return Demonstration(ids[:1], ids[1:], None if all(trained[1:]) else trained[1:])
+
 
 def encode_demonstrations(
     tokenizer: Any, row: Row, chat_template_kwargs: dict[str, Any] | None = None, last_only: bool = False
@@ -84,6 +112,8 @@ def encode_demonstrations(
     """A row as what is trained on. Of a conversation every assistant turn is trained on, or with `last_only` the last:
     in one demonstration, or, where the template renders a turn differently once others follow (it leaves out its
     thoughts), in one for each turn. Raises UserError naming the row, as encode_demonstration does."""
+    if "input_ids" in row.columns:
+        return [tokenised(row)]
     first = _first_answer(row)
     if (
         isinstance(row.prompt, str)

@@ -229,6 +229,13 @@ def _unbounded(objective_N: Tensor, coefficient_N: Tensor, ratio_N: Tensor) -> S
     return Surrogate(objective_N, coefficient_N, ratio_N, never_N, never_N)
 
 
+def self_weighted(logprobs_N: Tensor, advantages_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Objective A * p * logprob, coefficient A * p, where p = exp(logprob) is a constant under differentiation: dynamic
+    fine-tuning (arXiv 2508.05629, Eq. 9). All [N]."""
+    weighted_N = advantages_N * logprobs_N.detach().exp()
+    return weighted_N * logprobs_N, weighted_N
+
+
 def constant(logprobs_N: Tensor, advantages_N: Tensor) -> tuple[Tensor, Tensor]:
     """Objective A * logprob, coefficient A (DeepSeekMath, arXiv 2402.03300, appendix A.1). All [N].
 

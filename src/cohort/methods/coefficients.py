@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cohort.config import DPOConfig, GRPOConfig, PPOConfig, TrainingConfig
-from cohort.formulas.coefficient import Surrogate, clipped, constant
+from cohort.config import DPOConfig, GRPOConfig, PPOConfig, SFTConfig, TrainingConfig
+from cohort.formulas.coefficient import Surrogate, clipped, constant, self_weighted
 from cohort.formulas.covariance import covariances
 from cohort.formulas.divergence import ESTIMATORS, ratio_weighted
 from cohort.formulas.loss_types import LOSS_TYPES, Tokens
@@ -72,6 +72,16 @@ def imitate(tokens: TokenBatch, config: TrainingConfig) -> Objective:
     """J = A * log pi: GC = A (DeepSeekMath, appendix A.1)."""
     value, coefficient = constant(tokens.logprobs, tokens.advantages)
     return Objective(value, coefficient, {})
+
+
+def imitate_demonstrations(tokens: TokenBatch, config: SFTConfig) -> Objective:
+    """J = A * log pi, or what `loss_type` selects."""
+    value, coefficient = IMITATIONS[config.loss_type](tokens.logprobs, tokens.advantages)
+    return Objective(value, coefficient, {})
+
+
+IMITATIONS = {"nll": constant, "chunked_nll": constant, "dft": self_weighted}
+"""`loss_type` of demonstrations -> function."""
 
 
 def clip_with_kl(tokens: TokenBatch, config: GRPOConfig) -> Objective:

@@ -40,6 +40,7 @@ from cohort.methods.coefficients import (
     clip_only,
     clip_with_kl,
     imitate,
+    imitate_demonstrations,
     prefer,
 )
 from cohort.methods.credits import (
@@ -90,7 +91,7 @@ BY_LOSS_TYPE: dict[str, Any] = {"sees": by_ratio, "selects": by_covariance}
 
 # fmt: off
 ROWS = (
-    Method("sft", "demonstrations", ones, imitate, sequence_mean, config=SFTConfig, reward="none"),
+    Method("sft", "demonstrations", ones, imitate_demonstrations, sequence_mean, config=SFTConfig, reward="none"),
     Method("rft", "start", is_correct, imitate, sequence_mean, config=RFTConfig, reward="rule", paper=DEEPSEEK_MATH),
     Method("online_rft", "policy", is_correct, imitate, sequence_mean, config=OnlineRFTConfig, reward="rule",
            paper=DEEPSEEK_MATH),

@@ -150,6 +150,12 @@ class Surface:
         return push_output(self.args, commit_message, private, token=token, revision=revision)
 
     @property
+    def entropy_coef(self) -> float:
+        """The weight of the entropy bonus now."""
+        weight = getattr(self.loop.updater, "entropy", None)
+        return 0.0 if weight is None else weight.state.get("entropy_coef", weight.constant)
+
+    @property
     def aux_loss_enabled(self) -> bool:
         """Whether the loss has the term that balances a mixture's experts."""
         return bool(getattr(self.loop.updater, "balance_coef", 0.0))

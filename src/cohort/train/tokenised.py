@@ -8,6 +8,8 @@ from typing import Any
 
 from cohort.config import TrainingConfig
 from cohort.data.preferences import encode_pair
+from cohort.data.templates import Demonstration
+from cohort.train.sources.demonstrations import encoded_as
 from cohort.types import Group, Row
 
 Record = dict[str, Any]
@@ -49,6 +51,25 @@ def encoded_rows(held_out: Mapping[str, Sequence[Row]], tokenizer: Any, config: 
         chosen, rejected = encode_pair(tokenizer, row, config)
         ids = {"prompt_ids": chosen.prompt, "chosen_ids": chosen.completion, "rejected_ids": rejected.completion}
         return {"prompt": row.prompt, **row.columns, **ids}
+
+    return {name: Tokenised(rows, record) for name, rows in held_out.items()}
+
+
+def record_of_demonstration(example: tuple[Row, Demonstration]) -> Record:
+    """A demonstration that is trained on: token ids, and the same as labels with -100 where nothing is learned."""
+    _, (prompt, completion, trained) = example
+    kept = [True] * len(completion) if trained is None else trained
+    labels = [i if learned else -100 for i, learned in zip(completion, kept, strict=True)]
+    return {"input_ids": [*prompt, *completion], "labels": [*[-100] * len(prompt), *labels]}
+
+
+def encoded_demonstrations(
+    held_out: Mapping[str, Sequence[Row]], tokenizer: Any, config: TrainingConfig
+) -> dict[str, Tokenised]:
+    """Demonstrations that are held out, before a length limit."""
+
+    def record(row: Row) -> Record:
+        return record_of_demonstration((row, encoded_as(row, tokenizer, config)[0]))
 
     return {name: Tokenised(rows, record) for name, rows in held_out.items()}
 

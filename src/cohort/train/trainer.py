@@ -113,7 +113,7 @@ class Trainer(Surface):
         require_random_access(config, train_dataset, eval_dataset)
         # Data first: its mistakes are told before a model is loaded.
         rows = training_rows(train_dataset, config)
-        held_out = held_out_rows(eval_dataset)
+        held_out = held_out_rows(eval_dataset, config)
         eval_rows = [row for each in held_out.values() for row in each]
         require_held_out(eval_rows, config)
         require_usable(self.method, config, self.rewards, rows, eval_rows)
@@ -267,7 +267,7 @@ class Trainer(Surface):
         held_out = self.held_out
         if eval_dataset is not None:
             require_random_access(self.args, eval_dataset)
-            rows = held_out_rows(eval_dataset, metric_key_prefix)
+            rows = held_out_rows(eval_dataset, self.args, metric_key_prefix)
             every = prepared([], [row for each in rows.values() for row in each], self.policy.tokenizer, self.args)[1]
             held_out = {prefix: measure_of(own, self.parts) for prefix, own in divided(every, rows).items()}
         if not held_out:
@@ -289,11 +289,6 @@ class Trainer(Surface):
         if self.reference is not self.policy:
             return self.reference.model
         return None if self.online_reference is None else self.online_reference.model
-
-    @property
-    def entropy_coef(self) -> float:
-        """The weight of the entropy bonus now."""
-        return self.updater.entropy.state.get("entropy_coef", self.updater.entropy.constant)
 
     @property
     def accelerator(self) -> Accelerator:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, RLOOConfig, SFTConfig
+from cohort.data.held_out import formatted, held_out_rows
 from cohort.train.compute_metrics import ComputeMetrics, tell_predictions
 from cohort.train.run_rewards import RewardSpec
+from cohort.train.sources.demonstrations import Demonstrations
+from cohort.train.tokenised import Tokenised, encoded_demonstrations, like, record_of_demonstration
 from cohort.train.trainer import Trainer
 
 
@@ -108,6 +111,25 @@ class SFTTrainer(_Given):
 
     row = "sft"
     args: SFTConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *more: Any,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        **arguments: Any,
+    ):
+        """`formatting_func`: a record of the dataset -> its text, which is trained on as a whole."""
+        if formatting_func is not None:
+            train_dataset = formatted(train_dataset, formatting_func)
+            eval_dataset = formatted(eval_dataset, formatting_func)
+        super().__init__(model, args, train_dataset, eval_dataset, *more, **arguments)
+        self.train_dataset = Tokenised(cast(Demonstrations, self.loop.source).examples, record_of_demonstration)
+        held_out = held_out_rows(eval_dataset, self.args)
+        self.eval_dataset = like(eval_dataset, encoded_demonstrations(held_out, self.policy.tokenizer, self.args))
 
 
 class DPOTrainer(_Given):

@@ -108,7 +108,7 @@ class RewardTrainer(Surface):
         require_folder(config.output_dir)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.rows = training_rows(train_dataset, config)
-        given = held_out_rows(eval_dataset)
+        given = held_out_rows(eval_dataset, config)
         held_out = [row for own in given.values() for row in own]
         require_held_out(held_out, config)
         kind = loss_type(self.rows, config)
@@ -237,7 +237,7 @@ class RewardTrainer(Surface):
         Of a dictionary of datasets, those of each: eval_easy_loss. Raises UserError without rows."""
         held_out = self.held_out
         if eval_dataset is not None:
-            rows = held_out_rows(eval_dataset, metric_key_prefix)
+            rows = held_out_rows(eval_dataset, self.args, metric_key_prefix)
             every = [row for own in rows.values() for row in own]
             every = prepared([], every, self.reward_model.tokenizer, self.args)[1]
             held_out = self._examples(divided(every, rows))

@@ -6,6 +6,7 @@ import logging
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,23 @@ from cohort.types import Completion, Group, Row, TrainerState, UserError
 log = logging.getLogger("cohort")
 
 
+def encoded_as(row: Row, tokenizer: Any, config: TrainingConfig) -> list[Demonstration]:
+    """A row as what is trained on, by the configuration. Raises UserError where `completion_only_loss` is true and the
+    row has no prompt."""
+    kwargs = config.chat_template_kwargs
+    if not isinstance(config, SFTConfig):
+        return encode_demonstrations(tokenizer, row, kwargs)
+    if config.completion_only_loss and not row.prompt and "input_ids" not in row.columns:
+        raise UserError(
+            f"{row.source}: it is a text without a prompt, and completion_only_loss is true: give prompt and "
+            "completion, or leave completion_only_loss out"
+        )
+    everything = config.completion_only_loss is False or (row.conversation and not config.assistant_only_loss)
+    if everything and "input_ids" not in row.columns:
+        return [each.whole() for each in encode_demonstrations(tokenizer, row, kwargs, last_only=True)]
+    return encode_demonstrations(tokenizer, row, kwargs, config.mask_history)
+
+
 class Demonstrations:
     """Prompts and completions of the dataset. A demonstration is a group of one with advantage 1."""
 
@@ -35,12 +53,10 @@ class Demonstrations:
                 f"{missing.source}: no completion; {method.name} learns from demonstrations and needs a column "
                 f"`completion` (here: {', '.join(missing.columns) or 'none'}): map it: `columns: {{completion: ...}}`"
             )
-        last_only = isinstance(config, SFTConfig) and config.mask_history
-        kwargs = config.chat_template_kwargs
         encoded = [
             (row, each)
             for row in track(rows, "tokenising", "demonstrations")
-            for each in encode_demonstrations(policy.tokenizer, row, kwargs, last_only)
+            for each in encoded_as(row, policy.tokenizer, config)
         ]
         _tell_conversations(rows, encoded)
         for row, (prompt, completion, _) in encoded:
