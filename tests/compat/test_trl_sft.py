@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import PromptTuningConfig, get_peft_model
 
 from cohort import SFTConfig, SFTTrainer, UserError
 from cohort.data.chains import build_tokenizer
@@ -38,9 +39,7 @@ def learned(trainer: SFTTrainer) -> str:
 def test_which_tokens_are_trained_on(tmp_path: Path) -> None:
     end = "<|im_end|>"
     assert learned(sft(tmp_path, CHAT)) == f"1{end}"
-    assert learned(sft(tmp_path, CHAT, assistant_only_loss=False)).endswith(
-        f"user\n0+1{end}\n<|im_start|>assistant\n1{end}"
-    )
+    assert learned(sft(tmp_path, CHAT, assistant_only_loss=False)).endswith(f"0+1{end}<|assistant|>1{end}")
     assert learned(sft(tmp_path, PAIRS)) == learned(sft(tmp_path, PAIRS, completion_only_loss=True)) == f"1{end}"
     assert learned(sft(tmp_path, PAIRS, completion_only_loss=False)) == f"+1=1{end}"  # nothing predicts the first
     assert learned(sft(tmp_path, TEXTS)) == f"+1=1{end}"
@@ -127,3 +126,12 @@ def test_what_is_too_long_is_cut_as_in_trl(tmp_path: Path) -> None:
         sft(tmp_path, [{"text": "1+2+3+4=0"}], max_length=4, truncation="drop")
     with pytest.raises(UserError, match="`truncation_mode` is 'keep_end', and is not supported"):
         sft(tmp_path, PAIRS, truncation_mode="keep_end")
+
+
+def test_adapters_of_virtual_tokens_are_refused(tmp_path: Path) -> None:
+    tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(UserError, match="PromptTuningConfig is a prompt-learning method"):
+        sft(tmp_path, PAIRS, peft_config=tuning)
+    model = get_peft_model(small_model("Llama"), tuning)
+    with pytest.raises(UserError, match="PromptTuningConfig is a prompt-learning method"):
+        SFTTrainer(model, SFTConfig(str(tmp_path), use_cpu=True), PAIRS, processing_class=build_tokenizer())

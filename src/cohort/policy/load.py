@@ -182,6 +182,16 @@ def _remote_code_hint(error: Exception) -> str:
     return ". Read that code; trust_remote_code: true (--trust-remote-code) runs it" if needed else ""
 
 
+def require_weights(peft_config: Any) -> None:
+    """Raise UserError for an adapter of virtual tokens (prompt tuning, prefix tuning, p-tuning)."""
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise UserError(
+            f"{type(peft_config).__name__} is a prompt-learning method: its virtual tokens are put in front of each "
+            "sequence by the PeftModel's forward, and batches here are packed, prompts computed once for all their "
+            "completions. Use LoraConfig, which changes weights"
+        )
+
+
 def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_type: str = "CAUSAL_LM") -> Any:
     """Add LoRA layers by peft; returns the PeftModel. With `task_type` SEQ_CLS, a classifier's head is trained in full.
     Raises UserError where no module matches, or where the adapter would be saved over its base model."""
@@ -194,6 +204,7 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_t
         )
     if peft_config is not None and not isinstance(peft_config, PeftConfig):
         raise UserError(f"peft_config is a {type(peft_config).__name__}: give a configuration of peft, LoraConfig(...)")
+    require_weights(peft_config)
     if peft_config is None:
         targets = config.lora_target
         if isinstance(targets, str):
@@ -269,6 +280,7 @@ def adapt(model: Any, config: TrainingConfig, peft_config: Any = None) -> Any:
     """Freeze the parameters that `finetuning_type` does not train. Returns the PeftModel, or None without an adapter.
     Raises UserError for a second adapter."""
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        require_weights(model.active_peft_config)
         if peft_config is not None:
             raise UserError("the model has an adapter already: leave peft_config out, or merge the adapter first")
         return model
