@@ -25,6 +25,8 @@ FORMS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("text alone", {"text": "once"}, ["sft"]),
     ("preferences", {"prompt": "q", "chosen": "a", "rejected": "b"}, ["dpo", "reward_model", PROMPT]),
     ("preferences, two conversations", {"chosen": TURNS, "rejected": OTHER}, ["dpo", "reward_model", PROMPT]),
+    ("preferences, two texts", {"chosen": "1+1=2", "rejected": "1+1=3"}, ["dpo", "reward_model", PROMPT]),
+    ("preferences, token ids", {"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, ["dpo", "reward_model"]),
     (
         "two responses",
         {"prompt": "q", "response_A": "a", "response_B": "b", "preference": "B"},

@@ -9,7 +9,7 @@ import pytest
 
 from cohort import SFTConfig, SFTTrainer
 from cohort.data.labels import step_labels
-from cohort.data.preferences import pair
+from cohort.data.preferences import pair, token_ids
 from cohort.data.rows import load_rows
 from cohort.data.templates import encode_demonstrations
 from cohort.evaluation.judging import steps_of
@@ -139,3 +139,29 @@ def test_a_text_alone_is_trained_on_whole(wanted: bool, tmp_path: Path) -> None:
 def test_a_text_beside_a_prompt_is_a_column() -> None:
     assert one({"prompt": "p", "text": "t"}).columns == {"text": "t"}
     assert one({"text": "p", "code": "c"}, prompt="text").prompt == "p"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ("The sky is blue.", "The sky is green.", ("The sky is", " blue.", " green.")),
+        ("It is better", "It is best", ("It is", " better", " best")),
+        ("yes", "no", ("", "yes", "no")),
+        ("1+1=2", "1+1=2 or so", ("1+1=2", "", " or so")),
+        ("天空是蓝色", "天空是绿色", ("天空是", "蓝色", "绿色")),
+    ],
+)
+def test_the_words_that_two_texts_begin_with_are_the_prompt(
+    chosen: str, rejected: str, expected: tuple[str, str, str]
+) -> None:
+    row = one({"chosen": chosen, "rejected": rejected})
+    assert (row.prompt, row.columns["chosen"], row.columns["rejected"]) == expected
+
+
+def test_pairs_of_token_ids() -> None:
+    row = one({"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4], "margin": 0.5})
+    assert token_ids(row) == ([1, 2], [3], [4]) and row.prompt == ""
+    assert token_ids(one({"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [2]})) == ([1], [2, 3], [2])
+    assert token_ids(one({"prompt": "p", "chosen": "a", "rejected": "b"})) is None
+    with pytest.raises(UserError, match="row 1: `chosen_ids` holds 'abc': it must be a list of token ids"):
+        one({"chosen_ids": "abc", "rejected_ids": [1]})

@@ -11,7 +11,7 @@ from typing import Any
 
 from cohort.data.dataset_info import Entry, entry_row, guess_format
 from cohort.data.files import parsed
-from cohort.data.forms import form_of
+from cohort.data.forms import TOKEN_IDS, form_of
 from cohort.data.inspect import prompt_key, row_key
 from cohort.data.labels import label, probability, sides, step_labels
 from cohort.data.messages import in_turns
@@ -105,7 +105,7 @@ def _form(record: Any, where: str, columns: dict[str, str], entry: Entry | None)
 
 def _check_row(row: Row, needs: tuple[str, ...], form: str) -> None:
     texts = [row.prompt] if isinstance(row.prompt, str) else [str(message["content"]) for message in row.prompt]
-    if form != TEXT_ALONE and not any(text.strip() for text in texts):
+    if form not in (TEXT_ALONE, TOKEN_IDS) and not any(text.strip() for text in texts):
         raise UserError(f"{row.source}: the prompt is empty")
     for name in needs:
         value = row.completion if name == "completion" else row.columns.get(name)

@@ -130,7 +130,7 @@ def _tokenised(record: Record, where: str) -> Record:
     return {**record, "prompt": "", "completion": ""}
 
 
-TWO_TEXTS = "preferences, two texts"
+TOKEN_IDS, TWO_TEXTS = "preferences, token ids", "preferences, two texts"
 _LEGACY_IDS = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
 _WORD = re.compile(r"\w", re.ASCII)
 
@@ -217,7 +217,7 @@ def _text(record: Record, where: str) -> Record:
 FORMS: dict[str, Callable[[Record, str], Record]] = {
     "two responses": _two_responses,
     "HH-RLHF": _human_assistant,
-    "preferences, token ids": _token_ids,
+    TOKEN_IDS: _token_ids,
     "preferences, two conversations": _common_prompt,
     TWO_TEXTS: _common_beginning,
     "ProcessBench": _first_error,

@@ -79,6 +79,7 @@ class Surface:
     args: TrainingConfig
     loop: Loop
     state: RunState
+    compute_metrics: Any = None
 
     log_metrics = log_metrics
     metrics_format = staticmethod(metrics_format)

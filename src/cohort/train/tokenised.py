@@ -79,3 +79,14 @@ def like(given: Any, parts: Mapping[str, Any]) -> Any:
     if isinstance(given, Mapping):
         return dict(zip(given, parts.values(), strict=True))
     return next(iter(parts.values()), None)
+
+
+def shown(
+    pairs: Sequence[Group],
+    held_out: Mapping[str, Sequence[Row]],
+    given: Any,
+    tokenizer: Any,
+    config: TrainingConfig,
+) -> tuple[Tokenised, Any]:
+    """(training pairs, held-out ones in the form of the dataset that was `given`)."""
+    return Tokenised(pairs, record_of_pair), like(given, encoded_rows(held_out, tokenizer, config))

@@ -54,11 +54,11 @@ from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, requ
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
-from cohort.train.sources.preferences import Preferences
+from cohort.train.sources.preferences import known_pairs
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
 from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called, tag
-from cohort.train.tokenised import Tokenised, encoded_rows, like, record_of_pair
+from cohort.train.tokenised import shown
 from cohort.train.usable import require_usable
 from cohort.types import UserError
 
@@ -75,8 +75,6 @@ class Trainer(Surface):
     datasets.Dataset, a list of dicts, a path or hub name. TRL's other arguments are taken too:
     docs/coming-from-trl.md. Raises UserError for what the method cannot use.
     """
-
-    compute_metrics: Any = None
 
     @noted
     def __init__(
@@ -140,7 +138,7 @@ class Trainer(Surface):
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
         self.updater = updater = Updater(self.policy, self.method, config, shared)
         facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
-        self.parts = self._parts(critics, model if isinstance(model, str) else None)
+        self.parts = self._parts(critics, model)
         self.held_out = {prefix: measure_of(rows, self.parts) for prefix, rows in held_out.items()}
         self.loop = Loop(
             Learners(self.policy, updater, critics, self.iterations, self.health, facts),
@@ -152,9 +150,8 @@ class Trainer(Surface):
             About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
             self.log,
         )
-        if isinstance(self.loop.source, Preferences) and self.loop.source.known is not None and self.rewards is None:
-            self.train_dataset = Tokenised(self.loop.source.known, record_of_pair)
-            self.eval_dataset = like(eval_dataset, encoded_rows(held_out, self.policy.tokenizer, config))
+        if self.rewards is None and (pairs := known_pairs(self.loop.source)) is not None:
+            self.train_dataset, self.eval_dataset = shown(pairs, held_out, eval_dataset, self.policy.tokenizer, config)
         self._announce()
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)
@@ -165,7 +162,7 @@ class Trainer(Surface):
         own = [*trackers(self.args), *profilers(self.args)] if ranks.is_main() else []
         return [*([gold] if gold else []), *slow, *instantiate_callbacks(given), *own]
 
-    def _parts(self, critics: list[CriticUpdater], start_name: str | None) -> Parts:
+    def _parts(self, critics: list[CriticUpdater], model: Any) -> Parts:
         return Parts(
             policy=self.policy,
             engine=self.engine,
@@ -173,7 +170,7 @@ class Trainer(Surface):
             method=self.method,
             config=self.args,
             start=self.reference,
-            start_name=start_name,
+            start_name=model if isinstance(model, str) else None,
             reference=self.online_reference,
             teacher=self.teacher,
             attachments=[critic.attach for critic in critics],

@@ -21,7 +21,7 @@ from cohort.policy.packed.pack import Part
 from cohort.rollouts.collect import has_equal_rewards
 from cohort.train.compute_metrics import ComputeMetrics, computed
 from cohort.train.sources.pair_reference import PairReference
-from cohort.train.sources.source import Batch, give_credit
+from cohort.train.sources.source import Batch, Source, give_credit
 from cohort.train.sources.starting_samples import next_groups
 from cohort.train.whole_step import scored_tokens
 from cohort.types import Completion, Group, Row, TrainerState, UserError
@@ -62,6 +62,11 @@ class Preferences:
         if self.reference.moves:
             self.reference.attach(groups)
         return Batch(groups, {})
+
+
+def known_pairs(source: Source) -> list[Group] | None:
+    """The pairs that a source has from the data; None of another source."""
+    return source.known if isinstance(source, Preferences) else None
 
 
 def encoded_pairs(rows: list[Row], policy: Policy, config: DPOConfig) -> list[Group]:
