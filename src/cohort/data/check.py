@@ -15,7 +15,7 @@ from cohort.data.forms import TOKEN_IDS, form_of
 from cohort.data.inspect import prompt_key, row_key
 from cohort.data.labels import label, probability, sides, step_labels
 from cohort.data.messages import in_turns
-from cohort.data.preferences import has_pair, pair
+from cohort.data.preferences import has_pair, pair, token_ids
 from cohort.data.rows import make_row, mapped_record, read_records
 from cohort.types import Row, Text, UserError
 
@@ -105,7 +105,7 @@ def _form(record: Any, where: str, columns: dict[str, str], entry: Entry | None)
 
 def _check_row(row: Row, needs: tuple[str, ...], form: str) -> None:
     texts = [row.prompt] if isinstance(row.prompt, str) else [str(message["content"]) for message in row.prompt]
-    if form not in (TEXT_ALONE, TOKEN_IDS) and not any(text.strip() for text in texts):
+    if form not in (TEXT_ALONE, "token ids", TOKEN_IDS) and not any(text.strip() for text in texts):
         raise UserError(f"{row.source}: the prompt is empty")
     for name in needs:
         value = row.completion if name == "completion" else row.columns.get(name)
@@ -117,7 +117,7 @@ def _odd(row: Row) -> list[str]:
     """What a row has that can be read, and is likely a mistake."""
     texts = {"completion": row.completion, "chosen": row.columns.get("chosen"), "rejected": row.columns.get("rejected")}
     odd = [f"rows with an empty {name}" for name, text in texts.items() if text is not None and _is_empty(text)]
-    if has_pair(row) and row.columns["chosen"] == row.columns["rejected"]:
+    if has_pair(row) and _alike(row):
         odd.append("rows whose chosen and rejected are the same")
     return odd
 
@@ -167,16 +167,22 @@ def _completion(row: Row) -> str | None:
 ALIKE = "chosen and rejected are the same"
 
 
+def _alike(row: Row) -> bool:
+    """Whether the sides of a pair are the same, as texts or as token ids."""
+    ids = token_ids(row)
+    return row.columns["chosen"] == row.columns["rejected"] if ids is None else ids[1] == ids[2]
+
+
 def _pair(row: Row) -> str | None:
     if not has_pair(row):
         return "no chosen and rejected"
     pair(in_turns(row))  # as a plain prompt is read where there is a chat template
-    return ALIKE if row.columns["chosen"] == row.columns["rejected"] else _prompt(row)
+    return ALIKE if _alike(row) else None if token_ids(row) else _prompt(row)
 
 
 def _reward(row: Row) -> str | None:
     if has_pair(row):
-        if row.columns["chosen"] == row.columns["rejected"]:
+        if _alike(row):
             return ALIKE
         sides(in_turns(row))
     elif row.completion is None or row.columns.get("label") is None:
