@@ -140,14 +140,24 @@ def named_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def use_template(tokenizer: Any, name: str | None) -> None:
-    """Set the named template, and its end token, on a tokenizer that has no chat template."""
+def use_template(tokenizer: Any, name: str | None, replace: bool = False) -> None:
+    """Set the named template, and its end token, on a tokenizer that has no chat template, or with `replace` on any.
+    Raises UserError for an unknown name that is needed."""
     if name is None:
         return
-    template = named_template(name)
-    if getattr(tokenizer, "chat_template", None):
-        log.info("template %s: the tokenizer's own chat template is used instead", name)
+    has_one = bool(getattr(tokenizer, "chat_template", None))
+    if has_one and not replace:
+        unknown = "" if name in TEMPLATES else f" {name!r} is no template here."
+        log.info(
+            "template %s: the tokenizer's own chat template is used instead.%s replace_chat_template: true would take "
+            "the named one",
+            name,
+            unknown,
+        )
         return
+    template = named_template(name)
+    if has_one:
+        log.info("template %s replaces the tokenizer's own chat template", name)
     tokenizer.chat_template = template.jinja()
     if template.end is None:
         return

@@ -24,7 +24,7 @@ def prepared(
     if isinstance(config, SFTConfig):
         take_template(tokenizer, config.chat_template_path, config.trust_remote_code)
         take_end(tokenizer, config.eos_token)
-    use_template(tokenizer, config.template)
+    use_template(tokenizer, config.template, config.replace_chat_template)
     both = for_template([*rows, *held_out], tokenizer, config.apply_chat_template)
     return both[: len(rows)], both[len(rows) :]
 
