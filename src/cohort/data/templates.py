@@ -174,8 +174,27 @@ def encode_demonstration(tokenizer: Any, row: Row, chat_template_kwargs: dict[st
         kinds = ["plain text" if isinstance(text, str) else "chat messages" for text in (row.prompt, row.completion)]
         raise UserError(f"{row.source}: the prompt is {kinds[0]} and its completion {kinds[1]}: make both the same")
     else:
-        completion = _behind(tokenizer, row, prompt, template_kwargs(row, chat_template_kwargs))
+        options = template_kwargs(row, chat_template_kwargs)
+        if options.get("enable_thinking") is False:
+            row = _without_thoughts(row)
+        completion = _behind(tokenizer, row, prompt, options)
     return Demonstration(prompt, [*completion, tokenizer.eos_token_id])
+
+
+def _without_thoughts(row: Row) -> Row:
+    """The row with answers that begin behind their thoughts: enable_thinking: false has closed them in the prompt."""
+    assert row.completion is not None and not isinstance(row.completion, str)
+    completion = [
+        {**turn, "content": behind_thoughts(turn["content"]).lstrip("\n")}
+        if turn.get("role") == "assistant" and isinstance(turn.get("content"), str)
+        else turn
+        for turn in row.completion
+    ]
+    if completion == row.completion:
+        return row
+    what = "enable_thinking: false leaves out the thoughts of this answer, here and in rows like it"
+    log_once(row.source, what, logging.INFO)
+    return replace(row, completion=completion)
 
 
 def _behind(tokenizer: Any, row: Row, prompt: list[int], options: dict[str, Any]) -> list[int]:
