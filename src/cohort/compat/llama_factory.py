@@ -79,13 +79,15 @@ def translate(values: dict[str, Any], where: str) -> dict[str, Any]:
             merge(values[name], ours, where)
     if "max_samples" in ours and "eval_dataset" in ours:
         ours.setdefault("eval_samples", ours["max_samples"])
-    told = ", ".join(f"{name}={value}" for name, value in defaults.items())
-    log.info("keys that %s leaves out have LLaMA-Factory's defaults: %s", where, told)
+    if told := ", ".join(f"{name}={value}" for name, value in defaults.items()):
+        log.info("keys that %s leaves out have LLaMA-Factory's defaults: %s", where, told)
     return ours
 
 
 def _defaults(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     """DEFAULTS of the keys that the file leaves out and that the run reads."""
+    if values.get("do_train") is not True and (values.get("do_eval") or values.get("do_predict")):
+        return {name: DEFAULTS[name] for name in ("cutoff_len",) if name not in values}
     unread = set()
     if values.get("save_strategy", "steps") != "steps":
         unread |= {"save_steps"}
