@@ -16,7 +16,7 @@ from cohort.compat.llama_factory import DEFAULTS, SAMPLING
 from cohort.compat.llama_factory_keys import KEYS
 from cohort.compat.trl_keys import KEYS as TRL_KEYS
 from cohort.compat.trl_keys import RENAMED
-from cohort.config import RunConfig, TrainingConfig, read_run
+from cohort.config import RunConfig, SFTConfig, TrainingConfig, read_run
 from cohort.types import UserError
 
 THEIRS: dict[str, Any] = json.loads((Path(__file__).parent / "llama_factory_defaults.json").read_text())
@@ -137,7 +137,7 @@ def test_secrets_are_not_shown(name: str, tmp_path: Path, caplog: pytest.LogCapt
 
 
 REFUSED = [
-    ({"use_dft_loss": True}, "`use_dft_loss` is True, and is not supported"),
+    ({"use_eaft_loss": True}, "`use_eaft_loss` is True, and is not supported"),
     ({"ref_model_adapters": "a"}, "`ref_model_adapters` is 'a', and is not supported"),
     ({"mixture_of_depths": "convert"}, "every layer computes every token"),
     ({"adapter_name_or_path": "a"}, "merge the adapter into its model first"),
@@ -150,6 +150,17 @@ REFUSED = [
 def test_refused_keys_say_why(values: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         run_of(tmp_path, stage="sft", **values)
+
+
+def test_losses_of_sft(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, config = run_of(tmp_path, stage="sft", use_dft_loss=True, train_on_prompt=True)
+    assert isinstance(config, SFTConfig)
+    assert (config.loss_type, config.completion_only_loss, config.assistant_only_loss) == ("dft", False, False)
+    _, config = run_of(tmp_path, stage="sft", use_dft_loss=False, train_on_prompt=False)
+    assert isinstance(config, SFTConfig)
+    assert (config.loss_type, config.completion_only_loss, config.assistant_only_loss) == ("nll", None, True)
+    run_of(tmp_path, stage="dpo", use_dft_loss=True)
+    assert "use_dft_loss=True has no effect here: only the stage sft has it" in caplog.messages
 
 
 def test_an_adapter_predicts_by_itself(tmp_path: Path) -> None:

@@ -174,6 +174,16 @@ def _history(value: Any, ours: dict[str, Any], where: str) -> None:
         log.warning("mask_history=%r has no effect here: only the stage sft has it", value)
 
 
+def _of_sft(name: str, ours_if_true: dict[str, Any]) -> Callable[[Any, dict[str, Any], str], None]:
+    def merge(value: Any, ours: dict[str, Any], where: str) -> None:
+        if value and ours["method"] != "sft":
+            log.warning("%s=%r has no effect here: only the stage sft has it", name, value)
+        elif value:
+            ours.update(ours_if_true)
+
+    return merge
+
+
 def _template_argument(name: str) -> Callable[[Any, dict[str, Any], str], None]:
     def merge(value: Any, ours: dict[str, Any], where: str) -> None:
         ours["chat_template_kwargs"] = {**(ours.get("chat_template_kwargs") or {}), name: value}
@@ -235,6 +245,8 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "preserve_thinking": _template_argument("preserve_thinking"),
     "adapter_name_or_path": _adapter,
     "mask_history": _history,
+    "train_on_prompt": _of_sft("train_on_prompt", {"completion_only_loss": False, "assistant_only_loss": False}),
+    "use_dft_loss": _of_sft("use_dft_loss", {"loss_type": "dft"}),
     "reward_model": _reward_model,
     "early_stopping_steps": _early_stopping,
     "model_revision": _revision,

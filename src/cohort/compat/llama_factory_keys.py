@@ -119,7 +119,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "preserve_thinking": Key("goes to the chat template: chat_template_kwargs"),
         "packing": Key(_PACKED, off=(True,)),
         "neat_packing": Key(_PACKED, off=(True, False)),
-        "train_on_prompt": Key("the loss is on completions", refused=True),
+        "train_on_prompt": Key("for sft: the loss is on every token"),
         "mask_history": Key("for sft: the last answer of a conversation only; false: every one"),
         "streaming": Key(_LOADED),
         "buffer_size": Key(_LOADED, off=(16384,)),
@@ -143,7 +143,9 @@ GROUPS: dict[str, dict[str, Key]] = {
         "reward_model_type": Key("a sequence classifier or its adapter, by name or path", off=("full", "lora")),
         "pref_beta": Key("`beta`: the KL term's weight, or DPO's beta"),
         "pref_loss": Key("`loss_type` of dpo: sigmoid, hinge or ipo"),
-        "pref_ftx": Key("the loss has no supervised term", off=(0, 0.0), refused=True),
+        "pref_ftx": Key(
+            "in a file of ours, loss_type: [sigmoid, sft] and loss_weights add such a term", off=(0, 0.0), refused=True
+        ),
         "dpo_label_smoothing": Key("", ours="label_smoothing"),
         "pref_bco_weight": Key("the loss has no such term", off=(0, 0.0), refused=True),
         "simpo_gamma": Key("read with pref_loss: simpo only", off=(0.5,)),
@@ -157,7 +159,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "ref_model_quantization_bit": Key(_REFERENCE, refused=True),
         "reward_model_adapters": Key("give the adapter as reward_model", refused=True),
         "reward_model_quantization_bit": Key("reward models are not quantised"),
-        "use_dft_loss": Key(_OWN_LOSS, refused=True),
+        "use_dft_loss": Key("for sft: loss_type: dft"),
         "use_asft_loss": Key(_OWN_LOSS, refused=True),
         "use_eaft_loss": Key(_OWN_LOSS, refused=True),
         "asft_alpha": Key("read with use_asft_loss only", off=(0.1,)),

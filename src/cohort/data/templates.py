@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cohort.config import SFTConfig, TrainingConfig
 from cohort.data.chat_templates import take_end, take_template, use_template
-from cohort.data.messages import in_turns
+from cohort.data.messages import in_turns, without_thoughts
 from cohort.data.rendering import render, rendered, template_kwargs
 from cohort.texts import behind_thoughts, closing_of, opened_thoughts, prompt_ending
 from cohort.types import Row, Text, UserError, joined
@@ -175,26 +175,11 @@ def encode_demonstration(tokenizer: Any, row: Row, chat_template_kwargs: dict[st
         raise UserError(f"{row.source}: the prompt is {kinds[0]} and its completion {kinds[1]}: make both the same")
     else:
         options = template_kwargs(row, chat_template_kwargs)
-        if options.get("enable_thinking") is False:
-            row = _without_thoughts(row)
+        if options.get("enable_thinking") is False and (bare := without_thoughts(row)) != row:
+            log_once(row.source, "enable_thinking: false leaves out thoughts, here and in rows like it", logging.INFO)
+            row = bare
         completion = _behind(tokenizer, row, prompt, options)
     return Demonstration(prompt, [*completion, tokenizer.eos_token_id])
-
-
-def _without_thoughts(row: Row) -> Row:
-    """The row with answers that begin behind their thoughts: enable_thinking: false has closed them in the prompt."""
-    assert row.completion is not None and not isinstance(row.completion, str)
-    completion = [
-        {**turn, "content": behind_thoughts(turn["content"]).lstrip("\n")}
-        if turn.get("role") == "assistant" and isinstance(turn.get("content"), str)
-        else turn
-        for turn in row.completion
-    ]
-    if completion == row.completion:
-        return row
-    what = "enable_thinking: false leaves out the thoughts of this answer, here and in rows like it"
-    log_once(row.source, what, logging.INFO)
-    return replace(row, completion=completion)
 
 
 def _behind(tokenizer: Any, row: Row, prompt: list[int], options: dict[str, Any]) -> list[int]:
