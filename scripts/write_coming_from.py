@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from cohort.compat import llama_factory, preference_keys, trl_keys
+from cohort.compat import llama_factory, llama_factory_keys, preference_keys, trl_keys
 from cohort.compat.keys import Key
 from cohort.compat.trl_trainer import UNSUPPORTED
 from cohort.config import DPOConfig, GRPOConfig, RewardConfig, RunConfig, SFTConfig
@@ -59,17 +59,20 @@ def trl_tables() -> str:
 
 
 def llama_factory_tables() -> str:
-    """Every key of LLaMA-Factory that is not one of TrainingArguments, group by group."""
+    """Every key of LLaMA-Factory that is not one of TrainingArguments, group by group; then its defaults."""
     lines = []
-    for group, keys in llama_factory.GROUPS.items():
+    for group, keys in llama_factory_keys.GROUPS.items():
         lines += ["", f"### {group}", "", "| key | becomes | remark |", "|---|---|---|"]
         for name, key in keys.items():
             if key.ours is not None:
                 lines.append(f"| `{name}` | `{key.ours}` | {key.text} |")
-            elif name in llama_factory.SPECIAL:
+            elif name in (*llama_factory.SPECIAL, *llama_factory.SAMPLING, "do_sample"):
                 lines.append(f"| `{name}` | part of another key | {key.text} |")
             else:
                 lines.append(f"| `{name}` | {'refused' if key.refused else 'notice'} | {key.text} |")
+    lines += ["", "### Defaults that are filled in", "", "| key | value |", "|---|---|"]
+    lines += [f"| `{name}` | `{value}` |" for name, value in llama_factory.DEFAULTS.items()]
+    lines += [f"| `{name}` (ppo, do_predict) | `{value}` |" for name, value in llama_factory.SAMPLING.items()]
     return "\n".join(lines) + "\n"
 
 

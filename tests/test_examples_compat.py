@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cohort.cli.app import app
+from cohort.config import read_run
 from helpers import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -71,14 +72,46 @@ def test_think_and_answer_with_references(
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("name", "key"), [("qwen2_5_lora_grpo", "reward"), ("llama3_freeze_sft", "loss")])
+def run_yaml(name: str, model: str, output: Path, *overrides: str) -> None:
+    """Run an example with another model, few steps and short answers."""
+    path = EXAMPLES / "llama_factory" / f"{name}.yaml"
+    changes = [f"model_name_or_path={model}", f"output_dir={output}", "bf16=false", "max_new_tokens=8", *overrides]
+    done = CliRunner().invoke(app, ["train", str(path), *changes])
+    assert done.exit_code == 0, done.output
+
+
+LLAMA_FACTORY = [
+    ("qwen2_5_lora_grpo", "reward"), ("llama3_freeze_sft", "loss"), ("qwen3_lora_sft", "loss"),
+    ("qwen3_full_sft", "loss"), ("qwen3_lora_dpo", "rewards/margins"), ("qwen3_lora_reward", "loss"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "key"), LLAMA_FACTORY, ids=[name for name, _ in LLAMA_FACTORY])
 def test_llama_factory_yaml(
     name: str, key: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.chdir(EXAMPLES.parent)
-    overrides = [f"model_name_or_path={model}", "max_steps=2", "bf16=false", f"output_dir={tmp_path / 'out'}"]
-    done = CliRunner().invoke(
-        app, ["train", str(EXAMPLES / "llama_factory" / f"{name}.yaml"), *overrides, "max_completion_length=8"]
-    )
-    assert done.exit_code == 0, done.output
+    run_yaml(name, model, tmp_path / "out", "max_steps=2")
     assert [row["step"] for row in metrics(tmp_path / "out") if key in row] == [1, 2]
+
+
+def test_llama_factory_reward_model_then_ppo(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    run_yaml("qwen3_lora_reward", model, tmp_path / "rm", "max_steps=1")
+    run_yaml("qwen3_lora_ppo", model, tmp_path / "ppo", "max_steps=2", f"reward_model={tmp_path / 'rm'}")
+    assert [row["step"] for row in metrics(tmp_path / "ppo") if "critic/loss" in row] == [1, 2]
+
+
+def test_llama_factory_sft_then_predictions(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    run_yaml("qwen3_lora_sft", model, tmp_path / "sft", "max_steps=1")
+    adapter = f"adapter_name_or_path={tmp_path / 'sft'}"
+    run_yaml("qwen3_lora_predict", model, tmp_path / "out", adapter, "max_samples=2")
+    lines = (tmp_path / "out" / "generated_predictions.jsonl").read_text("utf-8").splitlines()
+    assert [set(json.loads(line)) for line in lines] == [{"prompt", "predict", "label"}] * 4
+
+
+def test_llama_factory_four_bits_reach_the_loader() -> None:
+    _, config = read_run(EXAMPLES / "llama_factory" / "qwen3_qlora_sft.yaml")
+    quantization = config.model_init_kwargs["quantization_config"]
+    assert quantization["load_in_4bit"] and config.finetuning_type == "lora"

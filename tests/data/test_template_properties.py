@@ -49,7 +49,7 @@ JINJA = {
     "puts a thought": generic("(said if '</think>' in said else '<think>\\n\\n</think>\\n\\n' + said)"),
 }
 NAMED = ("chatml", "llama3", "qwen3", "gemma", "mistral", "default", "empty")
-LEADS = {"mistral": " ", "default": " "}
+LEADS = {"mistral": " "}
 
 
 @cache
@@ -109,8 +109,8 @@ def rendered_answer(name: str, message: Message, opened: bool) -> str:
     if name == "opens a thought" and not opened:
         content = content.split(THINK, 1)[-1].lstrip("\n") if content.lstrip().startswith(THINK) else content
     lead = "" if opened else LEADS.get(name, "")
-    if name == "puts a thought" and "</think>" not in content and not opened:
-        lead = NO_THOUGHT
+    if name in ("puts a thought", "qwen3", "deepseekr1") and "</think>" not in content and not opened:
+        lead = NO_THOUGHT if name == "puts a thought" or "<think>" not in content else lead
     calls = "<tool_call>f</tool_call>" * len(message.get("tool_calls") or [])
     return f"{lead}{content}{calls}"
 

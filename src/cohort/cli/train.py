@@ -32,16 +32,19 @@ def train(
     from cohort.cli.runs import read_run
 
     changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
+    log_console()
     run, settings = read_run(config, changes)
 
     from cohort.data.configured import check_names
 
     check_names(run, settings)
     console = log_console(bars=not settings.disable_tqdm)
-    if rank():  # rank 0 shows the run
+    if rank() or not run.do_train:  # rank 0 shows the training
         from cohort.train.run import train_from_config
 
         train_from_config(run, settings)
+        if not rank():
+            echo(f"In {settings.output_dir}: {', '.join(_results(Path(settings.output_dir)))}")
         return
 
     from cohort.report.live import LiveDisplay
@@ -76,6 +79,11 @@ def _how_to_resume(settings: TrainingConfig, command: list[str]) -> Iterator[Non
         raise typer.Exit(error.number + 128 if isinstance(error, Terminated) else 130) from None
 
 
+def _results(folder: Path) -> list[str]:
+    names = ("eval_results.json", "generated_predictions.jsonl", "predict_results.json")
+    return [name for name in names if (folder / name).exists()]
+
+
 def _verdict(folder: Path) -> list[str]:
     """What came of the run, and what to type next; nothing of a run that made no step."""
     from cohort.report.verdict import verdict
@@ -91,6 +99,6 @@ def _print_files(folder: Path, console: Console) -> None:
     records = ("metrics.jsonl", "completions.jsonl", "groups.jsonl", "rows.jsonl", "held_out.jsonl", "config.yaml")
     files = [name for name in records if (folder / name).exists()]
     console.print(f"Trained. In {folder}:", markup=False, highlight=False, soft_wrap=True)
-    for line in ("the model", ", ".join(files), ", ".join(path.name for path in plots)):
+    for line in ("the model", ", ".join([*files, *_results(folder)]), ", ".join(path.name for path in plots)):
         if line:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,10 @@ from cohort.types import UserError
 log = logging.getLogger("cohort")
 
 
+SECRET = ("token", "api_key", "secret", "webhook_url")
+"""Endings of keys whose values are not shown."""
+
+
 class Key(NamedTuple):
     """Key("batches are packed without padding", off=("auto",)) or Key("a name or a path", ours="model")"""
 
@@ -35,4 +39,5 @@ def warn_or_refuse(name: str, value: Any, key: Key, where: str = "") -> None:
         raise UserError(
             f"{prefix}`{name}` is {value!r}, and is not supported: {key.text}. Leave it out, or set {allowed}"
         )
-    log.warning("%s=%r has no effect here: %s", name, value, key.text)
+    shown = "..." if name.endswith(SECRET) else repr(value)
+    log.warning("%s=%s has no effect here: %s", name, shown, key.text)

@@ -56,6 +56,29 @@ class RunConfig(BaseModel):
         description="Names, or {name: …, weight: …, gate: …} (docs/rewards.md). For sft, and dpo on preference rows: "
         "rewards of the evaluation only.",
     )
+    do_train: bool = Field(True, description="Train.")
+    do_eval: bool = Field(
+        False, description="Evaluate the held-out rows at the end, or without training: eval_results.json."
+    )
+    do_predict: bool = Field(
+        False,
+        description="Write one completion of each held-out row, by the trained model or without training: "
+        "generated_predictions.jsonl, predict_results.json.",
+    )
+    predict_sampling: dict[str, float] = Field(
+        default_factory=dict, description="temperature, top_p, top_k and min_p of do_predict. {}: the likeliest token."
+    )
+
+    @model_validator(mode="after")
+    def _does_something(self) -> RunConfig:
+        if not (self.do_train or self.do_eval or self.do_predict):
+            raise ValueError("do_train, do_eval and do_predict are false: set one of them to true")
+        unknown = set(self.predict_sampling) - {"temperature", "top_p", "top_k", "min_p"}
+        if unknown:
+            raise ValueError(
+                f"predict_sampling has {sorted(unknown)[0]!r}: temperature, top_p, top_k and min_p are read"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

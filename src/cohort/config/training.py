@@ -107,6 +107,7 @@ class TrainingConfig(ShardingConfig, SavingConfig, Arguments):
     template: str | None = Field(
         None, description="Name of a chat template (qwen, llama3, ...), for a tokenizer without one: docs/data.md"
     )
+    replace_chat_template: bool = Field(False, description="`template` replaces the tokenizer's own chat template too.")
 
     router_aux_loss_coef: float | None = Field(
         None,

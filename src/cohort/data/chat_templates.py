@@ -1,12 +1,13 @@
 """Chat templates under LLaMA-Factory's names, for tokenizers that have no chat template.
 
-Each follows what its model family publishes: the text around a turn, and the place of the system text.
+Each writes what LLaMA-Factory writes, except where the model family publishes another text:
+docs/coming-from-llama-factory.md.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from cohort.types import UserError, did_you_mean
 log = logging.getLogger("cohort")
 
 Surround = tuple[str, str]
-"""Text before and after a turn's content."""
+"""Text before and after a turn's content; END in it is the tokenizer's end token."""
+END = "{end}"
+_EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+_WITHOUT_THOUGHT = (
+    "{% macro bare(text) %}{% if '<think>\\n' in text and '\\n</think>\\n\\n' in text %}"
+    "{{ (text.split('<think>\\n')[0] + text.split('\\n</think>\\n\\n')[-1]).lstrip('\\n') }}"
+    "{% else %}{{ text.lstrip('\\n') }}{% endif %}{% endmacro %}"
+)
+_OFF = "enable_thinking is defined and enable_thinking is false"
+_KEPT = "preserve_thinking is defined and preserve_thinking"
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,14 @@ class Template:
     """None: the system text opens the first user turn, followed by an empty line."""
     default_system: str = ""
     end: str | None = None
-    """The token that ends an answer; None: the tokenizer's end token."""
+    """The token that ends an answer; None: the tokenizer's end token; "": none is written."""
     begin: bool = False
     """Whether the conversation starts with the tokenizer's begin token."""
     space: bool = False
     """Whether an answer starts with a space that the generation prompt lacks."""
     thinking: bool = False
-    """Whether `enable_thinking: false` adds an empty thought to the generation prompt."""
+    """Whether answers have thoughts: a last answer without any gets an empty one, earlier ones lose theirs unless
+    preserve_thinking, and with enable_thinking: false the empty thought belongs to the prompt."""
 
     def jinja(self) -> str:
         """The template in Jinja, as transformers expects it."""
@@ -48,33 +59,44 @@ class Template:
         head = (
             ""
             if self.system is None
-            else f"{{% if system %}}{{{{ {_surrounded(self.system, 'system')} }}}}{{% endif %}}"
+            else "{% if system %}{{ " + f"{_text(self.system[0])} + system + {_text(self.system[1])}" + " }}{% endif %}"
         )
-        end = "eos_token|default('', true)" if self.end is None else "''"
-        no_thinking = "enable_thinking is defined and enable_thinking is false"
-        thought = f"{{% if {no_thinking} %}}{{{{ '<think>\\n\\n</think>\\n\\n' }}}}{{% endif %}}"
-        # A demonstration's answer follows the same empty thought as a sampled one.
-        last_thought = thought.replace("{% if", "{% if loop.last and", 1)
+        end = _text(END) if self.end is None else "''"  # a named end token is in the text after a turn
+        thought = f"{{% if {_OFF} %}}{{{{ {_EMPTY_THOUGHT!r} }}}}{{% endif %}}" if self.thinking else ""
         return "".join(
             [
+                _WITHOUT_THOUGHT if self.thinking else "",
                 system.replace("SYSTEM", repr(self.default_system)),
                 begin,
                 head,
                 "{% for turn in turns %}{% if turn['role'] == 'user' %}",
-                f"{{{{ {self.user[0]!r} + {lead} + turn['content'] + {self.user[1]!r} }}}}",
+                f"{{{{ {_text(self.user[0])} + {lead} + turn['content'] + {_text(self.user[1])} }}}}",
                 "{% elif turn['role'] == 'assistant' %}",
-                f"{{{{ {self.assistant[0] + ' ' * self.space!r} }}}}" + (last_thought if self.thinking else ""),
-                f"{{{{ turn['content'] + {end} + {self.assistant[1]!r} }}}}",
+                f"{{{{ {_text(self.assistant[0] + ' ' * self.space)} }}}}",
+                self._answer(),
+                f"{{{{ {end} + {_text(self.assistant[1])} }}}}",
                 "{% else %}{{ raise_exception('this template has no role ' + turn['role']) }}",
                 "{% endif %}{% endfor %}{% if add_generation_prompt %}",
-                f"{{{{ {self.assistant[0]!r} }}}}" + (thought if self.thinking else ""),
+                f"{{{{ {_text(self.assistant[0])} }}}}" + thought,
                 "{% endif %}",
             ]
         )
 
+    def _answer(self) -> str:
+        """An answer's text, with its thought or an empty one."""
+        if not self.thinking:
+            return "{{ turn['content'] }}"
+        return (
+            "{% set answer = turn['content'] %}"
+            f"{{% if ({_OFF}) or not (loop.last or ({_KEPT})) %}}{{% set answer = bare(answer) %}}{{% endif %}}"
+            "{% if loop.last and '<think>' not in answer and '</think>' not in answer %}"
+            f"{{{{ {_EMPTY_THOUGHT!r} }}}}{{% endif %}}{{{{ answer }}}}"
+        )
 
-def _surrounded(parts: Surround, content: str) -> str:
-    return f"{parts[0]!r} + {content} + {parts[1]!r}"
+
+def _text(literal: str) -> str:
+    """Literal text as a Jinja expression."""
+    return " + eos_token|default('', true) + ".join(repr(part) for part in literal.split(END))
 
 
 def _im_turn(name: str) -> Surround:
@@ -98,18 +120,18 @@ _GEMMA = Template(
 )
 _DEEPSEEK3 = Template(("<｜User｜>", ""), ("<｜Assistant｜>", ""), ("", ""), begin=True)
 TEMPLATES: dict[str, Template] = {
-    "default": Template(("Human: ", "\n"), ("Assistant:", "\n"), ("System: ", "\n"), space=True),
-    "empty": Template(("", ""), ("", ""), ("", "")),
+    "default": Template(("Human: ", f"{END}\n"), ("Assistant:", "\n"), ("System: ", f"{END}\n")),
+    "empty": Template(("", ""), ("", ""), ("", ""), end=""),
     "alpaca": Template(
         ("### Instruction:\n", "\n\n"),
         ("### Response:\n", "\n\n"),
-        ("", "\n\n"),
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+        ("", ""),
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
     ),
     "chatml": _chatml(),
     "deepseek": Template(("User: ", "\n\n"), ("Assistant:", ""), ("", "\n\n"), begin=True, space=True),
     "deepseek3": _DEEPSEEK3,
-    "deepseekr1": _DEEPSEEK3,
+    "deepseekr1": replace(_DEEPSEEK3, thinking=True),
     "gemma": _GEMMA,
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
@@ -126,9 +148,16 @@ TEMPLATES: dict[str, Template] = {
     "qwen": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     "qwen3": _chatml(thinking=True),
     "qwen3_nothink": _chatml(),
-    "vicuna": Template(("USER: ", " "), ("ASSISTANT:", ""), ("", " "), space=True),
+    "vicuna": Template(
+        ("USER: ", " "),
+        ("ASSISTANT:", ""),
+        ("", " "),
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions.",
+        space=True,
+    ),
     "yi": _chatml(),
-    "zephyr": Template(("<|user|>\n", "</s>\n"), ("<|assistant|>\n", "\n"), ("<|system|>\n", "</s>\n")),
+    "zephyr": Template(("<|user|>\n", f"{END}\n"), ("<|assistant|>\n", "\n"), ("<|system|>\n", f"{END}\n")),
 }
 
 
@@ -140,16 +169,26 @@ def named_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def use_template(tokenizer: Any, name: str | None) -> None:
-    """Set the named template, and its end token, on a tokenizer that has no chat template."""
+def use_template(tokenizer: Any, name: str | None, instead: bool = False) -> None:
+    """Set the named template, and its end token, on a tokenizer that has no chat template, or `instead` of the one it
+    has. Raises UserError for an unknown name that is needed."""
     if name is None:
         return
-    template = named_template(name)
-    if getattr(tokenizer, "chat_template", None):
-        log.info("template %s: the tokenizer's own chat template is used instead", name)
+    has_one = bool(getattr(tokenizer, "chat_template", None))
+    if has_one and not instead:
+        unknown = "" if name in TEMPLATES else f" {name!r} is no template here."
+        log.info(
+            "template %s: the tokenizer's own chat template is used instead.%s replace_chat_template: true would take "
+            "the named one",
+            name,
+            unknown,
+        )
         return
+    template = named_template(name)
+    if has_one:
+        log.info("template %s replaces the tokenizer's own chat template", name)
     tokenizer.chat_template = template.jinja()
-    if template.end is None:
+    if not template.end:
         return
     if template.end in tokenizer.get_vocab():
         tokenizer.eos_token = template.end

@@ -19,13 +19,15 @@ log = logging.getLogger("cohort")
 
 
 def check_names(run: RunConfig, config: TrainingConfig) -> None:
-    """Raise UserError for missing data sets and unknown templates, before anything slow is imported."""
+    """Raise UserError for missing data sets and unknown templates that are needed, before anything slow is imported."""
     for names in (run.dataset, run.eval_dataset):
         if names is not None and run.dataset_dir is not None:
             find_entries(names, run.dataset_dir)
         elif names is not None:
             check_source(names)
-    if config.template is not None:
+    if config.replace_chat_template and config.template is None:
+        raise UserError("replace_chat_template needs the name of a template: set template")
+    if config.replace_chat_template and config.template is not None:
         named_template(config.template)
 
 

@@ -137,7 +137,7 @@ def _entry(name: str, values: Any, path: Path) -> Entry:
             raise UserError(f"{where}: unknown {kind} {unknown!r}{did_you_mean(unknown, allowed)}")
     unsupported = next((key for key in UNSUPPORTED_COLUMNS if key in columns), None)
     if unsupported is not None:
-        raise UserError(f"{where}: column {unsupported!r} is not supported; prompts are text: leave it out")
+        raise UserError(f"{where}: column {unsupported!r} is not supported; {_why(unsupported)}: leave it out")
     formatting = values.get("formatting", "alpaca")
     if formatting not in FORMATS:
         raise UserError(f"{where}: formatting {formatting!r} is not one of {', '.join(FORMATS)}")
@@ -153,6 +153,11 @@ def _entry(name: str, values: Any, path: Path) -> Entry:
         values.get("num_samples"),
         bool(values.get("ranking")),
     )
+
+
+def _why(column: str) -> str:
+    reasons = {"tools": "tools are not called in these rows", "kto_tag": "there is no stage kto"}
+    return reasons.get(column, "prompts are text")
 
 
 def entry_rows(entry: Entry, *, max_samples: int | None, system_prompt: str | None, seed: int) -> list[Row]:
@@ -200,7 +205,7 @@ def _with_system(row: Row, system_prompt: str | None) -> Row:
 
 def _alpaca(record: dict[str, Any], entry: Entry, where: str) -> Row:
     """A row with one user turn of instruction and input. The output is the completion and stays a column."""
-    names = {**COLUMNS, **entry.columns}
+    names = _names(entry)
     for ours in entry.columns:
         if names[ours] not in record:
             raise UserError(f"{where}: no column {names[ours]!r} ({entry.name}'s {ours}); it has {', '.join(record)}")
@@ -225,19 +230,30 @@ def _alpaca(record: dict[str, Any], entry: Entry, where: str) -> Row:
     return Row(messages, completion, _columns(record, entry, names, where), where, conversation=True)
 
 
+def _names(entry: Entry, messages: str = COLUMNS["messages"]) -> dict[str, str]:
+    """LLaMA-Factory's name of a column -> the data's. An entry that names some columns has no input, history or system
+    text in others."""
+    unread = dict.fromkeys(("query", "history", "system"), "") if entry.columns else {}
+    return {**COLUMNS, "messages": messages, **unread, **entry.columns}
+
+
 def _sharegpt(record: dict[str, Any], entry: Entry, where: str, formatting: str) -> Row:
     """A row from a conversation; its last turn is the completion if it is the assistant's."""
-    names = {**COLUMNS, **({"messages": "messages"} if formatting == "openai" else {}), **entry.columns}
+    names = _names(entry, "messages" if formatting == "openai" else COLUMNS["messages"])
     tags = {**(OPENAI_TAGS if formatting == "openai" else TAGS), **entry.tags}
     turns = record.get(names["messages"])
     if not isinstance(turns, list) or not turns:
         raise UserError(f"{where}: {names['messages']!r} is no list of turns; the row has {', '.join(record)}")
-    messages = _system(record.get(names["system"]))
-    messages += [_turn(turn, tags, where, i) for i, turn in enumerate(turns, 1)]
-    if len(messages) > 1 and messages[0]["role"] == messages[1]["role"] == "system":
-        del messages[1]  # the column replaces the conversation's system turn
+    messages = [_turn(turn, tags, where, i) for i, turn in enumerate(turns, 1)]
+    if messages[0]["role"] != "system":  # the conversation's own system turn comes before the column
+        messages = [*_system(record.get(names["system"])), *messages]
+    if entry.ranking and messages[-1]["role"] == "assistant":
+        raise UserError(
+            f"{where}: the conversation of this pair ends with an answer; it must end with the question that "
+            f"{names['chosen']!r} and {names['rejected']!r} answer"
+        )
     completion = [messages.pop()] if messages[-1]["role"] == "assistant" else None
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
+    if not messages or messages[-1]["role"] != "user":
         raise UserError(f"{where}: the conversation has no question before its answer")
     columns = _columns(record, entry, names, where, tags)
     if completion is not None and "answer" not in columns and "output" not in columns:
@@ -249,13 +265,12 @@ def _turn(turn: Any, tags: dict[str, str], where: str, i: int) -> Message:
     role, content = tags["role_tag"], tags["content_tag"]
     if not isinstance(turn, dict) or role not in turn or content not in turn:
         raise UserError(f"{where}: turn {i} is {str(turn)[:80]}; each needs {role!r} and {content!r}")
-    roles = {
-        tags["user_tag"]: "user",
-        tags["assistant_tag"]: "assistant",
-        tags["function_tag"]: "assistant",
-        tags["observation_tag"]: "tool",
-        tags["system_tag"]: "system",
-    }
+    if turn[role] in (tags["function_tag"], tags["observation_tag"], "tool") or turn.get("tool_calls"):
+        raise UserError(
+            f"{where}: turn {i} ({turn[role]}) calls a tool or is its result, which is not read here: leave such rows "
+            "out, or write them with `messages` and `tool_calls` as TRL has them, in a configuration with `method`"
+        )
+    roles = {tags["user_tag"]: "user", tags["assistant_tag"]: "assistant", tags["system_tag"]: "system"}
     if turn[role] not in roles:
         raise UserError(
             f"{where}: turn {i} has the role {turn[role]!r}, and the roles are {', '.join(roles)}: name it in `tags`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from cohort.texts import behind_thoughts
 from cohort.types import Message, Row, Text, UserError
 
 
@@ -74,3 +75,15 @@ def turns(prompt: str, system_prompt: str) -> list[Message]:
     """A plain prompt as a conversation, without a system turn if `system_prompt` is empty."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": prompt}]
+
+
+def without_thoughts(row: Row) -> Row:
+    """The row with answers that begin behind their thoughts: enable_thinking: false has closed them in the prompt."""
+    assert row.completion is not None and not isinstance(row.completion, str)
+    completion = [
+        {**turn, "content": behind_thoughts(turn["content"]).lstrip("\n")}
+        if turn.get("role") == "assistant" and isinstance(turn.get("content"), str)
+        else turn
+        for turn in row.completion
+    ]
+    return replace(row, completion=completion)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cohort.config import SFTConfig, TrainingConfig
 from cohort.data.chat_templates import take_end, take_template, use_template
-from cohort.data.messages import in_turns
+from cohort.data.messages import in_turns, without_thoughts
 from cohort.data.rendering import render, rendered, template_kwargs
 from cohort.texts import behind_thoughts, closing_of, opened_thoughts, prompt_ending
 from cohort.types import Row, Text, UserError, joined
@@ -24,7 +24,7 @@ def prepared(
     if isinstance(config, SFTConfig):
         take_template(tokenizer, config.chat_template_path, config.trust_remote_code)
         take_end(tokenizer, config.eos_token)
-    use_template(tokenizer, config.template)
+    use_template(tokenizer, config.template, config.replace_chat_template)
     both = for_template([*rows, *held_out], tokenizer, config.apply_chat_template)
     return both[: len(rows)], both[len(rows) :]
 
@@ -174,7 +174,11 @@ def encode_demonstration(tokenizer: Any, row: Row, chat_template_kwargs: dict[st
         kinds = ["plain text" if isinstance(text, str) else "chat messages" for text in (row.prompt, row.completion)]
         raise UserError(f"{row.source}: the prompt is {kinds[0]} and its completion {kinds[1]}: make both the same")
     else:
-        completion = _behind(tokenizer, row, prompt, template_kwargs(row, chat_template_kwargs))
+        options = template_kwargs(row, chat_template_kwargs)
+        if options.get("enable_thinking") is False and (bare := without_thoughts(row)) != row:
+            log_once(row.source, "enable_thinking: false leaves out thoughts, here and in rows like it", logging.INFO)
+            row = bare
+        completion = _behind(tokenizer, row, prompt, options)
     return Demonstration(prompt, [*completion, tokenizer.eos_token_id])
 
 

@@ -19,13 +19,13 @@ from cohort.types import Row, TrainerState
 class LoadedModel:
     """A model, or an adapter with its base model, and the local engine that samples it.
 
-    `template` names a chat template for a tokenizer that has none.
+    `template` names a chat template for a tokenizer that has none, or with `replace` for any.
     """
 
-    def __init__(self, name: str, config: TrainingConfig, template: str | None = None):
+    def __init__(self, name: str, config: TrainingConfig, template: str | None = None, replace: bool = False):
         self.config = config
         self.policy = make_policy(name, None, config, trained=False)
-        use_template(self.policy.tokenizer, template)
+        use_template(self.policy.tokenizer, template, replace)
         self.engine = local_engine(self.policy, config.max_rows)
 
     @property
