@@ -112,6 +112,10 @@ def test_the_parser_names_what_it_does_not_know(tmp_path: Path) -> None:
         TrlParser(SFTConfig).parse_args_and_config(["--config", str(file)])
     *_, rest = TrlParser(SFTConfig).parse_args_and_config(["--config", str(file)], return_remaining_strings=True)
     assert rest == ["--learning_rat", "1"]
+    _, of_file, rest = TrlParser(SFTConfig).parse_args_and_config(
+        ["--config", str(file), "--odd"], return_remaining_strings=True, separate_remaining_strings=True
+    )
+    assert (of_file, rest) == (["--learning_rat", "1"], ["--odd"])
     for text, message in (("[1]", "no mapping"), ("env: 3", "`env` is '3'"), ("a: [", "while parsing")):
         file.write_text(text)
         with pytest.raises(UserError, match=message):

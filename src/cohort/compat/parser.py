@@ -81,9 +81,11 @@ class TrlParser(HfArgumentParser):
         args: Iterable[str] | None = None,
         return_remaining_strings: bool = False,
         fail_with_unknown_args: bool = True,
+        separate_remaining_strings: bool = False,
     ) -> tuple[Any, ...]:
         """As `parse_args_into_dataclasses`; `--config FILE` names a YAML file whose values are the defaults, and whose
-        `env` sets environment variables. Raises UserError for a key of the file that nothing has."""
+        `env` sets environment variables. `separate_remaining_strings`: what was not understood of the file and of the
+        arguments comes apart. Raises UserError for a key of the file that nothing has."""
         args = list(sys.argv[1:] if args is None else args)
         unknown: list[str] = []
         if "--config" in args:
@@ -96,7 +98,10 @@ class TrlParser(HfArgumentParser):
                 raise UserError(f"{args[i + 1]}: unknown keys {' '.join(unknown[::2])}{hint}")
             del args[i : i + 2]
         parsed = self.parse_args_into_dataclasses(args, return_remaining_strings)
-        return (*parsed[:-1], [*unknown, *parsed[-1]]) if return_remaining_strings else parsed
+        if not return_remaining_strings:
+            return parsed
+        *made, rest = parsed
+        return (*made, unknown, rest) if separate_remaining_strings else (*made, [*unknown, *rest])
 
     def set_defaults_with_config(self, **values: Any) -> list[str]:
         """Take the values as defaults; returns what no argument has as ["--name", "value", ...]."""

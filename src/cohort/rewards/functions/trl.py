@@ -47,7 +47,7 @@ def accuracy_reward(
     completions: Sequence[Text], solution: Sequence[Any], log_extra: LogExtra | None = None, **_: Any
 ) -> list[float | None]:
     r"""1 if math-verify finds the completion's answer equal to the row's solution, else 0; None where it cannot read
-    the solution. An answer is LaTeX in a box or after words such as "the final answer is"; `accuracy` takes others too."""
+    the solution. An answer is LaTeX in a box or after words such as "the final answer is"; `accuracy` takes others."""
     rows = zip(completions, solution, strict=True)
     return _logged([_of_row(content(completion), right) for completion, right in rows], solution, log_extra)
 
