@@ -17,7 +17,7 @@ from cohort.compat.trl_keys import KEYS, RENAMED
 from cohort.types import UserError, did_you_mean
 
 SHARED = {"trust_remote_code"}
-"""Flags that a dataclass and a configuration both get."""
+"""Flags of configurations that dataclasses get too."""
 
 
 def _is_config(dtype: Any) -> bool:
@@ -115,7 +115,11 @@ class TrlParser(HfArgumentParser):
         """An instance: a dataclass with every value, a configuration with those that were given and are no
         dataclass's."""
         if not _is_config(dtype):
-            return dtype(**{name: values[name] for name in dtype.__dataclass_fields__ if name in values})
+            fields = dtype.__dataclass_fields__
+            made = dtype(**{name: values[name] for name in fields if name in values and fields[name].init})
+            for name in SHARED & fields.keys() & given:
+                setattr(made, name, values[name])
+            return made
         taken = {name for each in self.dataclass_types if not _is_config(each) for name in each.__dataclass_fields__}
         names = ({*dtype.model_fields, *KEYS, *RENAMED} & given) - (taken - SHARED)
         return dtype(**{name: values[name] for name in names if name in values})

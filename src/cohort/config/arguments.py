@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, PrivateAttr
 
+from cohort.compat.script_arguments import ModelConfig
 from cohort.compat.trl_keys import KEYS, RENAMED
 from cohort.config.loading import plain
 from cohort.config.problems import unknown_key
@@ -20,8 +23,44 @@ from cohort.types import UserError
 from cohort.world import rank, world_size
 
 
+class NotGiven:
+    """What a command-line parser for dataclasses passes for a flag that is not given; it prints as the default."""
+
+    def __init__(self, default: Any):
+        self.default = default
+
+    def __repr__(self) -> str:
+        return repr(self.default)
+
+
+@cache
+def _fields_of(kind: type[BaseModel]) -> dict[str, Any]:
+    fields = []
+    for name, info in kind.model_fields.items():
+        unset = NotGiven(info.get_default(call_default_factory=True))
+        # transformers' parser does not take the default of a list from `default`, but what is here is argparse's.
+        flag = {"help": (info.description or "").replace("%", "%%"), "default": unset}
+        fields.append((name, Any, dataclasses.field(default=unset, metadata=flag)))
+    made = dataclasses.make_dataclass(kind.__name__, fields)
+    return {field.name: field for field in dataclasses.fields(made)}
+
+
+class _Fields:
+    """The fields as a dataclass has them: of an instance all, for dataclasses.asdict and replace; of the class, from
+    which HfArgumentParser makes flags, those that ModelConfig has no flag for."""
+
+    def __get__(self, instance: Any, owner: type[BaseModel]) -> dict[str, Any]:
+        fields = _fields_of(owner)
+        if instance is not None:
+            return fields
+        others = {field.name for field in dataclasses.fields(ModelConfig) if field.init}
+        return {name: field for name, field in fields.items() if name not in others}
+
+
 class Arguments(BaseModel):
     """Attributes can be set, with the checks of construction; keys without effect here can be read and set too."""
+
+    __dataclass_fields__ = _Fields()
 
     _accepted: dict[str, Any] = PrivateAttr(default_factory=dict)
     """Values of keys of TRL and transformers that have no effect here."""
