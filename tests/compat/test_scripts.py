@@ -59,6 +59,15 @@ def test_what_callbacks_and_integrations_read(tmp_path: Path) -> None:
     assert args.device.type == "cpu" and args.n_gpu == 0 and args.should_save and args.should_log
     assert args.get_warmup_steps(10) == 3 and args.run_name is None and args.logging_strategy == "steps"
     assert args.accelerator_config.dispatch_batches is False and not hasattr(args, "no_such_key")
+    assert args.parallel_mode.value == "not_parallel" and args.evaluation_strategy == args.eval_strategy == "no"
+    assert (args.do_train, args.fp16, args.remove_unused_columns, args.gradient_checkpointing_kwargs) == (
+        False, False, False, None,
+    )  # fmt: skip
+    assert args == SFTConfig(
+        str(tmp_path), per_device_train_batch_size=3, warmup_ratio=0.25, use_cpu=True, hub_token="secret-1"
+    )
+    args.accelerator_config.dispatch_batches = True
+    assert args.accelerator_config.dispatch_batches is True and not SFTConfig().accelerator_config.dispatch_batches
     values = args.to_dict()
     assert values["learning_rate"] == args.learning_rate and "s-1" not in args.to_json_string()
     assert all(isinstance(value, bool | int | float | str) for value in args.to_sanitized_dict().values())

@@ -62,7 +62,9 @@ class Arguments(BaseModel):
 
     __dataclass_fields__ = _Fields()
 
-    _accepted: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _accepted: dict[str, Any] = PrivateAttr(
+        default_factory=lambda: {"accelerator_config": default_of("accelerator_config")}  # scripts set its attributes
+    )
     """Values of keys of TRL and transformers that have no effect here."""
 
     if TYPE_CHECKING:
@@ -87,7 +89,9 @@ class Arguments(BaseModel):
 
     def __getattr__(self, name: str) -> Any:
         if name in KEYS:
-            return self._accepted.setdefault(name, default_of(name))
+            return self._accepted.get(name, default_of(name))
+        if RENAMED.get(name) in type(self).model_fields:
+            return getattr(self, RENAMED[name])
         return super().__getattr__(name)  # type: ignore[misc]  # pydantic has it, and hides it from type checkers
 
     def _accept(self, values: dict[str, Any]) -> None:
@@ -136,6 +140,12 @@ class Arguments(BaseModel):
         return rank()
 
     @property
+    def parallel_mode(self) -> Any:
+        """transformers' ParallelMode: whether there are several ranks."""
+        modes = import_module("transformers.training_args").ParallelMode
+        return modes.DISTRIBUTED if world_size() > 1 else modes.NOT_PARALLEL
+
+    @property
     def should_log(self) -> bool:
         return rank() == 0
 
@@ -167,8 +177,22 @@ class Arguments(BaseModel):
         yield
 
 
+_FALSE = (
+    "fp16 bf16_full_eval fp16_full_eval torch_compile use_liger_kernel use_cache auto_find_batch_size "
+    "logging_first_step prediction_loss_only eval_use_gather_object batch_eval_metrics save_on_each_node "
+    "enable_jit_checkpoint hub_always_push ignore_data_skip restore_callback_states_from_checkpoint full_determinism "
+    "dataloader_drop_last dataloader_persistent_workers remove_unused_columns do_train do_eval do_predict use_vllm "
+    "vllm_enable_sleep_mode cast_lm_head_to_fp32 log_unique_prompts use_transformers_continuous_batching "
+    "use_transformers_paged"
+)
+FLAGS = frozenset(_FALSE.split())
+"""Keys without effect here that are false where they are not given."""
+
+
 def default_of(name: str) -> Any:
-    """The value that a key without effect here has where it is not given: the one that turns it off."""
+    """The value that a key without effect here has where it is not given: TRL's and transformers' default."""
     if name == "accelerator_config":
         return SimpleNamespace(split_batches=False, dispatch_batches=False, even_batches=True)
-    return KEYS[name].off[0] if KEYS[name].off else None
+    if name in FLAGS:
+        return False
+    return KEYS[name].off[0] if KEYS[name].off and not name.endswith("checkpointing_kwargs") else None
