@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, PrivateAttr
 
@@ -54,7 +54,14 @@ class _Fields:
         if instance is not None:
             return fields
         others = {field.name for field in dataclasses.fields(ModelConfig) if field.init}
-        return {name: field for name, field in fields.items() if name not in others}
+        kinds = {name: info.annotation for name, info in owner.model_fields.items()}
+        return {name: each for name, each in fields.items() if name not in others and _of_one_type(kinds[name])}
+
+
+def _of_one_type(annotation: Any) -> bool:
+    """Whether transformers' parser takes the type: of unions, those with None or a text."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return str in parts or not parts or (len(parts) == 2 and type(None) in parts)
 
 
 class Arguments(BaseModel):
