@@ -72,6 +72,41 @@ def test_think_and_answer_with_references(
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "no"}
+PROBLEM = {"prompt": "1+1=", "solution": "2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "key", "flags"),
+    [
+        ("sft", {"prompt": "1+1=", "completion": "2"}, "loss", "--use_peft"),
+        ("dpo", PAIR, "rewards/margins", "--beta 0.2"),
+        ("reward", PAIR, "loss", "--max_length 64"),
+        ("grpo", PROBLEM, "reward", "--reward_funcs accuracy think_format --num_generations 2 --beta 0"),
+        ("rloo", PROBLEM, "reward", "--reward_funcs accuracy overlong --num_generations 2 --beta 0.05"),
+    ],
+)
+def test_a_script_of_each_trainer_with_a_parser_a_callback_and_a_tracker(
+    name: str, row: Any, key: str, flags: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:  # fmt: skip
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    (tmp_path / "run.yaml").write_text(
+        f"model_name_or_path: {model}\noutput_dir: {tmp_path / 'out'}\nper_device_train_batch_size: 2\n"
+        "learning_rate: 1e-3\nreport_to: tensorboard\neval_strategy: steps\neval_steps: 1\n"
+        "use_cpu: true\nmax_steps: 5\n"
+    )
+    limit = ["--max_completion_length", "8"] if "reward_funcs" in flags else []
+    arguments = ["--dataset_name", str(tmp_path), "--config", str(tmp_path / "run.yaml"), "--max_steps=2", *limit]
+    monkeypatch.setattr(sys, "argv", [name, *arguments, *flags.split()])
+    runpy.run_path(str(EXAMPLES / "trl" / f"{name}.py"), run_name="__main__")
+    out = tmp_path / "out"
+    assert [each["step"] for each in metrics(out) if key in each] == [1, 2]
+    assert f"step 2 of 2: {key} " in capsys.readouterr().out
+    assert list((out / "runs").glob("*tfevents*")) and (out / "eval_results.json").is_file()
+    assert (out / ("adapter_model.safetensors" if name == "sft" else "model.safetensors")).is_file()
+
+
 def run_yaml(name: str, model: str, output: Path, *overrides: str) -> None:
     """Run an example with another model, few steps and short answers."""
     path = EXAMPLES / "llama_factory" / f"{name}.yaml"

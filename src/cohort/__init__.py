@@ -11,13 +11,8 @@ from cohort.types import printable
 
 if TYPE_CHECKING:
     from cohort.compat.parser import TrlParser
-    from cohort.compat.scripts import (
-        ModelConfig,
-        ScriptArguments,
-        get_kbit_device_map,
-        get_peft_config,
-        get_quantization_config,
-    )
+    from cohort.compat.script_arguments import ModelConfig, ScriptArguments
+    from cohort.compat.scripts import get_kbit_device_map, get_peft_config, get_quantization_config
     from cohort.config import (
         BaselineConfig,
         DistillConfig,
@@ -75,10 +70,8 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys([name for name in __all__ if name.endswith("Config")], "cohort.config"),
     **dict.fromkeys([name for name in __all__ if name.endswith("Trainer")], "cohort.train.trainers"),
-    **dict.fromkeys(
-        ["ModelConfig", "ScriptArguments", "get_kbit_device_map", "get_peft_config", "get_quantization_config"],
-        "cohort.compat.scripts",
-    ),
+    **dict.fromkeys(["ModelConfig", "ScriptArguments"], "cohort.compat.script_arguments"),
+    **dict.fromkeys([name for name in __all__ if name.startswith("get_")], "cohort.compat.scripts"),
     "TrlParser": "cohort.compat.parser",
     "RewardTrainer": "cohort.train.reward_models.trainer",
     "Trainer": "cohort.train.trainer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import pickle
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 import cohort
 from cohort import (
@@ -27,6 +28,7 @@ from cohort import (
     get_peft_config,
     get_quantization_config,
 )
+from cohort.config import METHOD_CONFIGS, REWARD_CONFIGS
 from cohort.data.chains import build_tokenizer
 from helpers import small_model
 
@@ -57,6 +59,15 @@ def test_what_callbacks_and_integrations_read(tmp_path: Path) -> None:
     assert args.device.type == "cpu" and args.n_gpu == 0 and args.should_save and args.should_log
     assert args.get_warmup_steps(10) == 3 and args.run_name is None and args.logging_strategy == "steps"
     assert args.accelerator_config.dispatch_batches is False and not hasattr(args, "no_such_key")
+    assert args.parallel_mode.value == "not_parallel" and args.evaluation_strategy == args.eval_strategy == "no"
+    assert (args.do_train, args.fp16, args.remove_unused_columns, args.gradient_checkpointing_kwargs) == (
+        False, False, False, None,
+    )  # fmt: skip
+    assert args == SFTConfig(
+        str(tmp_path), per_device_train_batch_size=3, warmup_ratio=0.25, use_cpu=True, hub_token="secret-1"
+    )
+    args.accelerator_config.dispatch_batches = True
+    assert args.accelerator_config.dispatch_batches is True and not SFTConfig().accelerator_config.dispatch_batches
     values = args.to_dict()
     assert values["learning_rate"] == args.learning_rate and "s-1" not in args.to_json_string()
     assert all(isinstance(value, bool | int | float | str) for value in args.to_sanitized_dict().values())
@@ -101,6 +112,33 @@ def test_the_parser_gives_each_type_its_own(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("COHORT_TEST_ENV")
 
 
+def test_transformers_own_parser_takes_configurations(capsys: Any) -> None:
+    parser = HfArgumentParser((ScriptArguments, GRPOConfig, ModelConfig, Own))  # type: ignore[arg-type]
+    flags = "--output_dir out --learning_rate 1e-5 --bf16 --report_to none --max-steps 3 --loss_type dapo --stop a b"
+    script, args, model, own = parser.parse_args_into_dataclasses([*flags.split(), "--use_peft", "--epsilon_high", "1"])
+    assert isinstance(script, ScriptArguments) and model.use_peft and own == Own()
+    assert (args.learning_rate, args.bf16, args.max_steps, args.loss_type) == (1e-5, True, 3, "dapo")
+    assert args.stop == ["a", "b"] and args.report_to == [] and args.epsilon_high == 1.0
+    assert args.model_fields_set == {
+        "output_dir", "learning_rate", "bf16", "report_to", "max_steps", "loss_type", "stop", "epsilon_high"
+    }  # fmt: skip
+    (parsed,) = HfArgumentParser(SFTConfig).parse_dict({"learning_rate": 0.5})  # type: ignore[arg-type]
+    assert parsed == SFTConfig(learning_rate=0.5)
+    with pytest.raises(SystemExit):
+        parser.parse_args_into_dataclasses(["--help"])
+    assert "section 4.2 (default: 1e-06)" in " ".join(capsys.readouterr().out.split())
+    assert TrlParser((GRPOConfig, ModelConfig)).parse_args_and_config(["--trust_remote_code"])[1].trust_remote_code
+
+
+@pytest.mark.parametrize("kind", [*METHOD_CONFIGS.values(), *REWARD_CONFIGS.values()])
+def test_configurations_are_used_as_dataclasses(kind: Any) -> None:
+    HfArgumentParser(kind)
+    args = kind(learning_rate=0.5)
+    assert dataclasses.asdict(args)["learning_rate"] == 0.5
+    changed = dataclasses.replace(args, seed=7)
+    assert (changed.learning_rate, changed.seed, changed.lora_rank) == (0.5, 7, 8) and type(changed) is kind
+
+
 def test_the_parser_names_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown arguments --learning_rat 1: did you mean '--learning_rate'"):
         TrlParser(SFTConfig).parse_args_into_dataclasses(["--learning_rat", "1"])
@@ -112,6 +150,10 @@ def test_the_parser_names_what_it_does_not_know(tmp_path: Path) -> None:
         TrlParser(SFTConfig).parse_args_and_config(["--config", str(file)])
     *_, rest = TrlParser(SFTConfig).parse_args_and_config(["--config", str(file)], return_remaining_strings=True)
     assert rest == ["--learning_rat", "1"]
+    _, of_file, rest = TrlParser(SFTConfig).parse_args_and_config(
+        ["--config", str(file), "--odd"], return_remaining_strings=True, separate_remaining_strings=True
+    )
+    assert (of_file, rest) == (["--learning_rat", "1"], ["--odd"])
     for text, message in (("[1]", "no mapping"), ("env: 3", "`env` is '3'"), ("a: [", "while parsing")):
         file.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -17,7 +17,7 @@ from cohort.compat.trl_keys import KEYS, RENAMED
 from cohort.types import UserError, did_you_mean
 
 SHARED = {"trust_remote_code"}
-"""Flags that a dataclass and a configuration both get."""
+"""Flags of configurations that dataclasses get too."""
 
 
 def _is_config(dtype: Any) -> bool:
@@ -81,9 +81,11 @@ class TrlParser(HfArgumentParser):
         args: Iterable[str] | None = None,
         return_remaining_strings: bool = False,
         fail_with_unknown_args: bool = True,
+        separate_remaining_strings: bool = False,
     ) -> tuple[Any, ...]:
         """As `parse_args_into_dataclasses`; `--config FILE` names a YAML file whose values are the defaults, and whose
-        `env` sets environment variables. Raises UserError for a key of the file that nothing has."""
+        `env` sets environment variables. `separate_remaining_strings`: what was not understood of the file and of the
+        arguments comes apart. Raises UserError for a key of the file that nothing has."""
         args = list(sys.argv[1:] if args is None else args)
         unknown: list[str] = []
         if "--config" in args:
@@ -96,7 +98,10 @@ class TrlParser(HfArgumentParser):
                 raise UserError(f"{args[i + 1]}: unknown keys {' '.join(unknown[::2])}{hint}")
             del args[i : i + 2]
         parsed = self.parse_args_into_dataclasses(args, return_remaining_strings)
-        return (*parsed[:-1], [*unknown, *parsed[-1]]) if return_remaining_strings else parsed
+        if not return_remaining_strings:
+            return parsed
+        *made, rest = parsed
+        return (*made, unknown, rest) if separate_remaining_strings else (*made, [*unknown, *rest])
 
     def set_defaults_with_config(self, **values: Any) -> list[str]:
         """Take the values as defaults; returns what no argument has as ["--name", "value", ...]."""
@@ -110,7 +115,11 @@ class TrlParser(HfArgumentParser):
         """An instance: a dataclass with every value, a configuration with those that were given and are no
         dataclass's."""
         if not _is_config(dtype):
-            return dtype(**{name: values[name] for name in dtype.__dataclass_fields__ if name in values})
+            fields = dtype.__dataclass_fields__
+            made = dtype(**{name: values[name] for name in fields if name in values and fields[name].init})
+            for name in SHARED & fields.keys() & given:
+                setattr(made, name, values[name])
+            return made
         taken = {name for each in self.dataclass_types if not _is_config(each) for name in each.__dataclass_fields__}
         names = ({*dtype.model_fields, *KEYS, *RENAMED} & given) - (taken - SHARED)
         return dtype(**{name: values[name] for name in names if name in values})

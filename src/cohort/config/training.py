@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_serializer, field
 
 from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
-from cohort.config.arguments import Arguments
+from cohort.config.arguments import Arguments, NotGiven
 from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, as_meant, explain, nested_keys
 from cohort.config.saving import SavingConfig
@@ -204,7 +204,8 @@ class TrainingConfig(ShardingConfig, SavingConfig, Arguments):
 
     def __init__(self, output_dir: str | None = None, /, **values: Any):
         """Keys of TRL and transformers are accepted too: docs/coming-from-trl.md. Raises InvalidConfig."""
-        settings = values if output_dir is None else {"output_dir": output_dir, **values}
+        settings = {key: value for key, value in values.items() if not isinstance(value, NotGiven)}
+        settings = settings if output_dir is None else {"output_dir": output_dir, **settings}
         try:
             super().__init__(**coming_from_trl.translate(settings, type(self).model_fields))
             self._accept(settings)

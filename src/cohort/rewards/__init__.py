@@ -37,6 +37,14 @@ from cohort.rewards.functions.text import (
     too_short,
     too_short_penalty,
 )
+from cohort.rewards.functions.trl import (
+    accuracy_reward,
+    get_cosine_scaled_reward,
+    get_repetition_penalty_reward,
+    get_soft_overlong_punishment,
+    reasoning_accuracy_reward,
+    think_format_reward,
+)
 from cohort.rewards.resolve import resolve, reward
 
 __all__ = [
@@ -46,14 +54,19 @@ __all__ = [
     "Rewards",
     "Scores",
     "accuracy",
+    "accuracy_reward",
     "choice",
     "choice_accuracy",
     "correctness",
     "facts",
     "format_reward",
+    "get_cosine_scaled_reward",
+    "get_repetition_penalty_reward",
+    "get_soft_overlong_punishment",
     "keyword_reward",
     "overlong",
     "overlong_penalty",
+    "reasoning_accuracy_reward",
     "reasoning_gym",
     "reasoning_keywords",
     "reasoning_length",
@@ -64,6 +77,7 @@ __all__ = [
     "soft_format",
     "strict_format",
     "tag_presence",
+    "think_format_reward",
     "too_short",
     "too_short_penalty",
     "unit_tests",

@@ -1,6 +1,6 @@
 """The worker process that judges untrusted answers: JSON requests on stdin, JSON replies on stdout.
 
-It is started by its path with two arguments: the kind of judge ("math" or "gym") and the time limit in seconds.
+It is started by its path with two arguments: the kind of judge ("math", "gym" or "trl") and the time limit in seconds.
 """
 
 from __future__ import annotations
@@ -155,7 +155,36 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-JUDGES = {"math": math_judge, "gym": gym_judge}
+def trl_judge() -> Callable[..., Any]:
+    """Judge [completion, solution] as trl.rewards does: (score or None, the solution as read, the answer as read)."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    # Only a box, or LaTeX that is said to be the answer, is read.
+    latex = LatexExtractionConfig(
+        normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
+    )
+
+    def judge(completion: str, solution: str) -> tuple[float | None, str, str]:
+        gold = parse(solution, parsing_timeout=None)
+        if not gold:
+            return None, "[unparseable]", "[skipped]"
+        answer = parse(completion, extraction_config=[latex], extraction_mode="first_match", parsing_timeout=None)
+        score = float(verify(gold, answer, timeout_seconds=None))
+        return score, _shown(gold), _shown(answer) if answer else "[unparseable]"
+
+    return judge
+
+
+def _shown(value: Any) -> str:
+    """The text of what was read, for the record."""
+    try:
+        return str(value)[:1000]
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "[too long to print]"
+
+
+JUDGES = {"math": math_judge, "gym": gym_judge, "trl": trl_judge}
 
 
 def main(kind: str, seconds: float) -> None:

@@ -43,11 +43,14 @@ class TensorBoard:
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self._writer.close()
+        self._writer = None
 
     def _write(self, values: dict[str, Any], step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
+        if self._writer is None:  # evaluate() before or after train()
+            self._writer = self._writer_class(str(self.folder))
         scalars = [
             Summary.Value(tag=name, simple_value=float(value))
             for name, value in values.items()
