@@ -6,6 +6,7 @@ import math
 
 from pydantic import Field, field_validator, model_validator
 
+from cohort.config.engines import EngineConfig
 from cohort.config.refit import RefitConfig
 from cohort.config.training import TrainingConfig
 
@@ -28,6 +29,11 @@ class SampledConfig(TrainingConfig):
         0.0, ge=0, le=1, description="Drop tokens whose probability is below this fraction of the most likely token's."
     )
     stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
+    engine: EngineConfig = Field(
+        EngineConfig(),
+        description="What samples. local: this process; {ray: {workers: 2}}: processes of a Ray cluster; "
+        "{vllm: {url: ...}}: a vLLM server. docs/scaling.md",
+    )
     reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
     reward_clip: tuple[float, float] | None = Field(
         (-5.0, 5.0),

@@ -33,6 +33,7 @@ from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.engine import Engine
+from cohort.rollouts.following import following
 from cohort.train import sharded
 from cohort.train.callbacks import RunState
 from cohort.train.critic import CriticUpdater
@@ -130,7 +131,7 @@ class Trainer(Surface):
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
         self.rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, config)
         held_out = divided(eval_rows, held_out)
-        self.engine = sharded.engine_of(engine, self.policy, config.max_rows)
+        self.engine = sharded.engine_of(engine, self.policy, config)
         self.state = RunState()
         self.prepared = False
         critics = self._critics()
@@ -168,7 +169,7 @@ class Trainer(Surface):
     def _parts(self, critics: list[CriticUpdater], start_name: str | None) -> Parts:
         return Parts(
             policy=self.policy,
-            engine=self.engine,
+            engine=following(self.engine, self.policy),
             rewards=self.rewards,
             method=self.method,
             config=self.args,
@@ -226,6 +227,8 @@ class Trainer(Surface):
 
     def _train(self, resume_from_checkpoint: bool | str | None) -> None:
         config = self.args
+        if hasattr(self.engine, "check"):
+            self.engine.check()
         self._try_rewards()
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(config.output_dir)
