@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cohort.config.engines import RayEngineConfig
 from cohort.policy.model import Policy
 from cohort.policy.text import texts_of
 from cohort.rollouts.engine import Engine, LocalEngine
@@ -18,13 +19,26 @@ from cohort.rollouts.sampling import Sampling
 from cohort.types import Completion
 from helpers import ENDS, largest_difference, prompts_of, seeds, small_policy
 
+
+def ray_pool(policy: Policy) -> Engine:
+    pytest.importorskip("ray", reason="needs ray: make test-ray")
+    from cohort.rollouts.ray_pool import RayPool
+
+    return RayPool(policy, RayEngineConfig(workers=2), 256)
+
+
 ENGINES: dict[str, Callable[[Policy], Engine]] = {
     "local": LocalEngine,
     "rows": RowEngine,
+    "ray": ray_pool,
 }
+SLOW = ("ray",)
 
 
-@pytest.fixture(params=[pytest.param(name, id=name) for name in ENGINES], scope="module")
+@pytest.fixture(
+    params=[pytest.param(name, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ENGINES],
+    scope="module",
+)
 def both(request: pytest.FixtureRequest) -> Iterator[tuple[Policy, Engine]]:
     policy = small_policy()
     engine: Any = ENGINES[request.param](policy)

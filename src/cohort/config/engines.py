@@ -29,8 +29,8 @@ class RayEngineConfig(BaseModel):
     timeout: float = Field(
         600,
         gt=0,
-        description="Seconds for which a worker may sample one prompt. One that takes longer is replaced, and its "
-        "prompt is asked again.",
+        description="Seconds in which a worker must answer a request, which has some prompts of a batch. One that "
+        "takes longer is replaced, and its prompts are asked again.",
     )
     max_failures: int = Field(
         10, ge=1, description="The run stops where so many workers in a row end without an answer."

@@ -14,4 +14,8 @@ def configured_engine(policy: Policy, config: TrainingConfig) -> Engine:
     chosen = config.engine if isinstance(config, SampledConfig) else EngineConfig()
     if chosen.is_local:
         return local_engine(policy, config.max_rows)
+    if chosen.ray is not None:
+        from cohort.rollouts.ray_pool import RayPool
+
+        return RayPool(policy, chosen.ray, config.max_rows)
     raise UserError("engine: vllm is not available in this version: use local")
