@@ -116,3 +116,8 @@ def test_an_engine_is_written_as_it_is_read() -> None:
         again = config.model_dump(mode="json")["engine"]
         assert again == written or again.keys() == written.keys()
         assert GRPOConfig(engine=again).engine == config.engine
+
+
+def test_rewards_run_beside_an_engine_outside_this_process() -> None:
+    assert GRPOConfig(engine="ray").overlap_rewards and not GRPOConfig().overlap_rewards
+    assert not GRPOConfig(engine="ray", overlap_rewards=False).overlap_rewards

@@ -56,6 +56,7 @@ from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, wi
 from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import Preferences
+from cohort.train.sources.samples_ahead import SamplesAhead
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
 from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called, tag
@@ -143,9 +144,11 @@ class Trainer(Surface):
         facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
         self.parts = self._parts(critics, model if isinstance(model, str) else None)
         self.held_out = {prefix: measure_of(rows, self.parts) for prefix, rows in held_out.items()}
+        source = SOURCES[self.method.source](self.parts, self.rows)
+        ahead = source if isinstance(source, SamplesAhead) else None
         self.loop = Loop(
-            Learners(self.policy, updater, critics, self.iterations, self.health, facts),
-            SOURCES[self.method.source](self.parts, self.rows),
+            Learners(self.policy, updater, critics, self.iterations, self.health, facts, ahead),
+            source,
             config,
             self.state,
             self._callbacks(callbacks or ()),
