@@ -105,9 +105,14 @@ def test_an_error_of_sampling_is_raised_and_the_pool_goes_on(both: tuple[Policy,
 def test_workers_that_always_fail_end_the_run(both: tuple[Policy, RayPool]) -> None:
     policy, pool = both
     pool.follow(policy, policy.version)
-    pool.config = RayEngineConfig(workers=2, timeout=0.001, max_failures=2)
+    pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS))
+    while any(member.started is not None for member in pool.members):
+        pool._keep_members()
+    pool.config = RayEngineConfig(workers=2, timeout=2, max_failures=2)
+    for member in list(pool.members):
+        os.kill(pool.ray.get(member.actor.pid.remote()), signal.SIGSTOP)
     with pytest.raises(EngineError, match="2 workers in a row ended without an answer"):
-        pool.generate(PROMPTS, 4, Sampling(max_tokens=100), seeds(PROMPTS))
+        pool.generate(PROMPTS, 4, SAMPLING, seeds(PROMPTS))
     pool.config = RayEngineConfig(workers=2, timeout=60)
 
 

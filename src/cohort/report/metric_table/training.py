@@ -177,12 +177,7 @@ SAMPLES = Section(
             "below about 0.1",
             "Raise the limit; check that the model ends its turn (chat template, end token).",
         ),
-        Metric(
-            "seconds/generate",
-            "Time of sampling; with `staleness` above 0 beside training.",
-            "s",
-            "most of the step",
-        ),
+        Metric("seconds/generate", "Time of sampling.", "s", "most of the step"),
         Metric(
             "seconds/wait",
             "With `staleness` above 0: time for which training waited for a batch.",
