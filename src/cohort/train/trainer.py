@@ -12,12 +12,9 @@ from transformers import TrainingArguments
 from cohort.compat.trl_trainer import instantiate_callbacks, of_training_arguments, read_trl_arguments
 from cohort.config import (
     DistillConfig,
-    OnlineConfig,
     PPOConfig,
     SampledConfig,
     TrainingConfig,
-    differences_from_paper,
-    easily_misread,
 )
 from cohort.data.configured import require_held_out
 from cohort.data.held_out import divided, held_out_rows, training_rows
@@ -35,6 +32,7 @@ from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.engine import Engine
 from cohort.rollouts.following import following
 from cohort.train import sharded
+from cohort.train.announce import announce
 from cohort.train.callbacks import RunState
 from cohort.train.critic import CriticUpdater
 from cohort.train.facts import compare, facts_of_run
@@ -51,7 +49,7 @@ from cohort.train.output.group_record import About
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, noted, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
-from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, require_agreement
+from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
@@ -159,7 +157,7 @@ class Trainer(Surface):
         if isinstance(self.loop.source, Preferences) and self.loop.source.known is not None and self.rewards is None:
             self.train_dataset = Tokenised(self.loop.source.known, record_of_pair)
             self.eval_dataset = like(eval_dataset, encoded_rows(held_out, self.policy.tokenizer, config))
-        self._announce()
+        announce(self.policy, config)
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)
 
@@ -185,22 +183,6 @@ class Trainer(Surface):
             health=self.health,
             compute_metrics=self.compute_metrics,
         )
-
-    def _announce(self) -> None:
-        """Log the fast paths, what a step samples, and where the settings are not the paper's."""
-        config = self.args
-        log.info("fast paths: %s", self.policy.paths.summary())
-        if isinstance(config, OnlineConfig):
-            G, P = config.num_generations, config.prompts_per_step
-            # A batch that is no whole number of groups differs from what was asked for: a warning.
-            level = logging.INFO if config.batch_size == P * G else logging.WARNING
-            log.log(level, "each step: %d prompts x %d completions = %d completions%s", P, G, P * G, of_ranks())
-        elif ranks.count() > 1:
-            log.info("each step: %d sequences%s", config.batch_size, of_ranks())
-        for difference in differences_from_paper(config):
-            log.info("differs from the paper: %s", difference)
-        for line in easily_misread(config):
-            log.warning(line)
 
     def _critics(self) -> list[CriticUpdater]:
         """The critic's updater, where the row has a critic."""
