@@ -80,6 +80,8 @@ class RayPool:
         self.weights: Weights | None = None
         self.failures, self.lost = 0, 0
         self.lock = RLock()
+        # Ray itself stays until the program ends: another pool may use it.
+        weakref.finalize(self, _end, self.ray, self.members).atexit = False
 
     def check(self) -> None:
         with self.lock:
@@ -107,7 +109,6 @@ class RayPool:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = "Ray could not be started" if config.address is None else f"no Ray cluster at {config.address}"
                 raise EngineError(f"engine: ray: {where}: {error}") from error
-            weakref.finalize(self, ray.shutdown)
         paths = self.policy.paths if config.gpus or self.policy.device.type == "cpu" else None
         self.base = ray.put((model.getvalue(), self.policy.tokenizer, paths, self.policy.bf16, self.max_rows))
         log.info("engine: ray: %d workers, %g CPU cores and %g GPUs each", self.wanted, config.cpus, config.gpus)
@@ -267,8 +268,10 @@ class RayPool:
                 self._remove(member)
             for _ in range(self.wanted - len(self.members)):
                 config = self.config
-                options = {"num_cpus": config.cpus, "num_gpus": config.gpus, "max_restarts": 0, "max_task_retries": 0}
-                actor = self.ray.remote(**options)(Worker).remote(self.base)
+                # On this machine cores are shared: another trainer of the program may still hold its workers.
+                cpus = 0 if config.address is None else config.cpus
+                options = {"num_cpus": cpus, "num_gpus": config.gpus, "max_restarts": 0, "max_task_retries": 0}
+                actor = self.ray.remote(**options)(Worker).remote(self.base, config.cpus)
                 self.members.append(Member(actor, actor.started.remote()))
 
     def _wait_for_start(self, deadline: float) -> None:
@@ -292,6 +295,12 @@ class RayPool:
         with self.lock:
             for member in list(self.members):
                 self._remove(member)
+
+
+def _end(ray: Any, members: list[Member]) -> None:
+    if ray.is_initialized():
+        for member in members:
+            ray.kill(member.actor)
 
 
 class _Present:

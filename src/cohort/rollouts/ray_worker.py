@@ -19,7 +19,8 @@ from cohort.types import Completion
 class Worker:
     """A copy of the policy and its local engine."""
 
-    def __init__(self, base: tuple[bytes, Any, Any, bool, int]):
+    def __init__(self, base: tuple[bytes, Any, Any, bool, int], cpus: float):
+        torch.set_num_threads(max(1, int(cpus)))
         model, tokenizer, paths, bf16, max_rows = base
         # Ray hides from a worker the GPUs that it was not given.
         device = "cuda" if torch.cuda.is_available() else "cpu"
