@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-small test test-slow torture check browser bench clean
+.PHONY: setup demo demo-small test test-slow test-ray torture check browser bench clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,11 @@ test: check browser
 
 test-slow: setup browser
 	$(BIN)/python -m pytest -m slow
+
+# Ray's workers: real processes, which are killed and stopped.
+test-ray: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m slow tests/rollouts/test_ray_pool.py tests/rollouts/test_engine_contract.py
 
 # Kills runs of every kind at random instants and file operations, and one and all of two ranks: ten minutes.
 torture: setup

@@ -15,14 +15,17 @@ from pydantic.fields import FieldInfo
 from cohort.config import (
     METHOD_CONFIGS,
     REWARD_CONFIGS,
+    EngineConfig,
     GRPOConfig,
     OnlineConfig,
+    RayEngineConfig,
     RefitConfig,
     RewardModelConfig,
     RunConfig,
     SampledConfig,
     ShardingConfig,
     TrainingConfig,
+    VLLMEngineConfig,
 )
 
 HEAD = """# Configuration
@@ -92,6 +95,9 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
         RefitConfig,
         "Keys of the mapping `reward_model_refit`: a reward model that continues to learn from the policy's samples.",
     ),
+    (EngineConfig, "Keys of the mapping `engine`, one of them; `engine: local` is the engine of this process."),
+    (RayEngineConfig, "Keys of the mapping `engine: {ray: ...}`: processes of a Ray cluster sample."),
+    (VLLMEngineConfig, "Keys of the mapping `engine: {vllm: ...}`: a vLLM server samples."),
     (RewardModelConfig, "Keys of reward models, in addition to TrainingConfig's."),
 )
 KINDS: dict[str, type[TrainingConfig]] = {**METHOD_CONFIGS, **REWARD_CONFIGS}
@@ -179,6 +185,9 @@ NAMES = {
     bool: "`true`, `false`",
     dict: "mapping",
     RefitConfig: "mapping",
+    EngineConfig: "`local`, mapping",
+    RayEngineConfig: "mapping",
+    VLLMEngineConfig: "mapping",
     type(None): "`null`",
 }
 PLURALS = {str: "texts", float: "numbers", int: "whole numbers", dict: "mappings"}
@@ -188,6 +197,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
+    value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return f"`{value if isinstance(value, str) and value.isprintable() else json.dumps(value)}`"
 
 

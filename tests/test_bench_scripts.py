@@ -131,3 +131,18 @@ def test_the_goal_is_reached_between_two_measurements(script: Any) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCH.glob("*.py")))
 def test_a_script_imports(script: Any, name: str) -> None:
     script(name)
+
+
+def test_a_simulated_pool_answers_every_prompt_once(script: Any) -> None:
+    simulate = script("simulate")
+    pool = simulate.Pool(8, steps=8, tokens=100)
+    in_turn, ahead = (simulate.simulate(simulate.replace(pool, staleness=k)) for k in (0, 1))
+    # In turn with training a step takes both; ahead, the longer of them and the first batch.
+    sampling = in_turn.seconds - pool.train
+    assert in_turn.waiting == pytest.approx(sampling / in_turn.seconds)
+    assert ahead.seconds == pytest.approx(max(sampling, pool.train), rel=0.25)
+    assert [outcome.staleness for outcome in (in_turn, ahead)] == [0, 7 / 8]
+    failing = simulate.simulate(simulate.replace(pool, failures=60.0))
+    assert failing.repeated > 0 and failing.answered == in_turn.answered == 8 * 8 * 16
+    assert failing.seconds > in_turn.seconds
+    assert simulate.simulate(simulate.replace(pool, slow=0.5)).seconds > in_turn.seconds

@@ -91,7 +91,7 @@ class GRPOConfig(OnlineConfig):
     vllm_importance_sampling_correction: bool = Field(
         False,
         description="Weight tokens by policy / sampler, within bounds: for samples of another engine or of older "
-        "weights.",
+        "weights. Where it is not set, it is true with staleness above 0.",
     )
     vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         Field(
@@ -130,6 +130,9 @@ class GRPOConfig(OnlineConfig):
                 f"num_generations is {self.num_generations}: a completion is judged against its siblings, "
                 "so a group needs at least 2; 8 is common"
             )
+        correction = "vllm_importance_sampling_correction"
+        if self.staleness and correction not in (*self.model_fields_set, *self.unused):
+            self.vllm_importance_sampling_correction = True
         refuse_without_effect(self)
         refuse_lost_advantages(self)
         if self.dynamic_sampling and self.num_generations < 2:

@@ -24,6 +24,7 @@ HOMES = {
     "DPOConfig": "dpo",
     "DistillConfig": "distill",
     "DSM": "sampled",
+    "EngineConfig": "engines",
     "GRPOConfig": "grpo",
     "GreedyBaselineConfig": "variants",
     "GRPOProcessConfig": "variants",
@@ -36,6 +37,7 @@ HOMES = {
     "ProcessRewardConfig": "reward_models",
     "RFTConfig": "rft",
     "RLOOConfig": "variants",
+    "RayEngineConfig": "engines",
     "RefitConfig": "refit",
     "ReinforceConfig": "variants",
     "RewardConfig": "reward_models",
@@ -44,6 +46,7 @@ HOMES = {
     "ShardingConfig": "sharding",
     "SampledConfig": "sampled",
     "TrainingConfig": "training",
+    "VLLMEngineConfig": "engines",
     "differences_from_paper": "grpo",
     "easily_misread": "grpo",
 }

@@ -69,7 +69,7 @@ def nested_keys(kind: type[BaseModel]) -> list[str]:
     return [
         f"{name}.{key}"
         for name, field in kind.model_fields.items()
-        for part in get_args(field.annotation)
+        for part in (field.annotation, *get_args(field.annotation))
         if isinstance(part, type) and issubclass(part, BaseModel)
         for key in part.model_fields
     ]

@@ -6,6 +6,7 @@ import math
 
 from pydantic import Field, field_validator, model_validator
 
+from cohort.config.engines import EngineConfig
 from cohort.config.refit import RefitConfig
 from cohort.config.training import TrainingConfig
 
@@ -28,6 +29,11 @@ class SampledConfig(TrainingConfig):
         0.0, ge=0, le=1, description="Drop tokens whose probability is below this fraction of the most likely token's."
     )
     stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
+    engine: EngineConfig = Field(
+        EngineConfig(),
+        description="What samples. local: this process; {ray: {workers: 2}}: processes of a Ray cluster; "
+        "{vllm: {url: ...}}: a vLLM server. docs/scaling.md",
+    )
     reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
     reward_clip: tuple[float, float] | None = Field(
         (-5.0, 5.0),
@@ -37,7 +43,7 @@ class SampledConfig(TrainingConfig):
         False,
         description="Score each group when its last completion has ended, in a thread that runs while other groups are "
         "sampled, instead of all groups after sampling. For rewards that wait: a judge, programs, pools. Functions are "
-        "called with whole groups.",
+        "called with whole groups. Where it is not set, it is true with an engine outside this process.",
     )
     reward_preflight: bool = Field(
         True, description="Try the rewards on right, wrong, empty and truncated answers before training."
@@ -50,6 +56,13 @@ class SampledConfig(TrainingConfig):
             raise ValueError(f"{list(value)} is not an interval: give [lowest, highest], or null")
         return value
 
+    @model_validator(mode="after")
+    def _free_process(self) -> SampledConfig:
+        # While others sample, this process has nothing else to do.
+        if not self.engine.is_local and "overlap_rewards" not in self.model_fields_set:
+            self.overlap_rewards = True
+        return self
+
     @property
     def learns_from_rewards(self) -> bool:
         return True
@@ -61,6 +74,14 @@ class OnlineConfig(SampledConfig):
 
     learning_rate: float = Field(1e-6, ge=0, description=DSM)
     per_device_train_batch_size: int = Field(1024, ge=1, description=f"Completions. {DSM}")
+    staleness: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Batches sampled ahead: batch i is sampled and rewarded beside training, with the weights that "
+        "batch i - staleness begins with. 0: in turn with training. Above 0 it needs an engine outside this process: "
+        "docs/scaling.md",
+    )
     mask_truncated_completions: bool = Field(False, description="Completions that hit the length limit have no loss.")
     entropy_coef: float = Field(
         0.0, ge=0, description="Weight of the bonus for the policy's entropy, its mean over the step's tokens."
@@ -132,6 +153,15 @@ class OnlineConfig(SampledConfig):
         """The token budget where one update takes the whole sampled batch and no activations are recomputed."""
         one_update = self.batch_uses[0] == 1 and not self.replaces_equal_groups
         return self.token_budget if one_update and not self.gradient_checkpointing else 0
+
+    @model_validator(mode="after")
+    def _ahead(self) -> OnlineConfig:
+        if self.staleness and self.reward_model_refit is not None:
+            raise ValueError(
+                f"staleness is {self.staleness} and reward_model_refit is set: batches would be rewarded while the "
+                "reward model changes. Use staleness: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _entropy(self) -> OnlineConfig:

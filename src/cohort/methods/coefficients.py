@@ -124,6 +124,7 @@ def clip_only(tokens: TokenBatch, config: GRPOConfig) -> Objective:
         weights = sampler_weights(old, tokens.sampler_logprobs, mode, *bounds, tokens.lengths)
         advantages = advantages if loss_type.corrects_sampler else advantages * weights
         logged["sampling/importance_sampling_ratio/mean"] = weights
+        logged["sampling/mismatch_kl"] = tokens.sampler_logprobs - old
     level = LEVELS[config.importance_sampling_level](tokens.lengths)
     surrogate = loss_type.surrogate(
         Tokens(tokens.logprobs, old, advantages, level, tokens.lengths, tokens.selected, weights), config

@@ -27,6 +27,9 @@ from cohort.rollouts.engine import Engine, sampled_together
 from cohort.rollouts.sampling import Sampling
 from cohort.types import Completion, Group, NotFinite, Row, Steps, TrainerState
 
+ONE_AT_A_TIME = Lock()
+"""Held while rewards are called: batches that are sampled ahead are rewarded beside training, and evaluations."""
+
 
 def training_sampling(config: SampledConfig, eos_ids: list[int]) -> Sampling:
     """The configuration's settings for sampling in training."""
@@ -48,13 +51,14 @@ def score(prompts: list[Prompt], sampled: list[list[Completion]], rewards: Rewar
     names = list(dict.fromkeys(name for row in rows for name in row.columns))
     columns: dict[str, list[Any]] = {name: [row.columns.get(name) for row in rows] for name in names}
     try:
-        return rewards(
-            prompts=[row.prompt for row in rows],
-            completions=[as_completion(row.prompt, c.text) for row, c in zip(rows, flat, strict=True)],
-            completion_ids=[completion.ids.tolist() for completion in flat],
-            columns=columns,
-            trainer_state=state,
-        )
+        with ONE_AT_A_TIME:
+            return rewards(
+                prompts=[row.prompt for row in rows],
+                completions=[as_completion(row.prompt, c.text) for row, c in zip(rows, flat, strict=True)],
+                completion_ids=[completion.ids.tolist() for completion in flat],
+                columns=columns,
+                trainer_state=state,
+            )
     except RewardFunctionError as error:
         error.row = None if error.place is None else rows[error.place].number
         raise

@@ -15,13 +15,22 @@ from cohort.policy.model import Policy
 from cohort.rollouts.decoding import Decoding
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
+from cohort.types import UserError
 
 if TYPE_CHECKING:
     from cohort.policy.sharded import ShardedPolicy
 
 
+class EngineError(UserError):
+    """An engine outside this process cannot be reached, or does not do what it is asked for."""
+
+
 class Engine(Protocol):
-    """Samples completions. `Trainer(engine=...)` takes any object with this method."""
+    """Samples completions. `Trainer(engine=...)` takes any object with `generate`; one without `follow` samples the
+    policy of this process as it is, and one without `check` is taken to be ready.
+
+    An engine that can sample beside training has a third method, `present() -> Engine`: the engine of the weights that
+    it followed last, also after it follows others. `staleness` needs it."""
 
     def generate(
         self,
@@ -40,6 +49,18 @@ class Engine(Protocol):
         `on_tokens` and `on_group` may be called as tokens and groups are done; `on_group` must be where the run sets
         overlap_rewards. `keep_tokens`: the most tokens whose activations may be returned; an engine need not return
         any."""
+        ...
+
+    def follow(self, policy: Policy, version: int) -> None:
+        """Sample the weights that the policy has now, from the next call of `generate` on; its completions have this
+        `version`, the number of updates. Called before the first sample, also of a resumed run, and before the first
+        one after the weights have changed, in the thread that trains. Of several ranks each makes the call, with its
+        copy of the weights. Raises EngineError where the weights do not arrive."""
+        ...
+
+    def check(self) -> None:
+        """Raise EngineError, with the name of what cannot be reached, where the engine cannot sample. Called when
+        training begins."""
         ...
 
 
@@ -87,6 +108,12 @@ class LocalEngine:
             model.train(was_training)
         return generation
 
+    def follow(self, policy: Policy, version: int) -> None:
+        """Nothing to send: it samples the policy itself."""
+
+    def check(self) -> None:
+        """It is always ready."""
+
 
 class ShardedEngine:
     """Samples a policy whose weights are divided among ranks, by an engine of its `whole`. Its calls are made within
@@ -107,6 +134,13 @@ class ShardedEngine:
     ) -> Generation:
         # The layers that train are not those that sample: activations cannot be used again.
         return self.engine.generate(prompts, n, sampling, seeds, on_tokens, on_group)
+
+    def follow(self, policy: Policy, version: int) -> None:
+        """Nothing to send: the weights are gathered for each call."""
+
+    def check(self) -> None:
+        if hasattr(self.engine, "check"):
+            self.engine.check()
 
 
 def sampled_together(engine: Engine) -> AbstractContextManager[object]:

@@ -112,6 +112,12 @@ class RowEngine:
         finally:
             model.train(was_training)
 
+    def follow(self, policy: Policy, version: int) -> None:
+        """Nothing to send: it samples the policy itself."""
+
+    def check(self) -> None:
+        """It is always ready."""
+
     def _group(self, prompt: Tensor, n: int, sampling: Sampling, streamer: _Streamer | None) -> list[Completion]:
         group: list[Completion] = []
         while len(group) < n:

@@ -44,7 +44,7 @@ FUTURE = {
     "load_best_model_at_end", "push_to_hub",
     "hub_model_id", "hub_private_repo", "eval_strategy", "eval_steps", "eval_on_start",
     "num_generations_eval", "eval_temperature", "early_stopping_patience", "overlap_rewards",
-    "reward_preflight", "stop_on_overoptimization",
+    "reward_preflight", "engine", "stop_on_overoptimization",
 }  # fmt: skip
 """Settings that change only what comes: a change is told. A change of any other is refused."""
 

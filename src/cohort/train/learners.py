@@ -16,6 +16,7 @@ from cohort.train.iterations.iterations import Iterations
 from cohort.train.monitors.health import Health
 from cohort.train.output import checkpoint
 from cohort.train.output.checkpoint import Companion, Progress, Saved
+from cohort.train.output.sampled import Sampled
 from cohort.train.ranks import require_same_batch
 from cohort.types import UserError
 
@@ -35,6 +36,14 @@ class StepUpdater(Protocol):
         ...
 
 
+class Ahead(Protocol):
+    """A source that has batches before their turn."""
+
+    def finished_ahead(self) -> dict[int, Sampled]: ...
+
+    def restore(self, batches: dict[int, Sampled]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Learners:
     """What a run trains, and what is in its checkpoints."""
@@ -50,6 +59,8 @@ class Learners:
     """Says when the run does not learn."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the run was made with (train/facts.py)."""
+    ahead: Ahead | None = None
+    """The source, where it samples ahead."""
 
     def load(self, path: Path, config: TrainingConfig) -> Progress:
         """Take everything from a checkpoint; returns the state of its run. Raises UserError for a folder that is no
@@ -68,6 +79,8 @@ class Learners:
         self.updater.state.update(progress.updater)
         if self.health is not None:
             self.health.restore(progress.health)
+        if self.ahead is not None:
+            self.ahead.restore(progress.ahead)
         return progress
 
     def save(self, folder: Path, progress: Progress, config: TrainingConfig) -> None:
@@ -75,6 +88,8 @@ class Learners:
         trained, optimizer, iterations = self.trained, self.updater.optimizer, self.iterations
         if self.health is not None:
             progress.health = self.health.state()
+        if self.ahead is not None and not config.save_only_model:
+            progress.ahead = self.ahead.finished_ahead()
         if config.distributed == "fsdp2":
             sharded.save(folder, trained, optimizer, progress, iterations, self.facts, config.save_only_model)
         elif not ranks.is_main():

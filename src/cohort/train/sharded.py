@@ -14,7 +14,8 @@ from cohort.methods.method import Method
 from cohort.policy import load as loading
 from cohort.policy import ranks
 from cohort.policy.model import Policy
-from cohort.rollouts.engine import Engine, ShardedEngine, local_engine
+from cohort.rollouts.configured import configured_engine
+from cohort.rollouts.engine import Engine, ShardedEngine
 from cohort.train.optimizer import BITSANDBYTES
 from cohort.train.output import checkpoint, folders
 from cohort.train.output.checkpoint import PARTS, Companion, Kept, Progress, Saved
@@ -69,13 +70,13 @@ def make_policy(model: Any, tokenizer: Any, config: TrainingConfig, peft_config:
     return policy
 
 
-def engine_of(engine: Any, policy: Policy, max_rows: int) -> Engine:
-    """The engine, or what a class or function makes of the policy; None: the engine of this process."""
+def engine_of(engine: Any, policy: Policy, config: TrainingConfig) -> Engine:
+    """The engine, or what a class or function makes of the policy; None: the one that the configuration names."""
     if policy.is_sharded:
         sharded = cast("ShardedPolicy", policy)
-        return ShardedEngine(sharded, engine_of(engine, sharded.whole, max_rows))
+        return ShardedEngine(sharded, engine_of(engine, sharded.whole, config))
     if engine is None:
-        return local_engine(policy, max_rows)
+        return configured_engine(policy, config)
     makes_engine = isinstance(engine, type) or not hasattr(engine, "generate")
     make = cast("Callable[[Policy], Engine]", engine)
     result: Engine = make(policy) if makes_engine else engine

@@ -12,12 +12,9 @@ from transformers import TrainingArguments
 from cohort.compat.trl_trainer import instantiate_callbacks, of_training_arguments, read_trl_arguments
 from cohort.config import (
     DistillConfig,
-    OnlineConfig,
     PPOConfig,
     SampledConfig,
     TrainingConfig,
-    differences_from_paper,
-    easily_misread,
 )
 from cohort.data.configured import require_held_out
 from cohort.data.held_out import divided, held_out_rows, training_rows
@@ -33,7 +30,9 @@ from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.rewards.resolve import with_tokenizers
 from cohort.rollouts.engine import Engine
+from cohort.rollouts.following import following
 from cohort.train import sharded
+from cohort.train.announce import announce
 from cohort.train.callbacks import RunState
 from cohort.train.critic import CriticUpdater
 from cohort.train.facts import compare, facts_of_run
@@ -50,11 +49,12 @@ from cohort.train.output.group_record import About
 from cohort.train.output.record import MODEL, RECORDS, SAMPLES, move_aside, noted, require_folder, told_when_full
 from cohort.train.output.trackers import trackers
 from cohort.train.profile import profilers
-from cohort.train.ranks import checkpoint_to_resume, lock_of_run, of_ranks, require_agreement
+from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreement
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import known_pairs
+from cohort.train.sources.samples_ahead import SamplesAhead
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
 from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called, tag
@@ -128,7 +128,7 @@ class Trainer(Surface):
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
         self.rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, config)
         held_out = divided(eval_rows, held_out)
-        self.engine = sharded.engine_of(engine, self.policy, config.max_rows)
+        self.engine = sharded.engine_of(engine, self.policy, config)
         self.state = RunState()
         self.prepared = False
         critics = self._critics()
@@ -140,9 +140,11 @@ class Trainer(Surface):
         facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
         self.parts = self._parts(critics, model)
         self.held_out = {prefix: measure_of(rows, self.parts) for prefix, rows in held_out.items()}
+        source = SOURCES[self.method.source](self.parts, self.rows)
+        ahead = source if isinstance(source, SamplesAhead) else None
         self.loop = Loop(
-            Learners(self.policy, updater, critics, self.iterations, self.health, facts),
-            SOURCES[self.method.source](self.parts, self.rows),
+            Learners(self.policy, updater, critics, self.iterations, self.health, facts, ahead),
+            source,
             config,
             self.state,
             self._callbacks(callbacks or ()),
@@ -152,7 +154,7 @@ class Trainer(Surface):
         )
         if self.rewards is None and (pairs := known_pairs(self.loop.source)) is not None:
             self.train_dataset, self.eval_dataset = shown(pairs, held_out, eval_dataset, self.policy.tokenizer, config)
-        self._announce()
+        announce(self.policy, config)
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)
 
@@ -165,7 +167,7 @@ class Trainer(Surface):
     def _parts(self, critics: list[CriticUpdater], model: Any) -> Parts:
         return Parts(
             policy=self.policy,
-            engine=self.engine,
+            engine=following(self.engine, self.policy),
             rewards=self.rewards,
             method=self.method,
             config=self.args,
@@ -178,22 +180,6 @@ class Trainer(Surface):
             health=self.health,
             compute_metrics=self.compute_metrics,
         )
-
-    def _announce(self) -> None:
-        """Log the fast paths, what a step samples, and where the settings are not the paper's."""
-        config = self.args
-        log.info("fast paths: %s", self.policy.paths.summary())
-        if isinstance(config, OnlineConfig):
-            G, P = config.num_generations, config.prompts_per_step
-            # A batch that is no whole number of groups differs from what was asked for: a warning.
-            level = logging.INFO if config.batch_size == P * G else logging.WARNING
-            log.log(level, "each step: %d prompts x %d completions = %d completions%s", P, G, P * G, of_ranks())
-        elif ranks.count() > 1:
-            log.info("each step: %d sequences%s", config.batch_size, of_ranks())
-        for difference in differences_from_paper(config):
-            log.info("differs from the paper: %s", difference)
-        for line in easily_misread(config):
-            log.warning(line)
 
     def _critics(self) -> list[CriticUpdater]:
         """The critic's updater, where the row has a critic."""
@@ -223,6 +209,8 @@ class Trainer(Surface):
 
     def _train(self, resume_from_checkpoint: bool | str | None) -> None:
         config = self.args
+        if hasattr(self.engine, "check"):
+            self.engine.check()
         self._try_rewards()
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(config.output_dir)

@@ -21,8 +21,10 @@ from cohort.config.hub import cache_without_hub
 from cohort.policy.finite import first_not_finite
 from cohort.progress import Task
 from cohort.train.output import folders
+from cohort.train.output import sampled as sampled_batches
 from cohort.train.output.groups import groups_of, plain, tensors_of
 from cohort.train.output.optimizer_state import nested, state_of
+from cohort.train.output.sampled import Sampled
 from cohort.types import Group, NotFinite, UserError
 
 log = logging.getLogger("cohort")
@@ -44,6 +46,8 @@ class Progress:
     batch: list[Group] | None = None
     """The sampled batch that later updates will use too; None between batches."""
     batch_metrics: dict[str, float] | None = None
+    ahead: dict[int, Sampled] = field(default_factory=dict)
+    """Batches that were sampled ahead, by their number."""
     updater: dict[str, float] = field(default_factory=dict)
     """What the updater keeps between steps, such as the weight of a steered entropy bonus."""
     health: dict[str, Any] = field(default_factory=dict)
@@ -165,6 +169,7 @@ def save_progress(
     save_file(tensors, partial / OPTIMIZER, metadata)
     if progress.batch is not None:
         save_file(tensors_of(progress.batch), partial / "batch.safetensors")
+    sampled_batches.save(partial, progress.ahead)
     record = {
         "step": progress.step,
         "num_tokens": progress.num_tokens,
@@ -225,7 +230,8 @@ def load_progress(path: Path, policy: Saved) -> tuple[Progress, dict[str, Tensor
     # Checkpoints of earlier versions do not have all.
     since: dict[str, Any] = {"health": {}, "batch_size": 0, "unfinished": False, "skipped": 0}
     since = {name: record.get(name, default) for name, default in since.items()}
-    return Progress(batch=batch, **since, **{name: record[name] for name in names}), tensors
+    ahead = sampled_batches.load(path)
+    return Progress(batch=batch, ahead=ahead, **since, **{name: record[name] for name in names}), tensors
 
 
 def _load_companion(path: Path, companion: Companion) -> None:

@@ -29,7 +29,8 @@ def tensors_of(groups: list[Group]) -> dict[str, Tensor]:
         for r, completion in enumerate(group.completions):
             tensors[f"{g}.{r}.ids"] = completion.ids
             tensors[f"{g}.{r}.logprobs"] = completion.logprobs
-            tensors[f"{g}.{r}.advantages"] = group.advantages[r].contiguous()
+            if group.advantages:
+                tensors[f"{g}.{r}.advantages"] = group.advantages[r].contiguous()
             if group.old_logprobs is not None:
                 tensors[f"{g}.{r}.old"] = group.old_logprobs[r]
             if group.reference_logprobs is not None:

@@ -16,6 +16,7 @@ from cohort.rollouts.collect import Round, collect, has_equal_rewards, statistic
 from cohort.rollouts.encoding import Prompt
 from cohort.rollouts.engine import Engine
 from cohort.train.monitors.health import Health
+from cohort.train.output.sampled import Sampled
 from cohort.train.sources.source import Attachment, Batch, Observer, give_credit
 from cohort.types import Group, TrainerState, UserError
 
@@ -48,12 +49,20 @@ class Samples:
         """Nothing to prepare."""
 
     def batch(self, index: int, state: TrainerState) -> Batch:
-        config = self.config
+        return self.finished(self.sampled(index, state, self.engine), state)
+
+    def sampled(self, index: int, state: TrainerState, engine: Engine) -> Sampled:
+        """The rewarded groups of the `index`-th batch."""
+        config, seed = self.config, derive(self.config.seed, index)
         chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
-        rounds = [self._collect(chosen, derive(config.seed, index), state)]
-        groups, activations = rounds[0].groups, rounds[0].activations
+        rounds = [self._collect(chosen, seed, state, engine)]
         if config.replaces_equal_groups:
-            groups = self._refilled(rounds, chosen, derive(config.seed, index), state)
+            return Sampled(rounds, self._refilled(rounds, chosen, seed, state, engine))
+        return Sampled(rounds, rounds[0].groups)
+
+    def finished(self, sampled: Sampled, state: TrainerState) -> Batch:
+        """The batch of these groups: what the credit needs is added, and the advantages."""
+        config, rounds, groups = self.config, sampled.rounds, sampled.groups
         metrics = statistics(rounds)
         for attach in self.attachments:
             metrics |= attach(groups)
@@ -65,7 +74,7 @@ class Samples:
         self.health.see(groups, state.global_step + 1)
         used = set(map(id, groups))
         dropped = [group for each in rounds for group in each.groups if id(group) not in used]
-        return Batch(groups, metrics, activations, dropped)
+        return Batch(groups, metrics, rounds[0].activations, dropped)
 
     def _require_one_advantage(self, groups: list[Group]) -> None:
         """Raise UserError where tokens of a completion have advantages of their own, which the loss would average."""
@@ -77,13 +86,15 @@ class Samples:
                     "sequence_token, and another loss_type than gmpo"
                 )
 
-    def _collect(self, chosen: list[int], seed: int, state: TrainerState) -> Round:
+    def _collect(self, chosen: list[int], seed: int, state: TrainerState, engine: Engine) -> Round:
         prompts = [self.prompts[i] for i in chosen]
         keep = self.config.kept_tokens
         seeds = prompt_seeds(seed, len(prompts))
-        return collect(prompts, self.engine, self.rewards, self.config, self.sampling, seeds, state, keep)
+        return collect(prompts, engine, self.rewards, self.config, self.sampling, seeds, state, keep)
 
-    def _refilled(self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState) -> list[Group]:
+    def _refilled(
+        self, rounds: list[Round], chosen: list[int], seed: int, state: TrainerState, engine: Engine
+    ) -> list[Group]:
         """Replace groups whose rewards are all equal by groups of other prompts, as long as rounds and prompts are
         left; appends to `rounds`.
 
@@ -97,7 +108,7 @@ class Samples:
         while len(kept) < len(chosen) and others and len(rounds) < cast(GRPOConfig, self.config).max_sampling_rounds:
             missing = len(chosen) - len(kept)
             drawn, others = others[:missing], others[missing:]
-            rounds.append(self._collect(drawn, derive(seed, len(rounds)), state))
+            rounds.append(self._collect(drawn, derive(seed, len(rounds)), state, engine))
             kept += [group for group in rounds[-1].groups if not has_equal_rewards(group)]
         rounds[0].logged["sampling/rounds"] = float(len(rounds))
         rounds[0].logged["sampling/frac_kept_groups"] = len(kept) / len(chosen)

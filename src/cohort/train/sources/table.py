@@ -26,6 +26,7 @@ from cohort.train.sources.pair_reference import PairReference
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.preferences import Preferences, encoded_pairs, made_pairs
 from cohort.train.sources.samples import Samples
+from cohort.train.sources.samples_ahead import SamplesAhead, require_ahead
 from cohort.train.sources.source import Source
 from cohort.train.sources.starting_samples import KeptSamples, StartingSamples
 from cohort.train.sources.teacher import attach_teacher, require_room
@@ -52,7 +53,10 @@ def _samples(parts: Parts, rows: list[Row]) -> Source:
         sampling = training_sampling(config, parts.policy.eos_ids)
         greedy = partial(attach_greedy, engine=parts.engine, rewards=parts.rewards, sampling=sampling)
         attachments = [greedy, *attachments]
-    return Samples(
+    if config.staleness:
+        require_ahead(config.staleness, parts.engine)
+    kind = SamplesAhead if config.staleness else Samples
+    return kind(
         prompts,
         parts.policy,
         parts.engine,

@@ -1,0 +1,130 @@
+"""A Ray cluster of two workers, started by the run: `make test-ray`."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cohort import GRPOConfig, GRPOTrainer
+from cohort.config.engines import RayEngineConfig
+from cohort.data.chains import build_tokenizer, make_chains
+from cohort.policy.model import Policy
+from cohort.rollouts.engine import EngineError, LocalEngine
+from cohort.rollouts.sampling import Sampling
+from cohort.types import Completion
+from helpers import digits, prompts_of, rows_of, seeds, small_model, small_policy
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("ray", reason="needs ray: make test-ray")
+
+from cohort.rollouts.ray_pool import RayPool  # noqa: E402
+
+_, TRAIN, _ = make_chains(2, 40, 8, seed=0)
+PROMPTS = prompts_of((5, 9, 2, 7, 11, 3, 4, 8))
+SAMPLING = Sampling(max_tokens=20, eos_ids=[1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[Policy, RayPool]]:
+    policy = small_policy()
+    pool = RayPool(policy, RayEngineConfig(workers=2, timeout=60), 256)
+    pool.check()
+    yield policy, pool
+    pool.close()
+
+
+def ids(groups: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[completion.ids.tolist() for completion in group] for group in groups]
+
+
+def test_completions_are_those_of_the_local_engine_while_workers_are_killed(both: tuple[Policy, RayPool]) -> None:
+    policy, pool = both
+    chance = random.Random(0)
+    lost = pool.lost
+    for step in range(50):
+        with torch.no_grad():
+            for parameter in policy.parameters:
+                parameter += 0.01 * torch.randn_like(parameter)
+        policy.version = step
+        pool.follow(policy, step)
+        of_step = seeds(PROMPTS, step)
+        if step % 5 == 4:
+            ready = [member for member in pool.members if member.started is None]
+            pid = pool.ray.get(chance.choice(ready).actor.pid.remote())
+            threading.Timer(chance.random() * 0.3, os.kill, (pid, signal.SIGKILL)).start()
+        told: list[int] = []
+        groups = pool.generate(
+            PROMPTS, 4, SAMPLING, of_step, on_group=lambda i, _, told=told: told.append(i)
+        ).completions
+        assert sorted(told) == list(range(len(PROMPTS))), "every prompt is answered once"
+        assert ids(groups) == ids(LocalEngine(policy).generate(PROMPTS, 4, SAMPLING, of_step).completions)
+        assert {c.version for group in groups for c in group} == {step}
+    assert pool.lost - lost >= 9  # the last one may die after the last answer
+
+
+def test_a_worker_that_hangs_is_replaced(both: tuple[Policy, RayPool]) -> None:
+    policy, pool = both
+    pool.follow(policy, policy.version)
+    pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS))
+    stopped = pool.ray.get(next(m for m in pool.members if m.started is None).actor.pid.remote())
+    lost, pool.config = pool.lost, RayEngineConfig(workers=2, timeout=5)
+    os.kill(stopped, signal.SIGSTOP)
+    groups = pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS)).completions
+    pool.config = RayEngineConfig(workers=2, timeout=60)
+    assert ids(groups) == ids(LocalEngine(policy).generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS)).completions)
+    assert pool.lost == lost + 1
+
+
+def test_workers_join_and_leave_while_sampling(both: tuple[Policy, RayPool]) -> None:
+    policy, pool = both
+    pool.follow(policy, policy.version)
+    expected = ids(LocalEngine(policy).generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS)).completions)
+    for workers in (1, 2):
+        resizing = lambda i, _, workers=workers: pool.resize(workers)  # noqa: E731
+        assert ids(pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS), on_group=resizing).completions) == expected
+        assert ids(pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS)).completions) == expected
+        assert len(pool.members) == workers
+
+
+def test_an_error_of_sampling_is_raised_and_the_pool_goes_on(both: tuple[Policy, RayPool]) -> None:
+    policy, pool = both
+    pool.follow(policy, policy.version)
+    with pytest.raises(IndexError, match="out of range"):
+        pool.generate([torch.tensor([500])], 2, SAMPLING, [1])
+    pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS))
+
+
+def test_workers_that_always_fail_end_the_run(both: tuple[Policy, RayPool]) -> None:
+    policy, pool = both
+    pool.follow(policy, policy.version)
+    pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS))
+    while any(member.started is not None for member in pool.members):
+        pool._keep_members()
+    pool.config = RayEngineConfig(workers=2, timeout=2, max_failures=2)
+    for member in list(pool.members):
+        os.kill(pool.ray.get(member.actor.pid.remote()), signal.SIGSTOP)
+    with pytest.raises(EngineError, match="2 workers in a row ended without an answer"):
+        pool.generate(PROMPTS, 4, SAMPLING, seeds(PROMPTS))
+    pool.config = RayEngineConfig(workers=2, timeout=60)
+
+
+def test_a_run_by_ray_is_the_local_run(tmp_path: Path) -> None:
+    for name, engine in (("local", "local"), ("ray", {"ray": {"workers": 2}})):
+        settings: dict[str, Any] = {"num_generations": 4, "per_device_train_batch_size": 12, "max_steps": 4}
+        config = GRPOConfig(str(tmp_path / name), engine=engine, learning_rate=1e-2, max_completion_length=6,
+                            use_cpu=True, bf16=False, beta=0.0, **settings)  # fmt: skip
+        trainer = GRPOTrainer(small_model(vocab_size=22), digits, config, TRAIN, processing_class=build_tokenizer())
+        trainer.train()
+    local, ray = (rows_of(tmp_path / name) for name in ("local", "ray"))
+    assert [row["reward"] for row in local] == [row["reward"] for row in ray]
+    for one, other in zip(local, ray, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    trainer.engine.close()
