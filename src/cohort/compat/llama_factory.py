@@ -142,7 +142,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         ),
         "include_effective_tokens_per_second": Key("the metric tokens_per_second", off=(True,)),
         "deepspeed": Key("a ZeRO configuration: becomes distributed: fsdp2 and fsdp_offload", ours="deepspeed"),
-        "use_swanlab": Key("metrics.jsonl and report_to: tensorboard"),
+        "use_swanlab": Key("report_to: swanlab"),
         "export_dir": Key(_EXPORT),
         "export_size": Key(_EXPORT),
         "export_device": Key(_EXPORT),
