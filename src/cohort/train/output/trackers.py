@@ -28,12 +28,11 @@ MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}
 """Trackers whose module has another name."""
 PROJECTS = {
     "wandb": "WANDB_PROJECT",
-    "swanlab": "SWANLAB_PROJECT",
     "comet_ml": "COMET_PROJECT_NAME",
     "mlflow": "MLFLOW_EXPERIMENT_NAME",
     "clearml": "CLEARML_PROJECT",
 }
-"""The variable that each reads its project from; trackio has an argument."""
+"""The variable that each reads its project from; trackio and swanlab have an argument."""
 COLUMNS = ("step", "prompt", "completion", "reward", "advantage")
 """Columns that a table of completions has, with one for each reward function between them."""
 NOT_SCORES = {*COLUMNS, "row", "group", "index", "why", "tokens", "truncated", "columns", "extra", "step_rewards"}
@@ -50,7 +49,7 @@ def trackers(config: TrainingConfig) -> list[Any]:
 
     names = list(dict.fromkeys(config.report_to))
     if "all" in names:
-        names = integration_utils.get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+        names = integration_utils.get_available_reporting_integrations()
         log.info("report_to: all: %s", ", ".join(names) or "no tracker is installed")
     callbacks = [_tracker(name, integration_utils.INTEGRATION_TO_CALLBACK[name], config) for name in names]
     tables = [name for name in names if name in TABLES]
@@ -66,8 +65,9 @@ def _tracker(name: str, kind: type[Any], config: TrainingConfig) -> Any:
         """Has the callback's class, so that remove_callback finds it."""
 
         def setup(self, args: Any, *rest: Any, **details: Any) -> Any:
-            with _project(name, config.project):
-                return super().setup(_settings(name, args), *rest, **details)
+            settings = _settings(name, args)
+            with _variables(name, config.project, settings.run_name):
+                return super().setup(settings, *rest, **details)
 
         def on_train_begin(self, args: Any, *rest: Any, **details: Any) -> Any:
             return super().on_train_begin(_settings(name, args), *rest, **details)
@@ -85,9 +85,30 @@ def _tracker(name: str, kind: type[Any], config: TrainingConfig) -> Any:
         tracker = Tracker()
     except (RuntimeError, ImportError, ValueError) as error:
         raise UserError(f"report_to: {name} does not start: {error}") from None
+    if name == "swanlab":
+        tracker._swanlab = _SwanLab(tracker._swanlab, config.project)
     if name == "tensorboard" and tracker.logging_dir is None:
         tracker.logging_dir = config.logging_dir or str(Path(config.output_dir) / "runs")
     return tracker
+
+
+class _SwanLab:
+    """swanlab as transformers' callback expects it: from 0.8 on, `get_run` raises where there is no run."""
+
+    def __init__(self, module: Any, project: str | None):
+        self.module, self.project = module, project
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def init(self, **given: Any) -> Any:
+        return self.module.init(**{**given, "project": given.get("project") or self.project})
+
+    def get_run(self) -> Any:
+        try:
+            return self.module.get_run()
+        except RuntimeError:
+            return None
 
 
 def _settings(name: str, args: Any) -> Any:
@@ -107,17 +128,16 @@ def _settings(name: str, args: Any) -> Any:
 
 
 @contextmanager
-def _project(name: str, project: str | None) -> Iterator[None]:
-    """In the block, the tracker's variable names the project, unless it is set already."""
-    variable = PROJECTS.get(name)
-    if project is None or variable is None or variable in os.environ:
-        yield
-        return
-    os.environ[variable] = project
+def _variables(name: str, project: str | None, run_name: str) -> Iterator[None]:
+    """In the block, the tracker's variables name the project and the run, unless they are set already."""
+    wanted = {PROJECTS.get(name): project, "CLEARML_TASK" if name == "clearml" else None: run_name}
+    added = {key: value for key, value in wanted.items() if key and value is not None and key not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        del os.environ[variable]
+        for key in added:
+            del os.environ[key]
 
 
 def _is_number(value: Any) -> bool:
