@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-small test test-slow torture check browser bench clean
+.PHONY: setup demo demo-small test test-slow test-trackers torture check browser bench clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,11 @@ test: check browser
 
 test-slow: setup browser
 	$(BIN)/python -m pytest -m slow
+
+# Installs the trackers beside the package, and reads back what runs send them, offline.
+test-trackers: setup
+	$(BIN)/pip install -q -e '.[trackers]' pandas
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/test_trackers.py
 
 # Kills runs of every kind at random instants and file operations, and one and all of two ranks: ten minutes.
 torture: setup
