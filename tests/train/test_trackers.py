@@ -21,6 +21,8 @@ from cohort.data.chains import build_tokenizer
 from cohort.train.output.trackers import trackers
 from helpers import small_model
 
+# Sockets and runs that the packages themselves leave open.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ROWS = [{"prompt": f"{i}+{i}=", "answer": str(2 * i % 10)} for i in range(5)]
 OFFLINE = {
     "WANDB_MODE": "offline",
