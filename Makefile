@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-small test test-slow test-ray torture check browser bench clean
+.PHONY: setup demo demo-small test test-slow test-ray test-trackers torture check browser bench clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +45,11 @@ test-slow: setup browser
 test-ray: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m slow tests/rollouts/test_ray_pool.py tests/rollouts/test_engine_contract.py
+
+# Installs the trackers beside the package, and reads back what runs send them, offline.
+test-trackers: setup
+	$(BIN)/pip install -q -e '.[trackers]' pandas
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/test_trackers.py
 
 # Kills runs of every kind at random instants and file operations, and one and all of two ranks: ten minutes.
 torture: setup

@@ -9,8 +9,8 @@ from cohort.report.metric_table.table import SECTIONS
 HEAD = """# Metrics
 
 A run writes `metrics.jsonl` into its `output_dir`: one JSON object a line, for every step, whatever `logging_steps`
-is. `report_to: tensorboard` writes the same names. `cohort plot RUN` draws them; beside it, `completions.jsonl` has
-completions of each sampled batch with their scores and advantage.
+is. Trackers (`report_to`) get transformers' and TRL's names: train/reward, eval/reward. `cohort plot RUN` draws them;
+beside it, `completions.jsonl` has completions of each sampled batch with their scores and advantage.
 
 Five to look at first, in a run that samples:
 

@@ -77,7 +77,7 @@ def test_the_gsm8k_example_runs_to_its_end(model: str, tmp_path: Path) -> None:
     assert [row["step"] for row in rows if "reward" in row] == [1, 2, 3]
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 3]
     assert (out / "reward.png").stat().st_size > 10_000
-    options = ["--data", str(GSM8K / "test.jsonl"), "--limit", "3", "--samples", "4", "--k", "1,4"]
+    options = ["--data", str(GSM8K / "test.jsonl"), "--limit", "3", "--num-generations", "4", "--k", "1,4"]
     done = cohort("eval", str(out), *options, "--max-completion-length", "16", "--system-prompt", "")
     assert done.returncode == 0, done.stderr
     assert "pass@4" in done.stdout and "maj@1" in done.stdout

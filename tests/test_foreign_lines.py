@@ -47,7 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 SHORT = ["--max-completion-length", "4"]
 COMMANDS = [
-    ["eval", "out/grpo_lora", "--data", "rows.jsonl", "--samples", "2", *SHORT],
+    ["eval", "out/grpo_lora", "--data", "rows.jsonl", "--num-generations", "2", *SHORT],
     ["generate", "out/grpo", "--prompt", "x" * 300, *SHORT],
     ["generate", "out/grpo_lora", "--data", "rows.jsonl", *SHORT],
     ["reward", "eval", "out/rm", "--data", "rows.jsonl"],

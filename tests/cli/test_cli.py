@@ -223,7 +223,7 @@ def test_ctrl_c_elsewhere_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_eval_passes_its_options_and_prints_the_table(evaluated: Calls, tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    arguments = "eval m --data d.jsonl --split dev --reward accuracy,format --samples 8 --k 8,1,4 --limit 100"
+    arguments = "eval m --data d.jsonl --split dev --reward accuracy,format --num-generations 8 --k 8,1,4 --limit 100"
     more = "--temperature 0.7 --max-completion-length 64 --columns prompt=question,answer=solution --seed 7"
     prompt = ["--system-prompt", "Think first.", "--dataset-kwargs", "name=main", "--output", str(output)]
     result = run(*arguments.split(), *more.split(), *prompt)
@@ -268,7 +268,7 @@ def test_eval_defaults(evaluated: Calls) -> None:
     [
         (["--k", "1,x"], "--k '1,x': give whole numbers"),
         (["--k", "0"], "--k '0': give whole numbers of at least 1"),
-        (["--k", "1,8", "--samples", "4"], "add --samples 8"),
+        (["--k", "1,8", "--num-generations", "4"], "add --num-generations 8"),
         (["--reward", ","], "--reward ',': give at least one name"),
         (["--columns", "question"], "--columns 'question': write name=value"),
         (["--columns", "prompt="], "--columns 'prompt=': write name=value"),

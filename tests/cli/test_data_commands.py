@@ -43,7 +43,7 @@ def configured(folder: Path, **values: object) -> str:
 
 
 def test_show_prints_what_is_trained_on(folder: Path) -> None:
-    done = run("show", configured(folder, method="sft", system_prompt=""), "--rows", "1")
+    done = run("show", configured(folder, method="sft", system_prompt=""), "--limit", "1")
     assert done.exit_code == 0, done.output
     assert "row 1: rows.jsonl row 1" in done.output
     assert "prompt, 5 tokens, no loss\n<|user|>|1|=|<|im_end|>|<|assistant|>|\n" in done.output
@@ -58,7 +58,7 @@ def test_show_prints_what_is_trained_on(folder: Path) -> None:
 
 def test_show_for_grpo_cuts_and_counts(folder: Path) -> None:
     overrides = ["max_prompt_length=3", "truncation=cut", "val_size=1", "max_completion_length=9"]
-    done = run("show", configured(folder, apply_chat_template=False), *overrides, "--rows", "1", "--ids")
+    done = run("show", configured(folder, apply_chat_template=False), *overrides, "--limit", "1", "--ids")
     assert done.exit_code == 0, done.output
     assert "completion, sampled, up to 9 tokens, trained on" in done.output
     assert "(8)|" in done.output or "(9)|" in done.output  # ids of the digits beside their text
@@ -70,7 +70,7 @@ def test_show_for_grpo_cuts_and_counts(folder: Path) -> None:
 
 
 def test_plain_prompts_are_shown_as_the_user_turns_that_they_become(folder: Path) -> None:
-    done = run("show", configured(folder, method="sft"), "--rows", "1")
+    done = run("show", configured(folder, method="sft"), "--limit", "1")
     assert done.exit_code == 0, done.output
     assert "5 of 5 prompts are plain text: each becomes a user turn" in done.output.replace("\n", " ")
     assert "prompt, 5 tokens, no loss\n<|user|>|1|=|<|im_end|>|<|assistant|>|\n" in done.output

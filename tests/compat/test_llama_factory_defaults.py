@@ -166,8 +166,3 @@ def test_losses_of_sft(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
 def test_an_adapter_predicts_by_itself(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, stage="sft", adapter_name_or_path="a", do_predict=True, eval_dataset="e")
     assert (run.model, run.do_train, run.do_predict) == ("a", False, True)
-
-
-def test_a_file_of_trls_command_line_is_told_as_such(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="`dataset_name` is a key of TRL's command line"):
-        run_of(tmp_path, dataset_name="trl-lib/Capybara", learning_rate=1e-5)

@@ -159,7 +159,7 @@ def test_a_random_model_is_measured_and_asked_in_a_chat_turn(model: str, tmp_pat
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "result.json"
     options = ["--benchmark", "gsm8k", "--data", tmp_path / "rows.jsonl", "--max-completion-length", 8]
-    done = run(model, *options, "--samples", 2, "--k", "1,2", "--limit", 2, "--output", output)
+    done = run(model, *options, "--num-generations", 2, "--k", "1,2", "--limit", 2, "--output", output)
     assert done.exit_code == 0, done.output
     assert "2 problems x 2 samples" in done.stdout and "0.0%" in done.stdout
     result = json.loads(output.read_text())

@@ -64,7 +64,7 @@ LABEL = ["--data", "data.jsonl", "--reward", "rules.py:even", "--max-completion-
 
 
 def test_samples_are_labelled_by_the_rule(model: str, files: Path) -> None:
-    result = run("label", model, *LABEL, "--samples", "6", "--output", "rows.jsonl")
+    result = run("label", model, *LABEL, "--num-generations", "6", "--output", "rows.jsonl")
     assert result.exit_code == 0, result.output
     rows = read(files / "rows.jsonl")
     assert len(rows) == 12 and [row["answer"] for row in rows] == ["1"] * 6 + ["2"] * 6
@@ -73,13 +73,13 @@ def test_samples_are_labelled_by_the_rule(model: str, files: Path) -> None:
     assert isinstance(rows[6]["prompt"], list) and rows[6]["completion"][0]["role"] == "assistant"
     share = sum(row["label"] for row in rows) / 12
     assert f"12 rows, {share:.1%} right: rows.jsonl" in result.output
-    assert run("label", model, *LABEL, "--samples", "6", "--output", "rows.jsonl").exit_code == 2
-    run("label", model, *LABEL, "--samples", "6", "--output", "again.jsonl")
+    assert run("label", model, *LABEL, "--num-generations", "6", "--output", "rows.jsonl").exit_code == 2
+    run("label", model, *LABEL, "--num-generations", "6", "--output", "again.jsonl")
     assert read(files / "again.jsonl") == rows
 
 
 def test_pairs_are_right_over_wrong(model: str, files: Path) -> None:
-    result = run("label", model, *LABEL, "--samples", "8", "--pairs", "--output", "pairs.jsonl")
+    result = run("label", model, *LABEL, "--num-generations", "8", "--pairs", "--output", "pairs.jsonl")
     assert result.exit_code == 0, result.output
     found = read(files / "pairs.jsonl")
     assert found and all(row["answer"] for row in found)
@@ -146,7 +146,7 @@ def test_steps_are_labelled_by_roll_outs_from_their_prefixes(soft: bool) -> None
 
 
 def test_process_labels_from_a_real_policy(model: str, files: Path) -> None:
-    arguments = [*LABEL, "--samples", "4", "--rollouts", "3", "--step-pattern", "[a-zA-Z]"]
+    arguments = [*LABEL, "--num-generations", "4", "--rollouts", "3", "--step-pattern", "[a-zA-Z]"]
     result = run("label", model, *arguments, "--process", "soft", "--output", "soft.jsonl")
     assert result.exit_code == 0, result.output
     rows = read(files / "soft.jsonl")

@@ -215,7 +215,7 @@ def test_held_out_rows_that_repeat_training_rows_are_told(folder: Path) -> None:
     assert [(row.source, other.source, same) for row, other, same in found.repeats] == [
         ("good_pairs.jsonl row 1", "pairs.jsonl row 1", True)
     ]
-    done = CliRunner().invoke(app, ["data", "show", str(configuration(folder, "pairs", **keys)), "--rows", "0"])
+    done = CliRunner().invoke(app, ["data", "show", str(configuration(folder, "pairs", **keys)), "--limit", "0"])
     assert "held-out data\n  rows read    2\n  evaluated on 1  pairs\n" in done.output
     assert "the prompt of a training row: 1, all columns too: 1: good_pairs.jsonl row 1 (as pairs.jsonl row 1)" in (
         done.output

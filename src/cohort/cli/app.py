@@ -18,8 +18,9 @@ from typer.main import get_command
 
 from cohort import __version__
 from cohort.cli import data, reward
+from cohort.cli.arguments import Command
 from cohort.cli.compare import compare
-from cohort.cli.console import echo
+from cohort.cli.console import echo, set_volume
 from cohort.cli.demo import demo
 from cohort.cli.doctor import doctor
 from cohort.cli.evaluate import evaluate
@@ -68,21 +69,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich's help takes a third of the start-up time
-    add_completion=False,
 )
-app.command()(train)
-app.command(name="eval")(evaluate)
-app.command()(generate)
-app.command()(export)
-app.command()(compare)
-app.command()(plan)
-app.command()(plot)
-app.command()(rerun)
-app.command()(report)
-app.command()(watch)
-app.command()(demo)
-app.command()(methods)
-app.command()(doctor)
+app.command(cls=Command)(train)
+app.command(name="eval", cls=Command)(evaluate)
+app.command(cls=Command)(generate)
+app.command(cls=Command)(export)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(plan)
+app.command(cls=Command)(plot)
+app.command(cls=Command)(rerun)
+app.command(cls=Command)(report)
+app.command(cls=Command)(watch)
+app.command(cls=Command)(demo)
+app.command(cls=Command)(methods)
+app.command(cls=Command)(doctor)
 app.add_typer(reward.app, name="reward")
 app.add_typer(data.app, name="data")
 
@@ -98,8 +98,15 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print results, warnings and errors alone.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print details, and transformers' notices too.")] = False,
 ) -> None:
-    """Teach a language model by comparing its own answers with each other (GRPO)."""
+    """Teach a language model by comparing its own answers with each other (GRPO).
+
+    Start with `cohort train FILE.yaml`. docs/configuration.md lists the keys, `cohort methods` the methods; on the
+    command line a key is KEY=VALUE or --KEY VALUE. --quiet and --verbose can be after the command too.
+    """
+    set_volume(quiet=quiet, verbose=verbose, anew=True)
 
 
 def _keep_only(name: str) -> None:
@@ -151,7 +158,7 @@ def main() -> None:
     _keep_only(sys.argv[1] if len(sys.argv) > 1 else "")
     try:
         # Calling `app` itself would put typer's hook for tracebacks in the place of this one.
-        get_command(app)()
+        get_command(app)(prog_name="cohort")
     finally:
         # Skips a last garbage collection over every imported module: a fifth of the time to report a mistake.
         gc.freeze()

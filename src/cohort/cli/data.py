@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cohort.cli.arguments import Command
 from cohort.cli.console import echo, log_console
 from cohort.cli.options import Columns, Configuration, Overrides, parse_pairs, split_names
 from cohort.types import UserError
@@ -14,11 +15,11 @@ from cohort.types import UserError
 app = typer.Typer(help="Inspect data: the tokens that are trained on, lengths, invalid rows.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     config: Configuration,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="Rows to print token by token.")] = 2,
+    limit: Annotated[int, typer.Option(min=0, help="Rows to print token by token: the first ones.")] = 2,
     ids: Annotated[bool, typer.Option("--ids", help="Print token ids too.")] = False,
 ) -> None:
     """Print rows as the model sees them, the tokens that are trained on, lengths, and which rows are cut or dropped."""
@@ -36,7 +37,7 @@ def show(
     inspected = inspect_run(run, settings)
     console = SafeConsole(highlight=False)
     training, held_out = inspected.training, inspected.held_out
-    for i, row in enumerate(training.rows[:rows], 1):
+    for i, row in enumerate(training.rows[:limit], 1):
         print_row(console, i, row, inspected.tokenizer, ids)
     print_lengths(console, training)
     console.print(f"method {run.method}", markup=False)
@@ -50,7 +51,7 @@ def show(
         raise inspected.problem
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     file: Annotated[
         Path, typer.Argument(help="JSON, JSONL, CSV or Parquet; with --dataset-dir, the name of an entry.")

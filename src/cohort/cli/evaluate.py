@@ -38,9 +38,9 @@ def evaluate(
     reward: Annotated[
         str | None, typer.Option(help="Reward functions; the first says what is correct. Default: accuracy.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
-    k: Annotated[str, typer.Option(help="For pass@k and maj@k, such as 1,4,8; at most --samples.")] = "1",
-    temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, else 1.")] = None,
+    num_generations: Annotated[int, typer.Option(min=1, help="Completions of each problem.")] = 1,
+    k: Annotated[str, typer.Option(help="For pass@k and maj@k, such as 1,4,8; at most --num-generations.")] = "1",
+    temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one completion, else 1.")] = None,
     max_completion_length: MaxCompletionLength = 1024,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first problems only, of each task.")] = None,
     columns: Columns = "",
@@ -69,8 +69,8 @@ def evaluate(
         "benchmark": benchmark,
         "split": split,
         "rewards": [] if reward is None else parse_names(reward, "--reward", "accuracy"),
-        "samples": samples,
-        "ks": _parse_ks(k, samples),
+        "samples": num_generations,
+        "ks": _parse_ks(k, num_generations),
         "temperature": temperature,
         "max_completion_length": max_completion_length,
         "limit": limit,
@@ -161,5 +161,5 @@ def _parse_ks(text: str, samples: int) -> list[int]:
         raise UserError(f"--k {text!r}: give whole numbers of at least 1, such as 1,4,8")
     ks = sorted({int(part) for part in parts})
     if ks[-1] > samples:
-        raise UserError(f"--k {text} needs {ks[-1]} completions of each problem: add --samples {ks[-1]}")
+        raise UserError(f"--k {text} needs {ks[-1]} completions of each problem: add --num-generations {ks[-1]}")
     return ks

@@ -9,8 +9,14 @@ import typer
 
 from cohort.types import UserError
 
-Configuration = Annotated[Path, typer.Argument(help="YAML configuration, such as examples/gsm8k.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys that replace the file's.")]
+Configuration = Annotated[
+    Path, typer.Argument(help="YAML configuration, such as examples/gsm8k.yaml. --config FILE is the same; -: no file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Keys that replace the file's; --KEY VALUE is the same."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load weights that are not safetensors, which can run code.")

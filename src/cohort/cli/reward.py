@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cohort.cli.arguments import Command
 from cohort.cli.console import echo, log_console, write_data
-from cohort.cli.options import Configuration, Overrides, split_names
+from cohort.cli.options import Configuration, Limit, Overrides, split_names
 from cohort.cli.reward_models import evaluate, label
 from cohort.types import UserError
 
@@ -39,13 +40,13 @@ BATCH_SIZE = 16
 """Rows scored together."""
 
 
-@app.command(name="try")
+@app.command(name="try", cls=Command)
 def try_(
     rewards: Annotated[str, typer.Argument(help="Names with commas, or a YAML configuration.")],
     data: Annotated[
         Path, typer.Option(help="Rows with prompt, completion and reference, such as a run's completions.jsonl.")
     ],
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")] = None,
+    limit: Limit = None,
     output_format: Format = Output.table,
 ) -> None:
     """Score completions, and show what each reward function matched."""
@@ -73,11 +74,11 @@ def try_(
         write_data(as_json(records) + "\n" if output_format is Output.json else as_csv(records))
 
 
-@app.command()
+@app.command(cls=Command)
 def audit(
     config: Configuration,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the data set that are tried.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, help="Use the first rows of the data set only.")] = 8,
     output_format: Format = Output.table,
 ) -> None:
     """Look for completions that get more reward than an honest wrong answer; exits with 1 if there are any."""
@@ -88,7 +89,7 @@ def audit(
     from cohort.rewards.check.references import require_references
 
     functions = _configured_rewards(run, settings)
-    tried = _rows(run, rows)
+    tried = _rows(run, limit)
     require_references(functions, tried)
     result = audit_rewards(functions, tried, progress=lambda kinds: _with_progress(kinds, "trying", "kinds of attack"))
     if output_format is Output.csv:
@@ -107,8 +108,8 @@ def audit(
         raise typer.Exit(1)
 
 
-app.command()(label)
-app.command(name="eval")(evaluate)
+app.command(cls=Command)(label)
+app.command(name="eval", cls=Command)(evaluate)
 
 
 def _is_config(text: str) -> bool:

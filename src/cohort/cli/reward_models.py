@@ -15,6 +15,7 @@ from cohort.cli.console import echo, log_console
 from cohort.cli.options import (
     Columns,
     DatasetKwargs,
+    Limit,
     MaxCompletionLength,
     Plain,
     Seed,
@@ -36,7 +37,6 @@ class Process(str, Enum):
 
 Data = Annotated[str, typer.Option(help="A file, a folder, a hub name or reasoning_gym:TASK.")]
 Split = Annotated[str, typer.Option(help="Split of a hub data set.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use the first rows only.")]
 Separator = Annotated[str, typer.Option(help="Text that ends a step; \\n is a line break.")]
 Pattern = Annotated[str | None, typer.Option(help="Regular expression (RE2) of the text that ends a step.")]
 
@@ -48,7 +48,7 @@ def label(
     reward: Annotated[
         str, typer.Option(help="Reward functions, with commas; the first says what is right.")
     ] = "accuracy",
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 8,
+    num_generations: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 8,
     pairs: Annotated[bool, typer.Option("--pairs", help="Write pairs of a right and a wrong completion.")] = False,
     process: Annotated[
         Process | None, typer.Option(help="Label each step by roll-outs from the prefix that ends with it.")
@@ -69,7 +69,7 @@ def label(
     """Sample a policy and label the completions by rules: data to train a reward model on."""
     if pairs and process is not None:
         raise UserError("--pairs and --process make different data: give one of them")
-    if temperature == 0 and (samples > 1 or process is not None):
+    if temperature == 0 and (num_generations > 1 or process is not None):
         raise UserError("greedy samples of a prompt are all the same: set --temperature above 0")
     if output.exists():
         raise UserError(f"--output {output}: the file exists; name another one, or remove it")
@@ -88,7 +88,7 @@ def label(
         model,
         rows,
         rewards=split_names(reward),
-        samples=samples,
+        samples=num_generations,
         kind="pairs" if pairs else "rows" if process is None else process.value,
         rollouts=rollouts,
         split=make_split(_separator(step_separator), step_pattern, None),

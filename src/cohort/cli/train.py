@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohort.cli.console import echo, log_console
+from cohort.cli.console import Volume, echo, log_console
 from cohort.cli.options import Configuration, Overrides
 from cohort.types import Terminated
 from cohort.world import rank
@@ -28,10 +28,16 @@ def train(
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")
     ] = False,
 ) -> None:
-    """Train a model as a configuration says."""
+    """Train a model as a configuration says: a YAML file, and keys as KEY=VALUE or --KEY VALUE.
+
+    docs/configuration.md lists the keys of each method, and `cohort methods` the methods. TRL's and LLaMA-Factory's
+    files and keys are read too: `cohort train sft --config FILE`, or `cohort train sft --model M --dataset D`.
+    """
     from cohort.cli.runs import read_run
 
-    changes = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
+    level = "warning" if Volume.quiet else "detail" if Volume.verbose else ""
+    louder = [f"log_level={level}"] if level else []
+    changes = [*(overrides or []), *louder, *(["resume_from_checkpoint=true"] if resume else [])]
     log_console()
     run, settings = read_run(config, changes)
 
@@ -47,11 +53,12 @@ def train(
             echo(f"In {settings.output_dir}: {', '.join(_results(Path(settings.output_dir)))}")
         return
 
-    from cohort.report.live import LiveDisplay
+    from cohort.report.live import LiveDisplay, silent_display
     from cohort.train.run import train_from_config
 
     command = ["cohort", "train", str(config), *(overrides or []), "--resume"]
-    with _how_to_resume(settings, command), LiveDisplay(f"{run.method}: {run.model}", console) as display:
+    shown = silent_display() if Volume.quiet else LiveDisplay(f"{run.method}: {run.model}", console)
+    with _how_to_resume(settings, command), shown as display:
         train_from_config(run, settings, callbacks=[display])
     _print_files(Path(settings.output_dir), console)
     for line in _verdict(Path(settings.output_dir)):

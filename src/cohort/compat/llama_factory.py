@@ -52,12 +52,6 @@ def translate(values: dict[str, Any], where: str) -> dict[str, Any]:
     for refused keys and unknown stages."""
     if not is_llama_factory(values):
         return values
-    if "dataset_name" in values and "stage" not in values:
-        raise UserError(
-            f"{where}: `dataset_name` is a key of TRL's command line, whose files do not say the method. Add `method: "
-            "sft` (dpo, grpo, ...), and write `model` for model_name_or_path, `dataset` for dataset_name, "
-            "`finetuning_type: lora` for use_peft and `lora_rank` for lora_r"
-        )
     stage = _stage(values.get("stage", "sft"), where)
     ours: dict[str, Any] = {"method": stage, "dataset_dir": "data", "truncation": "cut"}
     defaults = _defaults(stage, values)

@@ -253,7 +253,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         ),
         "include_effective_tokens_per_second": Key("the metric tokens_per_second", off=(True, False)),
         "deepspeed": Key("a ZeRO configuration: becomes distributed: fsdp2 and fsdp_offload", ours="deepspeed"),
-        "use_swanlab": Key(_WRITERS),
+        "use_swanlab": Key("report_to: swanlab"),
         **_only_with(
             "use_swanlab",
             swanlab_project="llamafactory",

@@ -9,19 +9,18 @@ from typing import Any
 
 from cohort.compat.keys import warn_or_refuse
 from cohort.compat.sharding import sharding_of
-from cohort.compat.trl_keys import KEYS, OPTIMISER, RECORDED, RENAMED
+from cohort.compat.trl_keys import KEYS, OPTIMISER, RENAMED
 from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
 SHARDING = ("deepspeed", "fsdp", "fsdp_config")
 """Keys that `sharding.py` reads."""
-TRACKERS = ("tensorboard",)
-OTHER_TRACKERS = (
-    "all", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow",
-    "neptune", "swanlab", "trackio", "wandb",
+TRACKERS = (
+    "tensorboard", "wandb", "trackio", "mlflow", "swanlab", "comet_ml", "clearml", "dvclive", "azure_ml", "codecarbon",
+    "dagshub", "flyte", "kubeflow", "neptune",
 )  # fmt: skip
-"""Values of transformers' report_to without a counterpart."""
+"""Values of transformers' report_to."""
 OPTIMIZERS = (
     "adamw_torch_fused",
     "adamw_torch",
@@ -92,9 +91,7 @@ def _default_for_none(key: str) -> Callable[[Any], dict[str, Any]]:
 
 
 def _log_completions(value: Any) -> dict[str, Any]:
-    if value is True:
-        return {}
-    return {"log_completions": 0 if value is False else value}
+    return {"log_completions": {True: 8, False: 0}[value] if isinstance(value, bool) else value}
 
 
 def _warmup_steps(value: Any) -> dict[str, Any]:
@@ -105,15 +102,12 @@ def _warmup_steps(value: Any) -> dict[str, Any]:
 def _report_to(value: Any) -> dict[str, Any]:
     names = [value] if isinstance(value, str) else value or []
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"`report_to` is {str(value)[:80]!r}: give names, such as [tensorboard], or none")
-    unknown = [name for name in names if name not in (*TRACKERS, "none")]
-    for name in unknown:
-        if name not in OTHER_TRACKERS:
-            hint = did_you_mean(name, [*TRACKERS, *OTHER_TRACKERS, "none"], ": tensorboard is supported")
+        raise UserError(f"`report_to` is {str(value)[:80]!r}: give names, such as [tensorboard, wandb], all or none")
+    for name in names:
+        if name not in (*TRACKERS, "all", "none"):
+            hint = did_you_mean(name, [*TRACKERS, "all", "none"], f": it is one of {', '.join(TRACKERS)}, all, none")
             raise UserError(f"`report_to` names {name!r}, which is no tracker{hint}")
-    if unknown:
-        log.warning("report_to=%r has no effect here: %s; tensorboard is supported", ", ".join(unknown), RECORDED)
-    return {"report_to": [name for name in names if name in TRACKERS]}
+    return {"report_to": [name for name in names if name != "none"]}
 
 
 def _optim(value: Any) -> dict[str, Any]:

@@ -50,6 +50,7 @@ SUPPORTED: dict[str, str] = {
     "gradient_accumulation_steps",
     "Precision, memory and speed": "bf16 gradient_checkpointing use_cpu model_init_kwargs trust_remote_code",
     "Logging and evaluation": "logging_steps disable_tqdm log_level report_to logging_dir log_completions "
+    "run_name project trackio_space_id "
     "eval_strategy eval_steps eval_on_start num_generations_eval",
     "Saving": "metric_for_best_model greater_is_better load_best_model_at_end "
     "output_dir save_strategy save_steps save_total_limit save_only_model resume_from_checkpoint "
@@ -134,11 +135,8 @@ GROUPS: dict[str, dict[str, Key]] = {
         "include_num_input_tokens_seen": Key("the metric num_tokens counts them", off=("no",)),
         "include_tokens_per_second": Key("the metric tokens_per_second"),
         "log_level_replica": Key(_PLACES, off=("warning",)),
-        "run_name": Key("output_dir names the run"),
-        "project": Key("output_dir names the run", off=("huggingface",)),
-        "trackio_space_id": Key(RECORDED),
-        "trackio_bucket_id": Key(RECORDED),
-        "trackio_static_space_id": Key(RECORDED),
+        "trackio_bucket_id": Key("trackio_space_id names the Space"),
+        "trackio_static_space_id": Key("logs are uploaded to trackio_space_id alone", off=(False,)),
         "num_completions_to_print": Key("log_completions is the number of completions recorded at each step"),
         "log_unique_prompts": Key(RECORDED),
         "log_multimodal": Key("prompts are text", off=(True,)),

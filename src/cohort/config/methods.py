@@ -46,7 +46,6 @@ HOMES = {
     "ShardingConfig": "sharding",
     "SampledConfig": "sampled",
     "TrainingConfig": "training",
-    "VLLMEngineConfig": "engines",
     "differences_from_paper": "grpo",
     "easily_misread": "grpo",
 }

@@ -8,11 +8,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cohort.compat import llama_factory as coming_from_llama_factory
+from cohort.compat import trl_keys, trl_yaml
 from cohort.config.methods import ConfigOf, built_in_config
-from cohort.config.problems import as_meant, build
+from cohort.config.problems import as_meant, build, unknown_key
 from cohort.config.training import TrainingConfig
 from cohort.config.yaml_text import YamlError, parsed
 from cohort.types import UserError
+
+NO_FILE = "-"
+"""In the place of a path: there is no file, all keys are overrides."""
+SAME = (("model", "model_name_or_path"), ("dataset", "dataset_name"), ("lora_rank", "lora_r"))
+"""Names of one key: ours, and those of TRL and LLaMA-Factory."""
 
 
 class RunConfig(BaseModel):
@@ -99,14 +105,32 @@ def read_run(
 
     `config_of` finds the class of the method's settings; the default knows the built-in methods alone.
     """
-    values = read_values(path, overrides)
-    return split_run(coming_from_llama_factory.translate(values, str(path)), str(path), config_of)
+    values, where = read_values(path, overrides), place(path)
+    if coming_from_llama_factory.is_llama_factory(values) and not trl_yaml.is_trl(values):
+        values = coming_from_llama_factory.translate(values, where)
+    else:
+        values = trl_yaml.translate(values, where)
+    return split_run(values, where, config_of)
+
+
+def place(path: str | Path) -> str:
+    """How messages name the configuration."""
+    return "command line" if str(path) == NO_FILE else str(path)
 
 
 def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """A YAML file's mapping with the overrides applied. Raises UserError for a file that is not a mapping and for a
     wrong override."""
-    path = Path(path)
+    values = {} if str(path) == NO_FILE else _of_file(Path(path))
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{override!r} is not an override: write key=value")
+        values[_name_in(values, key)] = _override_value(key, text)
+    return {str(key): value for key, value in values.items()}
+
+
+def _of_file(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a YAML configuration, such as examples/gsm8k.yaml")
     try:
@@ -115,12 +139,12 @@ def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[st
         raise UserError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    for override in overrides or []:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"{override!r} is not an override: write key=value")
-        values[key] = _override_value(key, text)
-    return {str(key): value for key, value in values.items()}
+    return values
+
+
+def _name_in(values: dict[Any, Any], key: str) -> str:
+    """The key itself, or the file's other name for it, which an override replaces: model for model_name_or_path."""
+    return next((name for names in SAME if key in names for name in (key, *names) if name in values), key)
 
 
 def _override_value(key: str, text: str) -> Any:
@@ -144,4 +168,14 @@ def split_run(
     of_method = {key: value for key, value in values.items() if key not in RunConfig.model_fields}
     if of_method.get("apply_chat_template") is None:
         of_method["apply_chat_template"] = True
-    return build(RunConfig, of_run, where, keys), build(kind, of_method, where, keys)
+    try:
+        run = build(RunConfig, of_run, where, keys)
+    except UserError as error:
+        # A misspelt `model` is missing here and unknown there: both are told.
+        unknown = [unknown_key(key, keys) for key in of_method if not _is_known(key, kind)]
+        raise UserError("\n".join([str(error), *unknown])) from None
+    return run, build(kind, of_method, where, keys)
+
+
+def _is_known(key: str, kind: type[TrainingConfig]) -> bool:
+    return key in kind.model_fields or key in trl_keys.KEYS or key in trl_keys.RENAMED

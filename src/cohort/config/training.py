@@ -13,10 +13,11 @@ from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, as_meant, explain, nested_keys
 from cohort.config.saving import SavingConfig
 from cohort.config.sharding import ShardingConfig
+from cohort.config.tracking import TrackingConfig
 from cohort.world import world_size
 
 
-class TrainingConfig(ShardingConfig, SavingConfig, Arguments):
+class TrainingConfig(ShardingConfig, SavingConfig, TrackingConfig, Arguments):
     """The settings that every method has: optimiser, schedule, batches, precision, saving, evaluation."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False)
@@ -169,10 +170,6 @@ class TrainingConfig(ShardingConfig, SavingConfig, Arguments):
         description="Level of the logger `cohort`. passive: as the program has set it, else info. Rows are printed at "
         "every level.",
     )
-    report_to: list[str] = Field(
-        default_factory=list, description="Trackers beside metrics.jsonl and the plots: tensorboard."
-    )
-    logging_dir: str | None = Field(None, description="Folder of the trackers' files. None: runs/ in output_dir.")
     logged_groups: int = Field(
         1, ge=0, description="Whole groups of each batch in groups.jsonl, of demonstrations and pairs too."
     )

@@ -30,7 +30,8 @@ SAMPLE = 4096
 """Numbers at the beginning of each tensor that count with their places."""
 
 UNSEEN = {
-    "output_dir", "logging_dir", "resume_from_checkpoint", "resume_changes", "ddp_timeout", "disable_tqdm", "log_level",
+    "output_dir", "logging_dir", "run_name", "project", "trackio_space_id",
+    "resume_from_checkpoint", "resume_changes", "ddp_timeout", "disable_tqdm", "log_level",
     "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 """Settings whose change nobody needs to know. The last two are compared as the sequences of a step."""

@@ -27,6 +27,9 @@ TASKS = {"reward_model": "text-classification", "process_reward_model": "token-c
 NOT_SETTINGS = {
     "output_dir",
     "logging_dir",
+    "run_name",
+    "project",
+    "trackio_space_id",
     "resume_from_checkpoint",
     "push_to_hub",
     "hub_model_id",
