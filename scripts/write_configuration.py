@@ -25,7 +25,6 @@ from cohort.config import (
     SampledConfig,
     ShardingConfig,
     TrainingConfig,
-    VLLMEngineConfig,
 )
 
 HEAD = """# Configuration
@@ -97,7 +96,6 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     ),
     (EngineConfig, "Keys of the mapping `engine`, one of them; `engine: local` is the engine of this process."),
     (RayEngineConfig, "Keys of the mapping `engine: {ray: ...}`: processes of a Ray cluster sample."),
-    (VLLMEngineConfig, "Keys of the mapping `engine: {vllm: ...}`: a vLLM server samples."),
     (RewardModelConfig, "Keys of reward models, in addition to TrainingConfig's."),
 )
 KINDS: dict[str, type[TrainingConfig]] = {**METHOD_CONFIGS, **REWARD_CONFIGS}
@@ -187,7 +185,6 @@ NAMES = {
     RefitConfig: "mapping",
     EngineConfig: "`local`, mapping",
     RayEngineConfig: "mapping",
-    VLLMEngineConfig: "mapping",
     type(None): "`null`",
 }
 PLURALS = {str: "texts", float: "numbers", int: "whole numbers", dict: "mappings"}
