@@ -42,7 +42,7 @@ def test_which_tokens_are_trained_on(tmp_path: Path) -> None:
     assert learned(sft(tmp_path, CHAT, assistant_only_loss=False)).endswith(f"0+1{end}<|assistant|>1{end}")
     assert learned(sft(tmp_path, PAIRS)) == learned(sft(tmp_path, PAIRS, completion_only_loss=True)) == f"1{end}"
     assert learned(sft(tmp_path, PAIRS, completion_only_loss=False)) == f"+1=1{end}"  # nothing predicts the first
-    assert learned(sft(tmp_path, TEXTS)) == f"+1=1{end}"
+    assert learned(sft(tmp_path, TEXTS)) == f"0+1=1{end}"
     with pytest.raises(UserError, match="row 1: it is a text without a prompt, and completion_only_loss is true"):
         sft(tmp_path, TEXTS, completion_only_loss=True)
 
@@ -50,7 +50,7 @@ def test_which_tokens_are_trained_on(tmp_path: Path) -> None:
 def test_rows_of_token_ids(tmp_path: Path) -> None:
     ids = [[5, 6, 7, 8], [5, 6, 9]]
     trainer = sft(tmp_path, [{"input_ids": each} for each in ids], dataset_kwargs={"skip_prepare_dataset": True})
-    assert trainer.train_dataset["input_ids"] == ids and trainer.train_dataset[0]["labels"] == [-100, 6, 7, 8]
+    assert trainer.train_dataset["input_ids"] == ids and trainer.train_dataset[0]["labels"] == ids[0]
     rows = [{"input_ids": ids[0], "labels": [-100, -100, 7, -100]}, {"input_ids": ids[1], "assistant_masks": [0, 1, 0]}]
     trainer = sft(tmp_path, rows)
     assert [row["labels"] for row in trainer.train_dataset] == [[-100, -100, 7, -100], [-100, 6, -100]]
@@ -70,8 +70,8 @@ def test_rows_of_token_ids(tmp_path: Path) -> None:
 def test_a_formatting_function_and_another_text_column(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"q": "2+2=", "a": "4"}])
     trainer = sft(tmp_path, rows, formatting_func=lambda row: row["q"] + row["a"], eval_dataset={"same": rows})
-    assert learned(trainer) == "+2=4<|im_end|>" and trainer.eval_dataset["same"][0] == trainer.train_dataset[0]
-    assert learned(sft(tmp_path, [{"body": "3+3=6"}], dataset_text_field="body")) == "+3=6<|im_end|>"
+    assert learned(trainer) == "2+2=4<|im_end|>" and trainer.eval_dataset["same"][0] == trainer.train_dataset[0]
+    assert learned(sft(tmp_path, [{"body": "3+3=6"}], dataset_text_field="body")) == "3+3=6<|im_end|>"
     with pytest.raises(UserError, match="row 1: formatting_func returned a list: it must return the row's text"):
         sft(tmp_path, rows, formatting_func=lambda row: [row["q"]])
 

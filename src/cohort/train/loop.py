@@ -77,7 +77,7 @@ class Loop:
         self.losses: list[float] = []
         """Of the steps since the run was started or resumed."""
         self.evaluated: dict[str, float] = {}
-        """The last evaluation's row of metrics.jsonl."""
+        """The rows of metrics.jsonl of the last evaluation, as one."""
         self.running = False
 
     @property
@@ -286,23 +286,23 @@ class Loop:
     def _evaluate(self) -> None:
         if self.evaluator is None:
             return
+        self.evaluated = {}
         metrics = self.evaluator()
         # After on_evaluate, as in transformers: EarlyStoppingCallback compares with the best one before.
         if self.best.see(self.progress.step, self.evaluated | metrics):
             self.state.take_best(self.best.record, self.output_dir)
             self.callbacks.control.should_save |= self.progress.step > 0 and self.config.save_strategy != "no"
 
-    def tell(
-        self, metrics: dict[str, float], sampled: Sequence[Evaluation] = (), prefix: str = "eval"
-    ) -> dict[str, Any]:
+    def tell(self, metrics: dict[str, float], prefix: str, sampled: Evaluation | None = None) -> dict[str, Any]:
         """Record an evaluation and what it sampled, where the run is going on, and tell the callbacks; returns its
         metrics, whose names begin with the prefix, under transformers' names."""
-        for each in sampled if self.running else ():
-            self.recorder.held_out(self.progress.step, each)
-        self.evaluated = self._record(metrics) if self.running else metrics
-        named = named_as_in_transformers(self.evaluated, self.score_names, prefix)
+        if sampled is not None and self.running:
+            self.recorder.held_out(self.progress.step, sampled)
+        row = self._record(metrics) if self.running else metrics
+        self.evaluated |= row
+        named = named_as_in_transformers(row, self.score_names, prefix)
         self.log(named)
-        self.callbacks.call("on_evaluate", metrics=named, row=self.evaluated)
+        self.callbacks.call("on_evaluate", metrics=named, row=row)
         return named
 
     def _end_iteration_if_due(self) -> None:

@@ -57,10 +57,14 @@ def encoded_rows(held_out: Mapping[str, Sequence[Row]], tokenizer: Any, config: 
 
 def record_of_demonstration(example: tuple[Row, Demonstration]) -> Record:
     """A demonstration that is trained on: token ids, and the same as labels with -100 where nothing is learned."""
-    _, (prompt, completion, trained) = example
+    row, (prompt, completion, trained) = example
     kept = [True] * len(completion) if trained is None else trained
     labels = [i if learned else -100 for i, learned in zip(completion, kept, strict=True)]
-    return {"input_ids": [*prompt, *completion], "labels": [*[-100] * len(prompt), *labels]}
+    before = [-100] * len(prompt)
+    if not row.prompt:  # a text alone, or token ids: nothing predicts the first, whatever its label
+        masks = [row.columns[name] for name in ("completion_mask", "assistant_masks") if row.columns.get(name)]
+        before = [*(row.columns.get("labels") or [prompt[0] if all(mask[0] for mask in masks) else -100])[:1]]
+    return {"input_ids": [*prompt, *completion], "labels": [*before, *labels]}
 
 
 def encoded_demonstrations(

@@ -258,15 +258,14 @@ class Trainer(Surface):
         if not held_out:
             raise UserError("there is no held-out data: give eval_dataset, to the trainer or to evaluate()")
         metrics: dict[str, float] = {}
-        sampled: list[Evaluation] = []
         for prefix, measure in held_out.items():
             measured = measure(self.state)
-            if isinstance(measured, Evaluation):
-                sampled.append(measured)
-                measured = measured.metrics()
-            metrics |= {prefix + name.removeprefix("eval") if name.startswith("eval/") else name: value
-                        for name, value in measured.items()}  # fmt: skip
-        return self.loop.tell(metrics, sampled, metric_key_prefix)
+            sampled = measured if isinstance(measured, Evaluation) else None
+            of_set = measured.metrics() if isinstance(measured, Evaluation) else measured
+            of_set = {prefix + name.removeprefix("eval") if name.startswith("eval/") else name: value
+                      for name, value in of_set.items()}  # fmt: skip
+            metrics |= self.loop.tell(of_set, prefix, sampled)
+        return metrics
 
     @property
     def ref_model(self) -> Any:

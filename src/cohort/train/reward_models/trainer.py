@@ -248,8 +248,8 @@ class RewardTrainer(Surface):
             with Task(f"evaluating {len(examples):,} rows"):
                 measured = self.updater.measure(examples, self.compute_metrics)
             measured["samples"] = float(len(examples))
-            metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
-        return self.loop.tell(metrics, prefix=metric_key_prefix)
+            metrics |= self.loop.tell({f"{prefix}/{name}": value for name, value in measured.items()}, prefix)
+        return metrics
 
     def _examples(self, rows: dict[str, list[Row]]) -> dict[str, list[Example]]:
         """The examples of held-out rows that fit, by how their metrics' names begin."""
