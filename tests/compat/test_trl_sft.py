@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from cohort import SFTConfig, SFTTrainer, UserError
 from cohort.data.chains import build_tokenizer
@@ -135,3 +136,24 @@ def test_adapters_of_virtual_tokens_are_refused(tmp_path: Path) -> None:
     model = get_peft_model(small_model("Llama"), tuning)
     with pytest.raises(UserError, match="PromptTuningConfig is a prompt-learning method"):
         SFTTrainer(model, SFTConfig(str(tmp_path), use_cpu=True), PAIRS, processing_class=build_tokenizer())
+
+
+def test_an_output_layer_that_is_trained_in_full_beside_an_adapter(tmp_path: Path) -> None:
+    """The trained layer is read while the adapter is on, the original while it is off: as the PeftModel itself."""
+    lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"])
+    trainer = sft(tmp_path, PAIRS, peft_config=lora)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    changed = {
+        name for name, p in trainer.model.named_parameters() if name in before and not torch.equal(before[name], p)
+    }
+    assert changed == {name for name in before if "lora_A" not in name}  # B is zero before the first step
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    policy = trainer.policy
+    for adapter in (nullcontext(), trainer.model.disable_adapter()):
+        with adapter, torch.no_grad():
+            whole = trainer.model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+            states = trainer.model.get_base_model().model(ids).last_hidden_state[0, :-1]
+            torch.testing.assert_close(policy.head.logprobs(states, ids[0, 1:]), whole, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r"lora.layer.Linear. Its weight is read in blocks.*or train all of it"):
+        sft(tmp_path, PAIRS, peft_config=LoraConfig(target_modules=["q_proj", "lm_head"]))

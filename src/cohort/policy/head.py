@@ -39,18 +39,28 @@ class Head:
     """Computes log-probabilities of target tokens from final hidden states [N, D], and the gradient back."""
 
     def __init__(self, model: Any):
-        output = model.get_output_embeddings()
-        if not isinstance(output, nn.Linear):
+        self.layer = model.get_output_embeddings()
+        if not isinstance(self.output, nn.Linear):
+            kind = f"{type(self.layer).__module__}.{type(self.layer).__name__}"
             raise UserError(
-                f"the output layer of {type(model).__name__} is a {type(output).__name__}, not a plain linear layer: "
-                "leave it out of lora_target and modules_to_save"
+                f"the output layer of {type(model).__name__} is a {kind}. Its weight is read in blocks, so that no "
+                "tensor of tokens by vocabulary is held, and an adapter on it would have no effect: leave the layer out of "
+                "lora_target (target_modules), or train all of it: modules_to_save: [lm_head]"
             )
         config = model.config.get_text_config()
-        self.output = output
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         # Granite divides its logits by logits_scaling, Cohere multiplies them by logit_scale.
         self.scale: float = getattr(config, "logit_scale", None) or 1.0
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
+
+    @property
+    def output(self) -> Any:
+        """The output layer in use. One that is trained in full beside an adapter is peft's wrapper of two layers: the
+        trained one, and, while the adapter is off, the original."""
+        trained = getattr(self.layer, "modules_to_save", None)
+        if trained is None:
+            return self.layer
+        return self.layer.original_module if self.layer.disable_adapters else trained[self.layer.active_adapters[0]]
 
     def reader(self, dtype: torch.dtype, onednn: bool) -> Callable[[Tensor], Tensor]:
         """A function from hidden states [N, D] to float32 logits [N, V] with the current weights: the output layer is
