@@ -43,7 +43,7 @@ def configured(folder: Path, **values: object) -> str:
 
 
 def test_show_prints_what_is_trained_on(folder: Path) -> None:
-    done = run("show", configured(folder, method="sft", system_prompt=""), "--limit", "1")
+    done = run("show", configured(folder, method="sft", system_prompt="", truncation="drop"), "--limit", "1")
     assert done.exit_code == 0, done.output
     assert "row 1: rows.jsonl row 1" in done.output
     assert "prompt, 5 tokens, no loss\n<|user|>|1|=|<|im_end|>|<|assistant|>|\n" in done.output

@@ -60,7 +60,7 @@ def test_every_printed_command_parses(page: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_command_that_is_none_is_seen() -> None:
     assert len(commands(ROOT / "docs" / "troubleshooting.md")) > 15
-    with pytest.raises(Exception, match="No such option"):
+    with pytest.raises(Exception, match="no such option"):
         parse(["train", "run.yaml", "--resumes"])
     with pytest.raises(ValueError, match="no command 'check'"):
         parse(["reward", "check", "run.yaml"])

@@ -25,7 +25,7 @@ STAGES = ("sft", "dpo", "rm", "ppo", "grpo")
 LEFT = {
     "output_dir", "optim", "report_to", "bf16", "logging_dir", "log_level", "hub_private_repo", "push_to_hub",
     "lr_scheduler_kwargs", "warmup_steps", "gradient_checkpointing", "eval_steps", "do_train",
-    "shuffle_dataset", "resume_from_checkpoint", "trust_remote_code", "disable_tqdm", "deepspeed",
+    "shuffle_dataset", "resume_from_checkpoint", "trust_remote_code", "disable_tqdm", "deepspeed", "project",
 }  # fmt: skip
 """Keys of TrainingArguments whose None means what ours says, or whose default changes nothing that is learned."""
 THINKING = {"enable_thinking", "preserve_thinking"}

@@ -39,7 +39,7 @@ def test_attributes_are_set_with_the_checks_of_construction(tmp_path: Path, capl
     args.evaluation_strategy = "steps"
     args.run_name = "mine"
     assert (args.learning_rate, args.eval_strategy, args.run_name) == (1e-3, "steps", "mine")
-    assert args.model_fields_set == {"output_dir", "learning_rate", "eval_strategy"}
+    assert args.model_fields_set == {"output_dir", "learning_rate", "eval_strategy", "run_name"}
     with pytest.raises(UserError, match="`learning_rate` is 'fast': Input should be a valid number"):
         args.learning_rate = "fast"
     with pytest.raises(UserError, match="unknown key `learning_rat`: did you mean `learning_rate`"):

@@ -116,9 +116,9 @@ def test_pairs_are_those_that_dpo_trains_on(truncation: str, folder: Path) -> No
 
 
 def test_demonstrations_are_those_that_sft_trains_on(folder: Path) -> None:
-    found = inspected(folder, "talk", method="sft")
+    found = inspected(folder, "talk", method="sft", truncation="drop")
     assert fates(found) == [("kept", ""), ("kept", ""), ("dropped", OVER)]
-    examples = trainer(folder, "talk", method="sft").loop.source.examples
+    examples = trainer(folder, "talk", method="sft", truncation="drop").loop.source.examples
     for row, (_, each) in zip(found.training.rows[:2], examples, strict=True):
         assert tokens(row, "no loss", "trained on") == [*each.prompt, *each.completion]
         marked = zip(each.completion, each.trained or [True] * len(each.completion), strict=True)

@@ -260,6 +260,7 @@ def test_rows_that_are_too_long_are_told_in_the_run(tmp_path: Path, method: str,
     rows = [*data[:2], long, *data[2:], long]
     limit = 12 if method == "grpo" else 45
     settings = {key: limit, "max_steps": 2, "save_steps": 1, "save_total_limit": None, "train_dataset": rows}
+    settings["truncation"] = "drop"
     trained(tmp_path, None if method != "grpo" else digits, method, **settings)
     (warning,) = [row for row in read(tmp_path, "warnings.jsonl") if row["name"] == "too long"]
     assert (warning["step"], warning["rows"]) == (0, [2, len(rows) - 1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cohort.compat import llama_factory_keys
 from cohort.types import UserError, did_you_mean
 
 log = logging.getLogger("cohort")
@@ -161,12 +162,24 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+THEIRS = frozenset(llama_factory_keys.TEMPLATES.split())
+"""Names of LLaMA-Factory's templates."""
+
+
 def named_template(name: str) -> Template:
     """The template of that name. Raises UserError for an unknown name."""
     if name not in TEMPLATES:
-        hint = did_you_mean(name, TEMPLATES, f"; there are {', '.join(TEMPLATES)}.")
+        there = f"; there are {', '.join(TEMPLATES)}."
+        hint = there if name in THEIRS else did_you_mean(name, TEMPLATES, there)
         raise UserError(f"unknown template {name!r}{hint} Or set tokenizer.chat_template, and leave `template` out")
     return TEMPLATES[name]
+
+
+def require_known(name: str, instead: bool) -> None:
+    """Raise UserError for a name that is neither of a template here nor of one of LLaMA-Factory's, which may stay where
+    the tokenizer's own template is used."""
+    if instead or name not in THEIRS:
+        named_template(name)
 
 
 def use_template(tokenizer: Any, name: str | None, instead: bool = False) -> None:
@@ -174,6 +187,7 @@ def use_template(tokenizer: Any, name: str | None, instead: bool = False) -> Non
     has. Raises UserError for an unknown name that is needed."""
     if name is None:
         return
+    require_known(name, instead)
     has_one = bool(getattr(tokenizer, "chat_template", None))
     if has_one and not instead:
         unknown = "" if name in TEMPLATES else f" {name!r} is no template here."

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cohort.config import RunConfig, TrainingConfig
-from cohort.data.chat_templates import named_template
+from cohort.data.chat_templates import require_known
 from cohort.data.dataset_info import entry_rows, find_entries
 from cohort.data.rows import check_source, load_rows
 from cohort.data.templates import Demonstration
@@ -27,8 +27,8 @@ def check_names(run: RunConfig, config: TrainingConfig) -> None:
             check_source(names)
     if config.replace_chat_template and config.template is None:
         raise UserError("replace_chat_template needs the name of a template: set template")
-    if config.replace_chat_template and config.template is not None:
-        named_template(config.template)
+    if config.template is not None:
+        require_known(config.template, config.replace_chat_template)
 
 
 def configured_rows(run: RunConfig, seed: int, by_prompt: bool = False) -> tuple[list[Row], list[Row] | None]:

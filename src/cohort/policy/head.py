@@ -44,7 +44,7 @@ class Head:
             kind = f"{type(self.layer).__module__}.{type(self.layer).__name__}"
             raise UserError(
                 f"the output layer of {type(model).__name__} is a {kind}. Its weight is read in blocks, so that no "
-                "tensor of tokens by vocabulary is held, and an adapter on it would have no effect: leave the layer out of "
+                "tensor of tokens by vocabulary is held, and an adapter on it would have no effect: leave it out of "
                 "lora_target (target_modules), or train all of it: modules_to_save: [lm_head]"
             )
         config = model.config.get_text_config()
