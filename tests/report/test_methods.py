@@ -25,7 +25,7 @@ def printed(width: int = 140) -> list[str]:
 
 def test_every_row_is_printed_in_the_tables_own_words() -> None:
     lines = printed()
-    rows = [line.split(" | ")[0] for line in lines)]
+    rows = [line.split(" | ")[0] for line in lines]
     assert [name for name in rows if name in METHODS][: len(METHODS)] == list(METHODS)
     assert set(METHOD_CONFIGS) <= set(METHODS)  # the names that are known without torch
     assert "sft | demonstrations | none | ones | imitate demonstrations | sequence mean" in lines
@@ -54,7 +54,7 @@ def test_the_table_follows_the_code() -> None:
 
 def test_every_loss_is_printed() -> None:
     lines = printed()
-    names = [line.split(" | ")[0] for line in lines)]
+    names = [line.split(" | ")[0] for line in lines]
     assert set(LOSS_TYPES) | set(PREFERENCE_LOSSES) <= set(names)
     assert "dapo | min(ratio A, clip(ratio) A). | 1 / generation_tokens" in lines
     assert "hinge | max(0, 1 - m) (SLiC, arXiv 2305.10425)." in lines
