@@ -43,10 +43,10 @@ class EngineConfig(BaseModel):
             return {}
         if value == "ray":
             return {"ray": {}}
-        if not isinstance(value, dict | EngineConfig):
-            raise ValueError("use local or {ray: {workers: 2}}")
         if isinstance(value, EngineConfig):
             return value
+        if not isinstance(value, dict) or value.keys() - {"ray"}:
+            raise ValueError("use local or {ray: {workers: 2}}; an engine of your own is Trainer(engine=...)")
         return {name: {} if settings is None else settings for name, settings in value.items()}
 
     @model_serializer(mode="wrap")

@@ -31,8 +31,8 @@ class SampledConfig(TrainingConfig):
     stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
     engine: EngineConfig = Field(
         EngineConfig(),
-        description="What samples. local: this process; {ray: {workers: 2}}: processes of a Ray cluster; "
-        "{vllm: {url: ...}}: a vLLM server. docs/scaling.md",
+        description="What samples. local: this process; {ray: {workers: 2}}: processes of a Ray cluster. "
+        "docs/scaling.md",
     )
     reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
     reward_clip: tuple[float, float] | None = Field(
