@@ -37,6 +37,7 @@ class RunState(TransformersState, TrainerState):
 
 def summary(seconds: float, steps: int, batch_size: int, losses: Sequence[float]) -> dict[str, float]:
     """What transformers logs of a run that has ended. `losses`: of its steps."""
+    seconds = max(seconds, 1e-9)  # of a run without a step
     return {
         "train_runtime": round(seconds, 4),
         "train_samples_per_second": round(steps * batch_size / seconds, 3),

@@ -38,6 +38,7 @@ def require_possible(method: Method, config: TrainingConfig) -> None:
         f"method {method.name} has a critic": method.critic,
         f"optim is {config.optim}, whose state cannot be divided": config.optim in BITSANDBYTES,
         "router_aux_loss_coef takes further passes": bool(config.router_aux_loss_coef),
+        "load_best_model_at_end reads whole weights": config.load_best_model_at_end,
         "the reference moves (iterations, sync_ref_model)": isinstance(config, OnlineConfig | DPOConfig)
         and (config.iterations > 1 or config.sync_ref_model),
     }
