@@ -80,7 +80,10 @@ def test_options_reach_the_run(trained: list[Any]) -> None:
     assert callbacks[0].console.quiet is False
 
 
-def test_quiet_and_verbose_hold_before_and_after_the_command(trained: list[Any]) -> None:
+def test_quiet_and_verbose_hold_before_and_after_the_command(
+    trained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")  # --verbose sets it for its process, which is this one
     for arguments in (["--quiet", "train", EXAMPLE], ["train", EXAMPLE, "--quiet"], ["train", "--quiet", EXAMPLE]):
         cohort(*arguments)
         _, settings, level, callbacks = trained.pop()

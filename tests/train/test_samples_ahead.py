@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -139,7 +140,9 @@ trainer.train()
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     path = [str(Path(__file__).parent), *sys.path]
     code = f"import sys; sys.path[:0] = {path!r}" + RUN
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut")], capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as here: sums are in the same order
+    command = [sys.executable, "-c", code, str(tmp_path / "cut")]
+    killed = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert killed.returncode == -9, killed.stderr
     grpo(tmp_path / "cut", staleness=2, save_steps=2).train(resume_from_checkpoint=True)
     grpo(tmp_path / "whole", staleness=2).train()
