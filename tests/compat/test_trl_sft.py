@@ -46,6 +46,8 @@ def test_which_tokens_are_trained_on(tmp_path: Path) -> None:
     assert learned(sft(tmp_path, TEXTS)) == f"0+1=1{end}"
     with pytest.raises(UserError, match="row 1: it is a text without a prompt, and completion_only_loss is true"):
         sft(tmp_path, TEXTS, completion_only_loss=True)
+    with pytest.raises(UserError, match="mask_history trains on the last answer only, and assistant_only_loss: false"):
+        SFTConfig(mask_history=True, assistant_only_loss=False)
 
 
 def test_rows_of_token_ids(tmp_path: Path) -> None:

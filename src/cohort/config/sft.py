@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cohort.config.training import TrainingConfig
 
@@ -47,6 +47,13 @@ class SFTConfig(TrainingConfig):
     mask_history: bool = Field(
         False, description="Train on the last answer of a conversation only; false: on every assistant turn."
     )
+
+    @model_validator(mode="after")
+    def _one_choice_of_tokens(self) -> SFTConfig:
+        if self.mask_history and (self.completion_only_loss is False or not self.assistant_only_loss):
+            key = "completion_only_loss" if self.completion_only_loss is False else "assistant_only_loss"
+            raise ValueError(f"mask_history trains on the last answer only, and {key}: false on every token: give one")
+        return self
 
     @property
     def max_sequence_length(self) -> int | None:

@@ -24,7 +24,9 @@ def train_from_config(run: RunConfig, config: TrainingConfig, callbacks: Sequenc
     """Load data and model, write the configuration into output_dir, and train, evaluate and predict, as the run says.
     Raises UserError for bad input."""
     if run.do_predict and isinstance(config, RewardModelConfig):
-        raise UserError("do_predict writes completions, and a reward model has none: `cohort reward score` scores rows")
+        raise UserError(
+            "do_predict writes completions, and a reward model has none: `cohort reward try` scores completions by it"
+        )
     ranks.join(config.ddp_timeout, config.use_cpu)
     require_folder(config.output_dir)
     if ranks.is_main():

@@ -9,7 +9,9 @@ from typing import Any
 from cohort.config import TrainingConfig
 from cohort.data.preferences import encode_pair
 from cohort.data.templates import Demonstration
-from cohort.train.sources.demonstrations import encoded_as
+from cohort.train.sources.demonstrations import Demonstrations, encoded_as
+from cohort.train.sources.preferences import known_pairs
+from cohort.train.sources.source import Source
 from cohort.types import Group, Row
 
 Record = dict[str, Any]
@@ -86,11 +88,18 @@ def like(given: Any, parts: Mapping[str, Any]) -> Any:
 
 
 def shown(
-    pairs: Sequence[Group],
+    source: Source,
     held_out: Mapping[str, Sequence[Row]],
     given: Any,
     tokenizer: Any,
     config: TrainingConfig,
-) -> tuple[Tokenised, Any]:
-    """(training pairs, held-out ones in the form of the dataset that was `given`)."""
+) -> tuple[Tokenised, Any] | None:
+    """(training demonstrations or pairs, held-out ones in the form of the dataset that was `given`); None of a source
+    that samples."""
+    if isinstance(source, Demonstrations):
+        held_out_records = encoded_demonstrations(held_out, tokenizer, config)
+        return Tokenised(source.examples, record_of_demonstration), like(given, held_out_records)
+    pairs = known_pairs(source)
+    if pairs is None:
+        return None
     return Tokenised(pairs, record_of_pair), like(given, encoded_rows(held_out, tokenizer, config))

@@ -53,7 +53,6 @@ from cohort.train.ranks import checkpoint_to_resume, lock_of_run, require_agreem
 from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, with_weights
 from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
-from cohort.train.sources.preferences import known_pairs
 from cohort.train.sources.samples_ahead import SamplesAhead
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
@@ -152,8 +151,9 @@ class Trainer(Surface):
             About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
             self.log,
         )
-        if self.rewards is None and (pairs := known_pairs(self.loop.source)) is not None:
-            self.train_dataset, self.eval_dataset = shown(pairs, held_out, eval_dataset, self.policy.tokenizer, config)
+        datasets = shown(source, held_out, eval_dataset, self.policy.tokenizer, config)
+        if datasets is not None and self.rewards is None:
+            self.train_dataset, self.eval_dataset = datasets
         announce(self.policy, config)
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)

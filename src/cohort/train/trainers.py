@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from cohort.config import DPOConfig, GRPOConfig, PPOConfig, RFTConfig, RLOOConfig, SFTConfig
-from cohort.data.held_out import formatted, held_out_rows
+from cohort.data.held_out import formatted
 from cohort.train.compute_metrics import ComputeMetrics, tell_predictions
 from cohort.train.run_rewards import RewardSpec
-from cohort.train.sources.demonstrations import Demonstrations
-from cohort.train.tokenised import Tokenised, encoded_demonstrations, like, record_of_demonstration
 from cohort.train.trainer import Trainer
 
 
@@ -127,9 +125,6 @@ class SFTTrainer(_Given):
             train_dataset = formatted(train_dataset, formatting_func)
             eval_dataset = formatted(eval_dataset, formatting_func)
         super().__init__(model, args, train_dataset, eval_dataset, *more, **arguments)
-        self.train_dataset = Tokenised(cast(Demonstrations, self.loop.source).examples, record_of_demonstration)
-        held_out = held_out_rows(eval_dataset, self.args)
-        self.eval_dataset = like(eval_dataset, encoded_demonstrations(held_out, self.policy.tokenizer, self.args))
 
 
 class DPOTrainer(_Given):

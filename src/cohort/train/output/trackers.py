@@ -171,7 +171,7 @@ class Tables:
             lines = file.read()
             self.place = file.tell()
         newest = self.step
-        for line in lines.splitlines():
+        for line in filter(None, lines.split("\n")):  # not splitlines: texts may hold U+2028 and its like
             row = json.loads(line)
             if row["step"] > self.step:
                 newest = max(newest, row["step"])
