@@ -25,6 +25,7 @@ from cohort.config import (
     SampledConfig,
     ShardingConfig,
     TrainingConfig,
+    VLLMEngineConfig,
 )
 
 HEAD = """# Configuration
@@ -96,6 +97,7 @@ SHARED: tuple[tuple[type[BaseModel], str], ...] = (
     ),
     (EngineConfig, "Keys of the mapping `engine`, one of them; `engine: local` is the engine of this process."),
     (RayEngineConfig, "Keys of the mapping `engine: {ray: ...}`: processes of a Ray cluster sample."),
+    (VLLMEngineConfig, "Keys of the mapping `engine: {vllm: ...}`: servers of vLLM sample."),
     (RewardModelConfig, "Keys of reward models, in addition to TrainingConfig's."),
 )
 KINDS: dict[str, type[TrainingConfig]] = {**METHOD_CONFIGS, **REWARD_CONFIGS}
@@ -185,6 +187,7 @@ NAMES = {
     RefitConfig: "mapping",
     EngineConfig: "`local`, mapping",
     RayEngineConfig: "mapping",
+    VLLMEngineConfig: "mapping",
     type(None): "`null`",
 }
 PLURALS = {str: "texts", float: "numbers", int: "whole numbers", dict: "mappings"}

@@ -16,7 +16,7 @@ from cohort.config.run import RunConfig, read_run, read_values, split_run
 if TYPE_CHECKING:
     from cohort.config.distill import DistillConfig
     from cohort.config.dpo import DPOConfig
-    from cohort.config.engines import EngineConfig, RayEngineConfig
+    from cohort.config.engines import EngineConfig, RayEngineConfig, VLLMEngineConfig
     from cohort.config.grpo import PAPER, GRPOConfig, differences_from_paper, easily_misread
     from cohort.config.ppo import PPOConfig
     from cohort.config.refit import RefitConfig
@@ -68,6 +68,7 @@ __all__ = [
     "SampledConfig",
     "ShardingConfig",
     "TrainingConfig",
+    "VLLMEngineConfig",
     "build",
     "built_in_config",
     "differences_from_paper",

@@ -91,7 +91,7 @@ class GRPOConfig(OnlineConfig):
     vllm_importance_sampling_correction: bool = Field(
         False,
         description="Weight tokens by policy / sampler, within bounds: for samples of another engine or of older "
-        "weights. Where it is not set, it is true with staleness above 0.",
+        "weights. Where it is not set, it is true with staleness above 0 and with engine: vllm.",
     )
     vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         Field(
@@ -131,7 +131,8 @@ class GRPOConfig(OnlineConfig):
                 "so a group needs at least 2; 8 is common"
             )
         correction = "vllm_importance_sampling_correction"
-        if self.staleness and correction not in (*self.model_fields_set, *self.unused):
+        differs = self.staleness or self.engine.vllm is not None
+        if differs and correction not in (*self.model_fields_set, *self.unused):
             self.vllm_importance_sampling_correction = True
         refuse_without_effect(self)
         refuse_lost_advantages(self)

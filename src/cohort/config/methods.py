@@ -46,6 +46,7 @@ HOMES = {
     "ShardingConfig": "sharding",
     "SampledConfig": "sampled",
     "TrainingConfig": "training",
+    "VLLMEngineConfig": "engines",
     "differences_from_paper": "grpo",
     "easily_misread": "grpo",
 }

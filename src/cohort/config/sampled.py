@@ -31,8 +31,8 @@ class SampledConfig(TrainingConfig):
     stop: list[str] = Field(default_factory=list, description="Strings that end a completion.")
     engine: EngineConfig = Field(
         EngineConfig(),
-        description="What samples. local: this process; {ray: {workers: 2}}: processes of a Ray cluster. "
-        "docs/scaling.md",
+        description="What samples. local: this process; {ray: {workers: 2}}: processes of a Ray cluster; "
+        "{vllm: {url: http://localhost:8000}}: servers of vLLM. docs/scaling.md",
     )
     reward_weights: list[float] | None = Field(None, description="One for each reward function; null: 1 each.")
     reward_clip: tuple[float, float] | None = Field(
@@ -61,6 +61,18 @@ class SampledConfig(TrainingConfig):
         # While others sample, this process has nothing else to do.
         if not self.engine.is_local and "overlap_rewards" not in self.model_fields_set:
             self.overlap_rewards = True
+        return self
+
+    @model_validator(mode="after")
+    def _samples_all_tokens(self) -> SampledConfig:
+        truncating = [
+            name for name, is_set in (("top_p", self.top_p < 1), ("top_k", self.top_k), ("min_p", self.min_p)) if is_set
+        ]
+        if self.engine.vllm is not None and truncating:
+            raise ValueError(
+                f"engine: vllm with {' and '.join(truncating)}: its log-probabilities would be those of the tokens "
+                "that are left, and not the policy's. Leave them out, or use engine: local"
+            )
         return self
 
     @property

@@ -134,6 +134,7 @@ def _collect(
         generated = time.perf_counter()
         round_ = reward_groups(prompts, generation.completions, rewards, state)
     round_.activations = generation.activations
+    round_.logged = {**(generation.logged or {}), **round_.logged}
     round_.seconds = {
         "seconds/generate": generated - started,
         "seconds/reward": time.perf_counter() - generated,

@@ -55,6 +55,8 @@ class Generation(NamedTuple):
     """By prompt."""
     activations: ActivationStore | None = None
     """The activations of sampling, where the engine kept them: for the first update on these completions."""
+    logged: dict[str, float] | None = None
+    """What the engine logs of this call."""
 
 
 def uniform_numbers(seeds: Sequence[int], n: int, longest: int) -> Tensor:

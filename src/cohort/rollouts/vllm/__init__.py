@@ -1,0 +1,1 @@
+"""The engine of vLLM servers, spoken to over HTTP."""
