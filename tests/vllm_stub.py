@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -31,7 +32,11 @@ class Stub:
     def __init__(self, policy: Policy, faults: set[str] | None = None, **settings: Any):
         self.start = policy
         self.faults = faults or set()
-        self.settings = {"logprobs_mode": "processed_logprobs", "lora": {"max_lora_rank": 64}, "untied": True} | settings
+        self.settings = {
+            "logprobs_mode": "processed_logprobs",
+            "lora": {"max_lora_rank": 64},
+            "untied": True,
+        } | settings
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.aborts = 0
         """Requests that are still to be aborted."""
@@ -82,7 +87,10 @@ class Stub:
         if path in ("/pause", "/resume"):
             self.paused = path == "/pause"
         known = ("/health", "/pause", "/resume", "/update_weight_version", "/sleep", "/wake_up")
-        others = {"/reset_prefix_cache": {"success": "cache" not in self.faults}, "/weight_info": {"weight_version": self.version}}
+        others = {
+            "/reset_prefix_cache": {"success": "cache" not in self.faults},
+            "/weight_info": {"weight_version": self.version},
+        }
         return (200, others.get(path, {})) if path in (*known, *others) else _error(404, "Not Found")
 
     def load_adapter(self, name: str, folder: Path) -> tuple[int, Any]:
@@ -117,7 +125,9 @@ class Stub:
             tokens = [{str(t): {"logprob": x}} for t, x in zip(body["prompt"][1:], scored.tolist(), strict=True)]
             return 200, {"choices": [{"prompt_logprobs": [None, *tokens]}]}
         time.sleep(self.delay)
-        sampling = Sampling(body["temperature"], max_tokens=body["max_tokens"], eos_ids=body["stop_token_ids"], stop=body["stop"])
+        sampling = Sampling(
+            body["temperature"], max_tokens=body["max_tokens"], eos_ids=body["stop_token_ids"], stop=body["stop"]
+        )
         with self.lock:
             (group,) = LocalEngine(policy).generate([prompt], body["n"], sampling, [body["seed"]]).completions
             aborted, self.aborts = self.aborts > 0, max(0, self.aborts - 1)
@@ -151,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Nothing to print."""
 
-    def do_GET(self) -> None:  # noqa: N802, the name that http.server calls
+    def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or b"{}")
         parts = urlsplit(self.path)
@@ -173,8 +183,6 @@ def _error(status: int, message: str) -> tuple[int, Any]:
 
 def _plain(policy: Policy) -> Any:
     """A copy of the model without its adapter."""
-    import copy
-
     if policy.peft is None:
         return copy.deepcopy(policy.model)
     return copy.deepcopy(policy.peft).unload()

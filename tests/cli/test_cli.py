@@ -122,8 +122,8 @@ def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
     commands = (
-        "train", "eval", "generate", "export", "compare", "plan", "plot", "rerun", "report", "watch", "demo", "methods",
-        "doctor", "reward", "data",
+        "train", "eval", "generate", "export", "compare", "plan", "plot", "rerun", "report", "watch", "demo", "vllm",
+        "methods", "doctor", "reward", "data",
     )  # fmt: skip
     assert all(f" {command} " in result.output for command in commands)
 

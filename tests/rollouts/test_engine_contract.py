@@ -4,47 +4,74 @@ ENGINES; one that needs a server or a package skips where it has none."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 
-from cohort.config.engines import RayEngineConfig
+from cohort.config.engines import RayEngineConfig, VLLMEngineConfig
 from cohort.policy.model import Policy
 from cohort.policy.text import texts_of
 from cohort.rollouts.engine import Engine, LocalEngine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling
+from cohort.rollouts.vllm.engine import VLLMEngine
 from cohort.types import Completion
-from helpers import ENDS, largest_difference, prompts_of, seeds, small_policy
+from helpers import ENDS, largest_difference, prompts_of, seeds
+from vllm_servers import EXECUTABLE, servable_policy, served, stop_all
+from vllm_stub import Stub
 
 
-def ray_pool(policy: Policy) -> Engine:
+def ray_pool(policy: Policy, _: Path) -> Engine:
     pytest.importorskip("ray", reason="needs ray: make test-ray")
     from cohort.rollouts.ray_pool import RayPool
 
     return RayPool(policy, RayEngineConfig(workers=2), 256)
 
 
-ENGINES: dict[str, Callable[[Policy], Engine]] = {
-    "local": LocalEngine,
-    "rows": RowEngine,
+def vllm(url: str, policy: Policy, folder: Path) -> Engine:
+    return VLLMEngine(policy, VLLMEngineConfig(url=[url], folder=str(folder)), "", 256)
+
+
+def stub(policy: Policy, folder: Path) -> Engine:
+    return vllm(Stub(policy).url, policy, folder)
+
+
+def real(policy: Policy, folder: Path) -> Engine:
+    if not EXECUTABLE:
+        pytest.skip("needs a server of vLLM: make test-vllm")
+    server = served(policy, folder)
+    server.wait()
+    return vllm(server.url, policy, folder)
+
+
+ENGINES: dict[str, Callable[[Policy, Path], Engine]] = {
+    "local": lambda policy, _: LocalEngine(policy),
+    "rows": lambda policy, _: RowEngine(policy),
+    "stub of vllm": stub,
+    "stub of vllm, adapter": stub,
     "ray": ray_pool,
+    "vllm": real,
+    "vllm, adapter": real,
 }
-SLOW = ("ray",)
+SLOW = ("ray", "vllm", "vllm, adapter")
 
 
 @pytest.fixture(
     params=[pytest.param(name, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ENGINES],
     scope="module",
 )
-def both(request: pytest.FixtureRequest) -> Iterator[tuple[Policy, Engine]]:
-    policy = small_policy()
-    engine: Any = ENGINES[request.param](policy)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Policy, Engine]]:
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    policy = servable_policy(adapter if request.param.endswith("adapter") else None)
+    engine: Any = ENGINES[request.param](policy, tmp_path_factory.mktemp("served"))
     yield policy, engine
     if hasattr(engine, "close"):
         engine.close()
+    stop_all()
 
 
 def sampled(

@@ -32,6 +32,7 @@ from cohort.cli.plot import plot
 from cohort.cli.report import report
 from cohort.cli.rerun import rerun
 from cohort.cli.train import train
+from cohort.cli.vllm import vllm
 from cohort.cli.watch import watch
 from cohort.types import UserError, printable
 from cohort.world import rank
@@ -81,6 +82,7 @@ app.command(cls=Command)(rerun)
 app.command(cls=Command)(report)
 app.command(cls=Command)(watch)
 app.command(cls=Command)(demo)
+app.command(cls=Command)(vllm)
 app.command(cls=Command)(methods)
 app.command(cls=Command)(doctor)
 app.add_typer(reward.app, name="reward")
