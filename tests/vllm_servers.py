@@ -29,12 +29,12 @@ CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OM
 class RealServer:
     """`vllm serve` on a folder, as `cohort vllm` starts it, on a CPU in float32."""
 
-    def __init__(self, folder: Path, lora_rank: int | None = None, *others: str):
+    def __init__(self, folder: Path, lora_rank: int | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         arguments = serve_arguments(str(folder), "127.0.0.1", self.port, lora_rank)
-        self.command = [EXECUTABLE, *arguments, "--dtype", "float32", "--enforce-eager", *others]
+        self.command = [EXECUTABLE, *arguments, "--dtype", "float32", "--enforce-eager"]
         self.folder = folder
         self.process: Any = None
         self.begin()
@@ -83,13 +83,15 @@ def servable_policy(adapter: Any = None, architecture: str = "Qwen2", **override
     return make_policy(model, build_tokenizer(), TrainingConfig(bf16=False, use_cpu=True), adapter)
 
 
-def served(policy: Policy, folder: Path, *options: str) -> RealServer:
-    """A server of the policy's model as it is now, without its adapter. `stop_all` ends it."""
+def served(policy: Policy, folder: Path, rank: int | None = None) -> RealServer:
+    """A server of the policy's model as it is now, without its adapter, for that adapter or one of this rank.
+    `stop_all` ends it."""
     model = policy.model if policy.peft is None else copy.deepcopy(policy.peft).unload()
     model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
-    rank = None if policy.peft is None else policy.peft.peft_config["default"].r
-    server = RealServer(folder, rank, *options)
+    if policy.peft is not None:
+        rank = policy.peft.peft_config["default"].r
+    server = RealServer(folder, rank)
     RUNNING.append(server)
     return server
 

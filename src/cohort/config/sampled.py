@@ -173,6 +173,11 @@ class OnlineConfig(SampledConfig):
                 f"staleness is {self.staleness} and reward_model_refit is set: batches would be rewarded while the "
                 "reward model changes. Use staleness: 0"
             )
+        if self.staleness and self.engine.vllm is not None and self.engine.vllm.sleep:
+            raise ValueError(
+                f"engine: vllm with sleep, and staleness is {self.staleness}: servers would sleep while they sample. "
+                "Sleeping is for a card that sampling and training share in turn: use staleness: 0, or sleep: false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -302,6 +302,14 @@ RATIOS = Section(
             "Grows: lower `learning_rate` or `staleness`. High at the first step: the engine has other weights.",
         ),
         Metric(
+            "sampling/logp_difference",
+            "With `engine: vllm`: between the server's log-probabilities of fixed sequences and the policy's, with the "
+            "weights that it was sent; mean over tokens, of several servers the largest.",
+            "nats",
+            "about 0.01 in bfloat16, 1e-5 in float32",
+            "Grows: the server computes something else. Above `max_logp_difference` the run stops.",
+        ),
+        Metric(
             "sampling/staleness",
             "With `staleness` above 0: by how many updates the policy is ahead of the weights that sampled the batch, "
             "mean over completions.",

@@ -141,7 +141,8 @@ class VLLMEngine:
 
         sequences = cast(FixedSequences, self.sequences)
         prepare = lambda member, over: member.prepare(weights, sequences.ids, over)  # noqa: E731
-        slots = max(1, self.max_rows // n)
+        # No more than its share at a time: the server that is ready first would get all.
+        slots = max(1, min(self.max_rows // n, -(-len(prompts) // len(self.members))))
         with nullcontext() if weights.is_adapter else self.whole, self._awake():
             groups: list[list[Completion]] = [[] for _ in prompts]
             for place, group in deal(self.members, len(prompts), slots, prepare, ask, self.config.max_failures):

@@ -81,11 +81,12 @@ def write_weights(policy: Policy, folder: Path) -> None:
         return
     model = policy.model
     state = {name: tensor.to(policy.dtype).contiguous() for name, tensor in model.state_dict().items()}
-    # In one file: vLLM reads what an index does not name only where there is no index.
-    model.save_pretrained(str(folder), state_dict=state, max_shard_size="1000GB")
     if is_tied(model):
         # A server with two matrices, which `cohort vllm` makes of a tied model, gets both.
-        save_file({f"{_name_of_head(model)}.weight": state[_embedding(model)].clone()}, folder / "head.safetensors")
+        head = f"{_name_of_head(model)}.weight"
+        save_file({head: state.pop(head).clone()}, folder / "head.safetensors")
+    # In one file: with an index, vLLM reads only what that names.
+    model.save_pretrained(str(folder), state_dict=state, max_shard_size="1000GB")
 
 
 def is_tied(model: Any) -> bool:
@@ -97,11 +98,6 @@ def is_tied(model: Any) -> bool:
 def _name_of_head(model: Any) -> str:
     head = model.get_output_embeddings()
     return next(str(name) for name, module in model.named_modules() if module is head)
-
-
-def _embedding(model: Any) -> str:
-    embedding = model.get_input_embeddings()
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
 
 
 class FixedSequences:
