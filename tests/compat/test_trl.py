@@ -85,7 +85,7 @@ def test_transformers_defaults_ask_for_nothing(caplog: pytest.LogCaptureFixture)
 
 NOTICES = [
     ({"fp16": True}, "fp16=True has no effect here: bf16, or float32"),
-    ({"use_vllm": True}, "use_vllm=True has no effect here: the built-in engine samples"),
+    ({"use_vllm": True}, "use_vllm=True has no effect here: with vllm_mode: server it becomes engine"),
     ({"dataloader_num_workers": 4}, "dataloader_num_workers=4 has no effect here: rows are tokenised once"),
     ({"repetition_penalty": 1.1}, "the reward `repetition` penalises repeats"),
     ({"optim": "lion_8bit"}, "optim='lion_8bit' has no effect here: AdamW, by adam_beta1"),
@@ -367,3 +367,24 @@ def test_shares_of_a_run_epochs_and_checkpoints_of_weights_alone(tmp_path: Path)
         {"optimizer.safetensors", "state.json"}
     )
     type(trainer.model).from_pretrained(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize(
+    ("keys", "url"),
+    [
+        ({"vllm_mode": "server"}, "http://localhost:8000"),
+        ({"vllm_server_host": "0.0.0.0", "vllm_server_port": 9000}, "http://localhost:9000"),
+        ({"vllm_mode": "server", "vllm_server_base_url": "http://gpu7:8001/"}, "http://gpu7:8001"),
+    ],
+)
+def test_a_server_of_vllm_becomes_the_engine(keys: dict[str, Any], url: str) -> None:
+    config = GRPOConfig(use_vllm=True, vllm_server_timeout=60.0, vllm_enable_sleep_mode=True, **keys)
+    assert config.engine.vllm is not None and config.engine.vllm.url == [url]
+    assert config.engine.vllm.start_timeout == 60 and config.engine.vllm.sleep
+    assert config.vllm_importance_sampling_correction
+
+
+def test_an_engine_that_is_named_stays(caplog: pytest.LogCaptureFixture) -> None:
+    config = GRPOConfig(use_vllm=True, vllm_mode="server", engine={"vllm": {"url": "http://a:1"}})
+    assert config.engine.vllm is not None and config.engine.vllm.url == ["http://a:1"]
+    assert GRPOConfig(use_vllm=True).engine.is_local and GRPOConfig(vllm_mode="server").engine.is_local

@@ -126,5 +126,5 @@ def test_a_run_learns_with_a_real_server_that_is_killed(tmp_path: Path, real: tu
     thread.join()
     rows = [row for row in rows_of(tmp_path / "run") if "loss" in row]
     assert len(rows) == 24 and all(row["sampling/logp_difference"] < 1e-4 for row in rows)
-    assert max(row["sampling/mismatch_kl"] for row in rows[:2]) < 1e-3
+    assert rows[0]["sampling/mismatch_kl"] < 1e-3  # later batches are of older weights
     assert sum(row["reward"] for row in rows[-6:]) > sum(row["reward"] for row in rows[:6])

@@ -16,6 +16,11 @@ log = logging.getLogger("cohort")
 
 SHARDING = ("deepspeed", "fsdp", "fsdp_config")
 """Keys that `sharding.py` reads."""
+SERVER = (
+    "use_vllm", "vllm_mode", "vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout",
+    "vllm_enable_sleep_mode",
+)  # fmt: skip
+"""Keys of TRL's server mode, which become `engine`."""
 TRACKERS = (
     "tensorboard", "wandb", "trackio", "mlflow", "swanlab", "comet_ml", "clearml", "dvclive", "azure_ml", "codecarbon",
     "dagshub", "flyte", "kubeflow", "neptune",
@@ -65,9 +70,30 @@ def translate(arguments: dict[str, Any], fields: Collection[str]) -> dict[str, A
         for line in told:
             log.warning("%s", line)
         values = {**ours, **{key: value for key, value in values.items() if key not in SHARDING}}
+    if values.get("use_vllm") and "engine" in fields:
+        values = _engine_of_server(values)
     for key in [key for key in values if key in KEYS and key not in fields]:
         warn_or_refuse(key, values.pop(key), KEYS[key])
     return values
+
+
+def _engine_of_server(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of TRL's server mode as our `engine`. A server that is named means that mode, which was TRL's default
+    before version 1."""
+    url, host = values.get("vllm_server_base_url"), values.get("vllm_server_host")
+    mode = values.get("vllm_mode") or ("server" if url or host else "colocate")
+    if mode != "server" or "engine" in values:
+        return values
+    place = "localhost" if host in (None, "0.0.0.0") else host
+    url = url or f"http://{place}:{values.get('vllm_server_port') or 8000}"
+    settings = {
+        "url": url,
+        "start_timeout": values.get("vllm_server_timeout"),
+        "sleep": values.get("vllm_enable_sleep_mode"),
+    }
+    log.info("use_vllm: completions are sampled by the server at %s, which `cohort vllm` starts (docs/scaling.md)", url)
+    rest = {key: value for key, value in values.items() if key not in SERVER}
+    return {**rest, "engine": {"vllm": {name: value for name, value in settings.items() if value is not None}}}
 
 
 def _generation_kwargs(kwargs: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:

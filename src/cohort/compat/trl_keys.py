@@ -24,7 +24,8 @@ RENAMED = {
 
 _NO_PADDING = "batches are packed without padding"
 _ONE_ENGINE = "the built-in engine samples: prompts are prefilled once per group and share their cache"
-_NO_VLLM = "without vLLM it has no effect"
+_SERVER = "with use_vllm and vllm_mode: server, a part of engine: {vllm: {...}} (docs/scaling.md); else without effect"
+_COMMAND = "an option of the server's own command, which `cohort vllm` prints"
 RECORDED = "metrics.jsonl has every step's metrics, completions.jsonl samples of the completions"
 OPTIMISER = "AdamW, by adam_beta1, adam_beta2, adam_epsilon and weight_decay"
 _PLACES = "torchrun or accelerate launch starts the ranks (docs/scaling.md), each with one device"
@@ -78,19 +79,22 @@ GROUPS: dict[str, dict[str, Key]] = {
         "transformers_continuous_batching_config": Key(_ONE_ENGINE),
         "use_transformers_paged": Key(_ONE_ENGINE),
         "ds3_gather_for_generation": Key(_PLACES, off=(True,)),
-        "use_vllm": Key(_ONE_ENGINE),
-        "vllm_mode": Key(_NO_VLLM, off=("colocate", "server")),
-        "vllm_model_impl": Key(_NO_VLLM, off=("vllm",)),
-        "vllm_enable_sleep_mode": Key(_NO_VLLM),
+        "use_vllm": Key(
+            "with vllm_mode: server it becomes engine: {vllm: {...}} (docs/scaling.md); vLLM in this process is not "
+            f"there: {_ONE_ENGINE}"
+        ),
+        "vllm_mode": Key(_SERVER, off=("colocate", "server")),
+        "vllm_model_impl": Key(_COMMAND, off=("vllm",)),
+        "vllm_enable_sleep_mode": Key(_SERVER),
         "vllm_structured_outputs_regex": Key("completions are not constrained: reward their form", refused=True),
-        "vllm_server_base_url": Key(_NO_VLLM),
-        "vllm_server_host": Key(_NO_VLLM, off=("0.0.0.0",)),
-        "vllm_server_port": Key(_NO_VLLM, off=(8000,)),
-        "vllm_server_timeout": Key(_NO_VLLM, off=(240.0,)),
-        "vllm_group_port": Key(_NO_VLLM, off=(51216,)),
-        "vllm_gpu_memory_utilization": Key("max_rows bounds the sampler's cache", off=(0.3,)),
-        "vllm_max_model_length": Key("prompt and max_completion_length bound the cache"),
-        "vllm_tensor_parallel_size": Key(_PLACES, off=(1,)),
+        "vllm_server_base_url": Key(_SERVER),
+        "vllm_server_host": Key(_SERVER, off=("0.0.0.0",)),
+        "vllm_server_port": Key(_SERVER, off=(8000,)),
+        "vllm_server_timeout": Key(_SERVER, off=(240.0,)),
+        "vllm_group_port": Key("weights are sent as files, in engine's folder", off=(51216,)),
+        "vllm_gpu_memory_utilization": Key(_COMMAND, off=(0.3,)),
+        "vllm_max_model_length": Key(_COMMAND),
+        "vllm_tensor_parallel_size": Key(_COMMAND, off=(1,)),
     },
     "Optimiser": {
         "optim_args": Key(OPTIMISER),
