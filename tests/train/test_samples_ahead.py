@@ -27,6 +27,12 @@ from helpers import StopAfter, digits, numbers, rows_of, small_model
 _, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
 
 
+@pytest.fixture(autouse=True)
+def one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On AMD's processors oneDNN is chosen for the whole process: sampling in a thread changes how training rounds."""
+    monkeypatch.setattr("cohort.policy.paths.onednn_is_better", lambda: False)
+
+
 class Copies:
     """Samples copies of the policy, one for each version, with a delay."""
 
@@ -66,9 +72,8 @@ def grpo(folder: Path, engine: Any = Copies, **values: Any) -> GRPOTrainer:
     values = {"max_steps": 6, "learning_rate": 1e-2, "staleness": 1, **values}
     config = GRPOConfig(str(folder), num_generations=4, per_device_train_batch_size=8, max_completion_length=6,
                         use_cpu=True, bf16=False, logged_groups=0, **values)  # fmt: skip
-    return GRPOTrainer(
-        small_model(vocab_size=22), digits, config, TRAIN, HELD_OUT, processing_class=build_tokenizer(), engine=engine
-    )
+    model, tokenizer = small_model(vocab_size=22), build_tokenizer()
+    return GRPOTrainer(model, digits, config, TRAIN, HELD_OUT, processing_class=tokenizer, engine=engine)
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -123,6 +128,7 @@ def test_a_resumed_run_loses_and_doubles_nothing(tmp_path: Path, values: dict[st
 RUN = """
 import os, signal, sys
 from pathlib import Path
+import cohort.policy.paths
 from test_samples_ahead import grpo
 from helpers import StopAfter
 
@@ -131,6 +137,7 @@ class Die(StopAfter):
         if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
+cohort.policy.paths.onednn_is_better = lambda: False
 trainer = grpo(Path(sys.argv[1]), staleness=2, save_steps=2)
 trainer.loop.callbacks.callbacks.append(Die(5))
 trainer.train()
