@@ -82,6 +82,12 @@ class OnlineConfig(SampledConfig):
         "batch i - staleness begins with. 0: in turn with training. Above 0 it needs an engine outside this process: "
         "docs/scaling.md",
     )
+    partial_rollouts: bool = Field(
+        False,
+        description="For staleness, at least 2: a batch is sampled in as many segments of equal length, together with "
+        "those of other batches, each with the weights of its time. A long completion's later tokens are by newer "
+        "weights, and nobody waits for it: docs/scaling.md",
+    )
     mask_truncated_completions: bool = Field(False, description="Completions that hit the length limit have no loss.")
     entropy_coef: float = Field(
         0.0, ge=0, description="Weight of the bonus for the policy's entropy, its mean over the step's tokens."
@@ -160,6 +166,11 @@ class OnlineConfig(SampledConfig):
             raise ValueError(
                 f"staleness is {self.staleness} and reward_model_refit is set: batches would be rewarded while the "
                 "reward model changes. Use staleness: 0"
+            )
+        if self.partial_rollouts and self.staleness < 2:
+            raise ValueError(
+                f"partial_rollouts is true and staleness is {self.staleness}: a batch is sampled in `staleness` "
+                "segments. Use staleness: 2 or more, or partial_rollouts: false"
             )
         return self
 

@@ -32,6 +32,16 @@ class StopStrings:
         self._shorten([(tail, text) for tail, text in zip(tails, texts, strict=True) if self._is_long(tail)])
         return [any(string in text for string in self.stop) for text in texts]
 
+    def end_across(self, before: list[int], new: list[int]) -> int | None:
+        """The number of new tokens with which a string of `stop` is complete that began before them; None: there is
+        none. It may also be the end of one among the first new tokens."""
+        self.tails[0] = list(before)
+        # Each token has a byte at least, but for a few special ones.
+        for i, token in enumerate(new[: self.bytes + SPARE]):
+            if self.ended([0], [token])[0]:
+                return i + 1
+        return None
+
     def _texts(self, sequences: list[list[int]]) -> list[str]:
         # With every special token: a stop string may be one.
         texts: list[str] = self.tokenizer.batch_decode(sequences) if sequences else []  # of none it gives one text
