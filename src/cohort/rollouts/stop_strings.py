@@ -33,14 +33,13 @@ class StopStrings:
         return [any(string in text for string in self.stop) for text in texts]
 
     def end_across(self, before: list[int], new: list[int]) -> int | None:
-        """The number of new tokens with which a string of `stop` is complete that began before them; None: there is
-        none. It may also be the end of one among the first new tokens."""
+        """The number of new tokens with which the completion contains a string of `stop`, which may have begun before
+        them; None: it contains none."""
+        if not any(string in text for text in self._texts([[*before, *new]]) for string in self.stop):
+            return None
         self.tails[0] = list(before)
-        # Each token has a byte at least, but for a few special ones.
-        for i, token in enumerate(new[: self.bytes + SPARE]):
-            if self.ended([0], [token])[0]:
-                return i + 1
-        return None
+        ended = (i + 1 for i, token in enumerate(new) if self.ended([0], [token])[0])
+        return next(ended, None)
 
     def _texts(self, sequences: list[list[int]]) -> list[str]:
         # With every special token: a stop string may be one.
