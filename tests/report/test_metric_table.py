@@ -48,7 +48,13 @@ RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "sft": ("sft", None, {"router_aux_loss_coef": 0.01, **EVALUATED}),
     "distill": ("distill", None, EVALUATED),
 }  # fmt: skip
-NOT_IN_RUNS = {"{name}/unreadable", "guard/overoptimized_from", "sampling/staleness", "seconds/wait"}
+NOT_IN_RUNS = {
+    "{name}/unreadable",
+    "guard/overoptimized_from",
+    "sampling/staleness",
+    "sampling/continued",
+    "seconds/wait",
+}
 """A judge's, a run's that went wrong, and those of batches sampled ahead (tests/train/test_samples_ahead.py)."""
 
 

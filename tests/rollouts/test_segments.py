@@ -152,7 +152,7 @@ def test_groups_are_told_once_those_that_ended_earlier_before_the_call() -> None
     assert [len(c.ids) for c in groups[4].completions] == [4, 4]
 
 
-def test_a_last_segment_goes_to_the_limit_also_after_other_settings() -> None:
+def test_a_last_segment_goes_to_the_limit() -> None:
     engine = Scripted(build_tokenizer(), [[3] * 20] * 2)
     groups, sampling = begun(prompts_of(2), 1), Sampling(max_tokens=9, eos_ids=[1])
     segments(engine, groups, sampling, 2).sample()

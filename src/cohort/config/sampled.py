@@ -82,11 +82,12 @@ class OnlineConfig(SampledConfig):
         "batch i - staleness begins with. 0: in turn with training. Above 0 it needs an engine outside this process: "
         "docs/scaling.md",
     )
-    partial_rollouts: bool = Field(
-        False,
-        description="For staleness, at least 2: a batch is sampled in as many segments of equal length, together with "
-        "those of other batches, each with the weights of its time. A long completion's later tokens are by newer "
-        "weights, and nobody waits for it: docs/scaling.md",
+    partial_rollouts: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a segment, for staleness of 2 or more: when a batch is taken, every completion of the "
+        "next ones that has not ended gets up to so many tokens more from the weights of that time, those of the batch "
+        "that is next all of the rest. null: completions are sampled whole. docs/scaling.md",
     )
     mask_truncated_completions: bool = Field(False, description="Completions that hit the length limit have no loss.")
     entropy_coef: float = Field(
@@ -167,10 +168,15 @@ class OnlineConfig(SampledConfig):
                 f"staleness is {self.staleness} and reward_model_refit is set: batches would be rewarded while the "
                 "reward model changes. Use staleness: 0"
             )
-        if self.partial_rollouts and self.staleness < 2:
+        if self.partial_rollouts is not None and self.staleness < 2:
             raise ValueError(
-                f"partial_rollouts is true and staleness is {self.staleness}: a batch is sampled in `staleness` "
-                "segments. Use staleness: 2 or more, or partial_rollouts: false"
+                f"partial_rollouts is {self.partial_rollouts} and staleness is {self.staleness}: a batch is sampled in "
+                "`staleness` segments. Use staleness: 2 or more, or leave partial_rollouts out"
+            )
+        if self.partial_rollouts is not None and self.partial_rollouts >= self.max_completion_length:
+            raise ValueError(
+                f"partial_rollouts is {self.partial_rollouts} and would do nothing: max_completion_length is "
+                f"{self.max_completion_length}. Give fewer tokens, or leave it out"
             )
         return self
 

@@ -53,7 +53,7 @@ class Segments:
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
     ) -> Generation:
-        """As an engine's, for the first groups, whose prompts these are: this segment is the last of theirs."""
+        """As an engine's, for the first groups, whose prompts these are: adds the segment, and to theirs the rest."""
         groups = self.groups[: len(prompts)]
         # Most have ended before: their rewards need not wait for this segment.
         waiting = [i for i, group in enumerate(groups) if any(self._room(group, c) for c in group.completions)]
@@ -61,7 +61,7 @@ class Segments:
             for i in sorted(set(range(len(groups))) - set(waiting)):
                 on_group(i, groups[i].completions)
         self.sample()
-        self._extend(groups, sampling.max_tokens)  # where the run has been resumed with other settings
+        self._extend(groups, sampling.max_tokens)
         if on_group is not None:
             for i in waiting:
                 on_group(i, groups[i].completions)

@@ -287,8 +287,7 @@ RATIOS = Section(
         ),
         Metric(
             "sampling/importance_sampling_ratio/mean",
-            "Of `vllm_importance_sampling_correction`: mean over tokens of the weight pi_old / pi_sampler, within its "
-            "bounds.",
+            "Of `vllm_importance_sampling_correction`: mean over tokens of the weight pi_old / pi_sampler, bounded.",
             "-",
             "near 1",
             "Far from 1: the engine samples from other weights, or at another temperature.",
@@ -303,10 +302,15 @@ RATIOS = Section(
         ),
         Metric(
             "sampling/staleness",
-            "With `staleness` above 0: by how many updates the policy is ahead of the weights that sampled the batch, "
-            "mean over completions.",
+            "With `staleness` above 0: updates since the weights that sampled a token, mean over the batch's tokens.",
             "updates",
-            "`staleness` times the updates of a batch, less at the start",
+            "`staleness` times the updates of a batch, less at the start and with `partial_rollouts`",
+        ),
+        Metric(
+            "sampling/continued",
+            "With `partial_rollouts`: fraction of completions that several weights sampled.",
+            "0 to 1",
+            "that of completions longer than `partial_rollouts`",
         ),
         Metric(
             "sampling/off_policy_masked",

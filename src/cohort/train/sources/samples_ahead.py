@@ -69,7 +69,7 @@ class SamplesAhead(Samples):
         segments = [pair for c in completions for pair in c.segments or [(c.version, len(c.ids))]]
         age = sum((self.policy.version - version) * tokens for version, tokens in segments)
         metrics = {"sampling/staleness": age / max(1, sum(tokens for _, tokens in segments))}
-        if self.config.partial_rollouts:
+        if self.config.partial_rollouts is not None:
             metrics["sampling/continued"] = sum(len(c.segments) > 1 for c in completions) / len(completions)
         return metrics
 
@@ -80,7 +80,7 @@ class SamplesAhead(Samples):
         if state.max_steps > 0:  # else the run's length is not known
             end = min(end, math.ceil(state.max_steps / math.prod(self.config.batch_uses)))
         missing = [number for number in range(index, max(end, index + 1)) if number not in self.pending]
-        if self.config.partial_rollouts and index + self.config.staleness in missing:
+        if self.config.partial_rollouts is not None and index + self.config.staleness in missing:
             self.begun.append(missing.pop())
         if not (missing or self.begun):
             return
@@ -108,8 +108,8 @@ class SamplesAhead(Samples):
         batches = {n: self._begun(n) if future is None else future.result()[n] for n, future in before.items()}
         seeds = [seed for n in batches for seed in prompt_seeds(derive(self.config.seed, n), self.per_batch)]
         groups = [group for batch in batches.values() for group in batch.groups]
-        length = math.ceil(self.sampling.max_tokens / self.config.staleness)
-        segments = Segments(engine, self.policy, self.sampling, length, groups, seeds)
+        assert self.config.partial_rollouts is not None
+        segments = Segments(engine, self.policy, self.sampling, self.config.partial_rollouts, groups, seeds)
         if index + 1 in batches:
             return {**batches, index + 1: self.sampled(index + 1, state, engine, first=segments)}
         segments.sample()
@@ -128,8 +128,10 @@ class SamplesAhead(Samples):
         self.next = min(batches, default=self.next)
         future = Future[dict[int, Sampled]]()
         future.set_result(batches)
-        self.begun = [n for n, batch in batches.items() if not batch.whole and self.config.partial_rollouts]
-        self.pending = {n: future for n, batch in batches.items() if batch.whole or n in self.begun}
+        if self.config.partial_rollouts is None:
+            batches = {n: batch for n, batch in batches.items() if batch.whole}
+        self.begun = [n for n, batch in batches.items() if not batch.whole]
+        self.pending = dict.fromkeys(batches, future)
 
 
 def _started(
