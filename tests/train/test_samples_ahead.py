@@ -162,7 +162,7 @@ trainer.train()
 """
 
 
-@pytest.mark.parametrize("values", [{"staleness": 2}, PARTIAL])
+@pytest.mark.parametrize("values", [{"staleness": 2}, pytest.param(PARTIAL, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, values: dict[str, Any]) -> None:
     path = [str(Path(__file__).parent), *sys.path]
     code = f"import sys; sys.path[:0] = {path!r}" + RUN
