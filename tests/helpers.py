@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
@@ -213,6 +213,17 @@ def byte_tokenizer(*, bert: bool = False, template: bool = True) -> Any:
     )
     fast.chat_template = TEMPLATE if template else None
     return fast
+
+
+def byte_fallback() -> Any:
+    """SentencePiece's BPE, as of Llama 2 and Mistral: other characters are tokens of bytes, which are characters only
+    where all of a run of them are, and the text's first space is dropped."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "▁answer", *"etahonswr.é日", "\n"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
 def classifier(kind: str, **overrides: Any) -> Any:

@@ -146,3 +146,15 @@ def test_a_simulated_pool_answers_every_prompt_once(script: Any) -> None:
     assert failing.repeated > 0 and failing.answered == in_turn.answered == 8 * 8 * 16
     assert failing.seconds > in_turn.seconds
     assert simulate.simulate(simulate.replace(pool, slow=0.5)).seconds > in_turn.seconds
+
+
+def test_simulated_segments_save_what_the_longest_completions_cost(script: Any, monkeypatch: Any) -> None:
+    segments = script("segments")
+    assert segments.in_parallel([3, 1, 1, 1], 2) == 3
+    assert segments.seconds_of([(0, 100), (0, 10)], 1, 1) == pytest.approx(110 * (segments.POSITION + segments.ROW))
+    monkeypatch.setitem(segments.CASES, "equal", (lambda chance: 400, 400))
+    whole, halves, thirds = (segments.sampling("equal", 1, 2, length) for length in (None, 200, 150))
+    # Each call has both halves of 128 completions, in two requests; thirds leave a rest of 100 for a call of its own.
+    prefill = segments.PREFILL * 128 * (512 + 712 - 512 / 16)
+    assert halves == pytest.approx(whole / 2 + 128 * 200 * segments.ROW + prefill)
+    assert thirds > halves

@@ -113,7 +113,9 @@ class Completion:
     truncated: bool = False
     """True where the length limit ended the completion."""
     version: int = 0
-    """How many updates the policy had when the completion was sampled."""
+    """How many updates the policy had when the completion was sampled; of several weights, the oldest."""
+    segments: list[tuple[int, int]] = field(default_factory=list)
+    """(version, tokens) of each segment, where it was sampled in segments (`partial_rollouts`)."""
 
 
 @dataclass

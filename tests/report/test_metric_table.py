@@ -48,8 +48,14 @@ RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "sft": ("sft", None, {"router_aux_loss_coef": 0.01, **EVALUATED}),
     "distill": ("distill", None, EVALUATED),
 }  # fmt: skip
-NOT_IN_RUNS = {"{name}/unreadable", "guard/overoptimized_from", "sampling/staleness", "seconds/wait",
-               "sampling/logp_difference"}  # fmt: skip
+NOT_IN_RUNS = {
+    "{name}/unreadable",
+    "guard/overoptimized_from",
+    "sampling/staleness",
+    "sampling/continued",
+    "sampling/logp_difference",
+    "seconds/wait",
+}
 """A judge's, a run's that went wrong, those of batches sampled ahead (tests/train/test_samples_ahead.py), and that of
 servers (tests/train/test_vllm_runs.py)."""
 

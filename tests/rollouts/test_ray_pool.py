@@ -20,7 +20,7 @@ from cohort.policy.model import Policy
 from cohort.rollouts.engine import EngineError, LocalEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.types import Completion
-from helpers import digits, prompts_of, rows_of, seeds, small_model, small_policy
+from helpers import StopAfter, digits, numbers, prompts_of, rows_of, seeds, small_model, small_policy
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray", reason="needs ray: make test-ray")
@@ -128,3 +128,22 @@ def test_a_run_by_ray_is_the_local_run(tmp_path: Path) -> None:
     for one, other in zip(local, ray, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
     trainer.engine.close()
+
+
+def test_a_run_in_segments_that_is_resumed_is_the_run_that_was_not(tmp_path: Path) -> None:
+    def trainer(name: str) -> GRPOTrainer:
+        settings: dict[str, Any] = {"num_generations": 4, "per_device_train_batch_size": 12, "max_steps": 6}
+        config = GRPOConfig(str(tmp_path / name), engine={"ray": {"workers": 2}}, staleness=3, partial_rollouts=3,
+                            learning_rate=1e-2, max_completion_length=12, use_cpu=True, bf16=False, save_steps=4,
+                            **settings)  # fmt: skip
+        return GRPOTrainer(small_model(vocab_size=22), digits, config, TRAIN, processing_class=build_tokenizer())
+
+    whole, first, second = trainer("whole"), trainer("cut"), trainer("cut")
+    whole.train()
+    first.loop.callbacks.callbacks.append(StopAfter(4))
+    first.train()
+    second.train(resume_from_checkpoint=True)
+    rows = [numbers(rows_of(tmp_path / name)) for name in ("whole", "cut")]
+    assert rows[0] == rows[1] and rows[0][-1]["sampling/continued"] > 0
+    for each in (whole, first, second):
+        each.engine.close()

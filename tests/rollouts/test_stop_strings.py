@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from cohort.data.chains import build_tokenizer
@@ -16,7 +16,7 @@ from cohort.rollouts.engine import LocalEngine
 from cohort.rollouts.row_engine import RowEngine
 from cohort.rollouts.sampling import Sampling
 from cohort.rollouts.stop_strings import StopStrings
-from helpers import byte_tokenizer, seeds, small_policy
+from helpers import byte_fallback, byte_tokenizer, seeds, small_policy
 
 TEXT = "the answer is 42.\n\nQuestion: où est l'été? 日本語の文章です。 done 🙂🙃🙂 <|end|> it's not \t here , "
 
@@ -27,17 +27,6 @@ def byte_level() -> Any:
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator([TEXT] * 3, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-
-
-def byte_fallback() -> Any:
-    """SentencePiece's BPE, as of Llama 2 and Mistral: other characters are tokens of bytes, which are characters only
-    where all of a run of them are, and the text's first space is dropped."""
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "▁answer", *"etahonswr.é日", "\n"]
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,19 @@ from cohort import GRPOConfig, GRPOTrainer
 from cohort.config import InvalidConfig
 from cohort.data.chains import build_tokenizer, make_chains
 from cohort.policy.model import Policy
+from cohort.policy.packed.pack import Part
 from cohort.rollouts.engine import Engine, LocalEngine
 from cohort.rollouts.sampling import Generation, Sampling
-from cohort.types import UserError
+from cohort.types import Group, UserError
 from helpers import StopAfter, digits, numbers, rows_of, small_model
 
 _, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On AMD's processors oneDNN is chosen for the whole process: sampling in a thread changes how training rounds."""
+    monkeypatch.setattr("cohort.policy.paths.onednn_is_better", lambda: False)
 
 
 class Copies:
@@ -59,16 +66,15 @@ class OneCopy:
     ) -> Generation:
         time.sleep(self.engine.delay)
         self.engine.asked.append((self.policy.version, tuple(seeds), threading.current_thread().name))
-        return LocalEngine(self.policy).generate(prompts, n, sampling, seeds)
+        return LocalEngine(self.policy).generate(prompts, n, sampling, seeds, on_group=options.get("on_group"))
 
 
-def grpo(folder: Path, engine: Any = Copies, **values: Any) -> GRPOTrainer:
+def grpo(folder: Path, engine: Any = Copies, reward: Any = digits, **values: Any) -> GRPOTrainer:
     values = {"max_steps": 6, "learning_rate": 1e-2, "staleness": 1, **values}
     config = GRPOConfig(str(folder), num_generations=4, per_device_train_batch_size=8, max_completion_length=6,
                         use_cpu=True, bf16=False, logged_groups=0, **values)  # fmt: skip
-    return GRPOTrainer(
-        small_model(vocab_size=22), digits, config, TRAIN, HELD_OUT, processing_class=build_tokenizer(), engine=engine
-    )
+    model, tokenizer = small_model(vocab_size=22), build_tokenizer()
+    return GRPOTrainer(model, reward, config, TRAIN, HELD_OUT, processing_class=tokenizer, engine=engine)
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -106,15 +112,32 @@ def test_staleness_0_is_the_run_without_it(tmp_path: Path) -> None:
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5) and "sampling/staleness" not in other
 
 
-@pytest.mark.parametrize("values", [{}, {"dynamic_sampling": True}, {"num_iterations": 2}])
+PARTIAL = {"staleness": 3, "partial_rollouts": 2, "max_steps": 8}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"dynamic_sampling": True},
+        {"num_iterations": 2},
+        PARTIAL,
+        {**PARTIAL, "dynamic_sampling": True, "overlap_rewards": True},
+        {**PARTIAL, "num_iterations": 2, "max_steps": 14, "save_steps": 4},
+    ],
+)
 def test_a_resumed_run_loses_and_doubles_nothing(tmp_path: Path, values: dict[str, Any]) -> None:
-    whole = grpo(tmp_path / "whole", staleness=2, **values)
+    values = {"staleness": 2, "save_steps": 3, **values}
+    whole = grpo(tmp_path / "whole", **values)
     whole.train()
-    first = grpo(tmp_path / "cut", staleness=2, save_steps=3, **values)
-    first.loop.callbacks.callbacks.append(StopAfter(3))
+    first = grpo(tmp_path / "cut", **values)
+    first.loop.callbacks.callbacks.append(StopAfter(values["save_steps"]))
     first.train()
-    assert (tmp_path / "cut" / "checkpoint-3" / "sampled.json").is_file()
-    second = grpo(tmp_path / "cut", staleness=2, save_steps=3, **values)
+    checkpoint = tmp_path / "cut" / f"checkpoint-{values['save_steps']}"
+    batches = json.loads((checkpoint / "sampled.json").read_text())["batches"]
+    partial = "partial_rollouts" in values
+    assert [batch["whole"] for batch in batches] == ([True, False, False] if partial else [True] * len(batches))
+    second = grpo(tmp_path / "cut", **values)
     second.train(resume_from_checkpoint=True)
     assert first.engine.asked + second.engine.asked == whole.engine.asked
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
@@ -123,6 +146,7 @@ def test_a_resumed_run_loses_and_doubles_nothing(tmp_path: Path, values: dict[st
 RUN = """
 import os, signal, sys
 from pathlib import Path
+import cohort.policy.paths
 from test_samples_ahead import grpo
 from helpers import StopAfter
 
@@ -131,21 +155,23 @@ class Die(StopAfter):
         if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-trainer = grpo(Path(sys.argv[1]), staleness=2, save_steps=2)
+cohort.policy.paths.onednn_is_better = lambda: False
+trainer = grpo(Path(sys.argv[1]), save_steps=2, **eval(sys.argv[2]))
 trainer.loop.callbacks.callbacks.append(Die(5))
 trainer.train()
 """
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", [{"staleness": 2}, pytest.param(PARTIAL, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, values: dict[str, Any]) -> None:
     path = [str(Path(__file__).parent), *sys.path]
     code = f"import sys; sys.path[:0] = {path!r}" + RUN
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as here: sums are in the same order
-    command = [sys.executable, "-c", code, str(tmp_path / "cut")]
+    command = [sys.executable, "-c", code, str(tmp_path / "cut"), repr(values)]
     killed = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert killed.returncode == -9, killed.stderr
-    grpo(tmp_path / "cut", staleness=2, save_steps=2).train(resume_from_checkpoint=True)
-    grpo(tmp_path / "whole", staleness=2).train()
+    grpo(tmp_path / "cut", save_steps=2, **values).train(resume_from_checkpoint=True)
+    grpo(tmp_path / "whole", **values).train()
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
 
 
@@ -156,6 +182,77 @@ def test_a_second_run_of_a_trainer_takes_nothing_of_the_first(tmp_path: Path) ->
     trainer.loop.callbacks.callbacks.pop()
     trainer.train()
     assert [row["sampling/staleness"] for row in steps(tmp_path)] == [0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("tokens", "overlap"), [(2, False), (2, True), (1, True)])
+def test_segments_of_a_batch_are_by_the_weights_of_their_time(tmp_path: Path, tokens: int, overlap: bool) -> None:
+    rewarded: list[tuple[int, ...]] = []
+
+    def reward(completions: list[Any], completion_ids: list[list[int]], trainer_state: Any, **_: Any) -> list[float]:
+        rewarded.extend(map(tuple, completion_ids))
+        return digits(completions)
+
+    policies: dict[int, Policy] = {}
+
+    class Remembered(Copies):
+        def follow(self, policy: Policy, version: int) -> None:
+            super().follow(policy, version)
+            policies[version] = self.copy
+
+    values = {**PARTIAL, "partial_rollouts": tokens, "overlap_rewards": overlap, "reward_preflight": False}
+    trainer = grpo(tmp_path, Remembered, reward, **values)
+    batches = list[list[Group]]()
+    finished = trainer.loop.source.finished
+
+    def kept(sampled: Any, state: Any) -> Any:
+        batches.append(sampled.groups)
+        return finished(sampled, state)
+
+    trainer.loop.source.finished = kept
+    trainer.train()
+    assert sorted(rewarded) == sorted(tuple(c.ids.tolist()) for b in batches for g in b for c in g.completions)
+    for number, groups in enumerate(batches):
+        for completion in (c for group in groups for c in group.completions):
+            versions, lengths = ([pair[i] for pair in completion.segments] for i in (0, 1))
+            assert versions == [number - 3, number - 2, number - 1, number - 1][: len(versions)]
+            assert lengths[:-1] == [tokens] * (len(lengths) - 1)
+            assert sum(lengths) == len(completion.ids) * (number >= 3)
+            assert completion.version == max(0, number - 3) and bool(versions) == (number >= 3)
+            assert completion.truncated == (completion.ids[-1] not in trainer.policy.eos_ids)
+            assert len(completion.ids) == 6 if completion.truncated else len(completion.ids) <= 6
+        for version in range(max(0, number - 3), max(1, number)):
+            logprobs = policies[version].logprobs(parts_of(groups), 1.0)
+            for (g, c), theirs in logprobs.items():
+                completion, start = groups[g].completions[c], 0
+                for by, length in completion.segments or [(0, len(completion.ids))]:
+                    mine = slice(start, start := start + length)
+                    distance = float((completion.logprobs[mine] - theirs[mine]).abs().max())
+                    assert distance < 1e-4 if by == version else distance > 1e-4
+    rows, every = steps(tmp_path), [[c for group in groups for c in group.completions] for groups in batches]
+    assert [row["sampling/continued"] for row in rows] == [
+        sum(len(c.segments) > 1 for c in completions) / 8 for completions in every
+    ]
+    assert rows[-1]["sampling/continued"] > 0 and rows[0]["sampling/continued"] == 0
+    ages = [[i - v for c in every[i] for v, n in c.segments for _ in range(n)] for i in range(3, 8)]
+    assert [row["sampling/staleness"] for row in rows[3:]] == pytest.approx([sum(a) / len(a) for a in ages])
+    assert [row["completions/max_length"] for row in rows] == [max(len(c.ids) for c in each) for each in every]
+    assert [row["completions/clipped_ratio"] for row in rows] == [sum(c.truncated for c in each) / 8 for each in every]
+
+
+def parts_of(groups: list[Group]) -> Iterator[list[Part]]:
+    for i, group in enumerate(groups):
+        yield [Part(i, group.prompt_ids, range(4), [c.ids for c in group.completions])]
+
+
+def test_begun_batches_are_sampled_anew_by_a_run_without_partial_rollouts(tmp_path: Path) -> None:
+    first = grpo(tmp_path, save_steps=3, **PARTIAL)
+    first.loop.callbacks.callbacks.append(StopAfter(3))
+    first.train()
+    values = {**PARTIAL, "partial_rollouts": None, "resume_changes": "allow"}
+    second = grpo(tmp_path, save_steps=3, **values)
+    second.train(resume_from_checkpoint=True)
+    assert [version for version, *_ in second.engine.asked] == [3, 3, 3, 4]
+    assert [row["sampling/staleness"] for row in steps(tmp_path)][5:] == [2, 3, 3]
 
 
 def test_an_error_beside_training_ends_the_run(tmp_path: Path) -> None:
@@ -194,6 +291,13 @@ def test_what_cannot_sample_ahead_is_refused(tmp_path: Path) -> None:
         grpo(tmp_path, None)
     with pytest.raises(InvalidConfig, match="rewarded while the reward model changes"):
         GRPOConfig(staleness=1, steps_per_iteration=2, reward_model_refit={})
+    for staleness in (0, 1):
+        with pytest.raises(InvalidConfig, match=f"partial_rollouts is 64 and staleness is {staleness}: .* 2 or more"):
+            GRPOConfig(staleness=staleness, partial_rollouts=64)
+    with pytest.raises(InvalidConfig, match="partial_rollouts is 64 and would do nothing: max_completion_length is 64"):
+        GRPOConfig(staleness=2, partial_rollouts=64, max_completion_length=64)
+    with pytest.raises(UserError, match=r"staleness is 3, and this engine .* engine: \{ray"):
+        grpo(tmp_path, None, **PARTIAL)
 
 
 def test_the_correction_is_on_unless_it_is_set() -> None:

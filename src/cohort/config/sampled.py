@@ -94,6 +94,13 @@ class OnlineConfig(SampledConfig):
         "batch i - staleness begins with. 0: in turn with training. Above 0 it needs an engine outside this process: "
         "docs/scaling.md",
     )
+    partial_rollouts: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a segment, for staleness of 2 or more: when a batch is taken, every completion of the "
+        "next ones that has not ended gets up to so many tokens more from the weights of that time, those of the batch "
+        "that is next all of the rest. null: completions are sampled whole. docs/scaling.md",
+    )
     mask_truncated_completions: bool = Field(False, description="Completions that hit the length limit have no loss.")
     entropy_coef: float = Field(
         0.0, ge=0, description="Weight of the bonus for the policy's entropy, its mean over the step's tokens."
@@ -177,6 +184,16 @@ class OnlineConfig(SampledConfig):
             raise ValueError(
                 f"engine: vllm with sleep, and staleness is {self.staleness}: servers would sleep while they sample. "
                 "Sleeping is for a card that sampling and training share in turn: use staleness: 0, or sleep: false"
+            )
+        if self.partial_rollouts is not None and self.staleness < 2:
+            raise ValueError(
+                f"partial_rollouts is {self.partial_rollouts} and staleness is {self.staleness}: a batch is sampled in "
+                "`staleness` segments. Use staleness: 2 or more, or leave partial_rollouts out"
+            )
+        if self.partial_rollouts is not None and self.partial_rollouts >= self.max_completion_length:
+            raise ValueError(
+                f"partial_rollouts is {self.partial_rollouts} and would do nothing: max_completion_length is "
+                f"{self.max_completion_length}. Give fewer tokens, or leave it out"
             )
         return self
 

@@ -24,7 +24,13 @@ OWN_METRICS = frozenset(
         *("clip_ratio/region_mean", "steps/reward", "steps/count", "score/mean", "score/std", "objective/kl"),
         *("sampling/rounds", "sampling/frac_kept_groups", "sampling/off_policy_masked", "teacher/kl"),
         *("margin", "min_reward", "mean_reward", "max_reward"),
-        *("sampling/staleness", "sampling/mismatch_kl", "sampling/logp_difference", "seconds/wait"),
+        *(
+            "sampling/staleness",
+            "sampling/continued",
+            "sampling/mismatch_kl",
+            "sampling/logp_difference",
+            "seconds/wait",
+        ),
         *("sampling/importance_sampling_ratio/mean", "reward_model/loss", "reward_model/new", "reward_model/history"),
     }
 )

@@ -32,6 +32,15 @@ class StopStrings:
         self._shorten([(tail, text) for tail, text in zip(tails, texts, strict=True) if self._is_long(tail)])
         return [any(string in text for string in self.stop) for text in texts]
 
+    def end_across(self, before: list[int], new: list[int]) -> int | None:
+        """The number of new tokens with which the completion contains a string of `stop`, which may have begun before
+        them; None: it contains none."""
+        if not any(string in text for text in self._texts([[*before, *new]]) for string in self.stop):
+            return None
+        self.tails[0] = list(before)
+        ended = (i + 1 for i, token in enumerate(new) if self.ended([0], [token])[0])
+        return next(ended, None)
+
     def _texts(self, sequences: list[list[int]]) -> list[str]:
         # With every special token: a stop string may be one.
         texts: list[str] = self.tokenizer.batch_decode(sequences) if sequences else []  # of none it gives one text

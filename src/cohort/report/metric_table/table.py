@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cohort.report.metric_table.engines import ENGINES
 from cohort.report.metric_table.methods import (
     CRITIC,
     DISTILLATION,
@@ -21,6 +22,7 @@ SECTIONS = (
     EVERY_STEP,
     SAMPLES,
     RATIOS,
+    ENGINES,
     CRITIC,
     PREFERENCES,
     DISTILLATION,

@@ -179,14 +179,6 @@ SAMPLES = Section(
         ),
         Metric("seconds/generate", "Time of sampling.", "s", "most of the step"),
         Metric(
-            "seconds/wait",
-            "With `staleness` above 0: time for which training waited for a batch.",
-            "s",
-            "near 0",
-            "Near `seconds/generate`: sampling is slower than training; more workers, or a larger `staleness` where "
-            "only some batches are slow.",
-        ),
-        Metric(
             "seconds/reward seconds/reward/{name}",
             "Time from the end of sampling until all rewards were there, and of each function's calls. With "
             "`overlap_rewards` the first is only what was waited for.",
@@ -284,37 +276,6 @@ RATIOS = Section(
             "-",
             "settles",
             "At `entropy_coef_max`: the target is too high for this model.",
-        ),
-        Metric(
-            "sampling/importance_sampling_ratio/mean",
-            "Of `vllm_importance_sampling_correction`: mean over tokens of the weight pi_old / pi_sampler, within its "
-            "bounds.",
-            "-",
-            "near 1",
-            "Far from 1: the engine samples from other weights, or at another temperature.",
-        ),
-        Metric(
-            "sampling/mismatch_kl",
-            "Where that correction is on: mean over tokens of log pi_sampler - log pi_old, an estimate of "
-            "KL(sampler || policy).",
-            "nats",
-            "near 0; with `staleness` above 0 mostly below 0.1",
-            "Grows: lower `learning_rate` or `staleness`. High at the first step: the engine has other weights.",
-        ),
-        Metric(
-            "sampling/logp_difference",
-            "With `engine: vllm`: between the server's log-probabilities of fixed sequences and the policy's, with the "
-            "weights that it was sent; mean over tokens, of several servers the largest.",
-            "nats",
-            "about 0.01 in bfloat16, 1e-5 in float32",
-            "Grows: the server computes something else. Above `max_logp_difference` the run stops.",
-        ),
-        Metric(
-            "sampling/staleness",
-            "With `staleness` above 0: by how many updates the policy is ahead of the weights that sampled the batch, "
-            "mean over completions.",
-            "updates",
-            "`staleness` times the updates of a batch, less at the start",
         ),
         Metric(
             "sampling/off_policy_masked",

@@ -17,7 +17,10 @@ def plain(group: Group) -> dict[str, Any]:
         "rewards": group.rewards,
         "components": group.components,
         "steps": None if group.steps is None else [asdict(steps) for steps in group.steps],
-        "completions": [{"text": c.text, "truncated": c.truncated, "version": c.version} for c in group.completions],
+        "completions": [
+            {"text": c.text, "truncated": c.truncated, "version": c.version, "segments": c.segments}
+            for c in group.completions
+        ],
     }
 
 

@@ -22,6 +22,8 @@ class Sampled:
     rounds: list[Round]
     groups: list[Group]
     """Those of the batch, among the groups of all rounds."""
+    whole: bool = True
+    """False: completions that have not ended are among them, and none is rewarded."""
 
 
 def save(folder: Path, batches: dict[int, Sampled]) -> None:
@@ -35,6 +37,7 @@ def save(folder: Path, batches: dict[int, Sampled]) -> None:
         "batches": [
             {
                 "number": number,
+                "whole": batch.whole,
                 "used": [places[id(group)] for group in batch.groups],
                 "rounds": [
                     {"count": len(each.groups), "logged": each.logged, "seconds": each.seconds} for each in batch.rounds
@@ -62,5 +65,6 @@ def load(folder: Path) -> dict[int, Sampled]:
             Round([next(waiting) for _ in range(each["count"])], each["logged"], each["seconds"])
             for each in batch["rounds"]
         ]
-        batches[batch["number"]] = Sampled(rounds, [every[i] for i in batch["used"]])
+        # Checkpoints of earlier versions have whole batches alone.
+        batches[batch["number"]] = Sampled(rounds, [every[i] for i in batch["used"]], batch.get("whole", True))
     return batches

@@ -51,11 +51,16 @@ class Samples:
     def batch(self, index: int, state: TrainerState) -> Batch:
         return self.finished(self.sampled(index, state, self.engine), state)
 
-    def sampled(self, index: int, state: TrainerState, engine: Engine) -> Sampled:
-        """The rewarded groups of the `index`-th batch."""
-        config, seed = self.config, derive(self.config.seed, index)
-        chosen = picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
-        rounds = [self._collect(chosen, seed, state, engine)]
+    def chosen(self, index: int) -> list[int]:
+        """The prompts of the `index`-th batch, by their numbers."""
+        config = self.config
+        return picks(self.size, index * self.per_batch, self.per_batch, config.seed, config.shuffle_dataset)
+
+    def sampled(self, index: int, state: TrainerState, engine: Engine, first: Engine | None = None) -> Sampled:
+        """The rewarded groups of the `index`-th batch. `first`: samples in the place of the engine but for what
+        replaces groups whose rewards are all equal."""
+        config, seed, chosen = self.config, derive(self.config.seed, index), self.chosen(index)
+        rounds = [self._collect(chosen, seed, state, first or engine)]
         if config.replaces_equal_groups:
             return Sampled(rounds, self._refilled(rounds, chosen, seed, state, engine))
         return Sampled(rounds, rounds[0].groups)
