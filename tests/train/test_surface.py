@@ -79,7 +79,10 @@ def test_every_event_comes_in_transformers_order(tmp_path: Path) -> None:
     losses = [row["loss"] for row in rows_of(tmp_path) if "loss" in row]
     assert output.training_loss == output.metrics["train_loss"] == pytest.approx(sum(losses) / 2)
     last = state.log_history[-1]
-    assert last["train_loss"] == output.training_loss and last["train_runtime"] > 0 and last["loss"] == losses[-1]
+    assert last["train_loss"] == output.training_loss and last["train_runtime"] > 0
+    speeds = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    assert last.keys() == {*speeds, "total_flos", "train_loss", "epoch", "step"}
+    assert output.metrics.keys() == last.keys() - {"step"} and output.metrics["epoch"] == 2.0
     assert events.metrics["eval_loss"] == state.log_history[2]["eval_loss"] == rows_of(tmp_path)[2]["eval/loss"]
 
 
@@ -119,6 +122,19 @@ def test_several_held_out_sets_and_one_given_to_evaluate(given: str, tmp_path: P
     assert trainer.train_dataset is PROMPTS and trainer.eval_dataset is both
     with pytest.raises(UserError, match="there is no held-out data: give eval_dataset"):
         grpo(tmp_path).evaluate()
+
+
+def test_speed_and_epoch_of_an_evaluation_are_named_as_in_transformers(tmp_path: Path) -> None:
+    """Twelve rows are two batches of per_device_eval_batch_size, 8 by default."""
+    trainer = sft(tmp_path, [*DEMONSTRATIONS, *DEMONSTRATIONS[:4]], max_steps=2, eval_strategy="epoch")
+    trainer.train()
+    logged = next(row for row in trainer.state.log_history if "eval_loss" in row)
+    metrics = trainer.evaluate(metric_key_prefix="test", eval_dataset=DEMONSTRATIONS)
+    for row, name, samples, batches in ((logged, "eval", 12, 2), (metrics, "test", 8, 1)):
+        rates = [row[f"{name}_{what}_per_second"] for what in ("samples", "steps")]
+        assert row[f"{name}_runtime"] > 0 and rates[0] / rates[1] == pytest.approx(samples / batches, rel=1e-3)
+    assert metrics["epoch"] == 1.0
+    assert not any("runtime" in name for row in rows_of(tmp_path) for name in row)
 
 
 def test_names_that_transformers_callbacks_know() -> None:

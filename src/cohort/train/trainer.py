@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -259,12 +260,14 @@ class Trainer(Surface):
             raise UserError("there is no held-out data: give eval_dataset, to the trainer or to evaluate()")
         metrics: dict[str, float] = {}
         for prefix, measure in held_out.items():
+            started = time.perf_counter()
             measured = measure(self.state)
+            seconds = time.perf_counter() - started
             sampled = measured if isinstance(measured, Evaluation) else None
             of_set = measured.metrics() if isinstance(measured, Evaluation) else measured
             of_set = {prefix + name.removeprefix("eval") if name.startswith("eval/") else name: value
                       for name, value in of_set.items()}  # fmt: skip
-            metrics |= self.loop.tell(of_set, prefix, sampled)
+            metrics |= self.loop.tell(of_set, prefix, seconds, sampled)
         return metrics
 
     @property

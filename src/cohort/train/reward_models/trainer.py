@@ -8,6 +8,7 @@ log-probabilities, so there is no credit, no coefficient and no head that forms 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,10 +246,12 @@ class RewardTrainer(Surface):
             raise UserError("there is no held-out data: give eval_dataset, to the trainer or to evaluate()")
         metrics: dict[str, float] = {}
         for prefix, examples in held_out.items():
+            started = time.perf_counter()
             with Task(f"evaluating {len(examples):,} rows"):
                 measured = self.updater.measure(examples, self.compute_metrics)
             measured["samples"] = float(len(examples))
-            metrics |= self.loop.tell({f"{prefix}/{name}": value for name, value in measured.items()}, prefix)
+            of_set = {f"{prefix}/{name}": value for name, value in measured.items()}
+            metrics |= self.loop.tell(of_set, prefix, time.perf_counter() - started)
         return metrics
 
     def _examples(self, rows: dict[str, list[Row]]) -> dict[str, list[Example]]:
