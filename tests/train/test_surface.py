@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from datasets import Dataset, DatasetDict
 from cohort import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, UserError
 from cohort.compat.metrics import named_as_in_transformers
 from cohort.data.chains import build_tokenizer
+from cohort.train import surface
 from helpers import rows_of, small_model
 
 PROMPTS = [{"prompt": f"{i}+{i}="} for i in range(4)]
@@ -198,6 +202,36 @@ def test_a_subclass_that_overrides_what_is_not_called_is_refused(name: str, tmp_
     reward = type("Mine", (RewardTrainer,), {name: lambda self, *given: None})
     with pytest.raises(UserError, match=f"Mine overrides {name}"):
         reward("some/model", RewardConfig(str(tmp_path)), [])
+
+
+@pytest.mark.parametrize("name", ["create_model_card", "predict", "hyperparameter_search"])
+def test_a_subclass_may_have_methods_that_do_not_change_training(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`predict` is for the script; who overrides create_model_card expects it to be called."""
+    mine = type("Mine", (GRPOTrainer,), {name: lambda self, text: text})
+    assert getattr(grpo(tmp_path, kind=mine), name)("a") == "a"
+    told = "Mine overrides create_model_card, which is never called here: only your own code can call it"
+    assert (told in caplog.text) == (name == "create_model_card")
+
+
+def test_every_method_by_which_transformers_trains_is_refused() -> None:
+    """The names that train and evaluate reach in transformers' own source, but for its bookkeeping."""
+    own = ast.parse(inspect.getsource(transformers.Trainer)).body[0]
+    assert isinstance(own, ast.ClassDef)
+    calls = {each.name: set(re.findall(r"self\.(\w+)", ast.unparse(each))) for each in own.body
+             if isinstance(each, ast.FunctionDef)}  # fmt: skip
+    reached, left = set[str](), ["train", "evaluate"]
+    while left:
+        if (name := left.pop()) in calls and name not in reached:
+            reached.add(name)
+            left += calls[name]
+    assert {"compute_loss", "create_optimizer", "evaluation_loop", "_save_checkpoint"} < reached
+    assert not reached & surface.OF_SCRIPTS
+    for name in reached - surface.BOOKKEEPING:
+        if not hasattr(GRPOTrainer, name):
+            with pytest.raises(UserError, match=f"Mine overrides {name}"):
+                surface.require_called(type("Mine", (GRPOTrainer,), {name: None}), GRPOTrainer)
 
 
 def test_a_subclass_may_override_log_and_evaluate(tmp_path: Path) -> None:
