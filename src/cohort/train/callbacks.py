@@ -45,6 +45,11 @@ def speed(split: str, seconds: float, samples: float, steps: float) -> dict[str,
     }
 
 
+def speed_of_evaluation(split: str, seconds: float, samples: float, config: TrainingConfig) -> dict[str, float]:
+    """What transformers logs of an evaluation's speed. Its steps are batches of per_device_eval_batch_size rows."""
+    return speed(split, seconds, samples, math.ceil(samples / (config.eval_batch_size * config.world_size)))
+
+
 def summary(seconds: float, steps: int, batch_size: int, losses: Sequence[float], epoch: float) -> dict[str, float]:
     """What transformers logs of a run that has ended. `losses`: of its steps."""
     loss = sum(losses) / len(losses) if losses else 0.0

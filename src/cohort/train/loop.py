@@ -17,7 +17,7 @@ from cohort.config import TrainingConfig
 from cohort.evaluation.evaluate import Evaluation
 from cohort.policy import ranks
 from cohort.rewards.component import column_of
-from cohort.train.callbacks import Callbacks, RunState, speed, summary
+from cohort.train.callbacks import Callbacks, RunState, speed_of_evaluation, summary
 from cohort.train.learners import Learners, StepUpdater
 from cohort.train.measured import choose
 from cohort.train.nonfinite import count_skipped, located
@@ -301,10 +301,8 @@ class Loop:
             self.recorder.held_out(self.progress.step, sampled)
         row = self._record(metrics) if self.running else metrics
         self.evaluated |= row
-        samples, config = metrics[f"{prefix}/samples"], self.config
-        batches = math.ceil(samples / (config.eval_batch_size * config.world_size))
-        named = named_as_in_transformers(row, self.score_names, prefix) | speed(prefix, seconds, samples, batches)
-        named.setdefault("epoch", self.state.epoch)
+        named = {"epoch": self.state.epoch, **named_as_in_transformers(row, self.score_names, prefix)}
+        named |= speed_of_evaluation(prefix, seconds, metrics[f"{prefix}/samples"], self.config)
         self.log(named)
         self.callbacks.call("on_evaluate", metrics=named, row=row)
         return named

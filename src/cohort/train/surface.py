@@ -41,7 +41,7 @@ BOOKKEEPING = {"create_model_card", "init_hf_repo", "num_examples", "floating_po
 
 def require_called(kind: type, own: type) -> None:
     """Raise UserError where a subclass overrides a method by which transformers' or TRL's trainers train or evaluate
-    and that is not called here; warn of another that is not. `own`: the trainer of this package that it derives from."""
+    and that is not called here; warn of another that is not. `own`: the trainer of this package it derives from."""
     theirs = {name for name in dir(TransformersTrainer) if not name.startswith("__")} | set(PRIVATE.split())
     for each in kind.__mro__[: kind.__mro__.index(own)]:
         if each.__module__.startswith("cohort."):

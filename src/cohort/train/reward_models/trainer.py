@@ -94,15 +94,9 @@ class RewardTrainer(Surface):
         **trl_arguments: Any,
     ):
         require_called(type(self), RewardTrainer)
-        args = of_training_arguments(RewardConfig, args) if isinstance(args, TrainingArguments) else args
-        args = args or RewardConfig()
-        if not isinstance(args, RewardConfig | ProcessRewardConfig):
-            raise UserError(
-                f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
-            )
         self.compute_metrics: ComputeMetrics | None = trl_arguments.pop("compute_metrics", None)
         tell_predictions(self.compute_metrics, "the scores")
-        config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
+        config, tokenizer = read_trl_arguments(_configuration(args), model, processing_class, trl_arguments)
         self.args = config
         ranks.join(config.ddp_timeout, config.use_cpu)
         show_in_script(config)
@@ -135,21 +129,24 @@ class RewardTrainer(Surface):
             self.eval_dataset = like(eval_dataset, shown)
         self._tell(kind)
         self.state = RunState()
-        folder, patience = Path(config.output_dir), config.early_stopping_patience
-        stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
         facts = facts_of_run("reward_model", config, self.model, self.reward_model.tokenizer, self.rows, None)
         self.loop = Loop(
             Learners(self.reward_model, self.updater, health=Health(config), facts=facts),
             RewardRows(self.examples, config),
             config,
             self.state,
-            [*stopping, *instantiate_callbacks(callbacks or ()), *(trackers(config) if ranks.is_main() else [])],
+            self._callbacks(callbacks or ()),
             self.evaluate if held_out else None,
             About(self._method(), self.base_model, self.reward_model.tokenizer),
             self.log,
         )
         self.loop.callbacks.call("on_init_end")
         tag(self.model, "reward-trainer")
+
+    def _callbacks(self, given: Sequence[Any]) -> list[Any]:
+        folder, patience = Path(self.args.output_dir), self.args.early_stopping_patience
+        stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
+        return [*stopping, *instantiate_callbacks(given), *(trackers(self.args) if ranks.is_main() else [])]
 
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
@@ -270,3 +267,14 @@ class RewardTrainer(Surface):
             folder,
             describe(self._method(), self.base_model, self.rows, [], self.args, self.reward_model.peft is not None),
         )
+
+
+def _configuration(args: RewardModelConfig | TrainingArguments | None) -> RewardModelConfig:
+    """`args`, or a RewardConfig's defaults. Raises UserError for another class."""
+    if isinstance(args, TrainingArguments):
+        args = of_training_arguments(RewardConfig, args)
+    if args is not None and not isinstance(args, RewardConfig | ProcessRewardConfig):
+        raise UserError(
+            f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
+        )
+    return RewardConfig() if args is None else args
