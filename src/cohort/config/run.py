@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cohort.compat import llama_factory as coming_from_llama_factory
 from cohort.compat import trl_keys, trl_yaml
+from cohort.compat.llama_factory_keys import KEYS
 from cohort.config.methods import ConfigOf, built_in_config
 from cohort.config.problems import as_meant, build, unknown_key
 from cohort.config.training import TrainingConfig
@@ -17,8 +18,6 @@ from cohort.types import UserError
 
 NO_FILE = "-"
 """In the place of a path: there is no file, all keys are overrides."""
-SAME = (("model", "model_name_or_path"), ("dataset", "dataset_name"), ("lora_rank", "lora_r"))
-"""Names of one key: ours, and those of TRL and LLaMA-Factory."""
 
 
 class RunConfig(BaseModel):
@@ -144,7 +143,14 @@ def _of_file(path: Path) -> dict[Any, Any]:
 
 def _name_in(values: dict[Any, Any], key: str) -> str:
     """The key itself, or the file's other name for it, which an override replaces: model for model_name_or_path."""
-    return next((name for names in SAME if key in names for name in (key, *names) if name in values), key)
+    return next((name for name in (key, *values) if name in values and _ours(name) == _ours(key)), key)
+
+
+def _ours(name: Any) -> Any:
+    """The key of ours that a name of TRL's or LLaMA-Factory's stands for. LLaMA-Factory's `stage` says too whose file
+    it is, and stays."""
+    theirs = KEYS.get(name) if name != "stage" else None
+    return trl_yaml.OURS.get(name) or (theirs.ours if theirs is not None else None) or name
 
 
 def _override_value(key: str, text: str) -> Any:
