@@ -17,7 +17,7 @@ from cohort.config import TrainingConfig
 from cohort.evaluation.evaluate import Evaluation
 from cohort.policy import ranks
 from cohort.rewards.component import column_of
-from cohort.train.callbacks import Callbacks, RunState, speed_of_evaluation, summary
+from cohort.train.callbacks import Callbacks, RunState, summary
 from cohort.train.learners import Learners, StepUpdater
 from cohort.train.measured import choose
 from cohort.train.nonfinite import count_skipped, located
@@ -293,16 +293,15 @@ class Loop:
             self.callbacks.control.should_save |= self.progress.step > 0 and self.config.save_strategy != "no"
 
     def tell(
-        self, metrics: dict[str, float], prefix: str, seconds: float, sampled: Evaluation | None = None
+        self, metrics: dict[str, float], prefix: str, speed: dict[str, float], sampled: Evaluation | None = None
     ) -> dict[str, Any]:
         """Record an evaluation and what it sampled, where the run is going on, and tell the callbacks; returns its
-        metrics, whose names begin with the prefix, and its speed under transformers' names."""
+        metrics, whose names begin with the prefix, under transformers' names, and its speed."""
         if sampled is not None and self.running:
             self.recorder.held_out(self.progress.step, sampled)
         row = self._record(metrics) if self.running else metrics
         self.evaluated |= row
-        named = {"epoch": self.state.epoch, **named_as_in_transformers(row, self.score_names, prefix)}
-        named |= speed_of_evaluation(prefix, seconds, metrics[f"{prefix}/samples"], self.config)
+        named = {"epoch": self.state.epoch, **named_as_in_transformers(row, self.score_names, prefix), **speed}
         self.log(named)
         self.callbacks.call("on_evaluate", metrics=named, row=row)
         return named

@@ -29,7 +29,7 @@ from cohort.rollouts.engine import Engine
 from cohort.rollouts.following import following
 from cohort.train import sharded
 from cohort.train.announce import announce
-from cohort.train.callbacks import RunState
+from cohort.train.callbacks import RunState, speed_of_evaluation
 from cohort.train.critic import CriticUpdater
 from cohort.train.facts import compare, facts_of_run
 from cohort.train.held_out import measure_of
@@ -279,9 +279,10 @@ class Trainer(Surface):
             seconds = time.perf_counter() - started
             sampled = measured if isinstance(measured, Evaluation) else None
             of_set = measured.metrics() if isinstance(measured, Evaluation) else measured
+            speed = speed_of_evaluation(prefix, seconds, of_set["eval/samples"], self.args)
             of_set = {prefix + name.removeprefix("eval") if name.startswith("eval/") else name: value
                       for name, value in of_set.items()}  # fmt: skip
-            metrics |= self.loop.tell(of_set, prefix, seconds, sampled)
+            metrics |= self.loop.tell(of_set, prefix, speed, sampled)
         return metrics
 
     @property

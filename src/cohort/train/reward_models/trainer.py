@@ -28,7 +28,7 @@ from cohort.policy.process import seed_everything
 from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
-from cohort.train.callbacks import RunState
+from cohort.train.callbacks import RunState, speed_of_evaluation
 from cohort.train.compute_metrics import ComputeMetrics, tell_predictions
 from cohort.train.facts import compare, facts_of_run
 from cohort.train.learners import Learners
@@ -248,7 +248,8 @@ class RewardTrainer(Surface):
                 measured = self.updater.measure(examples, self.compute_metrics)
             measured["samples"] = float(len(examples))
             of_set = {f"{prefix}/{name}": value for name, value in measured.items()}
-            metrics |= self.loop.tell(of_set, prefix, time.perf_counter() - started)
+            speed = speed_of_evaluation(prefix, time.perf_counter() - started, len(examples), self.args)
+            metrics |= self.loop.tell(of_set, prefix, speed)
         return metrics
 
     def _examples(self, rows: dict[str, list[Row]]) -> dict[str, list[Example]]:
