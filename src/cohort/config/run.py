@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from cohort.types import UserError
 
 NO_FILE = "-"
 """In the place of a path: there is no file, all keys are overrides."""
+
+
+SAMPLING = {"temperature": (0, math.inf), "top_p": (0, 1), "top_k": (0, math.inf), "min_p": (0, 1)}
+"""Keys of predict_sampling -> the lowest and the highest value."""
 
 
 class RunConfig(BaseModel):
@@ -78,11 +83,15 @@ class RunConfig(BaseModel):
     def _does_something(self) -> RunConfig:
         if not (self.do_train or self.do_eval or self.do_predict):
             raise ValueError("do_train, do_eval and do_predict are false: set one of them to true")
-        unknown = set(self.predict_sampling) - {"temperature", "top_p", "top_k", "min_p"}
-        if unknown:
-            raise ValueError(
-                f"predict_sampling has {sorted(unknown)[0]!r}: temperature, top_p, top_k and min_p are read"
-            )
+        if self.val_size > 1 and self.val_size != int(self.val_size):
+            raise ValueError(f"val_size is {self.val_size:g}: give a whole number of rows, or below 1 a share of them")
+        for name, value in self.predict_sampling.items():
+            if name not in SAMPLING:
+                raise ValueError(f"predict_sampling has {name!r}: {', '.join(SAMPLING)} are read")
+            low, high = SAMPLING[name]
+            if not low <= value <= high or (name == "top_k" and value != int(value)) or (name == "top_p" and not value):
+                bounds = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+                raise ValueError(f"predict_sampling: {name} is {value:g}: it must be {bounds}")
         return self
 
     @model_validator(mode="before")
