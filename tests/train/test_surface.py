@@ -148,6 +148,9 @@ def test_names_that_transformers_callbacks_know() -> None:
         "eval_rewards/accuracy/pass@4": 1.0,
     }  # fmt: skip
     assert named_as_in_transformers({"eval/rewards/accuracies": 1.0}, {}) == {"eval_rewards/accuracies": 1.0}
+    of_set = {"eval_org/set/reward": 0.5, "eval_org/set/accuracy": 0.25, "seconds/eval": 1.0}
+    named = {"eval_org/set_reward": 0.5, "eval_org/set_loss": -0.5, "eval_org/set_rewards/accuracy/mean": 0.25}
+    assert named_as_in_transformers(of_set, {"accuracy": "accuracy"}, "eval_org/set") == {**named, "seconds/eval": 1.0}
     step = {"seconds/step": 2.0, "clip_ratio/low_mean": 0.5}
     assert named_as_in_transformers(step, {}) == {**step, "step_time": 2.0, "clip_ratio/low_min": 0.5}
 
