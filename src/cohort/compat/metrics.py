@@ -22,7 +22,7 @@ def named_as_in_transformers(row: dict[str, Any], rewards: Mapping[str, str], he
     Of methods with rewards `eval_loss` is the negative of eval_reward, so that less is better by either name.
 
     >>> named_as_in_transformers({"eval/reward": 0.5, "eval/accuracy": 0.25}, {"accuracy": "accuracy"})
-    {'eval_reward': 0.5, 'eval_rewards/accuracy/mean': 0.25, 'eval_loss': -0.5}
+    {'eval_reward': 0.5, 'eval_loss': -0.5, 'eval_rewards/accuracy/mean': 0.25}
     """
     named: dict[str, Any] = {}
     for name, value in row.items():
