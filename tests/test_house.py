@@ -18,6 +18,7 @@ MODULES = {
 }
 PRINTING = (".py", ".md", ".yaml", ".yml")
 LONGEST = 330
+LONGEST_FUNCTION = 60
 
 
 def test_no_source_file_is_long() -> None:
@@ -27,6 +28,16 @@ def test_no_source_file_is_long() -> None:
     files = {**MODULES, **scripts}
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in files.items()}
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def test_no_function_is_long() -> None:
+    lengths = {
+        f"{name}: {each.name}": (each.end_lineno or 0) - each.lineno + 1
+        for name, path in MODULES.items()
+        for each in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:

@@ -61,6 +61,9 @@ def cohort(*arguments: str) -> str:
         (["a.yaml", "--model_init_kwargs", '{"dtype": "bfloat16"}'],
          ["a.yaml", 'model_init_kwargs={"dtype": "bfloat16"}']),
         (["a.yaml", "stray"], ["a.yaml", "stray"]),
+        (["a.yaml", "--run_name", "lr=1e-5", "beta=1"], ["a.yaml", 'run_name="lr=1e-5"', "beta=1"]),
+        (["a.yaml", "--bf16", "beta=1"], ["a.yaml", "bf16=true", "beta=1"]),
+        (["sft", "--bf16", "a.yaml"], ["a.yaml", "bf16=true", "method=sft"]),
     ],
 )  # fmt: skip
 def test_keys_are_options_too(typed: list[str], read: list[str]) -> None:
@@ -100,6 +103,8 @@ def test_quiet_and_verbose_hold_before_and_after_the_command(
     ("arguments", "told"),
     [
         (["train", EXAMPLE, "--resum"], "--resum: no such option: did you mean --resume?"),
+        (["train", "--config", EXAMPLE, "--config=b.yaml"], "--config is given twice"),
+        (["train", EXAMPLE, "--run_name", "a", "max_setps=3"], "unknown key `max_setps`"),
         (["train", EXAMPLE, "--quite"], "did you mean --quiet?"),
         (["train", EXAMPLE, "--max_setps", "3"], "unknown key `max_setps`: did you mean `max_steps`?"),
         (["train", "sft", "--modle", "m", "--dataset", "d"], "unknown key `modle`: did you mean `model`?"),
@@ -154,6 +159,31 @@ def test_lora_keys_without_use_peft_are_told(tmp_path: Path, caplog: pytest.LogC
     path.write_text("model_name_or_path: m\ndataset_name: d\nlora_r: 4\n")
     assert read_run(path, ["method=sft"])[1].finetuning_type == "full"
     assert "lora_r=4 has no effect here: it is read with use_peft: true" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("use_peft: true\nfinetuning_type: full", "use_peft is true and finetuning_type is 'full': give one of them"),
+        ("use_peft: 'false'", "`use_peft` is 'false': it must be true or false"),
+        ("dtype: bfloat16\ntorch_dtype: float32", "`model_init_kwargs` has dtype: 'bfloat16', and another key"),
+        ("dataset_config: main\ndataset_kwargs: 3", "`dataset_kwargs` is '3': it must be a mapping"),
+        ("reward_model_name_or_path: r\nreward_funcs: 3", "`reward_funcs` is '3': it must be a list"),
+        ("model_revision: v2\nmodel_init_kwargs: [a]", "`model_init_kwargs` is \"['a']\": it must be a mapping"),
+    ],
+)
+def test_values_of_trls_keys_that_cannot_be_are_told(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "trl.yaml"
+    path.write_text(f"model_name_or_path: m\ndataset_name: d\nmethod: sft\n{line}\n")
+    with pytest.raises(UserError) as error:
+        read_run(path)
+    assert message in str(error.value)
+
+
+def test_null_in_trls_file_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "trl.yaml"
+    path.write_text("model_name_or_path: m\ndataset_name: d\nmethod: sft\ntest_split_size: null\nlora_r: null\n")
+    assert read_run(path)[0].val_size == 0
 
 
 def test_llama_factorys_file_stays_its_own(tmp_path: Path) -> None:

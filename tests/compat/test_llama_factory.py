@@ -74,9 +74,11 @@ def test_an_sft_yaml_with_everything(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert (run.val_size, run.max_samples, run.system_prompt) == (0.1, 10, "Be brief.")
     assert (config.max_length, config.truncation) == (128, "cut")
     assert (config.freeze_trainable_layers, config.freeze_trainable_modules) == (-1, ["mlp", "self_attn"])
-    assert config.chat_template_kwargs == {"enable_thinking": False} and config.modules_to_save == ["norm"]
+    assert config.chat_template_kwargs == {"enable_thinking": False} and config.modules_to_save == []
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [message.split("=")[0] for message in told] == ["preprocessing_num_workers", "flash_attn"]
+    unread = ["preprocessing_num_workers", "flash_attn", "additional_target", "use_dora"]
+    assert [message.split("=")[0] for message in told] == unread
+    assert told[-1] == "use_dora=True has no effect here: it is read with finetuning_type: lora"
 
 
 def test_reward_models_quantisation_and_revisions_join_other_keys() -> None:
@@ -91,6 +93,39 @@ def test_reward_models_quantisation_and_revisions_join_other_keys() -> None:
         translate({"stage": "sft", "finetuning_type": "full", "quantization_bit": 4}, "f")
     with pytest.raises(UserError, match="`quantization_bit` is 8: 4 is supported"):
         translate({**values, "quantization_bit": 8}, "f")
+
+
+BROKEN = [
+    ({"stage": ["sft"]}, "unknown stage ['sft']"),
+    ({"chat_template_kwargs": 3, "enable_thinking": False}, "`chat_template_kwargs` is '3': it must be a mapping"),
+    ({"model_init_kwargs": "x", "model_revision": "v2"}, "`model_init_kwargs` is 'x': it must be a mapping"),
+    ({"additional_target": 3}, "`additional_target` is '3': it must be a list, or names with commas"),
+    ({"reward_model": "rm", "reward_funcs": 3}, "`reward_funcs` is '3'"),
+    ({"max_new_tokens": 8, "max_completion_length": 9}, "`max_new_tokens` and `max_completion_length` are one key"),
+    ({"model_init_kwargs": {"revision": "v1"}, "model_revision": "v2"}, "has revision: 'v1', and another key"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BROKEN)
+def test_values_of_another_kind_are_told(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        translate({"model_name_or_path": "m", "stage": "sft", "finetuning_type": "lora", **values}, "f")
+    assert "f: " in str(error.value) and message in str(error.value)
+
+
+def test_null_is_the_default_and_data_may_keep_their_order() -> None:
+    nothing = dict.fromkeys(("val_size", "lora_rank", "max_new_tokens", "additional_target", "template"))
+    values = {"model_name_or_path": "m", "stage": "sft"}
+    assert translate(values | nothing, "f") == translate(values, "f") | {"modules_to_save": []}
+    assert translate(values | {"disable_shuffling": True}, "f")["shuffle_dataset"] is False
+    assert "shuffle_dataset" not in translate(values | {"disable_shuffling": False}, "f")
+
+
+def test_overrides_by_another_name(tmp_path: Path) -> None:
+    """What the command line says replaces what the file says, by whichever name."""
+    (tmp_path / "f.yaml").write_text("model_name_or_path: m\ndataset: d\nstage: grpo\nmax_new_tokens: 8\n")
+    run, config = read_run(tmp_path / "f.yaml", ["model=n", "max_completion_length=9", "num_generations=8"])
+    assert (run.model, config.max_completion_length) == ("n", 9)
 
 
 def test_keys_of_the_stages_dpo_and_ppo(caplog: pytest.LogCaptureFixture) -> None:

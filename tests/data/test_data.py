@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,22 @@ RECORDS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+3=", "answer": "5"}]
 def write(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+def test_a_folders_files_of_another_split_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As `datasets` does: a run on a folder with both would train on the rows that it is tested with."""
+    for name, value in (("train-00000-of-00002", 0), ("train-00001-of-00002", 1), ("test", 2), ("latest", 3)):
+        write(tmp_path / f"{name}.jsonl", json.dumps({"prompt": "p", "answer": value}) + "\n")
+    caplog.set_level(logging.INFO, logger="cohort")
+    assert [row.columns["answer"] for row in load_rows(str(tmp_path))] == [0, 1]
+    assert "not read: latest.jsonl, test.jsonl" in caplog.text
+    assert [row.columns["answer"] for row in load_rows(str(tmp_path), split="test")] == [2]
+    with pytest.raises(UserError, match="no file of split 'validation', but of test, train: set the split"):
+        load_rows(str(tmp_path), split="validation")
+    for path in tmp_path.glob("t*"):
+        path.unlink()
+    write(tmp_path / "contest.jsonl", json.dumps({"prompt": "p", "answer": 4}) + "\n")
+    assert [row.columns["answer"] for row in load_rows(str(tmp_path), split="test")] == [4, 3]
 
 
 def test_files_of_every_kind_give_the_same_rows(tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_an_answer_that_quotes_the_end_token_is_not_cut() -> None:
 def test_the_loss_is_the_mean_over_the_assistants_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer, model = build_tokenizer(), small_model()
     config = SFTConfig(
-        str(tmp_path), max_steps=1, per_device_train_batch_size=2, shuffle_dataset=False, logging_steps=1
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, shuffle_dataset=False, bf16=False, use_cpu=True
     )
     rows = [{"messages": TALK}, {"messages": TALK[:2]}]
     expected = []

@@ -74,6 +74,19 @@ def test_training_then_evaluation_and_prediction(folder: Path, monkeypatch: pyte
     assert predictions(again) == first
 
 
+def test_stop_strings_end_predictions_as_they_end_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy = {"do_predict": True, "do_sample": False, "stage": "grpo", "max_samples": 2, "num_generations": 2}
+    done, output = run(folder, monkeypatch, "whole", **greedy)
+    assert done.exit_code == 0, done.output
+    whole = [row["predict"] for row in predictions(output)]
+    stop = whole[0].replace(" ", "")[0]
+    done, output = run(folder, monkeypatch, "stopped", stop=[stop], **greedy)
+    assert done.exit_code == 0, done.output
+    assert [row["predict"] for row in predictions(output)] == [
+        text[: text.index(stop) + 1] if stop in text else text for text in whole
+    ]
+
+
 def test_do_eval_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, output = run(folder, monkeypatch, "eval", do_eval=True)
     assert done.exit_code == 0, done.output

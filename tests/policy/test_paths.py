@@ -113,3 +113,27 @@ def test_memory_that_runs_out_is_told_as_such(error: Exception, monkeypatch: pyt
     monkeypatch.setattr(parity, "_largest_difference", full)
     with pytest.raises(UserError, match="out of memory on cpu before the run"):
         small_policy()
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Llama"])
+def test_rounding_of_bfloat16_is_not_taken_for_a_wrong_path(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors round differently: a difference above the usual one counts by the model's own rounding, and by what
+    float32 says."""
+    monkeypatch.setattr(parity, "PARITY_BF16", 0.0)
+    policy = small_policy(architecture, TrainingConfig(bf16=True, use_cpu=True))
+    assert policy.bf16 and policy.packed and policy.paths.layers.taken
+
+
+@pytest.mark.parametrize(("difference", "in_float32"), [(0.5, 0.1), (50.0, 1e-6), (float("nan"), 1e-6)])
+def test_a_wrong_path_is_not_taken_for_rounding(
+    difference: float, in_float32: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that float32 shows; one far beyond the model's own rounding, which only bfloat16 has; and NaN."""
+
+    def differs(policy: Policy) -> float:
+        return difference if policy.bf16 else in_float32
+
+    monkeypatch.setattr(parity, "_largest_difference", differs)
+    monkeypatch.setattr(parity, "_check_head", lambda policy: None)
+    policy = small_policy(config=TrainingConfig(bf16=True, use_cpu=True))
+    assert policy.bf16 and not policy.packed

@@ -68,6 +68,27 @@ def test_a_run_that_learned(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("rewards", "method", "command"),
+    [
+        (["steps.py:equations", "accuracy", "format"], "grpo_process", "eval"),
+        (["chain_steps"], "grpo_process", "generate"),
+        (["format"], "grpo", "eval"),
+        ([{"name": "format"}], "grpo", "generate"),
+        ([], "sft", "generate"),
+    ],
+)
+def test_the_next_command_names_a_reward_of_whole_completions(
+    rewards: list[Any], method: str, command: str, tmp_path: Path
+) -> None:
+    """`cohort eval` has no steps to score."""
+    (tmp_path / "completions.jsonl").write_text('{"step": 1, "prompt": "2+2="}\n')
+    config = {"method": method, "eval_dataset": "d.jsonl", "reward_funcs": rewards}
+    last = write(tmp_path, [*STEPS, evaluation(30, 0.6)], DONE, config=config)[-1]
+    assert last.startswith(f"next: cohort {command} ")
+    assert ("--reward accuracy" in last or "--reward format" in last) == (command == "eval")
+
+
 @pytest.mark.parametrize(("last", "word"), [(0.35, "unchanged within the interval"), (0.10, "fell"), (0.45, "rose")])
 def test_a_change_counts_beyond_the_interval_of_the_difference(tmp_path: Path, last: float, word: str) -> None:
     """Newcombe's bound of 45 against 27 of 100: sqrt((.45 - .356)^2 + (.364 - .27)^2) = .133 < .18."""

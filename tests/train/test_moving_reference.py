@@ -86,7 +86,7 @@ def test_the_next_batch_is_scored_by_the_moved_reference(tmp_path: Path) -> None
     """At alpha 1 the reference is the policy: the KL of the batch that follows is 0."""
     for tuning in ("full", "lora"):
         folder = tmp_path / tuning
-        run(folder, ref_model_mixup_alpha=1.0, finetuning_type=tuning, lora_rank=2).train()
+        run(folder, ref_model_mixup_alpha=1.0, finetuning_type=tuning).train()
         kl = [row["kl"] for row in rows_of(folder)]
         assert [value < 1e-11 for value in kl] == [True, False, True, False, True]
 
@@ -97,7 +97,7 @@ def test_resume_gives_the_curve_of_an_undisturbed_run(tmp_path: Path, steps: int
     values: dict[str, Any] = {"max_steps": 6, "ref_model_sync_steps": steps, "ref_model_mixup_alpha": alpha}
     tunings = ["full", "lora"] if alpha == 1 else ["full"]
     for tuning in tunings:
-        values |= {"finetuning_type": tuning, "lora_rank": 2}
+        values |= {"finetuning_type": tuning}
         whole = run(tmp_path / f"whole {tuning}", **values)
         whole.train()
         cut = tmp_path / f"cut {tuning}"

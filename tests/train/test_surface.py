@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from datasets import Dataset, DatasetDict
 from cohort import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, UserError
 from cohort.compat.metrics import named_as_in_transformers
 from cohort.data.chains import build_tokenizer
+from cohort.train import surface
 from helpers import rows_of, small_model
 
 PROMPTS = [{"prompt": f"{i}+{i}="} for i in range(4)]
@@ -79,7 +83,10 @@ def test_every_event_comes_in_transformers_order(tmp_path: Path) -> None:
     losses = [row["loss"] for row in rows_of(tmp_path) if "loss" in row]
     assert output.training_loss == output.metrics["train_loss"] == pytest.approx(sum(losses) / 2)
     last = state.log_history[-1]
-    assert last["train_loss"] == output.training_loss and last["train_runtime"] > 0 and last["loss"] == losses[-1]
+    assert last["train_loss"] == output.training_loss and last["train_runtime"] > 0
+    speeds = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    assert last.keys() == {*speeds, "total_flos", "train_loss", "epoch", "step"}
+    assert output.metrics.keys() == last.keys() - {"step"} and output.metrics["epoch"] == 2.0
     assert events.metrics["eval_loss"] == state.log_history[2]["eval_loss"] == rows_of(tmp_path)[2]["eval/loss"]
 
 
@@ -121,6 +128,19 @@ def test_several_held_out_sets_and_one_given_to_evaluate(given: str, tmp_path: P
         grpo(tmp_path).evaluate()
 
 
+def test_speed_and_epoch_of_an_evaluation_are_named_as_in_transformers(tmp_path: Path) -> None:
+    """Twelve rows are two batches of per_device_eval_batch_size, 8 by default."""
+    trainer = sft(tmp_path, [*DEMONSTRATIONS, *DEMONSTRATIONS[:4]], max_steps=2, eval_strategy="epoch")
+    trainer.train()
+    logged = next(row for row in trainer.state.log_history if "eval_loss" in row)
+    metrics = trainer.evaluate(metric_key_prefix="test", eval_dataset=DEMONSTRATIONS)
+    for row, name, samples, batches in ((logged, "eval", 12, 2), (metrics, "test", 8, 1)):
+        rates = [row[f"{name}_{what}_per_second"] for what in ("samples", "steps")]
+        assert row[f"{name}_runtime"] > 0 and rates[0] / rates[1] == pytest.approx(samples / batches, rel=1e-3)
+    assert metrics["epoch"] == 1.0
+    assert not any("runtime" in name for row in rows_of(tmp_path) for name in row)
+
+
 def test_names_that_transformers_callbacks_know() -> None:
     row = {"step": 3, "eval/reward": 0.5, "eval/reward/std": 0.1, "eval/accuracy": 0.25, "eval/accuracy/pass@4": 1.0}
     assert named_as_in_transformers(row, {"accuracy": "accuracy"}) == {
@@ -128,6 +148,9 @@ def test_names_that_transformers_callbacks_know() -> None:
         "eval_rewards/accuracy/pass@4": 1.0,
     }  # fmt: skip
     assert named_as_in_transformers({"eval/rewards/accuracies": 1.0}, {}) == {"eval_rewards/accuracies": 1.0}
+    of_set = {"eval_org/set/reward": 0.5, "eval_org/set/accuracy": 0.25, "seconds/eval": 1.0}
+    named = {"eval_org/set_reward": 0.5, "eval_org/set_loss": -0.5, "eval_org/set_rewards/accuracy/mean": 0.25}
+    assert named_as_in_transformers(of_set, {"accuracy": "accuracy"}, "eval_org/set") == {**named, "seconds/eval": 1.0}
     step = {"seconds/step": 2.0, "clip_ratio/low_mean": 0.5}
     assert named_as_in_transformers(step, {}) == {**step, "step_time": 2.0, "clip_ratio/low_min": 0.5}
 
@@ -182,6 +205,36 @@ def test_a_subclass_that_overrides_what_is_not_called_is_refused(name: str, tmp_
     reward = type("Mine", (RewardTrainer,), {name: lambda self, *given: None})
     with pytest.raises(UserError, match=f"Mine overrides {name}"):
         reward("some/model", RewardConfig(str(tmp_path)), [])
+
+
+@pytest.mark.parametrize("name", ["create_model_card", "predict", "hyperparameter_search"])
+def test_a_subclass_may_have_methods_that_do_not_change_training(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`predict` is for the script; who overrides create_model_card expects it to be called."""
+    mine = type("Mine", (GRPOTrainer,), {name: lambda self, text: text})
+    assert getattr(grpo(tmp_path, kind=mine), name)("a") == "a"
+    told = "Mine overrides create_model_card, which is never called here: only your own code can call it"
+    assert (told in caplog.text) == (name == "create_model_card")
+
+
+def test_every_method_by_which_transformers_trains_is_refused() -> None:
+    """The names that train and evaluate reach in transformers' own source, but for its bookkeeping."""
+    own = ast.parse(inspect.getsource(transformers.Trainer)).body[0]
+    assert isinstance(own, ast.ClassDef)
+    calls = {each.name: set(re.findall(r"self\.(\w+)", ast.unparse(each))) for each in own.body
+             if isinstance(each, ast.FunctionDef)}  # fmt: skip
+    reached, left = set[str](), ["train", "evaluate"]
+    while left:
+        if (name := left.pop()) in calls and name not in reached:
+            reached.add(name)
+            left += calls[name]
+    assert {"compute_loss", "create_optimizer", "evaluation_loop", "_save_checkpoint"} < reached
+    assert not reached & surface.OF_SCRIPTS
+    for name in reached - surface.BOOKKEEPING:
+        if not hasattr(GRPOTrainer, name):
+            with pytest.raises(UserError, match=f"Mine overrides {name}"):
+                surface.require_called(type("Mine", (GRPOTrainer,), {name: None}), GRPOTrainer)
 
 
 def test_a_subclass_may_override_log_and_evaluate(tmp_path: Path) -> None:

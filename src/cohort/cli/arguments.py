@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,14 @@ def _configuration(words: list[str], options: dict[str, Any]) -> list[str]:
             if name == "config":
                 if not equals and at == len(words):
                     raise UserError("--config needs the path of a YAML file")
+                if config is not None:
+                    raise UserError(f"--config is given twice, {config} and {value or words[at]}: a run reads one file")
                 config = value if equals else words[at]
                 at += not equals
                 continue
             values = [value] if equals else []
-            while not equals and at < len(words) and _is_value(words[at], config is None and not plain):
+            needs_file = config is None and not any(each.endswith(FILES) for each in plain)
+            while not equals and at < len(words) and _is_value(words[at], needs_file, not values):
                 values.append(words[at])
                 at += 1
             pairs.append(_pair(name, values, bool(equals), options))
@@ -97,9 +101,11 @@ def _configuration(words: list[str], options: dict[str, Any]) -> list[str]:
     return ["--", *([config] if config is not None else []), *plain, *pairs]
 
 
-def _is_value(word: str, needs_file: bool) -> bool:
-    """Whether a word after --key belongs to the key."""
-    return not (word.startswith("--") or PAIR.match(word) or (needs_file and word.endswith(FILES)))
+def _is_value(word: str, needs_file: bool, first: bool) -> bool:
+    """Whether a word after --key belongs to the key. The first one may look like a pair: --run_name lr=1e-5."""
+    if word.startswith("--") or (needs_file and word.endswith(FILES)):
+        return False
+    return not PAIR.match(word) or (first and word.partition("=")[0] not in _keys())
 
 
 def _names_method(plain: list[str], config: str | None) -> bool:
@@ -127,6 +133,7 @@ def _pair(name: str, values: list[str], equals: bool, options: dict[str, Any]) -
     return f"{key}={values[0] if is_yaml else json.dumps(values[0], ensure_ascii=False)}"
 
 
+@cache
 def _keys() -> set[str]:
     """Every key that a configuration can have."""
     from pydantic import BaseModel

@@ -13,6 +13,15 @@ log = logging.getLogger("cohort")
 SECRET = ("token", "api_key", "secret", "webhook_url")
 """Endings of keys whose values are not shown."""
 
+READ_WITH: dict[str, dict[str, Any]] = {
+    "lora": {
+        "lora_rank": 8, "lora_alpha": None, "lora_dropout": 0, "lora_target": "all", "use_dora": False,
+        "use_rslora": False, "modules_to_save": [],
+    },
+    "freeze": {"freeze_trainable_layers": 2, "freeze_trainable_modules": [], "freeze_extra_modules": []},
+}  # fmt: skip
+"""Value of finetuning_type -> the keys of ours that are read with it alone, and their defaults."""
+
 
 class Key(NamedTuple):
     """Key("batches are packed without padding", off=("auto",)) or Key("a name or a path", ours="model")"""
@@ -41,3 +50,38 @@ def warn_or_refuse(name: str, value: Any, key: Key, where: str = "") -> None:
         )
     shown = "..." if name.endswith(SECRET) else repr(value)
     log.warning("%s=%s has no effect here: %s", name, shown, key.text)
+
+
+def listed(value: Any, name: str, where: str) -> list[Any]:
+    """Names of a list or of a text with commas. Raises UserError for another value."""
+    if isinstance(value, str):
+        return [part for part in map(str.strip, value.split(",")) if part]
+    if value is None or isinstance(value, list | tuple):
+        return list(value or [])
+    raise UserError(f"{where}: `{name}` is {str(value)[:80]!r}: it must be a list, or names with commas")
+
+
+def add_to_mapping(ours: dict[str, Any], name: str, more: dict[str, Any], where: str) -> None:
+    """Add to the mapping that a key of ours has. Raises UserError where it is none, or says something else."""
+    before = ours.get(name) or {}
+    if not isinstance(before, dict):
+        raise UserError(f"{where}: `{name}` is {str(before)[:80]!r}: it must be a mapping")
+    for key, value in more.items():
+        if before.get(key, value) != value:
+            raise UserError(
+                f"{where}: `{name}` has {key}: {str(before[key])[:80]!r}, and another key of the file means "
+                f"{key}: {str(value)[:80]!r}: leave one of them out"
+            )
+    ours[name] = {**before, **more}
+
+
+def rename(values: dict[str, Any], theirs: str, ours: str, where: str) -> None:
+    """Give a value its name here, where it is there; None says nothing. Raises UserError where both names are."""
+    if theirs not in values or theirs == ours:
+        return
+    value = values.pop(theirs)
+    if value is None:
+        return
+    if ours in values:
+        raise UserError(f"{where}: `{theirs}` and `{ours}` are one key under two names: leave one of them out")
+    values[ours] = value

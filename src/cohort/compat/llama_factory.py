@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from cohort.compat.keys import warn_or_refuse
+from cohort.compat.keys import READ_WITH, Key, add_to_mapping, listed, rename, warn_or_refuse
 from cohort.compat.llama_factory_keys import KEYS
 from cohort.types import UserError, did_you_mean
 
@@ -60,12 +60,12 @@ def translate(values: dict[str, Any], where: str) -> dict[str, Any]:
         key = KEYS.get(name)
         if name in SPECIAL or name in SAMPLING or name in ("stage", "do_sample"):
             continue
-        if key is None:
-            ours[name] = value
-        elif key.ours is not None:
-            ours[key.ours] = _listed(value) if name in LISTS else value
+        if key is None or key.ours is not None:
+            ours[name] = _names(value, name, where) if name in LISTS else value
         else:
             warn_or_refuse(name, value, key, where)
+    for name in [name for name in ours if name in KEYS]:
+        _rename(ours, name, str(KEYS[name].ours), where)
     _actions(ours, where)
     defaults |= _sampling(values, ours)
     for name, merge in SPECIAL.items():
@@ -76,6 +76,19 @@ def translate(values: dict[str, Any], where: str) -> dict[str, Any]:
     if told := ", ".join(f"{name}={value}" for name, value in defaults.items()):
         log.info("keys that %s leaves out have LLaMA-Factory's defaults: %s", where, told)
     return ours
+
+
+def _rename(ours: dict[str, Any], name: str, key: str, where: str) -> None:
+    """Give a value its name here. None says nothing of a key without a default of LLaMA-Factory's; keys of LoRA and of
+    frozen layers that finetuning_type does not read are left out, as there."""
+    for kind, keys in READ_WITH.items():
+        if key in keys and ours.get("finetuning_type") != kind:
+            unread = Key(f"it is read with finetuning_type: {kind}", off=(keys[key],))
+            warn_or_refuse(name, ours.pop(name), unread, where)
+            return
+    if name == key and ours[name] is None and name not in DEFAULTS:
+        del ours[name]
+    rename(ours, name, key, where)
 
 
 def _defaults(stage: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -119,22 +132,22 @@ def _sampling(values: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stage(stage: Any, where: str) -> str:
-    if stage in NO_STAGES:
-        raise UserError(f"{where}: stage {stage}: {NO_STAGES[stage]}")
-    if stage not in STAGES:
-        hint = did_you_mean(str(stage), STAGES, f": it is one of {', '.join(STAGES)}")
+    name = str(stage)
+    if name in NO_STAGES:
+        raise UserError(f"{where}: stage {name}: {NO_STAGES[name]}")
+    if name not in STAGES:
+        hint = did_you_mean(name, STAGES, f": it is one of {', '.join(STAGES)}")
         raise UserError(f"{where}: unknown stage {stage!r}{hint}")
-    return STAGES[stage]
+    return STAGES[name]
 
 
 LISTS = ("additional_target", "freeze_trainable_modules", "freeze_extra_modules")
 """Keys whose value LLaMA-Factory writes as text with commas; ours are lists."""
 
 
-def _listed(value: Any) -> list[str]:
+def _names(value: Any, name: str, where: str) -> list[Any]:
     """'a,b' -> ['a', 'b']; 'all' -> [], which selects all modules."""
-    names = value.split(",") if isinstance(value, str) else list(value or [])
-    return [name.strip() for name in names if name.strip() not in ("", "all")]
+    return [each for each in listed(value, name, where) if each != "all"]
 
 
 def _cutoff(value: Any, ours: dict[str, Any], where: str) -> None:
@@ -180,7 +193,7 @@ def _of_sft(name: str, ours_if_true: dict[str, Any]) -> Callable[[Any, dict[str,
 
 def _template_argument(name: str) -> Callable[[Any, dict[str, Any], str], None]:
     def merge(value: Any, ours: dict[str, Any], where: str) -> None:
-        ours["chat_template_kwargs"] = {**(ours.get("chat_template_kwargs") or {}), name: value}
+        add_to_mapping(ours, "chat_template_kwargs", {name: value}, where)
 
     return merge
 
@@ -196,9 +209,7 @@ def _adapter(value: Any, ours: dict[str, Any], where: str) -> None:
 
 
 def _reward_model(value: Any, ours: dict[str, Any], where: str) -> None:
-    named = ours.get("reward_funcs") or []
-    functions = named.split(",") if isinstance(named, str) else list(named)
-    ours["reward_funcs"] = [*functions, value]
+    ours["reward_funcs"] = [*listed(ours.get("reward_funcs"), "reward_funcs", where), value]
 
 
 def _early_stopping(value: Any, ours: dict[str, Any], where: str) -> None:
@@ -208,8 +219,13 @@ def _early_stopping(value: Any, ours: dict[str, Any], where: str) -> None:
         log.warning("early_stopping_steps=%r has no effect here: only the stage rm has it; Ctrl-C stops a run", value)
 
 
+def _shuffling(value: Any, ours: dict[str, Any], where: str) -> None:
+    if value:
+        ours["shuffle_dataset"] = False
+
+
 def _revision(value: Any, ours: dict[str, Any], where: str) -> None:
-    ours["model_init_kwargs"] = {**(ours.get("model_init_kwargs") or {}), "revision": value}
+    add_to_mapping(ours, "model_init_kwargs", {"revision": value}, where)
 
 
 def _quantization(bits: Any, ours: dict[str, Any], where: str) -> None:
@@ -220,8 +236,7 @@ def _quantization(bits: Any, ours: dict[str, Any], where: str) -> None:
         )
     if ours.get("finetuning_type") != "lora":
         raise UserError(f"{where}: `quantization_bit` needs finetuning_type: lora; quantised weights are not trained")
-    kwargs = ours.get("model_init_kwargs") or {}
-    ours["model_init_kwargs"] = {**kwargs, "quantization_config": dict(FOUR_BIT)}
+    add_to_mapping(ours, "model_init_kwargs", {"quantization_config": dict(FOUR_BIT)}, where)
 
 
 FOUR_BIT = {
@@ -243,6 +258,7 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], None]] = {
     "use_dft_loss": _of_sft("use_dft_loss", {"loss_type": "dft"}),
     "reward_model": _reward_model,
     "early_stopping_steps": _early_stopping,
+    "disable_shuffling": _shuffling,
     "model_revision": _revision,
     "quantization_bit": _quantization,
 }

@@ -242,7 +242,7 @@ GROUPS: dict[str, dict[str, Key]] = {
         "plot_loss": Key("plots are always drawn: `cohort plot` draws them again", off=(True, False)),
         "compute_accuracy": Key("reward_funcs score completions of the held-out rows"),
         "early_stopping_steps": Key("for rm: early_stopping_patience"),
-        "disable_shuffling": Key("shuffle_dataset: false"),
+        "disable_shuffling": Key("becomes shuffle_dataset: false"),
         "max_new_tokens": Key("", ours="max_completion_length"),
         "do_sample": Key("false: the most likely token, for do_predict"),
         "num_beams": Key("sampling by temperature", off=(1,)),

@@ -22,14 +22,16 @@ def named_as_in_transformers(row: dict[str, Any], rewards: Mapping[str, str], he
     Of methods with rewards `eval_loss` is the negative of eval_reward, so that less is better by either name.
 
     >>> named_as_in_transformers({"eval/reward": 0.5, "eval/accuracy": 0.25}, {"accuracy": "accuracy"})
-    {'eval_reward': 0.5, 'eval_rewards/accuracy/mean': 0.25, 'eval_loss': -0.5}
+    {'eval_reward': 0.5, 'eval_loss': -0.5, 'eval_rewards/accuracy/mean': 0.25}
     """
     named: dict[str, Any] = {}
     for name, value in row.items():
-        prefix, slash, rest = name.partition("/")
-        if not slash or (prefix != held_out and not prefix.startswith(f"{held_out}_")):
-            named[name] = value
-            continue
+        prefix, rest = held_out, name.removeprefix(f"{held_out}/")  # the prefix itself may have a slash
+        if rest == name:
+            prefix, slash, rest = name.partition("/")
+            if not slash or not prefix.startswith(f"{held_out}_"):
+                named[name] = value
+                continue
         score = next((reward for reward in rewards if rest == reward or rest.startswith(f"{reward}/")), None)
         if score is None:
             rest_named = {"reward/std": "reward_std", "loss/std": "loss_std"}.get(rest, rest)

@@ -53,8 +53,9 @@ def translate(arguments: dict[str, Any], fields: Collection[str]) -> dict[str, A
     values = {key: value.value if isinstance(value, Enum) else value for key, value in arguments.items()}
     for old, new in RENAMED.items():
         if old in values and old not in fields and new in fields:
-            values.setdefault(new, values[old])
-            del values[old]
+            value = values.pop(old)
+            if values.setdefault(new, value) != value:
+                raise UserError(f"`{old}` and `{new}` are one key under two names, and differ: leave one of them out")
     if "generation_kwargs" in values and "generation_kwargs" not in fields:
         kwargs = values.pop("generation_kwargs") or {}
         if not isinstance(kwargs, dict):

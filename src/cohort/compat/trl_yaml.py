@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from cohort.compat.keys import Key, warn_or_refuse
+from cohort.compat.keys import Key, add_to_mapping, listed, rename, warn_or_refuse
 from cohort.compat.llama_factory import FOUR_BIT
 from cohort.types import UserError
 
@@ -34,11 +34,13 @@ RENAMED = {
     "eval_dataset_name": "eval_dataset",
     "test_split_size": "val_size",
 }
+OURS = RENAMED | LORA
+"""Keys with another name here -> that name."""
 INIT = {"model_revision": "revision", "dtype": "dtype", "torch_dtype": "dtype"}
 """Keys of the model -> their names in model_init_kwargs."""
 _MIXTURE = "name one data set; files of several can be joined in a folder"
 KEYS: dict[str, Key] = {
-    **{theirs: Key("", ours=ours) for theirs, ours in (RENAMED | LORA).items()},
+    **{theirs: Key("", ours=ours) for theirs, ours in OURS.items()},
     "dataset_config": Key("becomes dataset_kwargs: {name: ...}"),
     "reward_model_name_or_path": Key("joins reward_funcs"),
     "use_peft": Key("becomes finetuning_type: lora; without it lora_* keys have no effect, as in TRL"),
@@ -84,36 +86,24 @@ def translate(values: dict[str, Any], where: str) -> dict[str, Any]:
             f"`cohort train sft --config {where}` (or grpo, dpo, reward, rloo), or add `method: sft` to it"
         )
     for theirs, key in RENAMED.items():
-        _rename(ours, theirs, key, where)
-    if ours.get("dataset_config") is not None:
-        ours["dataset_kwargs"] = {**(ours.get("dataset_kwargs") or {}), "name": ours["dataset_config"]}
-    ours.pop("dataset_config", None)
-    if ours.get("reward_model_name_or_path") is not None:
-        listed = ours.get("reward_funcs") or []
-        listed = listed.split(",") if isinstance(listed, str) else list(listed)
-        ours["reward_funcs"] = [ours["reward_model_name_or_path"], *listed]
-    ours.pop("reward_model_name_or_path", None)
+        rename(ours, theirs, key, where)
+    if (name := ours.pop("dataset_config", None)) is not None:
+        add_to_mapping(ours, "dataset_kwargs", {"name": name}, where)
+    if (reward_model := ours.pop("reward_model_name_or_path", None)) is not None:
+        ours["reward_funcs"] = [reward_model, *listed(ours.get("reward_funcs"), "reward_funcs", where)]
     _lora(ours, from_trl, where)
     for theirs, name in INIT.items():
-        if theirs in ours:
-            value = ours.pop(theirs)
-            if value is not None and (name, value) != ("revision", "main"):
-                ours["model_init_kwargs"] = {**(ours.get("model_init_kwargs") or {}), name: value}
+        value = ours.pop(theirs, None)
+        if value is not None and (name, value) != ("revision", "main"):
+            add_to_mapping(ours, "model_init_kwargs", {name: value}, where)
     for key in [key for key in ours if key in KEYS and KEYS[key].ours is None]:
         warn_or_refuse(key, ours.pop(key), KEYS[key], where)
     return ours
 
 
-def _rename(ours: dict[str, Any], theirs: str, key: str, where: str) -> None:
-    if theirs in ours and theirs != key:
-        if key in ours:
-            raise UserError(f"{where}: `{theirs}` and `{key}` are one key under two names: leave one of them out")
-        ours[key] = ours.pop(theirs)
-
-
 def _lora(ours: dict[str, Any], from_trl: bool, where: str) -> None:
     """LoRA with TRL's defaults where use_peft is true; in a file of TRL's that does not say so, its keys are told."""
-    wanted, four_bit = ours.pop("use_peft", False), ours.pop("load_in_4bit", False)
+    wanted, four_bit = _switch(ours, "use_peft", where), _switch(ours, "load_in_4bit", where)
     if four_bit and not wanted:
         raise UserError(f"{where}: `load_in_4bit` needs use_peft: true; quantised weights are not trained")
     if from_trl and not wanted:
@@ -121,20 +111,29 @@ def _lora(ours: dict[str, Any], from_trl: bool, where: str) -> None:
             warn_or_refuse(theirs, ours.pop(theirs), Key("it is read with use_peft: true"), where)
         return
     for theirs, key in LORA.items():
-        if theirs in ours and ours[theirs] is None:
-            del ours[theirs]
-        _rename(ours, theirs, key, where)
+        rename(ours, theirs, key, where)
     for key in ("lora_target", "modules_to_save"):
         if isinstance(ours.get(key), str) and ours[key] not in ("all", "all-linear"):
-            ours[key] = [name.strip() for name in ours[key].split(",")]
+            ours[key] = listed(ours[key], key, where)
     if ours.get("lora_target") == "all-linear":
         ours["lora_target"] = "all"
     if not wanted:
         return
+    if ours.get("finetuning_type", "lora") != "lora":
+        raise UserError(
+            f"{where}: use_peft is true and finetuning_type is {ours['finetuning_type']!r}: give one of them"
+        )
     if "lora_target" not in ours:
         log.info("lora_target_modules is not set: every linear layer gets LoRA; TRL leaves the choice to peft")
     for key, value in {"finetuning_type": "lora", **TRL_LORA}.items():
         ours.setdefault(key, value)
     if four_bit:
-        kwargs = ours.get("model_init_kwargs") or {}
-        ours["model_init_kwargs"] = {**kwargs, "quantization_config": dict(FOUR_BIT)}
+        add_to_mapping(ours, "model_init_kwargs", {"quantization_config": dict(FOUR_BIT)}, where)
+
+
+def _switch(ours: dict[str, Any], name: str, where: str) -> bool:
+    """Take out a key that is true or false. Raises UserError for another value."""
+    value = ours.pop(name, None)
+    if value not in (None, True, False):
+        raise UserError(f"{where}: `{name}` is {str(value)[:80]!r}: it must be true or false")
+    return bool(value)

@@ -87,6 +87,8 @@ class Arguments(BaseModel):
         keys = [*type(self).model_fields, *KEYS, *RENAMED]
         if name not in keys:
             raise UserError(f"{type(self).__name__}: {unknown_key(name, keys)}")
+        if RENAMED.get(name) in type(self).model_fields:
+            name = RENAMED[name]
         given = {field: getattr(self, field) for field in self.model_fields_set}
         fresh = type(self)(**{key: each for key, each in given.items() if key != name}, **{name: value})
         accepted = self._accepted | fresh._accepted

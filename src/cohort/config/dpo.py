@@ -154,6 +154,11 @@ class DPOConfig(SampledConfig):
             raise ValueError(
                 "loss_type: exo_pair takes the logarithm of label_smoothing: set it above 0, such as 0.001"
             )
+        if self.ld_alpha not in (None, 1) and "sft" in names:
+            raise ValueError(
+                f"ld_alpha is {self.ld_alpha}, a weight in log-ratios of pairs, and loss_type: sft has none: leave one "
+                "of them out"
+            )
         other = [name for name in names if name not in OF_SCORES]
         if self.f_divergence_type != "reverse_kl" and other:
             raise ValueError(

@@ -38,10 +38,14 @@ def refuse_without_effect(config: GRPOConfig) -> None:
     if not config.vllm_importance_sampling_correction:
         for key in ("mode", "clip_max", "clip_min"):
             reasons[f"vllm_importance_sampling_{key}"] = "vllm_importance_sampling_correction is off"
+    if not config.beta:
+        reasons |= dict.fromkeys(("kl_estimator", "use_bias_correction_kl"), "beta is 0")
     reasons |= dict.fromkeys(config.unused, "this method does not read it")
     for key, reason in reasons.items():
         if getattr(config, key) != type(config).model_fields[key].default:
             raise ValueError(f"{key} is {getattr(config, key)!r} and would do nothing: {reason}. Leave it out")
+    if config.clip_cov_lb >= config.clip_cov_ub:
+        raise ValueError(f"clip_cov_lb is {config.clip_cov_lb}, not below clip_cov_ub, {config.clip_cov_ub}")
     if config.delta is not None and config.delta <= 1 + config.clip_high:
         raise ValueError(f"delta is {config.delta}: it must lie above the clip, 1 + epsilon_high")
 

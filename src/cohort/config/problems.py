@@ -25,6 +25,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 PATHS = ("output_dir", "model", "dataset", "eval_dataset", "dataset_dir")
 """Keys that may name a path."""
+MOST_SHOWN = 200
+"""Characters of a wrong value that a message shows."""
 
 
 def build(kind: type[Config], values: dict[str, Any], where: str, keys: list[str] | None = None) -> Config:
@@ -83,7 +85,13 @@ def explain(problem: Any, keys: list[str]) -> str:
     if problem["type"] == "missing":
         return f"`{key}` is missing: add it"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"`{key}` is {problem['input']!r}: {message}" if key else message
+    return f"`{key}` is {shortened(problem['input'])}: {message}" if key else message
+
+
+def shortened(value: Any) -> str:
+    """The value as Python writes it, without its middle where it is long."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 4 :]}"
 
 
 def unknown_name(name: str, names: Iterable[str]) -> str:
@@ -93,5 +101,8 @@ def unknown_name(name: str, names: Iterable[str]) -> str:
 
 def unknown_key(key: str, keys: list[str]) -> str:
     """The message about a key that is not one of `keys`, with the nearest of them."""
+    outer, dot, inner = key.partition(".")
+    if dot and key in keys:  # a pair of the command line
+        return f"`{inner}` is a key inside of `{outer}`: write {outer}={{{inner}: ...}}"
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     return f"unknown key `{key}`" + (f": did you mean `{near[0]}`?" if near else "; see docs/configuration.md")

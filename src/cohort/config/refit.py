@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class RefitConfig(BaseModel):
     """`reward_model_refit`: how a reward model among reward_funcs is trained further on the policy's own samples."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False)
 
     reward: str | None = Field(
         None, description="The reward model's name in metrics. None: the only one among reward_funcs."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cohort.compat import llama_factory as coming_from_llama_factory
 from cohort.compat import trl_keys, trl_yaml
+from cohort.compat.llama_factory_keys import KEYS
 from cohort.config.methods import ConfigOf, built_in_config
 from cohort.config.problems import as_meant, build, unknown_key
 from cohort.config.training import TrainingConfig
@@ -17,8 +19,10 @@ from cohort.types import UserError
 
 NO_FILE = "-"
 """In the place of a path: there is no file, all keys are overrides."""
-SAME = (("model", "model_name_or_path"), ("dataset", "dataset_name"), ("lora_rank", "lora_r"))
-"""Names of one key: ours, and those of TRL and LLaMA-Factory."""
+
+
+SAMPLING = {"temperature": (0, math.inf), "top_p": (0, 1), "top_k": (0, math.inf), "min_p": (0, 1)}
+"""Keys of predict_sampling -> the lowest and the highest value."""
 
 
 class RunConfig(BaseModel):
@@ -79,11 +83,15 @@ class RunConfig(BaseModel):
     def _does_something(self) -> RunConfig:
         if not (self.do_train or self.do_eval or self.do_predict):
             raise ValueError("do_train, do_eval and do_predict are false: set one of them to true")
-        unknown = set(self.predict_sampling) - {"temperature", "top_p", "top_k", "min_p"}
-        if unknown:
-            raise ValueError(
-                f"predict_sampling has {sorted(unknown)[0]!r}: temperature, top_p, top_k and min_p are read"
-            )
+        if self.val_size > 1 and self.val_size != int(self.val_size):
+            raise ValueError(f"val_size is {self.val_size:g}: give a whole number of rows, or below 1 a share of them")
+        for name, value in self.predict_sampling.items():
+            if name not in SAMPLING:
+                raise ValueError(f"predict_sampling has {name!r}: {', '.join(SAMPLING)} are read")
+            low, high = SAMPLING[name]
+            if not low <= value <= high or (name == "top_k" and value != int(value)) or (name == "top_p" and not value):
+                bounds = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+                raise ValueError(f"predict_sampling: {name} is {value:g}: it must be {bounds}")
         return self
 
     @model_validator(mode="before")
@@ -144,7 +152,14 @@ def _of_file(path: Path) -> dict[Any, Any]:
 
 def _name_in(values: dict[Any, Any], key: str) -> str:
     """The key itself, or the file's other name for it, which an override replaces: model for model_name_or_path."""
-    return next((name for names in SAME if key in names for name in (key, *names) if name in values), key)
+    return next((name for name in (key, *values) if name in values and _ours(name) == _ours(key)), key)
+
+
+def _ours(name: Any) -> Any:
+    """The key of ours that a name of TRL's or LLaMA-Factory's stands for. LLaMA-Factory's `stage` says too whose file
+    it is, and stays."""
+    theirs = KEYS.get(name) if name != "stage" else None
+    return trl_yaml.OURS.get(name) or (theirs.ours if theirs is not None else None) or name
 
 
 def _override_value(key: str, text: str) -> Any:

@@ -56,6 +56,13 @@ class SampledConfig(TrainingConfig):
             raise ValueError(f"{list(value)} is not an interval: give [lowest, highest], or null")
         return value
 
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("an empty text is in every completion: leave it out")
+        return value
+
     @model_validator(mode="after")
     def _free_process(self) -> SampledConfig:
         # While others sample, this process has nothing else to do.

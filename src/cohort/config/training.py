@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_serializer, field
 from cohort.compat import trl as coming_from_trl
 from cohort.compat import trl_keys
 from cohort.config.arguments import Arguments, NotGiven
+from cohort.config.finetuning import FinetuningConfig
 from cohort.config.loading import plain, with_dtype
 from cohort.config.problems import InvalidConfig, as_meant, explain, nested_keys
 from cohort.config.saving import SavingConfig
@@ -17,7 +18,7 @@ from cohort.config.tracking import TrackingConfig
 from cohort.world import world_size
 
 
-class TrainingConfig(ShardingConfig, SavingConfig, TrackingConfig, Arguments):
+class TrainingConfig(ShardingConfig, FinetuningConfig, SavingConfig, TrackingConfig, Arguments):
     """The settings that every method has: optimiser, schedule, batches, precision, saving, evaluation."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False)
@@ -117,33 +118,6 @@ class TrainingConfig(ShardingConfig, SavingConfig, TrackingConfig, Arguments):
         "output_router_logits is true (model_init_kwargs), else 0. Switch Transformer, arXiv 2101.03961",
     )
 
-    finetuning_type: Literal["full", "lora", "freeze"] = Field(
-        "full", description="All weights, an adapter through peft, or some layers."
-    )
-    freeze_trainable_layers: int = Field(
-        2,
-        description="For freeze: how many of the last layers are trained; negative: of the first; 0: only a reward "
-        "model's head.",
-    )
-    freeze_trainable_modules: list[str] = Field(
-        default_factory=list,
-        description="For freeze: which modules of those layers are trained, such as mlp; empty: all.",
-    )
-    freeze_extra_modules: list[str] = Field(
-        default_factory=list, description="For freeze: modules outside the layers that are trained too, such as norm."
-    )
-    lora_rank: int = Field(8, ge=1, description="LoRA's r.")
-    lora_alpha: int | None = Field(None, ge=1, description="None: 2 * lora_rank.")
-    lora_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout before LoRA's A, in updates only. Above 0 the fast layers are not used."
-    )
-    lora_target: str | list[str] = Field("all", description="'all': every linear layer; else names.")
-    use_dora: bool = Field(False, description="DoRA, arXiv 2402.09353")
-    use_rslora: bool = Field(False, description="Rank-stabilised LoRA, arXiv 2312.03732")
-    modules_to_save: list[str] = Field(
-        default_factory=list, description="Modules that are trained whole, beside LoRA's, and saved with the adapter."
-    )
-
     max_prompt_length: int | None = Field(
         None,
         ge=1,
@@ -233,6 +207,22 @@ class TrainingConfig(ShardingConfig, SavingConfig, TrackingConfig, Arguments):
         if value == 0:
             raise ValueError("there must be one step at least; -1 takes as many as num_train_epochs needs")
         return value
+
+    @field_validator("logging_steps", "eval_steps", "save_steps")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("give a whole number of steps, or below 1 a fraction of all steps")
+        return value
+
+    @model_validator(mode="after")
+    def _best_is_looked_for(self) -> TrainingConfig:
+        asks = "load_best_model_at_end" if self.load_best_model_at_end else "save_strategy: best"
+        if self.eval_strategy == "no" and (self.load_best_model_at_end or self.save_strategy == "best"):
+            raise ValueError(f"{asks} compares evaluations, and eval_strategy is no: set it to steps or epoch")
+        if self.load_best_model_at_end and self.save_strategy == "no":
+            raise ValueError("load_best_model_at_end takes a checkpoint, and save_strategy: no saves none")
+        return self
 
     @field_validator("model_init_kwargs")
     @classmethod

@@ -7,6 +7,7 @@ import datetime
 import difflib
 import json
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from decimal import Decimal
@@ -22,6 +23,12 @@ from cohort.types import Row, Text, UserError, did_you_mean
 
 log = logging.getLogger("cohort")
 
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Split -> the words by which `datasets` knows its files."""
 CONVERSATIONS = ("messages", "conversations")
 
 
@@ -137,7 +144,28 @@ def _from_folder(path: Path, split: str) -> Records:
     files = sorted(p for p in path.iterdir() if p.suffix in FILE_KINDS)
     if not files:
         raise UserError(f"{path}: no data files in this directory; it needs {', '.join(FILE_KINDS)} files")
-    return (pair for file in files for pair in records_of_file(file))
+    return (pair for file in _of_split(path, files, split) for pair in records_of_file(file))
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files of a split where names say of which they are, as train-00000.parquet does; else all. Raises UserError
+    where they name other splits."""
+    splits = {file: _split_of(file) for file in files}
+    if not any(splits.values()):
+        return files
+    wanted = [file for file in files if splits[file] == split]
+    if not wanted:
+        there = ", ".join(dict.fromkeys(filter(None, splits.values())))
+        raise UserError(f"{folder}: no file of split {split!r}, but of {there}: set the split, or name one file")
+    if left := [file.name for file in files if file not in wanted]:
+        log.info("%s: split %s is %s; not read: %s", folder, split, ", ".join(f.name for f in wanted), ", ".join(left))
+    return wanted
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name says, by the words that `datasets` reads."""
+    words = re.split(r"[^a-z]+", file.stem.lower())
+    return next((split for split, names in SPLITS.items() if set(names) & set(words)), None)
 
 
 def _from_hub(name: str, split: str, kwargs: dict[str, Any]) -> Records:

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cohort.config import RunConfig, TrainingConfig
+from cohort.config import RunConfig, SampledConfig, TrainingConfig
 from cohort.data.order import prompt_seeds
 from cohort.evaluation.loaded_model import LoadedModel
 from cohort.policy.process import seed_everything
+from cohort.progress import Task
 from cohort.types import Row
 
 FILE, RESULTS = "generated_predictions.jsonl", "predict_results.json"
@@ -23,10 +24,12 @@ def predict(model: str, run: RunConfig, config: TrainingConfig, rows: list[Row])
     prompts = loaded.encode(rows)
     settings: dict[str, Any] = {"temperature": 0.0, **run.predict_sampling}
     settings["top_k"] = int(settings.get("top_k", 0))
-    sampling = loaded.sampling(**settings, max_tokens=config.max_completion_length)
+    stop = config.stop if isinstance(config, SampledConfig) else []
+    sampling = loaded.sampling(**settings, max_tokens=config.max_completion_length, stop=stop)
     start = time.perf_counter()
-    ids = [prompt.ids for prompt in prompts]
-    sampled = loaded.engine.generate(ids, 1, sampling, prompt_seeds(config.seed, len(ids))).completions
+    ids, seeds = [prompt.ids for prompt in prompts], prompt_seeds(config.seed, len(prompts))
+    with Task("predicting", len(ids), "prompts") as task:
+        sampled = loaded.engine.generate(ids, 1, sampling, seeds, on_group=task.ended).completions
     seconds = time.perf_counter() - start
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -209,7 +209,7 @@ def add_lora(model: Any, config: TrainingConfig, peft_config: Any = None, task_t
         targets = config.lora_target
         if isinstance(targets, str):
             names = [name.strip() for name in targets.split(",")]
-            targets = "all-linear" if names == ["all"] else names
+            targets = "all-linear" if names in (["all"], ["all-linear"]) else names
         peft_config = LoraConfig(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha or 2 * config.lora_rank,

@@ -121,11 +121,20 @@ def _next(folder: Path, config: dict[str, Any]) -> str:
     plain = [] if config.get("apply_chat_template", True) else ["--plain"]
     template = ["--template", config["template"]] if config.get("template") else []
     options = [*longest, *plain, *template]
-    reward = next(iter(config.get("reward_funcs") or []), None)
-    if data and isinstance(reward, str):
+    reward = _whole_reward(config)
+    if data and reward is not None:
         return shlex.join(["cohort", "eval", model, *data, "--reward", reward, *options])
     prompt = _prompt(folder)
     return shlex.join(["cohort", "generate", model, "--prompt", prompt, *options]) if prompt else ""
+
+
+def _whole_reward(config: dict[str, Any]) -> str | None:
+    """A reward that `cohort eval` can give: accuracy, or the first by name. Those of grpo_process may be of steps."""
+    rewards = config.get("reward_funcs") or [None]
+    if "accuracy" in rewards:
+        return "accuracy"
+    of_steps = config.get("method") == "grpo_process"
+    return rewards[0] if isinstance(rewards[0], str) and not of_steps else None
 
 
 def _data(config: dict[str, Any]) -> list[str]:

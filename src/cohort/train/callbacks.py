@@ -35,16 +35,25 @@ class RunState(TransformersState, TrainerState):
         self.best_model_checkpoint = str(folder / record["checkpoint"])
 
 
-def summary(seconds: float, steps: int, batch_size: int, losses: Sequence[float]) -> dict[str, float]:
-    """What transformers logs of a run that has ended. `losses`: of its steps."""
+def speed(split: str, seconds: float, samples: float, steps: float) -> dict[str, float]:
+    """transformers' speed_metrics: how long a part of the run took, and what it did in a second."""
     seconds = max(seconds, 1e-9)  # of a run without a step
     return {
-        "train_runtime": round(seconds, 4),
-        "train_samples_per_second": round(steps * batch_size / seconds, 3),
-        "train_steps_per_second": round(steps / seconds, 3),
-        "total_flos": 0.0,
-        "train_loss": sum(losses) / len(losses) if losses else 0.0,
+        f"{split}_runtime": round(seconds, 4),
+        f"{split}_samples_per_second": round(samples / seconds, 3),
+        f"{split}_steps_per_second": round(steps / seconds, 3),
     }
+
+
+def speed_of_evaluation(split: str, seconds: float, samples: float, config: TrainingConfig) -> dict[str, float]:
+    """What transformers logs of an evaluation's speed. Its steps are batches of per_device_eval_batch_size rows."""
+    return speed(split, seconds, samples, math.ceil(samples / (config.eval_batch_size * config.world_size)))
+
+
+def summary(seconds: float, steps: int, batch_size: int, losses: Sequence[float], epoch: float) -> dict[str, float]:
+    """What transformers logs of a run that has ended. `losses`: of its steps."""
+    loss = sum(losses) / len(losses) if losses else 0.0
+    return speed("train", seconds, steps * batch_size, steps) | {"total_flos": 0.0, "train_loss": loss, "epoch": epoch}
 
 
 class Schedule:

@@ -160,9 +160,8 @@ class Loop:
             checkpoint.load_weights(best, self.learners.trained)
             log.info("load_best_model_at_end: the model is that of %s", best)
         self.callbacks.call("on_epoch_end")
-        self.summary = summary(seconds, steps, self.config.batch_size, self.losses)
-        last = next((row for row in reversed(self.state.log_history) if "loss" in row), {})
-        self.log(last | self.summary)
+        self.summary = summary(seconds, steps, self.config.batch_size, self.losses, self.state.epoch)
+        self.log({**self.summary})
         self.callbacks.call("on_train_end")
 
     def _finish_step(self) -> None:
@@ -293,14 +292,16 @@ class Loop:
             self.state.take_best(self.best.record, self.output_dir)
             self.callbacks.control.should_save |= self.progress.step > 0 and self.config.save_strategy != "no"
 
-    def tell(self, metrics: dict[str, float], prefix: str, sampled: Evaluation | None = None) -> dict[str, Any]:
+    def tell(
+        self, metrics: dict[str, float], prefix: str, speed: dict[str, float], sampled: Evaluation | None = None
+    ) -> dict[str, Any]:
         """Record an evaluation and what it sampled, where the run is going on, and tell the callbacks; returns its
-        metrics, whose names begin with the prefix, under transformers' names."""
+        metrics, whose names begin with the prefix, under transformers' names, and its speed."""
         if sampled is not None and self.running:
             self.recorder.held_out(self.progress.step, sampled)
         row = self._record(metrics) if self.running else metrics
         self.evaluated |= row
-        named = named_as_in_transformers(row, self.score_names, prefix)
+        named = {"epoch": self.state.epoch, **named_as_in_transformers(row, self.score_names, prefix), **speed}
         self.log(named)
         self.callbacks.call("on_evaluate", metrics=named, row=row)
         return named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from cohort.train.output.hub import push_output
 from cohort.types import UserError
 from cohort.world import rank
 
+log = logging.getLogger("cohort")
+
 PRIVATE = """
 _calculate_rewards _compute_loss _generate _generate_and_score_completions _generate_single_turn _prepare_dataset
 _get_per_token_logps_and_entropies _get_per_token_logps _get_last_hidden_state _prepare_inputs _get_train_sampler
@@ -30,19 +33,32 @@ process_row get_batch_logps compute_ref_log_probs generate_from_model_and_ref co
 """Methods of TRL's trainers that its users override, beside those of transformers' Trainer."""
 
 
+OF_SCRIPTS = {"predict", "hyperparameter_search", "get_test_dataloader"}
+"""Methods that transformers' Trainer does not call while it trains or evaluates: a subclass's are for its script."""
+BOOKKEEPING = {"create_model_card", "init_hf_repo", "num_examples", "floating_point_ops", "store_flos", "end"}
+"""Methods that transformers' Trainer calls and that change neither training nor evaluation."""
+
+
 def require_called(kind: type, own: type) -> None:
-    """Raise UserError where a subclass overrides a method of transformers' or TRL's trainers that is not called here.
-    `own`: the trainer of this package that it derives from."""
+    """Raise UserError where a subclass overrides a method by which transformers' or TRL's trainers train or evaluate
+    and that is not called here; warn of another that is not. `own`: the trainer of this package it derives from."""
     theirs = {name for name in dir(TransformersTrainer) if not name.startswith("__")} | set(PRIVATE.split())
     for each in kind.__mro__[: kind.__mro__.index(own)]:
-        unknown = [name for name in vars(each) if name in theirs and not hasattr(own, name)]
-        if unknown and not each.__module__.startswith("cohort."):
-            names = ", ".join(unknown)
+        if each.__module__.startswith("cohort."):
+            continue
+        unknown = [name for name in vars(each) if name in theirs - OF_SCRIPTS and not hasattr(own, name)]
+        if changing := [name for name in unknown if name not in BOOKKEEPING]:
             raise UserError(
-                f"{each.__name__} overrides {names}, which {'is' if len(unknown) == 1 else 'are'} never called here: "
-                "batches are packed and the loss is formed in closed form. docs/new-method.md says how to change what "
-                "is learned, docs/rewards.md how to reward; callbacks (on_step_end, on_evaluate, ...) see the run"
+                f"{_overrides(each, changing)}: batches are packed and the loss is formed in closed form. "
+                "docs/new-method.md says how to change what is learned, docs/rewards.md how to reward; callbacks "
+                "(on_step_end, on_evaluate, ...) see the run. A method of your own needs another name"
             )
+        if unknown:
+            log.warning("%s: only your own code can call it", _overrides(each, unknown))
+
+
+def _overrides(kind: type, names: list[str]) -> str:
+    return f"{kind.__name__} overrides {', '.join(names)}, which {'is' if len(names) == 1 else 'are'} never called here"
 
 
 def tag(model: Any, method: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,12 +11,7 @@ from typing import Any, cast
 from transformers import TrainingArguments
 
 from cohort.compat.trl_trainer import instantiate_callbacks, of_training_arguments, read_trl_arguments
-from cohort.config import (
-    DistillConfig,
-    PPOConfig,
-    SampledConfig,
-    TrainingConfig,
-)
+from cohort.config import DistillConfig, PPOConfig, SampledConfig, TrainingConfig
 from cohort.data.configured import require_held_out
 from cohort.data.held_out import divided, held_out_rows, training_rows
 from cohort.data.templates import prepared
@@ -33,7 +29,7 @@ from cohort.rollouts.engine import Engine
 from cohort.rollouts.following import following
 from cohort.train import sharded
 from cohort.train.announce import announce
-from cohort.train.callbacks import RunState
+from cohort.train.callbacks import RunState, speed_of_evaluation
 from cohort.train.critic import CriticUpdater
 from cohort.train.facts import compare, facts_of_run
 from cohort.train.held_out import measure_of
@@ -54,12 +50,13 @@ from cohort.train.run_rewards import RewardSpec, check_rewards, make_rewards, wi
 from cohort.train.sources.pair_reference import kept_reference, reference_model, require_random_access
 from cohort.train.sources.parts import Parts
 from cohort.train.sources.samples_ahead import SamplesAhead
+from cohort.train.sources.source import Source
 from cohort.train.sources.table import SOURCES
 from cohort.train.step import Updater
 from cohort.train.surface import Accelerator, Surface, TrainOutput, require_called, tag
 from cohort.train.tokenised import shown
 from cohort.train.usable import require_usable
-from cohort.types import UserError
+from cohort.types import Row, UserError
 
 log = logging.getLogger("cohort")
 
@@ -107,26 +104,18 @@ class Trainer(Surface):
         self.rewards = make_rewards(reward_funcs, config)
         self.args = config = with_weights(config, self.rewards)
         require_folder(config.output_dir)
-        require_random_access(config, train_dataset, eval_dataset)
         # Data first: its mistakes are told before a model is loaded.
-        rows = training_rows(train_dataset, config)
-        held_out = held_out_rows(eval_dataset, config)
-        eval_rows = [row for each in held_out.values() for row in each]
-        require_held_out(eval_rows, config)
-        require_usable(self.method, config, self.rewards, rows, eval_rows)
-        sharded.require_possible(self.method, config)
+        rows, held_out = self._read_rows()
         if isinstance(config, DistillConfig):
             teacher = chosen_teacher(teacher, config)
         if config.push_to_hub:
             hub.require_token()
         seed_everything(config.seed)
-        require_agreement(config, [*rows, *eval_rows])
         self.policy: Policy = sharded.make_policy(model, processing_class, config, peft_config)
         self.policy.require_trainable()
         self.reference = self.policy if ref_model is None else reference_model(ref_model, self.policy, config)
         self.teacher = load_teacher(teacher, self.policy, config) if isinstance(config, DistillConfig) else None
-        self.rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, config)
-        held_out = divided(eval_rows, held_out)
+        self.rows, held_out = self._formatted(rows, held_out)
         self.engine = sharded.engine_of(engine, self.policy, config)
         self.state = RunState()
         self.prepared = False
@@ -135,28 +124,55 @@ class Trainer(Surface):
         self.iterations = iterations_of(config, self.policy, self.rewards, self.online_reference)
         self.health = Health(config, self.policy, self.rewards)
         shared = next((critic for critic in critics if not critic.critic.own_backbone), None)
-        self.updater = updater = Updater(self.policy, self.method, config, shared)
-        facts = facts_of_run(self.method.name, config, self.model, self.policy.tokenizer, self.rows, self.rewards)
+        self.updater = Updater(self.policy, self.method, config, shared)
         self.parts = self._parts(critics, model)
         self.held_out = {prefix: measure_of(rows, self.parts) for prefix, rows in held_out.items()}
         source = SOURCES[self.method.source](self.parts, self.rows)
-        ahead = source if isinstance(source, SamplesAhead) else None
-        self.loop = Loop(
-            Learners(self.policy, updater, critics, self.iterations, self.health, facts, ahead),
-            source,
-            config,
-            self.state,
-            self._callbacks(callbacks or ()),
-            self.evaluate if held_out else None,
-            About(self.method.name, self.policy.name, self.policy.tokenizer, self.rewards),
-            self.log,
-        )
-        datasets = shown(source, held_out, eval_dataset, self.policy.tokenizer, config)
-        if datasets is not None and self.rewards is None:
-            self.train_dataset, self.eval_dataset = datasets
+        self.loop = self._loop(source, critics, callbacks or ())
+        self._show_datasets(source, held_out)
         announce(self.policy, config)
         self.loop.callbacks.call("on_init_end")
         tag(self.model, self.method.name)
+
+    def _read_rows(self) -> tuple[list[Row], dict[str, list[Row]]]:
+        """The rows of train_dataset and of each held-out set. Raises UserError for what the method cannot use."""
+        config = self.args
+        require_random_access(config, self.train_dataset, self.eval_dataset)
+        rows, held_out = training_rows(self.train_dataset, config), held_out_rows(self.eval_dataset, config)
+        eval_rows = [row for each in held_out.values() for row in each]
+        require_held_out(eval_rows, config)
+        require_usable(self.method, config, self.rewards, rows, eval_rows)
+        sharded.require_possible(self.method, config)
+        require_agreement(config, [*rows, *eval_rows])
+        return rows, held_out
+
+    def _formatted(self, rows: list[Row], held_out: dict[str, list[Row]]) -> tuple[list[Row], dict[str, list[Row]]]:
+        """The rows, and those of each held-out set, as the templates of the configuration write them."""
+        eval_rows = [row for each in held_out.values() for row in each]
+        rows, eval_rows = prepared(rows, eval_rows, self.policy.tokenizer, self.args)
+        return rows, divided(eval_rows, held_out)
+
+    def _show_datasets(self, source: Source, held_out: dict[str, list[Row]]) -> None:
+        """Set the datasets to the tokenised ones, as TRL's trainers of a loss without rewards do."""
+        datasets = shown(source, held_out, self.eval_dataset, self.policy.tokenizer, self.args)
+        if datasets is not None and self.rewards is None:
+            self.train_dataset, self.eval_dataset = datasets
+
+    def _loop(self, source: Source, critics: list[CriticUpdater], callbacks: Sequence[Any]) -> Loop:
+        """The loop, with what it updates and calls."""
+        config, policy = self.args, self.policy
+        facts = facts_of_run(self.method.name, config, self.model, policy.tokenizer, self.rows, self.rewards)
+        ahead = source if isinstance(source, SamplesAhead) else None
+        return Loop(
+            Learners(policy, self.updater, critics, self.iterations, self.health, facts, ahead),
+            source,
+            config,
+            self.state,
+            self._callbacks(callbacks),
+            self.evaluate if self.held_out else None,
+            About(self.method.name, policy.name, policy.tokenizer, self.rewards),
+            self.log,
+        )
 
     def _callbacks(self, given: Sequence[Any]) -> list[Any]:
         gold = self.iterations and self.iterations.gold
@@ -253,18 +269,20 @@ class Trainer(Surface):
         if eval_dataset is not None:
             require_random_access(self.args, eval_dataset)
             rows = held_out_rows(eval_dataset, self.args, metric_key_prefix)
-            every = prepared([], [row for each in rows.values() for row in each], self.policy.tokenizer, self.args)[1]
-            held_out = {prefix: measure_of(own, self.parts) for prefix, own in divided(every, rows).items()}
+            held_out = {prefix: measure_of(own, self.parts) for prefix, own in self._formatted([], rows)[1].items()}
         if not held_out:
             raise UserError("there is no held-out data: give eval_dataset, to the trainer or to evaluate()")
         metrics: dict[str, float] = {}
         for prefix, measure in held_out.items():
+            started = time.perf_counter()
             measured = measure(self.state)
+            seconds = time.perf_counter() - started
             sampled = measured if isinstance(measured, Evaluation) else None
             of_set = measured.metrics() if isinstance(measured, Evaluation) else measured
+            speed = speed_of_evaluation(prefix, seconds, of_set["eval/samples"], self.args)
             of_set = {prefix + name.removeprefix("eval") if name.startswith("eval/") else name: value
                       for name, value in of_set.items()}  # fmt: skip
-            metrics |= self.loop.tell(of_set, prefix, sampled)
+            metrics |= self.loop.tell(of_set, prefix, speed, sampled)
         return metrics
 
     @property

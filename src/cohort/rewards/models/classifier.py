@@ -43,18 +43,13 @@ def make_classifier(
     models only. `dtype`: default float32 on a CPU, else the dtype of the weights. A step that the limit cuts off has
     no reward, None. Raises UserError for a model that cannot be loaded or does not have one label.
     """
-    import torch
-
     if batch_size < 1:
         raise UserError(f"reward model: batch_size is {batch_size}; it must be at least 1")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name = model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
-    if isinstance(model, str):
-        precision = dtype or ("float32" if place.type == "cpu" else "auto")
-        model = load_classifier(model, precision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    model = _placed(model, dtype, device, trust_remote_code, allow_pickle)
     require_one_label(name, model.config)
     tokenizer = processing_class or load_tokenizer(name, trust_remote_code)
-    scorer = Scorer(model.to(place).eval(), tokenizer, max_length, chat_template_kwargs)
+    scorer = Scorer(model.eval(), tokenizer, max_length, chat_template_kwargs)
     squash = scorer.of_steps if probability is None else probability
     log_name = Path(name).resolve().name
 
@@ -86,6 +81,17 @@ def make_classifier(
         return rows
 
     return _marked(score_steps if scorer.of_steps else score, log_name, scorer, squash)
+
+
+def _placed(model: Any, dtype: Any, device: str | None, trust_remote_code: bool, allow_pickle: bool) -> Any:
+    """The model, loaded if it is a name, on `device`: by default the GPU where there is one."""
+    import torch
+
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(model, str):
+        precision = dtype or ("float32" if place.type == "cpu" else "auto")
+        model = load_classifier(model, precision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    return model.to(place)
 
 
 def _marked(function: Callable[..., Any], name: str, scorer: Scorer, probability: bool) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ log-probabilities, so there is no credit, no coefficient and no head that forms 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from cohort.policy.process import seed_everything
 from cohort.progress import Task
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
-from cohort.train.callbacks import RunState
+from cohort.train.callbacks import RunState, speed_of_evaluation
 from cohort.train.compute_metrics import ComputeMetrics, tell_predictions
 from cohort.train.facts import compare, facts_of_run
 from cohort.train.learners import Learners
@@ -93,15 +94,9 @@ class RewardTrainer(Surface):
         **trl_arguments: Any,
     ):
         require_called(type(self), RewardTrainer)
-        args = of_training_arguments(RewardConfig, args) if isinstance(args, TrainingArguments) else args
-        args = args or RewardConfig()
-        if not isinstance(args, RewardConfig | ProcessRewardConfig):
-            raise UserError(
-                f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
-            )
         self.compute_metrics: ComputeMetrics | None = trl_arguments.pop("compute_metrics", None)
         tell_predictions(self.compute_metrics, "the scores")
-        config, tokenizer = read_trl_arguments(args, model, processing_class, trl_arguments)
+        config, tokenizer = read_trl_arguments(_configuration(args), model, processing_class, trl_arguments)
         self.args = config
         ranks.join(config.ddp_timeout, config.use_cpu)
         show_in_script(config)
@@ -134,21 +129,24 @@ class RewardTrainer(Surface):
             self.eval_dataset = like(eval_dataset, shown)
         self._tell(kind)
         self.state = RunState()
-        folder, patience = Path(config.output_dir), config.early_stopping_patience
-        stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
         facts = facts_of_run("reward_model", config, self.model, self.reward_model.tokenizer, self.rows, None)
         self.loop = Loop(
             Learners(self.reward_model, self.updater, health=Health(config), facts=facts),
             RewardRows(self.examples, config),
             config,
             self.state,
-            [*stopping, *instantiate_callbacks(callbacks or ()), *(trackers(config) if ranks.is_main() else [])],
+            self._callbacks(callbacks or ()),
             self.evaluate if held_out else None,
             About(self._method(), self.base_model, self.reward_model.tokenizer),
             self.log,
         )
         self.loop.callbacks.call("on_init_end")
         tag(self.model, "reward-trainer")
+
+    def _callbacks(self, given: Sequence[Any]) -> list[Any]:
+        folder, patience = Path(self.args.output_dir), self.args.early_stopping_patience
+        stopping = [EarlyStopping(self.reward_model, folder, patience)] if patience else []
+        return [*stopping, *instantiate_callbacks(given), *(trackers(self.args) if ranks.is_main() else [])]
 
     def _fitting(self, examples: list[Example], rows: list[Row], what: str) -> list[Example]:
         """The examples that fit. Those with a text over the limit are counted and, unless `truncation` is cut, left
@@ -245,10 +243,13 @@ class RewardTrainer(Surface):
             raise UserError("there is no held-out data: give eval_dataset, to the trainer or to evaluate()")
         metrics: dict[str, float] = {}
         for prefix, examples in held_out.items():
+            started = time.perf_counter()
             with Task(f"evaluating {len(examples):,} rows"):
                 measured = self.updater.measure(examples, self.compute_metrics)
             measured["samples"] = float(len(examples))
-            metrics |= self.loop.tell({f"{prefix}/{name}": value for name, value in measured.items()}, prefix)
+            of_set = {f"{prefix}/{name}": value for name, value in measured.items()}
+            speed = speed_of_evaluation(prefix, time.perf_counter() - started, len(examples), self.args)
+            metrics |= self.loop.tell(of_set, prefix, speed)
         return metrics
 
     def _examples(self, rows: dict[str, list[Row]]) -> dict[str, list[Example]]:
@@ -267,3 +268,14 @@ class RewardTrainer(Surface):
             folder,
             describe(self._method(), self.base_model, self.rows, [], self.args, self.reward_model.peft is not None),
         )
+
+
+def _configuration(args: RewardModelConfig | TrainingArguments | None) -> RewardModelConfig:
+    """`args`, or a RewardConfig's defaults. Raises UserError for another class."""
+    if isinstance(args, TrainingArguments):
+        args = of_training_arguments(RewardConfig, args)
+    if args is not None and not isinstance(args, RewardConfig | ProcessRewardConfig):
+        raise UserError(
+            f"a reward model takes a RewardConfig or a ProcessRewardConfig; args is a {type(args).__name__}"
+        )
+    return RewardConfig() if args is None else args
