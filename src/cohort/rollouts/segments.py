@@ -39,9 +39,9 @@ class Segments:
     seeds: list[int]
     """One of each group."""
 
-    def sample(self) -> None:
-        """Add the segment to the groups' completions."""
-        self._extend(self.groups, self.length)
+    def sample(self) -> dict[str, float]:
+        """Add the segment to the groups' completions; returns what the engine logs."""
+        return self._extend(self.groups, self.length)
 
     def generate(
         self,
@@ -60,12 +60,11 @@ class Segments:
         if on_group is not None:
             for i in sorted(set(range(len(groups))) - set(waiting)):
                 on_group(i, groups[i].completions)
-        self.sample()
-        self._extend(groups, sampling.max_tokens)
+        logged = self.sample() | self._extend(groups, sampling.max_tokens)
         if on_group is not None:
             for i in waiting:
                 on_group(i, groups[i].completions)
-        return Generation([group.completions for group in groups])
+        return Generation([group.completions for group in groups], logged=logged)
 
     def follow(self, policy: Policy, version: int) -> None:
         """The engine keeps its weights."""
@@ -78,7 +77,7 @@ class Segments:
         limit = min(self.sampling.max_tokens, self.policy.context_length - len(group.prompt_ids))
         return max(0, limit - len(completion.ids)) if completion.truncated else 0
 
-    def _extend(self, groups: list[Group], length: int) -> None:
+    def _extend(self, groups: list[Group], length: int) -> dict[str, float]:
         places = [
             (g, c)
             for g, group in enumerate(groups)
@@ -86,14 +85,15 @@ class Segments:
             if self._room(group, completion)
         ]
         if not places:
-            return
+            return {}
         before = [groups[g].completions[c] for g, c in places]
         prompts = [torch.cat([groups[g].prompt_ids, c.ids]) for (g, _), c in zip(places, before, strict=True)]
         # A segment's own seed: that of the completion, and the number of tokens that it has.
         seeds = [derive(derive(self.seeds[g], c), len(b.ids)) for (g, c), b in zip(places, before, strict=True)]
-        sampled = self.engine.generate(prompts, 1, replace(self.sampling, max_tokens=length), seeds).completions
-        for (g, c), old, (new,) in zip(places, before, sampled, strict=True):
+        sampled = self.engine.generate(prompts, 1, replace(self.sampling, max_tokens=length), seeds)
+        for (g, c), old, (new,) in zip(places, before, sampled.completions, strict=True):
             groups[g].completions[c] = self._joined(old, new, self._room(groups[g], old))
+        return sampled.logged or {}
 
     def _joined(self, old: Completion, new: Completion, room: int) -> Completion:
         """The completion with up to `room` new tokens. A stop string may have begun among the old ones, where the
