@@ -43,8 +43,8 @@ def both(request: pytest.FixtureRequest) -> Iterator[tuple[Policy, Engine]]:
     policy = small_policy()
     engine: Any = ENGINES[request.param](policy)
     yield policy, engine
-    if hasattr(engine, "close"):
-        engine.close()
+    if hasattr(engine, "release"):
+        engine.release()
 
 
 def sampled(

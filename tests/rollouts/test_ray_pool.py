@@ -38,7 +38,7 @@ def both() -> Iterator[tuple[Policy, RayPool]]:
     pool = RayPool(policy, RayEngineConfig(workers=2, timeout=60), 256)
     pool.check()
     yield policy, pool
-    pool.close()
+    pool.release()
 
 
 def ids(groups: list[list[Completion]]) -> list[list[list[int]]]:
@@ -127,4 +127,3 @@ def test_a_run_by_ray_is_the_local_run(tmp_path: Path) -> None:
     assert [row["reward"] for row in local] == [row["reward"] for row in ray]
     for one, other in zip(local, ray, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
-    trainer.engine.close()
