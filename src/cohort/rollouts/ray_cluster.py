@@ -34,10 +34,11 @@ def begin(ray: Any, config: RayEngineConfig, memory: int) -> None:
             _require_reachable(address)
         ray.init(**(own if address is None else {"address": address}), configure_logging=False, log_to_driver=True)
     except (OSError, RuntimeError, ValueError) as error:
+        why = str(error).rstrip(".")
         if address is None:
-            raise EngineError(f"engine: ray: Ray could not be started on this machine: {error}") from error
+            raise EngineError(f"engine: ray: Ray could not be started on this machine: {why}") from error
         raise EngineError(
-            f"engine: ray: no Ray cluster at {address}: {str(error).rstrip('.')}. Give the address that `ray start --head` printed, or "
+            f"engine: ray: no Ray cluster at {address}: {why}. Give the address that `ray start --head` printed, or "
             "auto on one of the cluster's machines"
         ) from error
     has = ray.cluster_resources().get("GPU", 0)
