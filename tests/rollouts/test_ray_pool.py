@@ -58,7 +58,7 @@ def test_completions_are_those_of_the_local_engine_while_workers_are_killed(both
         of_step = seeds(PROMPTS, step)
         if step % 5 == 4:
             ready = [member for member in pool.members if member.started is None]
-            pid = pool.ray.get(chance.choice(ready).actor.pid.remote())
+            pid = chance.choice(ready).pid
             threading.Timer(chance.random() * 0.3, os.kill, (pid, signal.SIGKILL)).start()
         told: list[int] = []
         groups = pool.generate(
@@ -74,7 +74,7 @@ def test_a_worker_that_hangs_is_replaced(both: tuple[Policy, RayPool]) -> None:
     policy, pool = both
     pool.follow(policy, policy.version)
     pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS))
-    stopped = pool.ray.get(next(m for m in pool.members if m.started is None).actor.pid.remote())
+    stopped = next(m for m in pool.members if m.started is None).pid
     lost, pool.config = pool.lost, RayEngineConfig(workers=2, timeout=5)
     os.kill(stopped, signal.SIGSTOP)
     groups = pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS)).completions
@@ -110,7 +110,7 @@ def test_workers_that_always_fail_end_the_run(both: tuple[Policy, RayPool]) -> N
         pool._keep_members()
     pool.config = RayEngineConfig(workers=2, timeout=2, max_failures=2)
     for member in list(pool.members):
-        os.kill(pool.ray.get(member.actor.pid.remote()), signal.SIGSTOP)
+        os.kill(member.pid, signal.SIGSTOP)
     with pytest.raises(EngineError, match="2 workers in a row ended without an answer"):
         pool.generate(PROMPTS, 4, SAMPLING, seeds(PROMPTS))
     pool.config = RayEngineConfig(workers=2, timeout=60)

@@ -40,6 +40,7 @@ class Member:
     started: Any
     """The answer to its first call; None once it has come."""
     busy: bool = False
+    pid: int = 0
 
 
 class RayPool:
@@ -211,8 +212,8 @@ class RayPool:
                 refs = [member.started for member in starting]
                 ready, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0)
                 for member in starting:
-                    if member.started in ready and self._answer(member.started, member) is not None:
-                        member.started = None
+                    if member.started in ready and (pid := self._answer(member.started, member)) is not None:
+                        member.started, member.pid = None, pid
             for member in [m for m in self.members if not m.busy][: max(0, len(self.members) - self.wanted)]:
                 self._remove(member)
             for _ in range(self.wanted - len(self.members)):

@@ -32,12 +32,8 @@ class Worker:
         self.trained = {name: p for name, p in loaded.named_parameters() if p.requires_grad}
         self.serial = 0
 
-    def started(self) -> bool:
-        """The first answer."""
-        return True
-
-    def pid(self) -> int:
-        """Of the process, for messages and tests."""
+    def started(self) -> int:
+        """The first answer: the process's number."""
         return os.getpid()
 
     def generate(
