@@ -65,9 +65,9 @@ class OneCopy:
 
 
 def grpo(folder: Path, make_engine: Any = Copies, **values: Any) -> GRPOTrainer:
-    values = {"max_steps": 6, "learning_rate": 1e-2, "staleness": 1, **values}
-    config = GRPOConfig(str(folder), num_generations=4, per_device_train_batch_size=8, max_completion_length=6,
-                        use_cpu=True, bf16=False, logged_groups=0, **values)  # fmt: skip
+    values = {"max_steps": 6, "learning_rate": 1e-2, "staleness": 1, "max_completion_length": 6, **values}
+    config = GRPOConfig(str(folder), num_generations=4, per_device_train_batch_size=8, use_cpu=True, bf16=False,
+                        logged_groups=0, **values)  # fmt: skip
     model, tokenizer = small_model(vocab_size=22), build_tokenizer()
     return GRPOTrainer(model, digits, config, TRAIN, HELD_OUT, processing_class=tokenizer, engine=make_engine)
 
