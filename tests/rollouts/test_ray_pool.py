@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,9 +113,21 @@ def test_workers_that_always_fail_end_the_run(both: tuple[Policy, RayPool]) -> N
     pool.config = RayEngineConfig(workers=2, timeout=2, max_failures=2)
     for member in list(pool.members):
         os.kill(member.pid, signal.SIGSTOP)
-    with pytest.raises(EngineError, match="2 workers in a row ended without an answer"):
+    with pytest.raises(EngineError, match=r"2 workers in a row ended without an answer"):
         pool.generate(PROMPTS, 4, SAMPLING, seeds(PROMPTS))
     pool.config = RayEngineConfig(workers=2, timeout=60)
+
+
+def test_workers_that_cannot_load_the_model_end_the_run_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = types.ModuleType("only_here")
+    monkeypatch.setitem(sys.modules, "only_here", here)
+    here.Note = type("Note", (), {"__module__": "only_here"})  # type: ignore[attr-defined]
+    policy = small_policy()
+    policy.model.note = here.Note()
+    pool = RayPool(policy, RayEngineConfig(workers=1, max_failures=2), 256)
+    with pytest.raises(EngineError, match=r"2 workers in a row .*ModuleNotFoundError: No module named 'only_here'"):
+        pool.check()
+    pool.release()
 
 
 def test_a_run_by_ray_is_the_local_run(tmp_path: Path) -> None:
