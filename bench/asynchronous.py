@@ -57,16 +57,22 @@ CASES = {
 }
 
 
+def configured(case: Case, seed: int, folder: Path, steps: int) -> Any:
+    from cohort import GRPOConfig
+
+    values = TASK.config(folder / "out", seed, steps).model_dump(exclude_unset=True)
+    return GRPOConfig(**{**values, "engine": case.engine, "staleness": case.staleness, **case.others})
+
+
 def measure(case: Case, seed: int, folder: Path, steps: int) -> dict[str, Any]:
     """A run's means, and its accuracy at a third, two thirds and the end."""
     import torch
     from transformers import TrainerCallback
 
-    from cohort import GRPOConfig, GRPOTrainer
+    from cohort import GRPOTrainer
 
     torch.set_num_threads(case.threads)
-    values = TASK.config(folder / "out", seed, steps).model_dump(exclude_unset=True)
-    config = GRPOConfig(**{**values, "engine": case.engine, "staleness": case.staleness, **case.others})
+    config = configured(case, seed, folder, steps)
     ends: list[float] = []
     weights: list[dict[str, Any]] = []
 
