@@ -121,6 +121,8 @@ def in_a_program(folder: Path, name: str, **keys: Any) -> subprocess.CompletedPr
 
 if __name__ == "__main__":
     folder, name, keys = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    # A shell that starts the tests in the background has Ctrl-C ignored in them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder.mkdir(exist_ok=True)
     (folder / "pid").write_text(str(os.getpid()))
     trainer = grpo(folder, None if "engine" in keys else Copies, **keys)
