@@ -44,7 +44,7 @@ test-slow: setup browser
 # Ray's workers: real processes, which are killed and stopped.
 test-ray: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
-	$(BIN)/python -m pytest -m slow tests/rollouts/test_ray_pool.py tests/rollouts/test_engine_contract.py
+	$(BIN)/python -m pytest -m slow tests/rollouts/test_ray_pool.py tests/rollouts/test_engine_contract.py tests/train/test_ray_runs.py
 
 # Real servers of vLLM, in an environment of their own: a build for CPUs, under whose name vLLM does not know itself.
 VLLM := .venv-vllm

@@ -133,6 +133,17 @@ def test_a_script_imports(script: Any, name: str) -> None:
     script(name)
 
 
+def test_sampling_beside_training_is_compared_under_one_configuration(script: Any, tmp_path: Path) -> None:
+    asynchronous = script("asynchronous")
+    configs = {name: asynchronous.configured(case, 0, tmp_path, 9) for name, case in asynchronous.CASES.items()}
+    assert [configs[name].staleness for name in ("local", "ray-0", "ray-1", "ray-2")] == [0, 0, 1, 2]
+    assert [configs[name].corrects_sampler for name in ("ray-0", "ray-1", "ray-1-uncorrected")] == [False, True, False]
+    assert len({(config.max_steps, config.learning_rate, config.batch_size) for config in configs.values()}) == 1
+    runs = [{"step": s, "wait": 0.5, "mismatch": 0.1, "accuracy": [0.2, 0.4, a]} for s, a in ((1.0, 0.5), (2.0, 0.7))]
+    words = asynchronous.line("ray-1", runs).split()
+    assert " ".join(words) == "ray-1 1.500 0.500 0.1000 20.0% 40.0% 60.0% 50.0% to 70.0%"
+
+
 def test_a_simulated_pool_answers_every_prompt_once(script: Any) -> None:
     simulate = script("simulate")
     pool = simulate.Pool(8, steps=8, tokens=100)

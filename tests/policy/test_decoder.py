@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -207,3 +208,18 @@ def test_a_policy_that_leaves_onednn_decodes_without_it(monkeypatch: pytest.Monk
         policy.head.reader(torch.float32, policy.paths.onednn.taken)
         decoder_of(policy)
         assert bool(taken) is not onednn
+
+
+def test_threads_share_the_setting_of_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_better", lambda: True)
+    matmul, cpu = torch.backends.mkldnn.matmul, torch.device("cpu")
+    before, seen = matmul.fp32_precision, []
+    with ExitStack() as training, ExitStack() as sampling:
+        training.enter_context(products.fast_float32(cpu))
+        sampling.enter_context(products.fast_float32(cpu))
+        training.close()
+        seen.append(matmul.fp32_precision)
+        training.enter_context(products.fast_float32(cpu))
+        sampling.close()
+        seen.append(matmul.fp32_precision)
+    assert seen == ["bf16", "bf16"] and matmul.fp32_precision == before

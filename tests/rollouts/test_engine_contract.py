@@ -69,8 +69,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     policy = servable_policy(adapter if request.param.endswith("adapter") else None)
     engine: Any = ENGINES[request.param](policy, tmp_path_factory.mktemp("served"))
     yield policy, engine
-    if hasattr(engine, "close"):
-        engine.close()
+    if hasattr(engine, "release"):
+        engine.release()
     stop_all()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def both() -> Iterator[tuple[Policy, RayPool]]:
     pool = RayPool(policy, RayEngineConfig(workers=2, timeout=60), 256)
     pool.check()
     yield policy, pool
-    pool.close()
+    pool.release()
 
 
 def ids(groups: list[list[Completion]]) -> list[list[list[int]]]:
@@ -58,7 +60,7 @@ def test_completions_are_those_of_the_local_engine_while_workers_are_killed(both
         of_step = seeds(PROMPTS, step)
         if step % 5 == 4:
             ready = [member for member in pool.members if member.started is None]
-            pid = pool.ray.get(chance.choice(ready).actor.pid.remote())
+            pid = chance.choice(ready).pid
             threading.Timer(chance.random() * 0.3, os.kill, (pid, signal.SIGKILL)).start()
         told: list[int] = []
         groups = pool.generate(
@@ -74,7 +76,7 @@ def test_a_worker_that_hangs_is_replaced(both: tuple[Policy, RayPool]) -> None:
     policy, pool = both
     pool.follow(policy, policy.version)
     pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS))
-    stopped = pool.ray.get(next(m for m in pool.members if m.started is None).actor.pid.remote())
+    stopped = next(m for m in pool.members if m.started is None).pid
     lost, pool.config = pool.lost, RayEngineConfig(workers=2, timeout=5)
     os.kill(stopped, signal.SIGSTOP)
     groups = pool.generate(PROMPTS, 2, SAMPLING, seeds(PROMPTS)).completions
@@ -110,10 +112,22 @@ def test_workers_that_always_fail_end_the_run(both: tuple[Policy, RayPool]) -> N
         pool._keep_members()
     pool.config = RayEngineConfig(workers=2, timeout=2, max_failures=2)
     for member in list(pool.members):
-        os.kill(pool.ray.get(member.actor.pid.remote()), signal.SIGSTOP)
-    with pytest.raises(EngineError, match="2 workers in a row ended without an answer"):
+        os.kill(member.pid, signal.SIGSTOP)
+    with pytest.raises(EngineError, match=r"2 workers in a row ended without an answer"):
         pool.generate(PROMPTS, 4, SAMPLING, seeds(PROMPTS))
     pool.config = RayEngineConfig(workers=2, timeout=60)
+
+
+def test_workers_that_cannot_load_the_model_end_the_run_with_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = types.ModuleType("only_here")
+    monkeypatch.setitem(sys.modules, "only_here", here)
+    here.Note = type("Note", (), {"__module__": "only_here"})  # type: ignore[attr-defined]
+    policy = small_policy()
+    policy.model.note = here.Note()
+    pool = RayPool(policy, RayEngineConfig(workers=1, max_failures=2), 256)
+    with pytest.raises(EngineError, match=r"2 workers in a row .*ModuleNotFoundError: No module named 'only_here'"):
+        pool.check()
+    pool.release()
 
 
 def test_a_run_by_ray_is_the_local_run(tmp_path: Path) -> None:
@@ -127,7 +141,6 @@ def test_a_run_by_ray_is_the_local_run(tmp_path: Path) -> None:
     assert [row["reward"] for row in local] == [row["reward"] for row in ray]
     for one, other in zip(local, ray, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
-    trainer.engine.close()
 
 
 def test_a_run_in_segments_that_is_resumed_is_the_run_that_was_not(tmp_path: Path) -> None:
@@ -145,5 +158,3 @@ def test_a_run_in_segments_that_is_resumed_is_the_run_that_was_not(tmp_path: Pat
     second.train(resume_from_checkpoint=True)
     rows = [numbers(rows_of(tmp_path / name)) for name in ("whole", "cut")]
     assert rows[0] == rows[1] and rows[0][-1]["sampling/continued"] > 0
-    for each in (whole, first, second):
-        each.engine.close()

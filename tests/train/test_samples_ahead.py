@@ -3,82 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from cohort import GRPOConfig, GRPOTrainer
 from cohort.config import InvalidConfig
-from cohort.data.chains import build_tokenizer, make_chains
+from cohort.data.chains import build_tokenizer
 from cohort.policy.model import Policy
 from cohort.policy.packed.pack import Part
-from cohort.rollouts.engine import Engine, LocalEngine
-from cohort.rollouts.sampling import Generation, Sampling
 from cohort.types import Group, UserError
-from helpers import StopAfter, digits, numbers, rows_of, small_model
-
-_, TRAIN, HELD_OUT = make_chains(2, 40, 8, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def one_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On AMD's processors oneDNN is chosen for the whole process: sampling in a thread changes how training rounds."""
-    monkeypatch.setattr("cohort.policy.paths.onednn_is_better", lambda: False)
-
-
-class Copies:
-    """Samples copies of the policy, one for each version, with a delay."""
-
-    def __init__(self, policy: Policy, delay: float = 0.0):
-        self.policy, self.delay = policy, delay
-        self.asked: list[tuple[int, tuple[int, ...], str]] = []
-
-    def follow(self, policy: Policy, version: int) -> None:
-        self.copy = policy.copy()
-        self.copy.version = version
-
-    def check(self) -> None:
-        """Always ready."""
-
-    def present(self) -> Engine:
-        return OneCopy(self, self.copy)
-
-    def generate(
-        self, prompts: list[Tensor], n: int, sampling: Sampling, seeds: Sequence[int], *others: Any, **options: Any
-    ) -> Generation:
-        return self.present().generate(prompts, n, sampling, seeds)
-
-
-class OneCopy:
-    def __init__(self, engine: Copies, policy: Policy):
-        self.engine, self.policy = engine, policy
-
-    def generate(
-        self, prompts: list[Tensor], n: int, sampling: Sampling, seeds: Sequence[int], *others: Any, **options: Any
-    ) -> Generation:
-        time.sleep(self.engine.delay)
-        self.engine.asked.append((self.policy.version, tuple(seeds), threading.current_thread().name))
-        return LocalEngine(self.policy).generate(prompts, n, sampling, seeds, on_group=options.get("on_group"))
-
-
-def grpo(folder: Path, engine: Any = Copies, reward: Any = digits, **values: Any) -> GRPOTrainer:
-    values = {"max_steps": 6, "learning_rate": 1e-2, "staleness": 1, **values}
-    config = GRPOConfig(str(folder), num_generations=4, per_device_train_batch_size=8, max_completion_length=6,
-                        use_cpu=True, bf16=False, logged_groups=0, **values)  # fmt: skip
-    model, tokenizer = small_model(vocab_size=22), build_tokenizer()
-    return GRPOTrainer(model, reward, config, TRAIN, HELD_OUT, processing_class=tokenizer, engine=engine)
-
-
-def steps(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in numbers(rows_of(folder)) if "loss" in row]
+from helpers import StopAfter, digits, small_model
+from sampled_ahead import TRAIN, Copies, grpo, in_a_program, steps
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
@@ -143,32 +82,9 @@ def test_a_resumed_run_loses_and_doubles_nothing(tmp_path: Path, values: dict[st
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
 
 
-RUN = """
-import os, signal, sys
-from pathlib import Path
-import cohort.policy.paths
-from test_samples_ahead import grpo
-from helpers import StopAfter
-
-class Die(StopAfter):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-cohort.policy.paths.onednn_is_better = lambda: False
-trainer = grpo(Path(sys.argv[1]), save_steps=2, **eval(sys.argv[2]))
-trainer.loop.callbacks.callbacks.append(Die(5))
-trainer.train()
-"""
-
-
 @pytest.mark.parametrize("values", [{"staleness": 2}, pytest.param(PARTIAL, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, values: dict[str, Any]) -> None:
-    path = [str(Path(__file__).parent), *sys.path]
-    code = f"import sys; sys.path[:0] = {path!r}" + RUN
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as here: sums are in the same order
-    command = [sys.executable, "-c", code, str(tmp_path / "cut"), repr(values)]
-    killed = subprocess.run(command, capture_output=True, text=True, env=environment)
+    killed = in_a_program(tmp_path / "cut", "SIGKILL", save_steps=2, **values)
     assert killed.returncode == -9, killed.stderr
     grpo(tmp_path / "cut", save_steps=2, **values).train(resume_from_checkpoint=True)
     grpo(tmp_path / "whole", **values).train()

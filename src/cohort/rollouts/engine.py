@@ -30,7 +30,8 @@ class Engine(Protocol):
     policy of this process as it is, and one without `check` is taken to be ready.
 
     An engine that can sample beside training has a third method, `present() -> Engine`: the engine of the weights that
-    it followed last, also after it follows others. `staleness` needs it."""
+    it followed last, also after it follows others. `staleness` needs it. One that holds processes or memory has a
+    fourth, `release()`, called when a run ends: it gives them back, and takes them again when it is asked again."""
 
     def generate(
         self,
@@ -141,6 +142,10 @@ class ShardedEngine:
     def check(self) -> None:
         if hasattr(self.engine, "check"):
             self.engine.check()
+
+    def release(self) -> None:
+        if hasattr(self.engine, "release"):
+            self.engine.release()
 
 
 def sampled_together(engine: Engine) -> AbstractContextManager[object]:

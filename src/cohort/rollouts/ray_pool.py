@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from cohort.config.engines import RayEngineConfig
 from cohort.policy import ranks
 from cohort.policy.model import Policy
 from cohort.rollouts.engine import Engine, EngineError
+from cohort.rollouts.ray_cluster import begin, reason, require_ray
 from cohort.rollouts.ray_worker import Worker
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
 from cohort.types import Completion, UserError
@@ -32,15 +32,7 @@ WATCHED = 1.0
 """Seconds after which time limits, and workers that have started, are looked at again."""
 
 
-class Weights(NamedTuple):
-    """What workers sample with: a reference to the trained weights, their serial number, and their version."""
-
-    ref: Any
-    serial: int
-    version: int
-
-
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A worker of the pool."""
 
@@ -48,16 +40,7 @@ class Member:
     started: Any
     """The answer to its first call; None once it has come."""
     busy: bool = False
-
-
-def require_ray() -> Any:
-    """The package ray. Raises UserError where it is not installed."""
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise UserError(f"engine: ray needs the package ray ({error}): pip install 'cohort-rl[ray]'") from None
-    return ray
+    pid: int = 0
 
 
 class RayPool:
@@ -76,42 +59,34 @@ class RayPool:
         self.members: list[Member] = []
         self.wanted = config.workers
         self.base: Any = None
-        """A reference to the model as it was sent first."""
-        self.weights: Weights | None = None
+        """A reference to the model as workers load it; None: the pool has not begun, or was released."""
+        self.weights: _Weights | None = None
+        self.serial = 0
         self.failures, self.lost = 0, 0
         self.lock = RLock()
         # Ray itself stays until the program ends: another pool may use it.
         weakref.finalize(self, _end, self.ray, self.members).atexit = False
 
     def check(self) -> None:
-        with self.lock:
-            if self.base is None:
-                self._start()
+        self._start()
         deadline = time.monotonic() + STARTING
         while not any(member.started is None for member in self.members):
             self._keep_members()
             self._wait_for_start(deadline)
 
     def _start(self) -> None:
-        ray, config = self.ray, self.config
-        model = io.BytesIO()
-        torch.save(self.policy.model, model, pickle_module=ray.cloudpickle)
-        if not ray.is_initialized():
-            own: dict[str, Any] = {
-                "num_cpus": math.ceil(config.workers * config.cpus),
-                "num_gpus": math.ceil(config.workers * config.gpus) or None,
-                "object_store_memory": max(2**28, 4 * model.getbuffer().nbytes),
-                "include_dashboard": False,
-            }
-            try:
-                options = own if config.address is None else {"address": config.address}
-                ray.init(**options, configure_logging=False, log_to_driver=True)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                where = "Ray could not be started" if config.address is None else f"no Ray cluster at {config.address}"
-                raise EngineError(f"engine: ray: {where}: {error}") from error
-        paths = self.policy.paths if config.gpus or self.policy.device.type == "cpu" else None
-        self.base = ray.put((model.getvalue(), self.policy.tokenizer, paths, self.policy.bf16, self.max_rows))
-        log.info("engine: ray: %d workers, %g CPU cores and %g GPUs each", self.wanted, config.cpus, config.gpus)
+        with self.lock:
+            if self.base is not None:
+                return
+            ray, config = self.ray, self.config
+            model = io.BytesIO()
+            torch.save(self.policy.model, model, pickle_module=ray.cloudpickle)
+            if not ray.is_initialized():
+                begin(ray, config, max(2**28, 4 * model.getbuffer().nbytes))
+            same_device = self.policy.device.type == ("cuda" if config.gpus else "cpu")
+            paths = self.policy.paths if same_device else None
+            self.base = ray.put((model.getvalue(), self.policy.tokenizer, paths, self.policy.bf16, self.max_rows))
+            log.info("engine: ray: %d workers, %g CPU cores and %g GPUs each", self.wanted, config.cpus, config.gpus)
 
     def resize(self, workers: int) -> None:
         """Change the number of workers. Those that leave end what they are sampling first."""
@@ -120,16 +95,16 @@ class RayPool:
         self.wanted = workers
 
     def follow(self, policy: Policy, version: int) -> None:
-        with self.lock:
-            if self.base is None:
-                self._start()
+        self._start()
         trained = {name: p.detach().cpu() for name, p in policy.model.named_parameters() if p.requires_grad}
-        serial = 1 if self.weights is None else self.weights.serial + 1
-        self.weights = Weights(self.ray.put(trained), serial, version)
+        self.serial += 1
+        self.weights = _Weights(self, self.ray.put(trained), self.serial, version)
 
     def present(self) -> Engine:
+        if self.weights is None:
+            self.follow(self.policy, self.policy.version)
         assert self.weights is not None
-        return _Present(self, self.weights)
+        return self.weights
 
     def generate(
         self,
@@ -141,44 +116,14 @@ class RayPool:
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
     ) -> Generation:
-        if self.weights is None:
-            self.follow(self.policy, self.policy.version)
-        assert self.weights is not None
-        return self.sample(self.weights, prompts, n, sampling, seeds, on_group)
+        return self.present().generate(prompts, n, sampling, seeds, on_tokens, on_group)
 
-    def sample(
-        self,
-        weights: Weights,
-        prompts: list[Tensor],
-        n: int,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        on_group: OnGroup | None,
-    ) -> Generation:
-        """As `generate`, with these weights. Several threads may call it."""
-
-        def ask(actor: Any, places: list[int]) -> Any:
-            # In a list, a reference is passed as it is; a worker that has the weights need not read them.
-            chosen = [prompts[i] for i in places], n, sampling, [seeds[i] for i in places]
-            return actor.generate.remote([weights.ref], weights.serial, weights.version, *chosen)
-
-        groups: list[list[Completion] | None] = [None] * len(prompts)
-        for places, (serial, answer) in self._answers(ask, self._dealt(len(prompts), n)):
-            if serial != weights.serial:
-                raise EngineError(f"engine: ray: a worker sampled with weights {serial} instead of {weights.serial}")
-            for place, group in zip(places, answer, strict=True):
-                assert groups[place] is None, f"prompt {place} was answered twice"
-                groups[place] = group
-                if on_group is not None:
-                    on_group(place, group)
-        return Generation([group for group in groups if group is not None])
-
-    def _dealt(self, prompts: int, n: int) -> deque[list[int]]:
+    def dealt(self, prompts: int, n: int) -> deque[list[int]]:
         """Two requests for each worker, so that a long completion holds up half of its prompts at most."""
         size = max(1, min(self.max_rows // n, -(-prompts // (2 * self.wanted))))
         return deque(list(range(prompts))[i : i + size] for i in range(0, prompts, size))
 
-    def _answers(
+    def answers(
         self, ask: Callable[[Any, list[int]], Any], waiting: deque[list[int]]
     ) -> Iterator[tuple[list[int], tuple[int, list[list[Completion]]]]]:
         """The answers to requests, each for the prompts at some places, as they come."""
@@ -223,27 +168,30 @@ class RayPool:
                 raise error.cause from None
             raise
         except self.ray.exceptions.RayError as error:
-            self._lose(member, str(error))
+            self._lose(member, reason(error))
             return None
         member.busy = False
         return answer
 
     def _lose(self, member: Member, why: str) -> None:
-        self._remove(member)
+        if not self._remove(member):
+            return  # the pool was released
         self.lost, self.failures = self.lost + 1, self.failures + 1
-        why = " ".join(why.split())
         if self.failures >= self.config.max_failures:
             raise EngineError(
                 f"engine: ray: {self.failures} workers in a row ended without an answer (max_failures), the last one "
-                f"because {why}"
+                f"because: {why}. The logs on its machine say more: /tmp/ray/session_latest/logs"
             )
-        log.warning("engine: ray: a worker is replaced and its prompts are asked again: %s", why[:300])
+        log.warning("engine: ray: a worker ended; another takes its place and its prompts: %s", why)
 
-    def _remove(self, member: Member) -> None:
+    def _remove(self, member: Member) -> bool:
+        """End a worker. Returns whether it was one of the pool's."""
         with self.lock:
-            if member in self.members:
-                self.members.remove(member)
-                self.ray.kill(member.actor)
+            if member not in self.members:
+                return False
+            self.members.remove(member)
+            self.ray.kill(member.actor)
+            return True
 
     def _free_member(self) -> Member | None:
         """A worker that has nothing to do, which is now taken."""
@@ -257,13 +205,15 @@ class RayPool:
     def _keep_members(self) -> None:
         """Take in the workers that have started, and bring their number to the one that is wanted."""
         with self.lock:
+            if self.base is None:
+                raise EngineError("engine: ray: the pool was released while it sampled")
             starting = [member for member in self.members if member.started is not None]
             if starting:
                 refs = [member.started for member in starting]
                 ready, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0)
                 for member in starting:
-                    if member.started in ready and self._answer(member.started, member) is not None:
-                        member.started = None
+                    if member.started in ready and (pid := self._answer(member.started, member)) is not None:
+                        member.started, member.pid = None, pid
             for member in [m for m in self.members if not m.busy][: max(0, len(self.members) - self.wanted)]:
                 self._remove(member)
             for _ in range(self.wanted - len(self.members)):
@@ -271,7 +221,7 @@ class RayPool:
                 # On this machine cores are shared: another trainer of the program may still hold its workers.
                 cpus = 0 if config.address is None else config.cpus
                 options = {"num_cpus": cpus, "num_gpus": config.gpus, "max_restarts": 0, "max_task_retries": 0}
-                actor = self.ray.remote(**options)(Worker).remote(self.base, config.cpus)
+                actor = self.ray.remote(**options)(Worker).remote(self.base, config.cpus, config.gpus)
                 self.members.append(Member(actor, actor.started.remote()))
 
     def _wait_for_start(self, deadline: float) -> None:
@@ -290,11 +240,12 @@ class RayPool:
         elif refs:
             self.ray.wait(refs, num_returns=1, timeout=WATCHED)
 
-    def close(self) -> None:
-        """End the workers."""
+    def release(self) -> None:
         with self.lock:
             for member in list(self.members):
                 self._remove(member)
+            self.base = self.weights = None
+            self.failures = 0
 
 
 def _end(ray: Any, members: list[Member]) -> None:
@@ -303,11 +254,11 @@ def _end(ray: Any, members: list[Member]) -> None:
             ray.kill(member.actor)
 
 
-class _Present:
-    """The pool with the weights that it had at one moment."""
+class _Weights:
+    """The pool with the weights that it was given at one moment. Several threads may use it."""
 
-    def __init__(self, pool: RayPool, weights: Weights):
-        self.pool, self.weights = pool, weights
+    def __init__(self, pool: RayPool, ref: Any, serial: int, version: int):
+        self.pool, self.ref, self.serial, self.version = pool, ref, serial, version
 
     def generate(
         self,
@@ -319,7 +270,21 @@ class _Present:
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
     ) -> Generation:
-        return self.pool.sample(self.weights, prompts, n, sampling, seeds, on_group)
+        def ask(actor: Any, places: list[int]) -> Any:
+            # In a list, a reference is passed as it is; a worker that has the weights need not read them.
+            chosen = [prompts[i] for i in places], n, sampling, [seeds[i] for i in places]
+            return actor.generate.remote([self.ref], self.serial, self.version, *chosen)
+
+        groups: list[list[Completion] | None] = [None] * len(prompts)
+        for places, (serial, answer) in self.pool.answers(ask, self.pool.dealt(len(prompts), n)):
+            if serial != self.serial:
+                raise EngineError(f"engine: ray: a worker sampled with weights {serial} instead of {self.serial}")
+            for place, group in zip(places, answer, strict=True):
+                assert groups[place] is None, f"prompt {place} was answered twice"
+                groups[place] = group
+                if on_group is not None:
+                    on_group(place, group)
+        return Generation([group for group in groups if group is not None])
 
     def follow(self, policy: Policy, version: int) -> None:
         """It keeps its weights."""

@@ -19,11 +19,10 @@ from cohort.types import Completion
 class Worker:
     """A copy of the policy and its local engine."""
 
-    def __init__(self, base: tuple[bytes, Any, Any, bool, int], cpus: float):
+    def __init__(self, base: tuple[bytes, Any, Any, bool, int], cpus: float, gpus: float):
         torch.set_num_threads(max(1, int(cpus)))
         model, tokenizer, paths, bf16, max_rows = base
-        # Ray hides from a worker the GPUs that it was not given.
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if gpus else "cpu"
         # The pickle is of this run's own model.
         loaded = torch.load(io.BytesIO(model), map_location=device, weights_only=False)
         self.policy = Policy(loaded, tokenizer, bf16=bf16)
@@ -33,12 +32,8 @@ class Worker:
         self.trained = {name: p for name, p in loaded.named_parameters() if p.requires_grad}
         self.serial = 0
 
-    def started(self) -> bool:
-        """The first answer."""
-        return True
-
-    def pid(self) -> int:
-        """Of the process, for messages and tests."""
+    def started(self) -> int:
+        """The first answer: the process's number."""
         return os.getpid()
 
     def generate(

@@ -220,7 +220,11 @@ class Trainer(Surface):
         folder = self.args.output_dir
         shown = default_display(self.loop.callbacks.callbacks, title, folder)
         with shown, told_when_full(folder), lock_of_run(folder):
-            self._train(resume_from_checkpoint)
+            try:
+                self._train(resume_from_checkpoint)
+            finally:
+                if hasattr(self.engine, "release"):
+                    self.engine.release()
         return self.train_output()
 
     def _train(self, resume_from_checkpoint: bool | str | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -26,21 +27,36 @@ FLOAT32_ERROR = 2e-6
 computes in bfloat16."""
 
 
+class _Inside:
+    """The threads within `fast_float32`: what it sets is the process's, and batches are sampled beside training."""
+
+    lock, number, before = Lock(), 0, "none"
+
+
 @contextmanager
 def fast_float32(device: torch.device) -> Iterator[None]:
     """Within the context, float32 products on the CPU use oneDNN where it is faster and still computes in float32. On
     AMD's processors MKL reaches 223 GFLOP/s on two cores, oneDNN 480. PyTorch selects oneDNN when products may use
     bfloat16, which oneDNN does on some processors only; these are detected by their error."""
-    matmul = MKLDNN.matmul
-    before = matmul.fp32_precision
-    if device.type != "cpu" or before not in ("none", "ieee") or not onednn_is_better():
+    if device.type != "cpu" or not onednn_is_better():
         yield
         return
-    matmul.fp32_precision = "bf16"
+    matmul = MKLDNN.matmul
+    with _Inside.lock:
+        if _Inside.number == 0:
+            _Inside.before = matmul.fp32_precision
+        applies = _Inside.before in ("none", "ieee")
+        if applies:
+            _Inside.number += 1
+            matmul.fp32_precision = "bf16"
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        if applies:
+            with _Inside.lock:
+                _Inside.number -= 1
+                if _Inside.number == 0:
+                    matmul.fp32_precision = _Inside.before
 
 
 @cache
