@@ -99,7 +99,7 @@ def test_an_engine_that_cannot_be_reached_ends_the_run_before_it_begins(tmp_path
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("lokal", r"`engine` is 'lokal': use local or \{ray: \{workers: 2\}\}"),
+        ("lokal", r"`engine` is 'lokal': use local, \{ray: \{workers: 2\}\} or \{vllm"),
         ({"ray": {"worker": 3}}, "unknown key `engine.ray.worker`"),
         ({"ray": {"workers": 0}}, "`engine.ray.workers` is 0"),
     ],

@@ -51,11 +51,13 @@ def learned(folder: Path) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("kind", [{}, LORA], ids=["weights", "adapter"])
 def test_a_run_is_the_local_run(tmp_path: Path, stub: Stub, kind: dict[str, Any]) -> None:
     grpo(tmp_path / "local", "local", vllm_importance_sampling_correction=True, eval_steps=2, **kind).train()
+    (tmp_path / "vllm" / "engine_weights" / "of a killed run").mkdir(parents=True)
     trainer = grpo(tmp_path / "vllm", vllm(stub.url), eval_steps=2, **kind)
     assert trainer.args.vllm_importance_sampling_correction and trainer.args.overlap_rewards
     trainer.train()
     rows = [row for row in rows_of(tmp_path / "vllm") if "loss" in row]
     assert all(row["sampling/logp_difference"] < 1e-5 and row["sampling/mismatch_kl"] < 1e-4 for row in rows)
+    assert not (tmp_path / "vllm" / "engine_weights").exists() and not stub.adapters
     for one, other in zip(learned(tmp_path / "local"), learned(tmp_path / "vllm"), strict=True):
         assert other == pytest.approx(one, abs=1e-4)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -146,6 +146,18 @@ class ShardedEngine:
     def release(self) -> None:
         if hasattr(self.engine, "release"):
             self.engine.release()
+
+
+@contextmanager
+def in_use(engine: Engine) -> Iterator[None]:
+    """Around a run that samples by the engine: it is checked at the start, and gives back at the end what it holds."""
+    if hasattr(engine, "check"):
+        engine.check()
+    try:
+        yield
+    finally:
+        if hasattr(engine, "release"):
+            engine.release()
 
 
 def sampled_together(engine: Engine) -> AbstractContextManager[object]:

@@ -25,7 +25,7 @@ from cohort.policy.teacher import chosen_teacher, load_teacher
 from cohort.report.console import show_in_script
 from cohort.report.live import default_display
 from cohort.rewards.resolve import with_tokenizers
-from cohort.rollouts.engine import Engine
+from cohort.rollouts.engine import Engine, in_use
 from cohort.rollouts.following import following
 from cohort.train import sharded
 from cohort.train.announce import announce
@@ -219,18 +219,12 @@ class Trainer(Surface):
         title = f"{self.method.name}: {self.policy.name}"
         folder = self.args.output_dir
         shown = default_display(self.loop.callbacks.callbacks, title, folder)
-        with shown, told_when_full(folder), lock_of_run(folder):
-            try:
-                self._train(resume_from_checkpoint)
-            finally:
-                if hasattr(self.engine, "release"):
-                    self.engine.release()
+        with shown, told_when_full(folder), lock_of_run(folder), in_use(self.engine):
+            self._train(resume_from_checkpoint)
         return self.train_output()
 
     def _train(self, resume_from_checkpoint: bool | str | None) -> None:
         config = self.args
-        if hasattr(self.engine, "check"):
-            self.engine.check()
         self._try_rewards()
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         folder = Path(config.output_dir)

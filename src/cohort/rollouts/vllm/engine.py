@@ -59,6 +59,7 @@ class VLLMEngine:
             self._require_able(member.server)
         if not self.checked:
             log.info("engine: vllm: completions are sampled by %s", ", ".join(self.config.url))
+            self._clear()  # of a run that was killed
         self.checked = True
 
     def _require_able(self, server: Server) -> None:
@@ -98,7 +99,21 @@ class VLLMEngine:
         scores = self.sequences.scores(policy)
         self.weights = Weights(name, version, folder, self.adapter is not None, scores)
 
+    def release(self) -> None:
+        """Adapters are unloaded, and files go; servers keep weights that they have in place of their own."""
+        self.weights = None
+        for member in self.members:
+            member.unload(unused=False)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove the run's own folder of weights."""
+        if self.config.folder is None:
+            shutil.rmtree(self.parent, ignore_errors=True)
+
     def present(self) -> Engine:
+        if self.weights is None:
+            self.follow(self.policy, self.policy.version)
         assert self.weights is not None
         return _Present(self, self.weights)
 
@@ -112,10 +127,7 @@ class VLLMEngine:
         on_group: OnGroup | None = None,
         keep_tokens: int = 0,
     ) -> Generation:
-        if self.weights is None:
-            self.follow(self.policy, self.policy.version)
-        assert self.weights is not None
-        return self.sample(self.weights, prompts, n, sampling, seeds, on_group)
+        return self.present().generate(prompts, n, sampling, seeds, on_tokens, on_group)
 
     def sample(
         self,

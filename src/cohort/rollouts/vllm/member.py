@@ -61,11 +61,8 @@ class Member:
             if not weights.is_adapter:
                 server.load_weights(weights.name, folder, timeout)
                 return
-            for name, used in self.adapters:
-                if used() is None:
-                    server.unload_adapter(name)
+            self.unload(unused=True)
             server.load_adapter(weights.name, folder, timeout)
-            self.adapters = [(name, used) for name, used in self.adapters if used() is not None]
             self.adapters.append((weights.name, weakref.ref(weights)))
         except (Refused, Unanswered) as error:
             if isinstance(error, Unanswered) and not error.failed:
@@ -74,6 +71,14 @@ class Member:
                 f"engine: vllm: {server.url} cannot load the weights in {folder}: {error}. The folder must be on a "
                 "disk that it sees under the same path (the key `folder`); after a failed update, restart the server"
             ) from None
+
+    def unload(self, *, unused: bool) -> None:
+        """Let the server give up the adapters that it was sent: all, or those that nobody uses any more."""
+        with self.lock:
+            for name, used in self.adapters:
+                if not unused or used() is None:
+                    self.server.unload_adapter(name)
+            self.adapters = [(name, used) for name, used in self.adapters if unused and used() is not None]
 
     def sample(
         self, weights: Weights, prompt: list[int], n: int, sampling: Sampling, most: int, seed: int
