@@ -22,7 +22,7 @@ from cohort.policy.text import texts_of
 from cohort.rollouts.engine import Engine, EngineError
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
 from cohort.rollouts.vllm.dealing import deal
-from cohort.rollouts.vllm.member import Member
+from cohort.rollouts.vllm.member import Member, refusals_told, silence_told
 from cohort.rollouts.vllm.server import Refused, Sampled, Server, Unanswered
 from cohort.rollouts.vllm.weights import FixedSequences, Weights, is_tied, require_adapter, write_weights
 from cohort.types import Completion, UserError
@@ -56,7 +56,8 @@ class VLLMEngine:
     def check(self) -> None:
         for member in self.members:
             member.server.wait(self.config.start_timeout)
-            self._require_able(member.server)
+            with refusals_told(member.server), silence_told(member.server):
+                self._require_able(member.server)
         if not self.checked:
             log.info("engine: vllm: completions are sampled by %s", ", ".join(self.config.url))
             self._clear()  # of a run that was killed
@@ -171,7 +172,8 @@ class VLLMEngine:
             yield
             return
         for member in self.members:
-            member.server.call("POST", "/wake_up", timeout=self.config.timeout)
+            with refusals_told(member.server), silence_told(member.server):
+                member.server.call("POST", "/wake_up", timeout=self.config.timeout)
         try:
             yield
         finally:

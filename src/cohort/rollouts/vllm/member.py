@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, RLock
 
 import torch
@@ -16,6 +18,25 @@ from cohort.rollouts.vllm.weights import Comparison, Weights
 
 OURS = "cohort-"
 """How the names of weights begin that runs send."""
+
+
+@contextmanager
+def refusals_told(server: Server) -> Iterator[None]:
+    """Around requests that must succeed: a refusal is an EngineError."""
+    try:
+        yield
+    except Refused as error:
+        hint = ". Where it asks for a key, set VLLM_API_KEY" if error.status in (401, 403) else ""
+        raise EngineError(f"engine: vllm: {server.url} refuses a request ({error.status}): {error}{hint}") from None
+
+
+@contextmanager
+def silence_told(server: Server) -> Iterator[None]:
+    """Around requests that are not made again: one without an answer is an EngineError."""
+    try:
+        yield
+    except Unanswered as error:
+        raise EngineError(f"engine: vllm: {server.url} does not answer: {error}") from None
 
 
 class Member:
@@ -35,7 +56,7 @@ class Member:
         compare its scores of the sequences with the policy's; nothing where that is over. Raises EngineError where
         they do not arrive."""
         self.server.wait(self.config.start_timeout, over)
-        with self.lock:
+        with self.lock, refusals_told(self.server):
             if over.is_set():  # the server may have other weights by now
                 return
             if not self._has(weights):

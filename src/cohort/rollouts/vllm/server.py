@@ -83,7 +83,7 @@ class Server:
             unanswered = Unanswered(_message(answer, content))
             unanswered.failed = True
             raise unanswered
-        if response.status >= 400:
+        if response.status >= 300:
             raise Refused(response.status, _message(answer, content))
         return answer
 
@@ -171,8 +171,9 @@ class Server:
         """The names that requests may have as their model: the served model's first, then those of adapters."""
         answer = self.call("GET", "/v1/models")
         try:
-            return [str(each["id"]) for each in answer["data"]]
-        except (KeyError, TypeError) as error:
+            first, *others = [str(each["id"]) for each in answer["data"]]
+            return [first, *others]
+        except (KeyError, TypeError, ValueError) as error:
             raise self._strange("/v1/models", error) from None
 
     def load_adapter(self, name: str, folder: Path, timeout: float) -> None:
@@ -196,7 +197,7 @@ class Server:
             arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
             self.call("POST", "/collective_rpc", arguments, timeout)
             for wait in (0.1, 0.5, 2.0, 5.0):
-                if self.call("POST", "/reset_prefix_cache", reset_running_requests="true")["success"]:
+                if self._told("POST", "/reset_prefix_cache", "success", reset_running_requests="true"):
                     break
                 time.sleep(wait)
             else:
@@ -211,7 +212,15 @@ class Server:
 
     def weights(self) -> str:
         """The name of the weights that it has; `default` of a server that has just started."""
-        return str(self.call("GET", "/weight_info")["weight_version"])
+        return str(self._told("GET", "/weight_info", "weight_version"))
+
+    def _told(self, method: str, path: str, name: str, **query: Any) -> Any:
+        """One value of an answer."""
+        answer = self.call(method, path, **query)
+        try:
+            return answer[name]
+        except (KeyError, TypeError) as error:
+            raise self._strange(path, error) from None
 
     def _strange(self, path: str, why: object) -> EngineError:
         return EngineError(f"engine: vllm: {self.url}{path} gave an answer that is none of vLLM's ({why})")
