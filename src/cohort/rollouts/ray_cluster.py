@@ -57,8 +57,8 @@ def _require_reachable(address: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The line of Ray's message that names the cause, without colours: the last one, but where memory ran out the first,
-    after which tables follow."""
+    """The line of Ray's message that names the cause, without colours: the last one, but where memory ran out the
+    first, after which tables follow."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
