@@ -36,7 +36,9 @@ def test_workers_for_which_there_are_no_gpus_are_refused() -> None:
         begin(OneGPU(), RayEngineConfig(workers=2, gpus=1), 2**28)
 
 
-def test_a_reason_is_the_last_line_without_colours() -> None:
+def test_a_reason_is_the_line_that_names_the_cause() -> None:
     text = "The actor died:\n\x1b[36mray::Worker\x1b[39m\n  File x\nImportError: no \x1b[31mmodule\x1b[0m\n\n"
     assert reason(RuntimeError(text)) == "ImportError: no module"
     assert reason(RuntimeError()) == "RuntimeError"
+    memory = type("OutOfMemoryError", (Exception,), {})
+    assert reason(memory("1 worker(s) were killed: 22GB used / 23GB limit\nTop 10 memory users")).endswith("23GB limit")

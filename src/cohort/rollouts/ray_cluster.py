@@ -57,6 +57,9 @@ def _require_reachable(address: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The last line of Ray's message, which names the cause, without colours."""
+    """The line of Ray's message that names the cause, without colours: the last one, but where memory ran out the
+    first, after which tables follow."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[-1].strip()[:300] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[0 if type(error).__name__ == "OutOfMemoryError" else -1].strip()[:300]
