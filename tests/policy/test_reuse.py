@@ -25,7 +25,8 @@ def sampled(
     """Groups with random advantages, and the activations of their sampling."""
     prompts = prompts_of()
     sampling = Sampling(max_tokens=tokens, eos_ids=ENDS, top_k=top_k)
-    found, store = LocalEngine(policy, max_rows).generate(prompts, n, sampling, seeds(prompts, 1), keep_tokens=capacity)
+    engine = LocalEngine(policy, max_rows)
+    found, store, _ = engine.generate(prompts, n, sampling, seeds(prompts, 1), keep_tokens=capacity)
     random = torch.Generator().manual_seed(2)
     groups = [
         Group(prompt, row, Row("?"), advantages=[torch.randn(1, generator=random).expand(len(c.ids)) for c in row])

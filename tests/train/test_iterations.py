@@ -117,10 +117,8 @@ def test_the_reference_is_the_policy_of_the_iterations_start(
     if not keeps:
         monkeypatch.setattr("cohort.config.OnlineConfig.kept_tokens", 0)
     sums = Checksums()
-    extra = {"freeze_trainable_layers": 1} if tuning == "freeze" else {}
-    trainer = grpo(
-        tmp_path, even, [sums], iterations=3, steps_per_iteration=2, finetuning_type=tuning, lora_rank=2, **extra
-    )
+    extra = {"full": {}, "lora": {"lora_rank": 2}, "freeze": {"freeze_trainable_layers": 1}}[tuning]
+    trainer = grpo(tmp_path, even, [sums], iterations=3, steps_per_iteration=2, finetuning_type=tuning, **extra)
     sums.trainer = trainer
     trainer.train()
     assert trainer.state.max_steps == 6 and len(set(sums.policy)) == 7
@@ -266,7 +264,7 @@ def test_resume_in_the_middle_of_an_iteration(tmp_path: Path, reward_model: str,
         "reward_model_refit": {**REFIT, "loss_type": loss, "every": 2, "replay_share": 0.3},
         "gold_reward": RULE,
         "finetuning_type": tuning,
-        "lora_rank": 2,
+        **({"lora_rank": 2} if tuning == "lora" else {}),
         "eval_strategy": "steps",
         "eval_steps": 2,
     }
