@@ -67,7 +67,8 @@ def deal(
                 failures[answered] += 1
                 _require_hope(member, failures[answered], max_failures, outcome)
                 waiting.append(answered)
-                if member in ready:
+                if member in ready:  # else another request has told
+                    log.warning("engine: vllm: %s: %s: its prompts are asked again", member.server.url, outcome)
                     prepare_aside(member)
             elif isinstance(outcome, BaseException):
                 raise outcome
@@ -110,4 +111,3 @@ def _require_hope(member: Member, failures: int, max_failures: int, why: Unanswe
             f"engine: vllm: a prompt was asked {failures} times without an answer (max_failures), the last time "
             f"{member.server.url}: {why}"
         )
-    log.warning("engine: vllm: %s: %s: its prompts are asked again", member.server.url, why)

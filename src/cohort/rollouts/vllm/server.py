@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import socket
 import time
@@ -17,8 +18,12 @@ from urllib.parse import urlencode, urlsplit
 from cohort.rollouts.engine import EngineError
 from cohort.rollouts.sampling import Sampling
 
+log = logging.getLogger("cohort")
+
 QUICK = 30.0
 """Seconds for an answer that needs no sampling."""
+TOLD = 2.0
+"""Seconds after which it is said that a server is waited for."""
 ANSWERS = 2**30
 """Most bytes of an answer that are read."""
 
@@ -97,7 +102,7 @@ class Server:
 
     def wait(self, seconds: float, over: Event | None = None) -> None:
         """Until the server is there, or nobody waits any more. Raises EngineError where it is not in these seconds."""
-        deadline = time.monotonic() + seconds
+        began, told = time.monotonic(), False
         while over is None or not over.is_set():
             try:
                 self.call("GET", "/health")
@@ -105,11 +110,17 @@ class Server:
             except Refused as error:
                 raise EngineError(f"engine: vllm: {self.url} refuses /health: {error}") from None
             except Unanswered as error:
-                if time.monotonic() > deadline:
+                waited = time.monotonic() - began
+                if waited > seconds:
                     raise EngineError(
                         f"engine: vllm: there is no server at {self.url}, for {seconds:g} s (start_timeout): {error}. "
                         "`cohort vllm MODEL` starts one"
                     ) from None
+                if waited > TOLD and not told:
+                    told = True
+                    log.warning(
+                        "engine: vllm: waiting for %s, for %g s at most (start_timeout): %s", self.url, seconds, error
+                    )
             time.sleep(0.5)
 
     def settings(self) -> dict[str, Any]:
