@@ -223,7 +223,7 @@ def test_a_folder_that_a_server_does_not_see_is_told(policy: Policy, stub: Stub,
 def test_a_server_that_hangs_is_asked_again_and_then_the_run_ends(policy: Policy, stub: Stub, tmp_path: Path) -> None:
     stub.delay = 5
     engine = engine_of(policy, tmp_path, stub.url, timeout=0.3, max_failures=2)
-    with pytest.raises(EngineError, match=r"asked 2 times without an answer.*has not answered for 0.3 s"):
+    with pytest.raises(EngineError, match=r"a prompt was sent 2 times without an answer.*has not answered for 0.3 s"):
         sample(engine)
 
 
@@ -260,6 +260,9 @@ def test_a_server_that_wants_a_key_or_answers_strangely_is_told(policy: Policy, 
         wanted["answer"] = answer
         with pytest.raises(EngineError, match="an answer that is none of vLLM's"):
             sample(engine_of(policy, tmp_path, stub.url))
+    wanted |= {"status": 503, "answer": "busy"}
+    with pytest.raises(EngineError, match="the weights were sent 3 times without an answer"):
+        sample(engine_of(policy, tmp_path, stub.url, max_failures=3))
     wanted |= {"path": "/wake_up", "status": 500, "answer": {}}
     with pytest.raises(EngineError, match="does not answer"):
         sample(engine_of(policy, tmp_path, stub.url, sleep=True))

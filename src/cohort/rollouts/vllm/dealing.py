@@ -11,7 +11,7 @@ from threading import Event, Thread
 
 from cohort.rollouts.engine import EngineError
 from cohort.rollouts.vllm.member import Member
-from cohort.rollouts.vllm.server import Unanswered
+from cohort.rollouts.vllm.server import Gone, Unanswered
 from cohort.types import Completion
 
 log = logging.getLogger("cohort")
@@ -29,11 +29,12 @@ def deal(
 ) -> Iterator[tuple[int, list[Completion]]]:
     """(number of a prompt, its completions) as they come, each once. A server is prepared first, and again after a
     request without an answer; the event says that this call is over. `slots`: prompts that one is asked at the same
-    time. Raises EngineError where a prompt was asked `max_failures` times, or no server is left."""
+    time. Raises EngineError where a prompt or the weights were sent `max_failures` times without an answer, where
+    weights do not arrive, and where no server is left."""
     waiting, failures = deque(range(prompts)), [0] * prompts
-    asked = dict.fromkeys(members, 0)
+    asked, unprepared = dict.fromkeys(members, 0), dict.fromkeys(members, 0)
     ready: set[Member] = set()
-    gone: list[EngineError] = []
+    gone = 0
     told: SimpleQueue[tuple[Member, int | None, object]] = SimpleQueue()
     over = Event()
 
@@ -52,10 +53,12 @@ def deal(
                 _aside(told, free, place, partial(ask, free, place))
             member, answered, outcome = told.get()
             if answered is None:
-                if isinstance(outcome, EngineError) and len(gone) + 1 < len(members):
-                    gone.append(outcome)
+                if isinstance(outcome, Gone) and gone + 1 < len(members):
+                    gone += 1
                     log.warning("%s. The other servers go on without it", outcome)
                 elif isinstance(outcome, Unanswered):
+                    unprepared[member] += 1
+                    _require_hope("the weights were", member, unprepared[member], max_failures, outcome)
                     prepare_aside(member)
                 elif isinstance(outcome, BaseException):
                     raise outcome
@@ -65,7 +68,7 @@ def deal(
             asked[member] -= 1
             if isinstance(outcome, Unanswered):
                 failures[answered] += 1
-                _require_hope(member, failures[answered], max_failures, outcome)
+                _require_hope("a prompt was", member, failures[answered], max_failures, outcome)
                 waiting.append(answered)
                 if member in ready:  # else another request has told
                     log.warning("engine: vllm: %s: %s: its prompts are asked again", member.server.url, outcome)
@@ -105,9 +108,9 @@ def _aside(
     Thread(target=run, name="vllm", daemon=True).start()
 
 
-def _require_hope(member: Member, failures: int, max_failures: int, why: Unanswered) -> None:
+def _require_hope(what: str, member: Member, failures: int, max_failures: int, why: Unanswered) -> None:
     if failures >= max_failures:
         raise EngineError(
-            f"engine: vllm: a prompt was asked {failures} times without an answer (max_failures), the last time "
+            f"engine: vllm: {what} sent {failures} times without an answer (max_failures), the last time to "
             f"{member.server.url}: {why}"
         )

@@ -43,6 +43,10 @@ class Refused(Exception):
         self.status = status
 
 
+class Gone(EngineError):
+    """There is no server, or it does not answer any more."""
+
+
 @dataclass(frozen=True)
 class Sampled:
     """A completion as the server tells it."""
@@ -101,7 +105,7 @@ class Server:
                 each.shutdown(socket.SHUT_RDWR)
 
     def wait(self, seconds: float, over: Event | None = None) -> None:
-        """Until the server is there, or nobody waits any more. Raises EngineError where it is not in these seconds."""
+        """Until the server is there, or nobody waits any more. Raises Gone where it is not in these seconds."""
         began, told = time.monotonic(), False
         while over is None or not over.is_set():
             try:
@@ -112,7 +116,7 @@ class Server:
             except Unanswered as error:
                 waited = time.monotonic() - began
                 if waited > seconds:
-                    raise EngineError(
+                    raise Gone(
                         f"engine: vllm: there is no server at {self.url}, for {seconds:g} s (start_timeout): {error}. "
                         "`cohort vllm MODEL` starts one"
                     ) from None
