@@ -21,7 +21,7 @@ from cohort.policy.model import Policy
 from cohort.policy.text import texts_of
 from cohort.rollouts.engine import Engine, EngineError
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
-from cohort.rollouts.vllm.dealing import deal
+from cohort.rollouts.vllm.dealing import Dealing
 from cohort.rollouts.vllm.member import Member, refusals_told, silence_told
 from cohort.rollouts.vllm.server import Refused, Sampled, Server, Unanswered
 from cohort.rollouts.vllm.weights import FixedSequences, Weights, is_tied, require_adapter, write_weights
@@ -158,7 +158,8 @@ class VLLMEngine:
         slots = max(1, min(self.max_rows // n, -(-len(prompts) // len(self.members))))
         with nullcontext() if weights.is_adapter else self.whole, self._awake():
             groups: list[list[Completion]] = [[] for _ in prompts]
-            for place, group in deal(self.members, len(prompts), slots, prepare, ask, self.config.max_failures):
+            dealing = Dealing(self.members, len(prompts), slots, prepare, ask, self.config.max_failures)
+            for place, group in dealing.answers():
                 groups[place] = group
                 if on_group is not None:
                     on_group(place, group)
