@@ -88,6 +88,14 @@ def test_batches_are_sampled_ahead_by_the_weights_of_their_number(
         assert other == pytest.approx(one, abs=1e-4)
 
 
+def test_long_completions_go_on_with_newer_adapters(tmp_path: Path, stub: Stub) -> None:
+    settings = {"staleness": 2, "partial_rollouts": 2, "max_steps": 6}
+    grpo(tmp_path, vllm(stub.url), **settings, **LORA).train()
+    rows = [row for row in rows_of(tmp_path) if "loss" in row]
+    assert len(rows) == 6 and rows[-1]["sampling/continued"] > 0
+    assert all(row["sampling/logp_difference"] < 1e-5 for row in rows) and not stub.adapters
+
+
 def test_what_cannot_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="engine: vllm with top_p and min_p"):
         grpo(tmp_path, vllm("http://localhost:1"), top_p=0.9, min_p=0.1)
