@@ -21,6 +21,7 @@ from cohort.policy.model import Policy
 from cohort.policy.text import texts_of
 from cohort.rollouts.engine import Engine, EngineError
 from cohort.rollouts.sampling import Generation, OnGroup, OnTokens, Sampling
+from cohort.rollouts.stop_strings import StopStrings
 from cohort.rollouts.vllm.dealing import Dealing
 from cohort.rollouts.vllm.member import Member, refusals_told, silence_told
 from cohort.rollouts.vllm.server import Refused, Sampled, Server, Unanswered
@@ -194,11 +195,8 @@ class VLLMEngine:
     def _until_stop(self, sampled: Sampled, stop: list[str]) -> tuple[list[int], list[float], bool]:
         """Without what follows the token that completes a stop string: a server that guesses several tokens at once
         may have gone on."""
-        text = self.policy.tokenizer.decode
-        end = len(sampled.ids)
-        while stop and end > 1 and any(string in text(sampled.ids[: end - 1]) for string in stop):
-            end -= 1
-        return sampled.ids[:end], sampled.logprobs[:end], sampled.truncated and end == len(sampled.ids)
+        end = StopStrings(self.policy.tokenizer, stop).end_across([], sampled.ids) if stop else None
+        return sampled.ids[:end], sampled.logprobs[:end], sampled.truncated and end is None
 
 
 class _Present:

@@ -45,6 +45,8 @@ class Member:
     def __init__(self, url: str, config: VLLMEngineConfig):
         self.server, self.config = Server(url), config
         self.comparison = Comparison(url, config.max_logp_difference)
+        self.served = ""
+        """The name of the model that the server began with, as requests give it."""
         self.compared = ""
         """The name of the weights that were compared last."""
         self.adapters: list[tuple[str, weakref.ref[Weights]]] = []
@@ -59,7 +61,9 @@ class Member:
         with self.lock, refusals_told(self.server):
             if over.is_set():  # the server may have other weights by now
                 return
-            if not self._has(weights):
+            self.served, *adapters = self.server.models()
+            has = weights.name in adapters if weights.is_adapter else self.server.weights() == weights.name
+            if not has:
                 self._send(weights)
                 self.compared = ""
             if self.compared != weights.name:
@@ -68,13 +72,8 @@ class Member:
                 self.comparison.compare(weights.scores, torch.cat(scores))
                 self.compared = weights.name
 
-    def _has(self, weights: Weights) -> bool:
-        if weights.is_adapter:
-            return weights.name in self.server.models()
-        return self.server.weights() == weights.name
-
     def _model(self, weights: Weights) -> str:
-        return weights.name if weights.is_adapter else self.server.models()[0]
+        return weights.name if weights.is_adapter else self.served
 
     def _send(self, weights: Weights) -> None:
         server, folder, timeout = self.server, weights.folder, self.config.timeout

@@ -135,9 +135,9 @@ class Server:
             settings["model_config"], settings["lora_config"]
         except (Refused, KeyError, TypeError) as error:
             raise EngineError(
-                f"engine: vllm: {self.url} does not tell its settings at /server_info ({error}): it must be vLLM 0.28 "
-                "or newer, started by `vllm serve` with VLLM_SERVER_DEV_MODE=1. `cohort vllm MODEL` prints the whole "
-                "command. (`trl vllm-serve` has other routes.)"
+                f"engine: vllm: {self.url} does not tell its settings at /server_info ({error}): it must be a recent "
+                "vLLM (0.32 was tried), started by `vllm serve` with VLLM_SERVER_DEV_MODE=1. `cohort vllm MODEL` "
+                "prints the whole command. (`trl vllm-serve` has other routes.)"
             ) from None
         return settings
 

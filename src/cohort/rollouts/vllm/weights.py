@@ -155,7 +155,7 @@ class Comparison:
         slope = float((server_change_n * change_n).sum() / change_n.square().sum())
         if slope < ARRIVED:
             raise EngineError(
-                f"engine: vllm: the weights do not arrive at {self.url}: since the last comparison the policy's "
+                f"engine: vllm: the weights do not arrive at {self.url}: since they last did, the policy's "
                 f"log-probabilities of {len(policy_n)} tokens have changed by {float(change_n.abs().mean()):.3g} in "
                 f"the mean, and the server's by {slope:.2f} of that in the same direction, where it should be all. "
                 "Restart the server by the command that `cohort vllm` prints"
